@@ -1,0 +1,78 @@
+# All the set-up there is: `make demo` runs the main job, `make test` the checks. Both create .venv when it is missing.
+SHELL := /bin/bash
+.DELETE_ON_ERROR:
+
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+NEED_PYTHON := import sys; sys.exit(sys.version_info < (3, 11))
+RUST_SOURCES := $(shell find rust Cargo.toml Cargo.lock -name '*.rs' -o -name 'Cargo.*' 2>/dev/null)
+
+.PHONY: help demo test test-long test-gpu lint format bench build clean tools
+
+help:
+	@echo 'make demo       raw text to a trained model: tokenizer, shards, training, report.html (about 5 minutes)'
+	@echo 'make test       the whole test suite on the CPU (at most 10 minutes)'
+	@echo 'make test-long  the long forms of the property tests'
+	@echo 'make test-gpu   CUDA tests with the wheel in dist/ and $$PYTHON as it is (no network)'
+	@echo 'make lint       rustfmt, clippy, ruff, mypy, stub check'
+	@echo 'make bench      all benchmarks; rows go to benches/results/'
+	@echo 'make build      abi3 wheel and sdist in dist/'
+
+demo: $(VENV)/.train
+	$(BIN)/gptrs demo
+
+test: $(VENV)/.dev
+	cargo test --workspace --quiet
+	$(BIN)/python -m pytest -m 'not gpu and not long'
+
+test-long: $(VENV)/.dev
+	cargo test --workspace --release --quiet -- --include-ignored
+	$(BIN)/python -m pytest -m 'not gpu'
+
+lint: $(VENV)/.dev
+	cargo fmt --all --check
+	cargo clippy --workspace --all-targets --quiet -- -D warnings
+	$(BIN)/ruff check . && $(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/python -m mypy.stubtest gptrs._core
+
+format: $(VENV)/.dev
+	cargo fmt --all
+	$(BIN)/ruff check --fix-only . && $(BIN)/ruff format .
+
+bench: $(VENV)/.bench
+	$(BIN)/python benches/bench_tokenizer.py
+	$(BIN)/python benches/bench_loader.py
+	$(BIN)/python benches/bench_train.py
+
+build: $(VENV)/.dev
+	rm -rf dist
+	$(BIN)/maturin build --release --sdist --out dist
+
+clean:
+	rm -rf $(VENV) target dist
+
+# One clear line with the cure when a tool is missing.
+tools:
+	@command -v $(PYTHON) >/dev/null || { echo 'gptrs needs Python 3.11 or newer, found none; hint: install it or run make PYTHON=/path/to/python3.11' >&2; exit 1; }
+	@$(PYTHON) -c '$(NEED_PYTHON)' || { echo "gptrs needs Python 3.11 or newer, found $$($(PYTHON) --version 2>&1); hint: run make PYTHON=/path/to/python3.11" >&2; exit 1; }
+	@command -v cargo >/dev/null || { echo 'gptrs needs cargo (Rust 1.90 or newer), found none; hint: install it from https://rustup.rs, then run make again' >&2; exit 1; }
+
+$(VENV)/bin/maturin: | tools
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check --upgrade pip 'maturin>=1.10,<2'
+
+# `.train`: the package as a user gets it with [train]; `.dev` and `.bench` add what the checks and the peers need.
+$(VENV)/.train: pyproject.toml $(VENV)/bin/maturin $(RUST_SOURCES)
+	@echo 'building the extension and installing what it needs (torch is large: some minutes the first time)'
+	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[train]'
+	@touch $@
+
+$(VENV)/.dev: pyproject.toml $(VENV)/.train
+	$(BIN)/pip install --quiet --disable-pip-version-check $$($(BIN)/python -c "import tomllib; print(*(repr(d) for d in tomllib.load(open('pyproject.toml', 'rb'))['project']['optional-dependencies']['dev']))")
+	@touch $@
+
+$(VENV)/.bench: pyproject.toml $(VENV)/.dev
+	$(BIN)/pip install --quiet --disable-pip-version-check zstandard $$($(BIN)/python -c "import tomllib; print(*(repr(d) for d in tomllib.load(open('pyproject.toml', 'rb'))['project']['optional-dependencies']['bench']))")
+	@touch $@

@@ -1,0 +1,112 @@
+//! One variant for each way an input can be wrong.
+
+use std::io;
+use std::path::PathBuf;
+
+/// The result of every fallible call of this crate.
+pub type Result<T> = std::result::Result<T, Error>;
+
+/// What went wrong: what was expected, what was got, where, and a hint when there is a likely cure.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// The caller cancelled the work.
+    #[error("interrupted")]
+    Interrupted,
+
+    /// The operating system refused a file operation.
+    #[error("cannot {action} {}: {source}", path.display())]
+    Io {
+        /// What was tried, as a verb: "read", "create", "rename".
+        action: &'static str,
+        /// The file.
+        path: PathBuf,
+        /// The system's reason.
+        source: io::Error,
+    },
+
+    /// A file that must be UTF-8 is not.
+    #[error("{} is not UTF-8: invalid byte at offset {offset}; hint: convert it, for example with iconv", path.display())]
+    NotUtf8 {
+        /// The file.
+        path: PathBuf,
+        /// Offset of the first invalid byte.
+        offset: u64,
+    },
+
+    /// There was no text to train on or to write.
+    #[error("the corpus is empty: expected at least one byte of text; hint: check the paths")]
+    EmptyCorpus,
+
+    /// A file's content does not follow its format.
+    #[error("{} is not a valid {format}: {reason}", path.display())]
+    Format {
+        /// The file.
+        path: PathBuf,
+        /// The format's name: "tokenizer.json", "shard", "manifest".
+        format: &'static str,
+        /// What was expected, what was got, and where in the file.
+        reason: String,
+    },
+
+    /// A checksum does not match: the file was changed or damaged after it was written.
+    #[error("{} is damaged: {what} has digest {got}, expected {expected}; hint: restore or prepare the file again", path.display())]
+    Digest {
+        /// The file.
+        path: PathBuf,
+        /// Which part: "header", "block 17", "file".
+        what: String,
+        /// The stored digest.
+        expected: String,
+        /// The computed digest.
+        got: String,
+    },
+
+    /// An argument is out of its range or does not fit another one.
+    #[error("{0}")]
+    Argument(String),
+
+    /// A vocabulary breaks an invariant.
+    #[error("invalid vocabulary: {0}")]
+    Vocab(String),
+
+    /// A regular expression does not compile or gave up on a text.
+    #[error("pattern {pattern:?}: {reason}")]
+    Pattern {
+        /// The expression.
+        pattern: String,
+        /// The engine's reason.
+        reason: String,
+    },
+
+    /// Text contains a special token that the caller did not allow.
+    #[error(
+        "the text contains the special token {token:?} at byte {offset}; hint: pass allowed_special={{{token:?}}} to \
+         encode it as one id, or use encode_ordinary to treat it as text"
+    )]
+    SpecialToken {
+        /// The special token's text.
+        token: String,
+        /// Byte offset in the text.
+        offset: usize,
+    },
+
+    /// An id is not in the vocabulary.
+    #[error("id {id} at position {position} is out of range: the vocabulary has {vocab_size} ids")]
+    UnknownId {
+        /// The id.
+        id: u32,
+        /// Its index in the input.
+        position: usize,
+        /// Number of ids.
+        vocab_size: usize,
+    },
+}
+
+impl Error {
+    /// Wraps an [`io::Error`] with what was tried on which file: `.map_err(Error::io("read", path))`.
+    pub fn io(action: &'static str, path: impl Into<PathBuf>) -> impl FnOnce(io::Error) -> Self {
+        let path = path.into();
+        move |source| Self::Io { action, path, source }
+    }
+}
