@@ -1,0 +1,93 @@
+"""The run directory: whose it is, whether to go on there, and what an earlier run left in it.
+
+config.toml  tokenizer.json  data/  checkpoints/  metrics.jsonl  tensorboard/  samples.txt  loss.png
+report.html  result.json (written last: the run is finished)
+"""
+
+import fcntl
+import json
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from gptrs import config as configs
+from gptrs.files import write_atomic
+
+CONFIG = "config.toml"
+RESULT = "result.json"
+CONTENTS = (
+    *(
+        "tokenizer.json",
+        "data",
+        "checkpoints",
+        "metrics.jsonl",
+        "tensorboard",
+        "samples.txt",
+        "loss.png",
+        "report.html",
+    ),
+    *(RESULT, CONFIG),  # config.toml last: until it is gone the rest is still known as a run's
+)
+
+
+@contextmanager
+def claim(directory: Path, config: Any, *, is_fresh: bool) -> Iterator[None]:
+    """Holds the directory for one process, with the resolved config in it: a new run's, or the same one's to go on.
+
+    Raises: ValueError when it holds a finished run, another run or other files; OSError when a process works there.
+    """
+    directory.mkdir(parents=True, exist_ok=True)
+    with (directory / ".lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise OSError(f"expected to be alone in {directory}, got another process that trains there") from None
+        if is_fresh and (directory / CONFIG).is_file():
+            clear(directory)
+        _check(directory, config)
+        if not (directory / CONFIG).is_file():
+            write_atomic(directory / CONFIG, configs.dumps(config).encode())
+        yield
+
+
+def is_finished(directory: Path) -> bool:
+    """Returns whether the directory holds a run that came to its end."""
+    return (directory / RESULT).is_file()
+
+
+def finish(directory: Path, result: Mapping[str, Any]) -> None:
+    """Writes result.json: from now on the run is finished."""
+    write_atomic(directory / RESULT, (json.dumps(result, indent=1) + "\n").encode())
+
+
+def clear(directory: Path) -> None:
+    """Removes what a run writes, and nothing else."""
+    for name in CONTENTS:
+        path = directory / name
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)
+
+
+def _check(directory: Path, config: Any) -> None:
+    hint = "hint: --fresh starts it anew, run.dir=… takes another directory"
+    if not (directory / CONFIG).is_file():
+        others = sorted(path.name for path in directory.iterdir() if path.name != ".lock")
+        if others:
+            raise ValueError(f"expected a run or an empty directory in {directory}, got {others[0]}; hint: run.dir=…")
+        return
+    stored = configs.load(type(config), directory / CONFIG)
+    changed = configs.differences(stored, config)
+    if changed:
+        key, old, new = changed[0]
+        raise ValueError(f"{directory} holds a run with {key} = {_short(old)}, this one has {_short(new)}; {hint}")
+    if is_finished(directory):
+        raise ValueError(f"{directory} holds a finished run of this config; {hint}")
+
+
+def _short(value: object) -> str:
+    text = "nothing" if value is None else repr(value)
+    return text if len(text) <= 60 else f"{text[:57]}…"
