@@ -24,12 +24,16 @@ CONFIGS = Path(__file__).parent / "configs"
 
 def load(schema: type[T], source: str | Path, overrides: Sequence[str] = ()) -> T:
     """Returns the settings of a TOML file, found by name or path, after `section.key=value` overrides."""
+    return build(schema, override(schema, read(source), overrides), where=str(source))
+
+
+def read(source: str | Path) -> dict[str, Any]:
+    """Returns the plain values of a TOML file, found by name or path."""
     path = find(source)
     try:
-        values = tomllib.loads(path.read_text(encoding="utf-8"))
+        return tomllib.loads(path.read_text(encoding="utf-8"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ValueError(f"expected TOML in {path}, got: {error}") from None
-    return build(schema, override(schema, values, overrides), where=str(path))
 
 
 def find(source: str | Path) -> Path:

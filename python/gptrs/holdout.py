@@ -6,10 +6,21 @@ The choice depends on the names and sizes of the files alone, never on their ord
 import codecs
 import hashlib
 import os
+from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
+from typing import IO, Literal
 
 from gptrs.corpus import expand
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Source:
+    """A file of a corpus and what it serves."""
+
+    path: str
+    n_bytes: int
+    part: Literal["train", "val", "both"]  # both: a single file is cut
+
 
 JSON_LINES = (".jsonl", ".ndjson")
 _CHUNK = 1 << 20

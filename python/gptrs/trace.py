@@ -30,6 +30,15 @@ class Reach:
     norm: float
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Neighbours:
+    """The tokens whose embeddings lie nearest to one token's, by cosine, nearest first."""
+
+    token: bytes
+    before: tuple[tuple[bytes, float], ...]  # training
+    after: tuple[tuple[bytes, float], ...]
+
+
 @torch.no_grad()
 def guesses(model: Transformer, tokenizer: Tokenizer, text: str) -> list[Guess]:
     """Returns the model's guess at every position of a text but the last, from the prefix up to there.
@@ -66,12 +75,22 @@ def gradients(model: Transformer, tokenizer: Tokenizer, text: str) -> list[Reach
     return [Reach(name=n, shape=tuple(p.shape), norm=norm) for (n, p), norm in zip(named, norms, strict=True)]
 
 
-def neighbours(weight: Tensor, ids: list[int], *, k: int = 5) -> list[list[tuple[int, float]]]:
-    """Returns for each id its k nearest rows of `weight` (V, C) by cosine, nearest first: (id, cosine)."""
+def neighbours(before: Tensor, after: Tensor, tokenizer: Tokenizer, ids: list[int], *, k: int = 5) -> list[Neighbours]:
+    """Returns the k nearest tokens of each id in two embeddings (V, C), before and after training."""
+    pairs = zip(ids, nearest(before, ids, k=k), nearest(after, ids, k=k), strict=True)
+
+    def named(found: list[tuple[int, float]]) -> tuple[tuple[bytes, float], ...]:
+        return tuple((_bytes(tokenizer, i), cosine) for i, cosine in found)
+
+    return [Neighbours(token=_bytes(tokenizer, i), before=named(b), after=named(a)) for i, b, a in pairs]
+
+
+def nearest(weight: Tensor, ids: list[int], *, k: int) -> list[list[tuple[int, float]]]:
+    """Returns for each id the k other rows of `weight` (V, C) with the largest cosine: (id, cosine), largest first."""
     directions = F.normalize(weight.detach().float(), dim=-1)  # (V, C)
     cosines = directions[ids] @ directions.T  # (len(ids), V)
     cosines[torch.arange(len(ids)), ids] = -torch.inf  # not the token itself
-    values, indices = cosines.topk(k, dim=-1)  # (len(ids), k)
+    values, indices = cosines.topk(min(k, len(weight) - 1), dim=-1)  # (len(ids), k)
     return [list(zip(row, scores, strict=True)) for row, scores in zip(indices.tolist(), values.tolist(), strict=True)]
 
 
@@ -79,6 +98,8 @@ def _row(model: Transformer, tokenizer: Tokenizer, text: str) -> tuple[Tensor, T
     ids = tokenizer.encode_ordinary(text)
     if len(ids) < 2:
         raise ValueError(f"expected a text of two tokens or more, got {len(ids)} in {text!r}")
+    limit = model.config.position_limit
+    ids = ids if limit is None else ids[: limit + 1]  # a short context reads the beginning
     row = torch.tensor([ids], device=next(model.parameters()).device)  # (1, T + 1)
     return row[:, :-1], row[:, 1:]
 

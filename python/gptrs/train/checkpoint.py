@@ -11,7 +11,6 @@ Everything is written into a hidden directory, synced, then renamed. A directory
 kill and is passed over; a committed one that does not match its digests was damaged later and is an error. No pickle.
 """
 
-import errno
 import json
 import re
 import shutil
@@ -67,10 +66,8 @@ def save(
         sync_directory(directory)
     except OSError as error:
         shutil.rmtree(temporary, ignore_errors=True)
-        hint = (
-            "; hint: free some space, then run the same command" if error.errno in (errno.ENOSPC, errno.EDQUOT) else ""
-        )
-        text = f"cannot save checkpoint {path}: {error.strerror or error}; earlier checkpoints are intact{hint}"
+        hint = "hint: make room or give leave there, then run the same command"
+        text = f"cannot save checkpoint {path}: {error.strerror or error}; earlier checkpoints are intact; {hint}"
         raise OSError(error.errno, text) from error
     for old in _committed(directory)[:-keep]:
         _discard(old)

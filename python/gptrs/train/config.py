@@ -13,6 +13,11 @@ from gptrs import config
 from gptrs.model.config import ModelConfig
 
 
+def _require(is_valid: bool, key: str, expected: str, got: object) -> None:
+    if not is_valid:
+        raise ValueError(f"{key} must be {expected}, got {got!r}")
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RunSettings:
     """[run]: what the run is called, where it lives and what computes it."""
@@ -179,7 +184,7 @@ class SampleSettings:
 
     prompts: tuple[str, ...] = ("\n",)  # one sample each
     every: int | None = None  # updates between samples; unset: with each evaluation
-    max_new_tokens: int = 100  # tokens after the prompt
+    max_new_tokens: int | None = None  # unset: 200, or as many as the learned positions leave after the prompts
     temperature: float = 0.8  # 0: the likeliest token always
     top_k: int | None = 200  # only the k likeliest tokens; unset: all
     top_p: float | None = None  # only the likeliest tokens that hold this probability; unset: all
@@ -187,7 +192,12 @@ class SampleSettings:
     def __post_init__(self) -> None:
         _require(all(self.prompts), "sample.prompts", "texts that are not empty", list(self.prompts))
         _require(self.every is None or self.every >= 1, "sample.every", "at least 1", self.every)
-        _require(self.max_new_tokens >= 1, "sample.max_new_tokens", "at least 1", self.max_new_tokens)
+        _require(
+            self.max_new_tokens is None or self.max_new_tokens >= 1,
+            "sample.max_new_tokens",
+            "at least 1",
+            self.max_new_tokens,
+        )
         _require(self.temperature >= 0, "sample.temperature", "0 or more", self.temperature)
         _require(self.top_k is None or self.top_k >= 1, "sample.top_k", "at least 1", self.top_k)
         _require(self.top_p is None or 0 < self.top_p <= 1, "sample.top_p", "above 0, at most 1", self.top_p)
@@ -209,9 +219,6 @@ class PretrainConfig:
     def __post_init__(self) -> None:
         if self.schedule.min_lr > self.optim.lr:
             raise ValueError(f"schedule.min_lr must be at most optim.lr ({self.optim.lr}), got {self.schedule.min_lr}")
-        if self.schedule.warmup_steps > self.train.steps:
-            got = f"got {self.schedule.warmup_steps}; hint: schedule.warmup_steps={self.train.steps // 10}"
-            raise ValueError(f"schedule.warmup_steps must be at most train.steps ({self.train.steps}), {got}")
         if self.data.train and not self.tokenizer.path:
             raise ValueError(
                 "data.train needs the tokenizer that prepared it, got none; hint: tokenizer.path=tokenizer.json"
@@ -221,8 +228,3 @@ class PretrainConfig:
 def load(source: str | Path, overrides: Sequence[str] = ()) -> PretrainConfig:
     """Returns the run that a config file describes, by name or path, after `section.key=value` overrides."""
     return config.load(PretrainConfig, source, overrides)
-
-
-def _require(is_valid: bool, key: str, expected: str, got: object) -> None:
-    if not is_valid:
-        raise ValueError(f"{key} must be {expected}, got {got!r}")

@@ -8,7 +8,7 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -19,17 +19,9 @@ from torch import Tensor
 
 from gptrs import holdout
 from gptrs.files import digest, write_atomic
+from gptrs.holdout import Source
 
 _BLOCK = 1 << 22  # tokens counted at a time
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Source:
-    """A file of the corpus."""
-
-    path: str
-    n_bytes: int
-    part: Literal["train", "val", "both"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)

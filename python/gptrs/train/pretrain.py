@@ -13,13 +13,12 @@ from dataclasses import dataclass
 
 import torch
 from gptrs.data import Loader
-from gptrs.generate import generate
-from gptrs.model.count import flops_per_token
 from torch import Tensor, nn
 
 from gptrs import config as configs
 from gptrs import report, trace
-from gptrs.model import Transformer
+from gptrs.generate import generate
+from gptrs.model import Transformer, count
 from gptrs.train import checkpoint, corpus, metrics, rundir
 from gptrs.train.config import PretrainConfig
 from gptrs.train.corpus import Corpus, Rows
@@ -27,6 +26,7 @@ from gptrs.train.loop import FitOptions, Position, Stops, Update, fit, mean_loss
 from gptrs.train.optim import adamw
 from gptrs.train.schedule import learning_rate
 
+DEFAULT_NEW_TOKENS = 200
 SENTENCE = "A true friend accepts you"  # the report follows the model through it
 
 
@@ -98,8 +98,10 @@ class _Session:
         )
         self.environment = metrics.environment(device)
         self.peak, self.peak_name = metrics.peak_flops(device, self.dtype)
-        self.flops_per_token = flops_per_token(self.model_config, config.train.seq_len)
+        self.flops_per_token = count.flops_per_token(self.model_config, config.train.seq_len)
         self.display = metrics.Display(steps=config.train.steps, peak=self.peak_name)
+        self.prompts = [data.tokenizer.encode_ordinary(prompt) for prompt in config.sample.prompts]
+        self.max_new_tokens = self._max_new_tokens()
         self.position, lengths = self._restore()
         self.log_file = metrics.MetricsLog(self.dir, length=lengths["metrics.jsonl"], step=self.position.step)
         self.samples_file = metrics.cut(self.dir / "samples.txt", lengths["samples.txt"])
@@ -148,6 +150,8 @@ class _Session:
 
     def say_result(self, result: Result) -> None:
         say = self.display.say
+        for prompt, text in self.samples:
+            say(f"── sample, prompt {prompt!r}\n{prompt}{text}\n")
         if result.is_capped:
             say(f"ended by train.max_minutes after {result.steps} of {self.config.train.steps} steps")
         say(f"run directory {self.dir}, report {self.dir / 'report.html'}")
@@ -272,39 +276,53 @@ class _Session:
 
     def _continuations(self) -> list[tuple[str, str]]:
         sample, tokenizer = self.config.sample, self.corpus.tokenizer
-        eot = tokenizer.eot_id
+        stop = () if tokenizer.eot_id is None else (tokenizer.eot_id,)
         found = generate(
             self.model,
-            [tokenizer.encode_ordinary(prompt) for prompt in sample.prompts],
-            max_new_tokens=sample.max_new_tokens,
+            self.prompts,
+            max_new_tokens=self.max_new_tokens,
             temperature=sample.temperature,
             top_k=sample.top_k,
             top_p=sample.top_p,
-            stop_tokens=() if eot is None else (eot,),
+            stop_tokens=stop,
             seed=self.config.run.seed,
         )
-        return [(prompt, tokenizer.decode(ids)) for prompt, ids in zip(sample.prompts, found, strict=True)]
+        texts = [tokenizer.decode(ids[:-1] if ids[-1] in stop else ids) for ids in found]
+        return list(zip(sample.prompts, texts, strict=True))
+
+    def _max_new_tokens(self) -> int:
+        """Returns the setting, or what fits: said before work starts, not at the first sample."""
+        longest = max((len(ids) for ids in self.prompts), default=0)
+        limit = self.model_config.position_limit
+        room = DEFAULT_NEW_TOKENS if limit is None else limit - longest
+        wanted = self.config.sample.max_new_tokens or min(DEFAULT_NEW_TOKENS, room)
+        if limit is not None and not 1 <= wanted <= room:
+            expected = f"expected sample.prompts and new tokens to fit the {limit} learned positions"
+            raise ValueError(f"{expected}, got {longest} and {wanted}; hint: sample.max_new_tokens={max(room, 1)}")
+        return wanted
 
     def _facts(self, result: Result) -> report.Facts:
         tokenizer, model = self.corpus.tokenizer, self.model
-        ids = self.corpus.frequent_words(10)
-        k = min(5, tokenizer.vocab_size - 1)
+        data, ids = self.corpus, self.corpus.frequent_words(10)
         after = model.embed.token.weight.detach().cpu()  # (V, C)
         return report.Facts(
             name=self.config.run.name,
-            config=configs.dumps(self.config),
-            environment=self.environment,
-            corpus=self.corpus,
-            model=self.model_config,
-            lines=metrics.read(self.dir / "metrics.jsonl"),
             result=dataclasses.asdict(result),
+            sources=data.sources,
+            tokenizer=tokenizer,
+            train=data.train,
+            val=data.val,
+            n_bytes=(corpus.n_text_bytes(data.train), corpus.n_text_bytes(data.val)),
+            model=self.model_config,
+            parts=count.of_model(model),
+            lines=metrics.read(self.dir / "metrics.jsonl"),
             samples=self.samples,
             sentence=SENTENCE,
             guesses=trace.guesses(model, tokenizer, SENTENCE),
             gradients=trace.gradients(model, tokenizer, SENTENCE),
-            neighbour_ids=ids,
-            neighbours_before=trace.neighbours(self.weights_before, ids, k=k),
-            neighbours_after=trace.neighbours(after, ids, k=k),
+            neighbours=trace.neighbours(self.weights_before, after, tokenizer, ids),
+            environment=self.environment,
+            config=configs.dumps(self.config),
         )
 
 
