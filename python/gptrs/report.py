@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from gptrs.data import Dataset
 from gptrs.tokenizer import Tokenizer
@@ -14,7 +14,9 @@ from gptrs.files import write_atomic
 from gptrs.holdout import Source
 from gptrs.model import count
 from gptrs.model.config import ModelConfig
-from gptrs.trace import Guess, Neighbours, Reach
+
+if TYPE_CHECKING:
+    from gptrs.trace import Guess, Neighbours, Reach
 
 EXAMPLE_TOKENS = 220  # of held-out text, shown in colours
 LONGEST_TOKENS = 24
@@ -38,9 +40,9 @@ class Facts:
     lines: Sequence[dict[str, Any]]  # of metrics.jsonl
     samples: Sequence[tuple[str, str]]  # (prompt, continuation)
     sentence: str
-    guesses: Sequence[Guess]
-    gradients: Sequence[Reach]
-    neighbours: Sequence[Neighbours]
+    guesses: "Sequence[Guess]"
+    gradients: "Sequence[Reach]"
+    neighbours: "Sequence[Neighbours]"
     environment: dict[str, str]
     config: str  # resolved, as TOML
 

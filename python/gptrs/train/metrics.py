@@ -57,10 +57,12 @@ def peak_flops(device: torch.device, dtype: torch.dtype) -> tuple[float | None, 
     if device.type != "cuda":
         return measured_peak(dtype), f"{torch.get_num_threads()}-thread matmul, measured"
     name = torch.cuda.get_device_name(device)
-    for key, peak in CUDA_PEAKS:
-        if key in name:
-            return peak, f"{name} dense bf16"
-    return None, f"{name}: peak unknown"
+    return cuda_peak(name), f"{name} dense bf16"
+
+
+def cuda_peak(name: str) -> float | None:
+    """Returns the dense bf16 FLOP/s of a GPU by its name, None for one that is not in the table."""
+    return next((peak for key, peak in CUDA_PEAKS if key in name), None)
 
 
 def measured_peak(dtype: torch.dtype, *, size: int = 1024, seconds: float = 0.3) -> float:
