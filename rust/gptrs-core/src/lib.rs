@@ -8,9 +8,12 @@
 //! Every fast path has a slow twin in [`naive`] and a property test of equality.
 
 pub mod control;
+pub mod count;
 pub mod error;
 pub mod naive;
 pub mod parallel;
+pub mod split;
+pub mod train;
 
 pub use control::Control;
 pub use error::{Error, Result};
