@@ -8,7 +8,9 @@
 //! Every fast path has a slow twin in [`naive`] and a property test of equality.
 
 pub mod control;
+pub mod corpus;
 pub mod error;
+pub mod io;
 pub mod naive;
 pub mod parallel;
 
