@@ -13,6 +13,7 @@ pub mod error;
 pub mod io;
 pub mod naive;
 pub mod parallel;
+pub mod permute;
 
 pub use control::Control;
 pub use error::{Error, Result};
