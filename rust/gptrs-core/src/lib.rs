@@ -9,11 +9,15 @@
 
 pub mod control;
 pub mod corpus;
+pub mod dataset;
 pub mod error;
 pub mod io;
+pub mod manifest;
 pub mod naive;
 pub mod parallel;
 pub mod permute;
+mod sealed;
+pub mod shard;
 
 pub use control::Control;
 pub use error::{Error, Result};
