@@ -12,6 +12,7 @@ pub mod corpus;
 pub mod dataset;
 pub mod error;
 pub mod io;
+pub mod loader;
 pub mod manifest;
 pub mod naive;
 pub mod parallel;
