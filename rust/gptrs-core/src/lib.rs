@@ -8,10 +8,19 @@
 //! Every fast path has a slow twin in [`naive`] and a property test of equality.
 
 pub mod control;
+pub mod corpus;
 pub mod count;
+pub mod count_files;
+pub mod dataset;
 pub mod error;
+pub mod io;
+pub mod loader;
+pub mod manifest;
 pub mod naive;
 pub mod parallel;
+pub mod permute;
+mod sealed;
+pub mod shard;
 pub mod split;
 pub mod train;
 
