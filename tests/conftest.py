@@ -80,6 +80,14 @@ def regex_like(stdlib_files: list[Path]) -> gptrs.Tokenizer:
     return gptrs.Tokenizer.train_from_iterator(texts, 2000, pattern=r"[A-Za-z_]+|\d|[^\sA-Za-z_\d]+")
 
 
+@pytest.fixture(scope="session")
+def wide() -> gptrs.Tokenizer:
+    """A vocabulary of 66,000: ids that need 32 bits."""
+    draw = random.Random(1)
+    text = " ".join("".join(draw.choices("abcdefgh", k=9)) for _ in range(60_000))
+    return gptrs.Tokenizer.train_from_iterator([text], 66_000)
+
+
 @pytest.fixture(scope="session", params=["gpt2_like", "cl100k_like", "regex_like"])
 def any_tokenizer(request: pytest.FixtureRequest) -> gptrs.Tokenizer:
     """Each of the three in turn."""
@@ -177,12 +185,3 @@ def cli() -> Cli:
 def dataset_bytes(folder: Path) -> dict[str, bytes]:
     """Every file under a folder by name."""
     return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
-
-
-def with_eot_at(tokenizer: gptrs.Tokenizer, token_id: int) -> gptrs.Tokenizer:
-    """The tokenizer with another id for its end of text; ids between are holes."""
-    file = json.loads(tokenizer.to_json())
-    for token in file["added_tokens"]:
-        token["id"] = token_id
-        file["model"]["vocab"][token["content"]] = token_id
-    return gptrs.Tokenizer.from_json(json.dumps(file))

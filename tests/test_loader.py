@@ -37,7 +37,7 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
 
 
 def take(loader: Iterable[Batch], n: int) -> list[np.ndarray]:
-    return [batch.tokens for batch, _ in zip(loader, range(n), strict=False)]
+    return [batch.tokens for _, batch in zip(range(n), loader, strict=False)]
 
 
 def test_an_epoch_of_five_rows_by_hand(tiny: Dataset):
@@ -65,7 +65,7 @@ def test_every_epoch_holds_each_row_once(dataset: Dataset):
 def test_targets_are_the_tokens_that_follow(dataset: Dataset):
     everything = dataset[:].astype(np.int64)
     with Loader(dataset, seq_len=T, global_batch=16, seed=1, device="numpy") as loader:
-        for batch, _ in zip(loader, range(30), strict=False):
+        for _, batch in zip(range(30), loader, strict=False):
             for start, tokens, targets in zip(batch.starts, batch.tokens, batch.targets, strict=True):
                 assert np.array_equal(tokens, everything[start : start + T])
                 assert np.array_equal(targets, everything[start + 1 : start + T + 1])
@@ -152,7 +152,7 @@ def test_a_batch_that_is_kept_is_never_overwritten(dataset: Dataset):
 def test_documents_and_positions_of_a_batch(dataset: Dataset, gpt2_like: Tokenizer):
     ids, owner = dataset[:], dataset.doc_ids(0, len(dataset))
     with Loader(dataset, seq_len=512, global_batch=8, seed=1, device="numpy") as loader:
-        for batch, _ in zip(loader, range(20), strict=False):
+        for _, batch in zip(range(20), loader, strict=False):
             assert batch.doc_ids.dtype == np.int32 and batch.positions.dtype == np.int64
             for start, docs, positions in zip(batch.starts, batch.doc_ids, batch.positions, strict=True):
                 assert np.array_equal(docs, owner[start : start + 512])
@@ -180,6 +180,8 @@ def test_torch_tensors_hold_the_same(dataset: Dataset):
 @pytest.mark.gpu
 def test_cuda_tensors_hold_the_same(dataset: Dataset):
     torch = pytest.importorskip("torch")
+    if not torch.cuda.is_available():
+        pytest.skip("needs a CUDA device")
     with (
         Loader(dataset, seq_len=T, global_batch=8, seed=1, device="cuda") as loader,
         Loader(dataset, seq_len=T, global_batch=8, seed=1, device="numpy") as plain,

@@ -7,11 +7,13 @@ command line 2, Ctrl-C 130.
 import sys
 import warnings
 from importlib.util import find_spec
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 if TYPE_CHECKING:
+    from gptrs.model import Transformer
     from gptrs.tokenizer import Tokenizer
 
 _SETTINGS = {"help_option_names": ["-h", "--help"]}
@@ -34,6 +36,8 @@ Pattern = Annotated[str | None, typer.Option(help="Splitting pattern of a .tikto
 TextField = Annotated[str, typer.Option(help="The field of a .jsonl line that holds the text.")]
 Threads = Annotated[int, typer.Option(help="Threads; 0 means all cores.", min=0)]
 Progress = Annotated[bool, typer.Option("--progress/--no-progress", help="A progress bar on a terminal.")]
+Overrides = Annotated[list[str] | None, typer.Argument(help="Settings that differ.", metavar="[SECTION.KEY=VALUE…]")]
+Fresh = Annotated[bool, typer.Option("--fresh", help="Remove what an earlier run left in the run directory.")]
 Folder = Annotated[str, typer.Argument(help="The folder that `gptrs prepare` wrote.", metavar="DIR")]
 
 
@@ -55,9 +59,10 @@ def fail(message: str) -> None:
 
 
 def require_torch(command: str) -> None:
-    """Ends a command that needs PyTorch where it is not installed."""
-    if find_spec("torch") is None:
-        fail(f"gptrs {command} needs PyTorch, which is not installed; hint: pip install 'gptrs[train]'")
+    """Ends a command that needs PyTorch, or what comes with it, where it is not installed."""
+    for name in ("torch", "safetensors", "matplotlib"):
+        if find_spec(name) is None:
+            fail(f"gptrs {command} needs {name}, which is not installed; hint: pip install 'gptrs[train]'")
 
 
 def _show_version(is_asked: bool) -> None:
@@ -234,6 +239,111 @@ def data_show(
     for start, row in zip(shown.starts, shown.tokens, strict=True):
         content = " ".join(map(str, row.tolist())) if coder is None else _readable(coder.decode_bytes(row))
         typer.echo(f"token {start}: {content}")
+
+
+@app.command("train")
+def train_command(
+    config: Annotated[
+        str, typer.Argument(help="A config by name (demo, shakespeare_cpu, …) or path.", metavar="CONFIG")
+    ],
+    overrides: Overrides = None,
+    fresh: Fresh = False,
+) -> None:
+    """Train a model as a config says; the same command on an unfinished run goes on where it stood."""
+    require_torch("train")
+    from gptrs.train import config as train_config
+    from gptrs.train import pretrain
+
+    pretrain.run(train_config.load(config, overrides or ()), is_fresh=fresh)
+
+
+@app.command("demo")
+def demo_command(
+    text: Annotated[list[str] | None, typer.Option(help="Your text instead: files, globs or folders.")] = None,
+    rest: Annotated[
+        list[str] | None,
+        typer.Argument(help="More files for --text; settings.", metavar="[FILES…] [SECTION.KEY=VALUE…]"),
+    ] = None,
+    fresh: Fresh = False,
+) -> None:
+    """Take the source of Python's standard library all the way to a trained model, in some five minutes."""
+    require_torch("demo")
+    from gptrs import demo
+
+    overrides = [word for word in rest or () if "=" in word]
+    files = [word for word in rest or () if "=" not in word]
+    if files and not text:
+        raise typer.BadParameter(f"expected section.key=value, got {files[0]!r}; hint: gptrs demo --text {files[0]}")
+    demo.run([*text, *files] if text else None, overrides=overrides, is_fresh=fresh)
+
+
+@app.command("generate")
+def generate_command(
+    run: Annotated[str | None, typer.Option(help="A run directory; its newest checkpoint is used.")] = None,
+    checkpoint: Annotated[str | None, typer.Option(help="One checkpoint in a run directory.")] = None,
+    prompt: Annotated[str, typer.Option("--prompt", "-p", help="The text to go on from.")] = "\n",
+    max_new_tokens: Annotated[
+        int | None, typer.Option("--max-new-tokens", "-n", help="Tokens at most. [default: 200, or what fits]", min=1)
+    ] = None,
+    temperature: Annotated[float, typer.Option(help="0 takes the likeliest token; 1 draws as the model says.")] = 0.8,
+    top_k: Annotated[int | None, typer.Option(help="Draw from this many of the likeliest tokens.")] = None,
+    top_p: Annotated[float | None, typer.Option(help="Draw from the likeliest that reach this probability.")] = None,
+    seed: Annotated[int | None, typer.Option(help="The same seed writes the same text.")] = None,
+    device: Annotated[str, typer.Option(help="cpu or cuda; auto takes cuda when there is one.")] = "auto",
+) -> None:
+    """Write on from a prompt with a trained model, character by character as they come."""
+    require_torch("generate")
+    from gptrs.generate import stream
+
+    model, tokenizer = _open_model(run, checkpoint, device)
+    ids = tokenizer.encode(prompt, allowed_special="all")
+    limit = model.config.position_limit
+    room = 200 if limit is None else min(200, max(limit - len(ids), 1))
+    new_ids = stream(
+        model,
+        ids,
+        max_new_tokens=max_new_tokens or room,
+        temperature=temperature,
+        top_k=top_k,
+        top_p=top_p,
+        stop_tokens=() if tokenizer.eot_id is None else (tokenizer.eot_id,),
+        seed=seed,
+    )
+    decoder = tokenizer.decoder()
+    _write(prompt)
+    for token_id in new_ids:
+        if token_id != tokenizer.eot_id:
+            _write(decoder.push(token_id))
+    _write(decoder.finish() + "\n")
+
+
+def _open_model(run: str | None, checkpoint: str | None, device: str) -> tuple["Transformer", "Tokenizer"]:
+    """The model of a checkpoint, by default the newest of a run, and the run's tokenizer."""
+    import torch
+
+    from gptrs.model import ModelConfig, Transformer
+    from gptrs.train import checkpoint as checkpoints
+
+    if (run is None) == (checkpoint is None):
+        raise typer.BadParameter("expected --run DIR or --checkpoint DIR")
+    path = Path(checkpoint) if checkpoint is not None else checkpoints.find(Path(str(run)) / "checkpoints").newest
+    folder = Path(run) if run is not None else Path(str(checkpoint)).resolve().parent.parent
+    if path is None:
+        raise FileNotFoundError(
+            f"expected a finished checkpoint in {folder / 'checkpoints'}, found none; hint: gptrs train"
+        )
+    tokenizer = _load_tokenizer(str(folder / "tokenizer.json"), None)
+    checkpoints.verify(path)
+    config = ModelConfig(**checkpoints.read_state(path)["model"])
+    name = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
+    model = Transformer(config).to(name)
+    checkpoints.load_model(path, model)
+    return model.eval(), tokenizer
+
+
+def _write(text: str) -> None:
+    sys.stdout.write(text)
+    sys.stdout.flush()
 
 
 def _load_tokenizer(path: str, pattern: str | None) -> "Tokenizer":

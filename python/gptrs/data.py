@@ -229,7 +229,7 @@ class Loader:
         >>> import gptrs, pathlib, tempfile
         >>> folder = pathlib.Path(tempfile.mkdtemp())
         >>> _ = (folder / "text.txt").write_text("to be or not to be " * 40)
-        >>> tok = gptrs.Tokenizer.train(folder, 300)
+        >>> tok = gptrs.Tokenizer.train(folder, 260)
         >>> dataset = gptrs.prepare(folder, tok, folder / "tokens")
         >>> with Loader(dataset, seq_len=8, global_batch=4, seed=1, device="numpy") as loader:
         ...     batch = next(loader)

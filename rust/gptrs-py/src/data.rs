@@ -31,8 +31,8 @@ pub fn prepare(
     threads: usize,
     progress: Option<&Bound<'_, PyAny>>,
 ) -> PyResult<Dataset> {
-    let options = PrepareOptions { text_field, shard_tokens, append_eot, threads };
-    watched(py, progress, |control| gptrs_core::prepare::prepare(&paths, &tokenizer.0, &out, &options, control))
+    let options = PrepareOptions { text_field, shard_tokens, append_eot, threads, ..PrepareOptions::default() };
+    watched(py, progress, |control| gptrs_core::prepare::prepare(&paths, &*tokenizer.0, &out, &options, control))
         .map(|dataset| Dataset(Arc::new(dataset)))
 }
 
