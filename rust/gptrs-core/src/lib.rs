@@ -17,6 +17,7 @@ pub mod manifest;
 pub mod naive;
 pub mod parallel;
 pub mod permute;
+pub mod prepare;
 mod sealed;
 pub mod shard;
 
