@@ -158,6 +158,11 @@ impl JsonLines {
         Ok(lines)
     }
 
+    /// Where the reader stands.
+    pub fn position(&self) -> LinePosition {
+        self.next
+    }
+
     /// Appends the next line to `out`, without its line feed, and says where it stands; `None` at the end of the file.
     pub fn next(&mut self, out: &mut Vec<u8>) -> Result<Option<LinePosition>> {
         loop {

@@ -212,7 +212,7 @@ pub fn remove_stale(dir: &Path) -> Result<()> {
 
 /// The exclusive right to write in a folder, held until it is dropped or the process dies.
 #[derive(Debug)]
-pub struct FolderLock(#[allow(dead_code, reason = "the open file is the lock")] File);
+pub struct FolderLock(File);
 
 impl FolderLock {
     /// Takes the lock of the folder `dir` (its empty file `.lock`) or fails at once when another writer holds it.
@@ -225,6 +225,13 @@ impl FolderLock {
             Err(TryLockError::WouldBlock) => Err(Error::Locked { path: dir.to_owned() }),
             Err(TryLockError::Error(source)) => Err(Error::io("lock", path)(source)),
         }
+    }
+}
+
+impl Drop for FolderLock {
+    fn drop(&mut self) {
+        // Closing alone would leave the lock with a process that was forked meanwhile; closing follows if this fails.
+        let _ = self.0.unlock();
     }
 }
 

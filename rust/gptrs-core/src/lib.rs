@@ -25,6 +25,7 @@ pub mod naive;
 mod pairs;
 pub mod parallel;
 pub mod permute;
+pub mod prepare;
 mod sealed;
 pub mod shard;
 pub mod special;
