@@ -219,6 +219,10 @@ class PretrainConfig:
     def __post_init__(self) -> None:
         if self.schedule.min_lr > self.optim.lr:
             raise ValueError(f"schedule.min_lr must be at most optim.lr ({self.optim.lr}), got {self.schedule.min_lr}")
+        model = self.model.resolve(vocab_size=self.tokenizer.vocab_size, seq_len=self.train.seq_len)
+        if model.position_limit is not None and self.train.seq_len > model.position_limit:
+            got = f"got {self.train.seq_len}; hint: model.max_seq_len={self.train.seq_len}"
+            raise ValueError(f"train.seq_len must fit the {model.position_limit} learned positions, {got}")
         if self.data.train and not self.tokenizer.path:
             raise ValueError(
                 "data.train needs the tokenizer that prepared it, got none; hint: tokenizer.path=tokenizer.json"

@@ -17,19 +17,8 @@ from gptrs.files import write_atomic
 
 CONFIG = "config.toml"
 RESULT = "result.json"
-CONTENTS = (
-    *(
-        "tokenizer.json",
-        "data",
-        "checkpoints",
-        "metrics.jsonl",
-        "tensorboard",
-        "samples.txt",
-        "loss.png",
-        "report.html",
-    ),
-    *(RESULT, CONFIG),  # config.toml last: until it is gone the rest is still known as a run's
-)
+PLACES = ("data", "checkpoints", "tensorboard")
+FILES = (RESULT, "tokenizer.json", "metrics.jsonl", "samples.txt", "loss.png", "report.html")
 
 
 @contextmanager
@@ -44,10 +33,12 @@ def claim(directory: Path, config: Any, *, is_fresh: bool) -> Iterator[None]:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise OSError(f"expected to be alone in {directory}, got another process that trains there") from None
-        if is_fresh and (directory / CONFIG).is_file():
+        is_run = (directory / CONFIG).is_file()
+        if is_run and is_fresh:
             clear(directory)
-        _check(directory, config)
-        if not (directory / CONFIG).is_file():
+        else:
+            _check(directory, config)
+        if is_fresh or not is_run:
             write_atomic(directory / CONFIG, configs.dumps(config).encode())
         yield
 
@@ -63,13 +54,12 @@ def finish(directory: Path, result: Mapping[str, Any]) -> None:
 
 
 def clear(directory: Path) -> None:
-    """Removes what a run writes, and nothing else."""
-    for name in CONTENTS:
-        path = directory / name
-        if path.is_dir() and not path.is_symlink():
-            shutil.rmtree(path)
-        else:
-            path.unlink(missing_ok=True)
+    """Removes what a run writes and nothing else; config.toml stays, it marks the directory as a run's."""
+    for name in FILES:
+        (directory / name).unlink(missing_ok=True)
+    for name in PLACES:
+        if (directory / name).exists():
+            shutil.rmtree(directory / name)
 
 
 def _check(directory: Path, config: Any) -> None:
