@@ -131,9 +131,8 @@ class _Sampling:
             raise ValueError("expected finite logits, got nan or infinity; hint: the model's training has diverged")
         if self.temperature == 0.0:
             return logits.argmax(dim=-1)  # (B,)
-        return draw(
-            probabilities(logits, temperature=self.temperature, top_k=self.top_k, top_p=self.top_p), uniform
-        )  # (B,)
+        distribution = probabilities(logits, temperature=self.temperature, top_k=self.top_k, top_p=self.top_p)  # (B, V)
+        return draw(distribution, uniform)  # (B,)
 
 
 def _check(model: Transformer, prompts: Sequence[Sequence[int]], max_new_tokens: int) -> None:
