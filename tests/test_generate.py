@@ -53,6 +53,14 @@ def test_the_distribution_is_exactly_the_stated_one(settings, expected):
     assert [p == 0 for p in dist(**settings)] == [p == 0 for p in expected]
 
 
+def test_among_equals_the_lower_ids_stay():
+    assert probabilities(torch.zeros(1, 5000), temperature=1.0, top_k=3, top_p=None).nonzero()[:, 1].tolist() == [
+        0,
+        1,
+        2,
+    ]
+
+
 def test_a_draw_looks_the_uniform_number_up():
     distribution = torch.tensor([[0.5, 0.0, 0.25, 0.25, 0.0]], dtype=torch.float64)
     for uniform, token in [(0.0, 0), (0.499, 0), (0.5, 2), (0.749, 2), (0.75, 3), (1 - 2**-53, 3)]:
