@@ -101,6 +101,13 @@ pub enum Error {
         /// Number of ids.
         vocab_size: usize,
     },
+
+    /// Another writer holds the folder.
+    #[error("{} is being written by another process; hint: wait for it to end or choose another folder", path.display())]
+    Locked {
+        /// The folder.
+        path: PathBuf,
+    },
 }
 
 impl Error {

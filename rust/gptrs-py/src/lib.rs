@@ -1,6 +1,23 @@
 //! The Python module `gptrs._core`: arguments in, one core call, errors out.
+//!
+//! [`call`] is how a call crosses over, [`text`] converts arguments; the rest are thin classes over the core's.
+#![allow(clippy::needless_pass_by_value)] // arguments come from Python as owned values
+
+mod call;
+mod data;
+mod text;
+mod tokenizer;
 
 use pyo3::prelude::*;
 
 #[pymodule(gil_used = false)]
-mod _core {}
+mod _core {
+    #[pymodule_export]
+    use crate::data::{Dataset, Loader, Ring, prepare};
+    #[pymodule_export]
+    use crate::tokenizer::{StreamDecoder, Tokenizer, Trainer};
+
+    #[pymodule_export]
+    #[expect(non_upper_case_globals, reason = "Python's name")]
+    const __version__: &str = env!("CARGO_PKG_VERSION");
+}

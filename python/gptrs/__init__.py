@@ -1,0 +1,43 @@
+"""gptrs takes raw text to a trained language model: exact BPE, token shards and batches in Rust, the model in PyTorch.
+
+Names are loaded when they are first used: `import gptrs` itself imports neither numpy nor torch.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from gptrs._core import StreamDecoder, __version__
+    from gptrs.data import Batch, Dataset, Loader, prepare
+    from gptrs.tokenizer import Encoded, Tokenizer
+
+__all__ = [
+    "Batch",
+    "Dataset",
+    "Encoded",
+    "Loader",
+    "StreamDecoder",
+    "Tokenizer",
+    "__version__",
+    "prepare",
+]
+
+_MODULES = {
+    "gptrs._core": ("StreamDecoder", "__version__"),
+    "gptrs.data": ("Batch", "Dataset", "Loader", "prepare"),
+    "gptrs.tokenizer": ("Encoded", "Tokenizer"),
+}
+
+
+def __getattr__(name: str) -> Any:
+    """The public name, from the module that defines it (PEP 562)."""
+    for module, names in _MODULES.items():
+        if name in names:
+            value = getattr(import_module(module), name)
+            globals()[name] = value  # the next use does not come here
+            return value
+    raise AttributeError(f"module 'gptrs' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -1,0 +1,358 @@
+"""The command line: parse, call, print.
+
+Results go to stdout, progress and messages to stderr. A mistake of the user is one line and exit code 1, a wrong
+command line 2, Ctrl-C 130.
+"""
+
+import sys
+import warnings
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from gptrs.model import Transformer
+    from gptrs.tokenizer import Tokenizer
+
+_SETTINGS = {"help_option_names": ["-h", "--help"]}
+app = typer.Typer(
+    help="Raw text to a trained language model: tokenizer, token shards, training, generation.",
+    context_settings=_SETTINGS,
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+tokenizer_app = typer.Typer(help="Train a tokenizer and use it.", no_args_is_help=True, context_settings=_SETTINGS)
+data_app = typer.Typer(help="Look into token shards and check them.", no_args_is_help=True, context_settings=_SETTINGS)
+app.add_typer(tokenizer_app, name="tokenizer")
+app.add_typer(data_app, name="data")
+
+Files = Annotated[list[str], typer.Argument(help="Text files, globs or folders (*.txt, *.jsonl).", metavar="FILES…")]
+TokenizerFile = Annotated[str, typer.Argument(help="tokenizer.json, *.tiktoken, or a folder.", metavar="TOKENIZER")]
+TokenizerOption = Annotated[str, typer.Option("--tokenizer", "-t", help="tokenizer.json, *.tiktoken, or a folder.")]
+Pattern = Annotated[str | None, typer.Option(help="Splitting pattern of a .tiktoken file: a name or a regex.")]
+TextField = Annotated[str, typer.Option(help="The field of a .jsonl line that holds the text.")]
+Threads = Annotated[int, typer.Option(help="Threads; 0 means all cores.", min=0)]
+Progress = Annotated[bool, typer.Option("--progress/--no-progress", help="A progress bar on a terminal.")]
+Overrides = Annotated[list[str] | None, typer.Argument(help="Settings that differ.", metavar="[SECTION.KEY=VALUE…]")]
+Fresh = Annotated[bool, typer.Option("--fresh", help="Remove what an earlier run left in the run directory.")]
+Folder = Annotated[str, typer.Argument(help="The folder that `gptrs prepare` wrote.", metavar="DIR")]
+
+
+def main() -> None:
+    """Runs the command line and exits."""
+    warnings.showwarning = lambda message, *_args, **_options: typer.echo(f"warning: {message}", err=True)
+    try:
+        app(prog_name="gptrs")
+    except OSError as error:
+        fail(str(error) if error.filename else error.strerror or str(error))
+    except (ValueError, ModuleNotFoundError) as error:
+        fail(str(error))
+
+
+def fail(message: str) -> None:
+    """Prints one line on stderr and exits with code 1."""
+    typer.echo(f"error: {message}", err=True)
+    sys.exit(1)
+
+
+def require_torch(command: str) -> None:
+    """Ends a command that needs PyTorch, or what comes with it, where it is not installed."""
+    for name in ("torch", "safetensors", "matplotlib"):
+        if find_spec(name) is None:
+            fail(f"gptrs {command} needs {name}, which is not installed; hint: pip install 'gptrs[train]'")
+
+
+def _show_version(is_asked: bool) -> None:
+    if is_asked:
+        from gptrs import __version__
+
+        typer.echo(f"gptrs {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version.", callback=_show_version, is_eager=True)
+    ] = False,
+) -> None:
+    pass
+
+
+@tokenizer_app.command("train")
+def tokenizer_train(
+    files: Files,
+    vocab_size: Annotated[int, typer.Option("--vocab-size", "-n", help="Ids: 256 bytes, merges, special tokens.")],
+    out: Annotated[str, typer.Option("--out", "-o", help="The file to write.")] = "tokenizer.json",
+    pattern: Annotated[str, typer.Option(help="How text is split: gpt2, cl100k_base or a regex.")] = "gpt2",
+    special: Annotated[
+        list[str] | None, typer.Option(help="A special token; may be repeated. [default: <|endoftext|>]")
+    ] = None,
+    min_count: Annotated[int, typer.Option(help="A pair must occur this often to be merged.", min=1)] = 1,
+    text_field: TextField = "text",
+    threads: Threads = 0,
+    progress: Progress = True,
+) -> None:
+    """Train a byte-level BPE tokenizer on text files and write tokenizer.json."""
+    from gptrs.tokenizer import Tokenizer
+
+    tokenizer = Tokenizer.train(
+        files,
+        vocab_size,
+        pattern=pattern,
+        special_tokens=["<|endoftext|>"] if special is None else special,
+        min_count=min_count,
+        text_field=text_field,
+        threads=threads,
+        progress=progress,
+    )
+    tokenizer.save(out)
+    typer.echo(f"{out}: {tokenizer.vocab_size} ids, pattern {tokenizer.pattern}, digest {tokenizer.digest[:16]}")
+
+
+@tokenizer_app.command("encode")
+def tokenizer_encode(
+    tokenizer: TokenizerFile,
+    text: Annotated[str | None, typer.Argument(help="The text; standard input without it.")] = None,
+    tokens: Annotated[bool, typer.Option("--tokens", help="One line a token: its id and its text.")] = False,
+    special: Annotated[bool, typer.Option("--special", help="Special-token text becomes its one id.")] = False,
+    pattern: Pattern = None,
+) -> None:
+    """Print the ids of a text; special-token text is ordinary text unless --special is given."""
+    coder = _load_tokenizer(tokenizer, pattern)
+    source = sys.stdin.buffer.read() if text is None else text
+    ids = coder.encode(source, allowed_special="all" if special else (), disallowed_special=())
+    if not tokens:
+        typer.echo(" ".join(map(str, ids)))
+        return
+    for token_id in ids:
+        piece = coder.id_to_token(token_id)
+        assert piece is not None, token_id
+        typer.echo(f"{token_id}\t{_readable(piece)}")
+
+
+@tokenizer_app.command("decode")
+def tokenizer_decode(
+    tokenizer: TokenizerFile,
+    ids: Annotated[list[int] | None, typer.Argument(help="The ids; standard input without them.", min=0)] = None,
+    pattern: Pattern = None,
+) -> None:
+    """Write the bytes of ids to standard output, exactly."""
+    coder = _load_tokenizer(tokenizer, pattern)
+    if ids is None:
+        words = sys.stdin.read().split()
+        bad = next((word for word in words if not word.isdecimal()), None)
+        if bad is not None:
+            raise ValueError(f"expected ids separated by spaces on standard input, got {bad!r}")
+        ids = [int(word) for word in words]
+    sys.stdout.buffer.write(coder.decode_bytes(ids))
+    sys.stdout.buffer.flush()
+
+
+@app.command("prepare")
+def prepare_command(
+    files: Files,
+    tokenizer: TokenizerOption,
+    out: Annotated[str, typer.Option("--out", "-o", help="The folder for the shards and manifest.json.")],
+    pattern: Pattern = None,
+    text_field: TextField = "text",
+    shard_tokens: Annotated[int, typer.Option(help="Tokens in a shard.", min=1)] = 1 << 27,
+    eot: Annotated[bool, typer.Option("--eot/--no-eot", help="Write the end-of-text id after each document.")] = True,
+    threads: Threads = 0,
+    progress: Progress = True,
+) -> None:
+    """Encode text files into token shards; the same command again finishes what was cut off."""
+    from gptrs.data import prepare
+
+    dataset = prepare(
+        files,
+        _load_tokenizer(tokenizer, pattern),
+        out,
+        text_field=text_field,
+        shard_tokens=shard_tokens,
+        append_eot=eot,
+        threads=threads,
+        progress=progress,
+    )
+    typer.echo(f"{out}: {dataset.n_tokens} tokens, {dataset.n_documents} documents, fingerprint {dataset.fingerprint}")
+
+
+@data_app.command("inspect")
+def data_inspect(path: Folder) -> None:
+    """Print what a dataset holds."""
+    from gptrs.data import Dataset
+
+    dataset = Dataset(path)
+    facts = {
+        "tokens": dataset.n_tokens,
+        "documents": dataset.n_documents,
+        "ids": f"{dataset.dtype.name}, below {dataset.vocab_size}",
+        "shards": len(dataset.manifest["shards"]),
+        "tokenizer": dataset.tokenizer_digest,
+        "fingerprint": dataset.fingerprint,
+    }
+    for name, value in facts.items():
+        typer.echo(f"{name:<12}{value}")
+    for shard in dataset.manifest["shards"]:
+        typer.echo(f"  {shard['name']}  {shard['n_tokens']} tokens  {shard['n_documents']} documents")
+
+
+@data_app.command("verify")
+def data_verify(path: Folder, threads: Threads = 0, progress: Progress = True) -> None:
+    """Read every byte of a dataset and compare all checksums."""
+    from gptrs.data import Dataset
+
+    dataset = Dataset(path)
+    dataset.verify(threads=threads, progress=progress)
+    typer.echo(f"{path}: {dataset.n_tokens} tokens are whole, fingerprint {dataset.fingerprint}")
+
+
+@data_app.command("show")
+def data_show(
+    path: Folder,
+    batch: Annotated[int, typer.Argument(help="Which batch, counted from 0.", min=0)] = 0,
+    seq_len: Annotated[int, typer.Option(help="Tokens in a row.", min=1)] = 64,
+    global_batch: Annotated[int, typer.Option(help="Rows in a batch.", min=1)] = 4,
+    seed: Annotated[int, typer.Option(help="The loader's seed.", min=0)] = 0,
+    shuffle: Annotated[
+        bool, typer.Option("--shuffle/--no-shuffle", help="The loader's order or the dataset's.")
+    ] = True,
+    tokenizer: Annotated[str | None, typer.Option("--tokenizer", "-t", help="Show text instead of ids.")] = None,
+    pattern: Pattern = None,
+) -> None:
+    """Print the rows of batch BATCH exactly as training sees them."""
+    from gptrs.data import Dataset, Loader
+
+    dataset = Dataset(path)
+    coder = None if tokenizer is None else _load_tokenizer(tokenizer, pattern)
+    if coder is not None and coder.digest != dataset.tokenizer_digest:
+        raise ValueError(
+            f"{path} was made by the tokenizer with digest {dataset.tokenizer_digest}, {tokenizer} has {coder.digest}"
+        )
+    with Loader(
+        dataset, seq_len=seq_len, global_batch=global_batch, seed=seed, shuffle=shuffle, device="numpy"
+    ) as loader:
+        shown = loader.batch_at(batch)
+    for start, row in zip(shown.starts, shown.tokens, strict=True):
+        content = " ".join(map(str, row.tolist())) if coder is None else _readable(coder.decode_bytes(row))
+        typer.echo(f"token {start}: {content}")
+
+
+@app.command("train")
+def train_command(
+    config: Annotated[
+        str, typer.Argument(help="A config by name (demo, shakespeare_cpu, …) or path.", metavar="CONFIG")
+    ],
+    overrides: Overrides = None,
+    fresh: Fresh = False,
+) -> None:
+    """Train a model as a config says; the same command on an unfinished run goes on where it stood."""
+    require_torch("train")
+    from gptrs.train import config as train_config
+    from gptrs.train import pretrain
+
+    pretrain.run(train_config.load(config, overrides or ()), is_fresh=fresh)
+
+
+@app.command("demo")
+def demo_command(
+    text: Annotated[list[str] | None, typer.Option(help="Your text instead: files, globs or folders.")] = None,
+    rest: Annotated[
+        list[str] | None,
+        typer.Argument(help="More files for --text; settings.", metavar="[FILES…] [SECTION.KEY=VALUE…]"),
+    ] = None,
+    fresh: Fresh = False,
+) -> None:
+    """Take the source of Python's standard library all the way to a trained model, in some five minutes."""
+    require_torch("demo")
+    from gptrs import demo
+
+    overrides = [word for word in rest or () if "=" in word]
+    files = [word for word in rest or () if "=" not in word]
+    if files and not text:
+        raise typer.BadParameter(f"expected section.key=value, got {files[0]!r}; hint: gptrs demo --text {files[0]}")
+    demo.run([*text, *files] if text else None, overrides=overrides, is_fresh=fresh)
+
+
+@app.command("generate")
+def generate_command(
+    run: Annotated[str | None, typer.Option(help="A run directory; its newest checkpoint is used.")] = None,
+    checkpoint: Annotated[str | None, typer.Option(help="One checkpoint in a run directory.")] = None,
+    prompt: Annotated[str, typer.Option("--prompt", "-p", help="The text to go on from.")] = "\n",
+    max_new_tokens: Annotated[
+        int | None, typer.Option("--max-new-tokens", "-n", help="Tokens at most. [default: 200, or what fits]", min=1)
+    ] = None,
+    temperature: Annotated[float, typer.Option(help="0 takes the likeliest token; 1 draws as the model says.")] = 0.8,
+    top_k: Annotated[int | None, typer.Option(help="Draw from this many of the likeliest tokens.")] = None,
+    top_p: Annotated[float | None, typer.Option(help="Draw from the likeliest that reach this probability.")] = None,
+    seed: Annotated[int | None, typer.Option(help="The same seed writes the same text.")] = None,
+    device: Annotated[str, typer.Option(help="cpu or cuda; auto takes cuda when there is one.")] = "auto",
+) -> None:
+    """Write on from a prompt with a trained model, character by character as they come."""
+    require_torch("generate")
+    from gptrs.generate import stream
+
+    model, tokenizer = _open_model(run, checkpoint, device)
+    ids = tokenizer.encode(prompt, allowed_special="all")
+    limit = model.config.position_limit
+    room = 200 if limit is None else min(200, max(limit - len(ids), 1))
+    new_ids = stream(
+        model,
+        ids,
+        max_new_tokens=max_new_tokens or room,
+        temperature=temperature,
+        top_k=top_k,
+        top_p=top_p,
+        stop_tokens=() if tokenizer.eot_id is None else (tokenizer.eot_id,),
+        seed=seed,
+    )
+    decoder = tokenizer.decoder()
+    _write(prompt)
+    for token_id in new_ids:
+        if token_id != tokenizer.eot_id:
+            _write(decoder.push(token_id))
+    _write(decoder.finish() + "\n")
+
+
+def _open_model(run: str | None, checkpoint: str | None, device: str) -> tuple["Transformer", "Tokenizer"]:
+    """The model of a checkpoint, by default the newest of a run, and the run's tokenizer."""
+    import torch
+
+    from gptrs.model import ModelConfig, Transformer
+    from gptrs.train import checkpoint as checkpoints
+
+    if (run is None) == (checkpoint is None):
+        raise typer.BadParameter("expected --run DIR or --checkpoint DIR")
+    path = Path(checkpoint) if checkpoint is not None else checkpoints.find(Path(str(run)) / "checkpoints").newest
+    folder = Path(run) if run is not None else Path(str(checkpoint)).resolve().parent.parent
+    if path is None:
+        raise FileNotFoundError(
+            f"expected a finished checkpoint in {folder / 'checkpoints'}, found none; hint: gptrs train"
+        )
+    tokenizer = _load_tokenizer(str(folder / "tokenizer.json"), None)
+    checkpoints.verify(path)
+    config = ModelConfig(**checkpoints.read_state(path)["model"])
+    name = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
+    model = Transformer(config).to(name)
+    checkpoints.load_model(path, model)
+    return model.eval(), tokenizer
+
+
+def _write(text: str) -> None:
+    sys.stdout.write(text)
+    sys.stdout.flush()
+
+
+def _load_tokenizer(path: str, pattern: str | None) -> "Tokenizer":
+    from gptrs.tokenizer import Tokenizer
+
+    return Tokenizer.from_file(path, pattern=pattern)
+
+
+def _readable(piece: bytes) -> str:
+    """Bytes in quotes on one line: text where it is UTF-8, \\x escapes where not."""
+    text = piece.decode("utf-8", "backslashreplace")
+    return '"' + "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text) + '"'

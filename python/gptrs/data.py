@@ -1,0 +1,495 @@
+"""Text to token shards, and shards to batches in an order that only the seed decides.
+
+    files ── prepare ──▶ shards + manifest.json ── Dataset ──▶ Loader ──▶ Batch (tokens, targets)
+
+The order is a pure function of (seed, epoch, index): the loader's whole state is one integer, the next sample. It is
+the same on every rank, and after a stop any number of ranks and any microbatch continue exactly where it stood. A Rust
+thread fills fresh buffers ahead of the consumer, so a batch that is kept is never overwritten.
+"""
+
+import json
+import os
+from collections import deque
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from os import fspath
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Self
+
+import numpy as np
+import numpy.typing as npt
+
+from gptrs import _core
+from gptrs.corpus import AnyPath, expand
+from gptrs.progress import bar
+
+if TYPE_CHECKING:
+    from gptrs.tokenizer import Tokenizer
+
+_STATE_VERSION = 1
+
+
+def prepare(
+    files: AnyPath | Iterable[AnyPath],
+    tokenizer: "Tokenizer",
+    out: AnyPath,
+    *,
+    text_field: str = "text",
+    shard_tokens: int = 1 << 27,
+    append_eot: bool = True,
+    threads: int = 0,
+    progress: bool = True,
+) -> "Dataset":
+    """Encodes files into token shards in the folder `out` and returns them as a dataset.
+
+    The bytes written do not depend on `threads`. When the work is cut off, the same call again keeps the finished
+    shards and ends in the same bytes. Special-token text in the files is ordinary text; the manifest counts it.
+
+    Args:
+        files: Paths, globs and folders (searched for *.txt and *.jsonl). A .txt file is one UTF-8 document, a line of
+            a .jsonl file is one.
+        tokenizer: The tokenizer; its digest goes into every shard.
+        out: The folder to write; one that holds another dataset is refused.
+        text_field: The field of a .jsonl line that holds the text.
+        shard_tokens: Tokens in a shard, the last one excepted.
+        append_eot: Write the tokenizer's end-of-text id after each document, if it has one.
+        threads: Threads to use; 0 means all cores.
+        progress: Show a progress bar when stderr is a terminal.
+
+    Raises:
+        ValueError: The corpus is empty, not UTF-8 or not valid JSON, or `out` holds another dataset.
+        OSError: A file cannot be read or written.
+    """
+    paths = expand(files)
+    with bar(progress) as report:
+        core = _core.prepare(
+            paths,
+            tokenizer.core,
+            fspath(out),
+            text_field=text_field,
+            shard_tokens=shard_tokens,
+            append_eot=append_eot,
+            threads=threads,
+            progress=report,
+        )
+    return Dataset._of(core)
+
+
+class Dataset:
+    """The token shards of a folder as one long array of ids; opening checks sizes, headers and the manifest's root."""
+
+    __slots__ = ("core",)
+
+    core: _core.Dataset
+
+    def __init__(self, path: AnyPath) -> None:
+        """Opens the folder that `prepare` wrote.
+
+        Raises:
+            ValueError: The manifest or a shard is not valid or was cut short.
+            OSError: A file cannot be read.
+        """
+        self.core = _core.Dataset(fspath(path))
+
+    @classmethod
+    def _of(cls, core: _core.Dataset) -> Self:
+        dataset = cls.__new__(cls)
+        dataset.core = core
+        return dataset
+
+    @property
+    def path(self) -> Path:
+        """The folder."""
+        return Path(self.core.path)
+
+    @property
+    def n_tokens(self) -> int:
+        """Tokens in all shards, end-of-text ids included."""
+        return self.core.n_tokens
+
+    @property
+    def n_documents(self) -> int:
+        """Documents in all shards."""
+        return self.core.n_documents
+
+    @property
+    def vocab_size(self) -> int:
+        """The vocabulary size of the tokenizer that made the ids: each is smaller."""
+        return self.core.vocab_size
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """The ids' type in the shards: uint16 or uint32."""
+        return np.dtype(self.core.dtype)
+
+    @property
+    def tokenizer_digest(self) -> str:
+        """The digest of the tokenizer that made the ids (`Tokenizer.digest`)."""
+        return self.core.tokenizer_digest
+
+    @property
+    def fingerprint(self) -> str:
+        """64 hex digits over all shards and their order: the identity of the data."""
+        return self.core.fingerprint
+
+    @property
+    def manifest(self) -> dict[str, Any]:
+        """What manifest.json says: the shards with their counts and digests."""
+        manifest: dict[str, Any] = json.loads((self.path / "manifest.json").read_bytes())
+        return manifest
+
+    def n_rows(self, seq_len: int) -> int:
+        """The rows of `seq_len` + 1 tokens in one epoch; neighbours share one token."""
+        if seq_len < 1:
+            raise ValueError(f"seq_len must be at least 1, got {seq_len}")
+        return self.core.n_rows(seq_len)
+
+    def read(self, start: int, n_tokens: int) -> npt.NDArray[np.uint32]:
+        """The ids `start` … `start + n_tokens`, across shard borders."""
+        return self.core.read(start, n_tokens)
+
+    def doc_ids(self, start: int, n_tokens: int) -> npt.NDArray[np.int32]:
+        """For each of these tokens the number of its document, counted from 0 over the dataset."""
+        if self.n_documents > np.iinfo(np.int32).max:
+            raise ValueError(f"document numbers are int32, the dataset has {self.n_documents} documents")
+        return self.core.doc_ids(start, n_tokens).astype(np.int32)
+
+    def verify(self, *, threads: int = 0, progress: bool = True) -> None:
+        """Reads every byte and compares all checksums.
+
+        Raises:
+            ValueError: A shard was changed or damaged; the message names it and the block.
+        """
+        with bar(progress) as report:
+            self.core.verify(threads, report)
+
+    def __len__(self) -> int:
+        return self.n_tokens
+
+    def __getitem__(self, index: slice) -> npt.NDArray[np.uint32]:
+        """The ids of a slice with step 1."""
+        start, stop, step = index.indices(self.n_tokens)
+        if step != 1:
+            raise ValueError(f"expected a slice with step 1, got step {step}; hint: slice the array that comes back")
+        return self.read(start, max(stop - start, 0))
+
+    def __repr__(self) -> str:
+        return f"Dataset({str(self.path)!r}, n_tokens={self.n_tokens}, n_documents={self.n_documents})"
+
+    def __reduce__(self) -> tuple[Any, tuple[str]]:
+        return Dataset, (str(self.path),)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Batch:
+    """One rank's microbatch: B rows of T tokens, and for each the token that follows."""
+
+    tokens: Any  # (B, T) int64, torch.Tensor or with device="numpy" an array
+    targets: Any  # (B, T) int64: targets[b, t] follows tokens[b, t]
+    starts: npt.NDArray[np.int64]  # (B,) where each row begins in the dataset
+    dataset: Dataset
+
+    @property
+    def doc_ids(self) -> Any:
+        """(B, T) int32: the number of each token's document, counted from 0 over the dataset."""
+        return self._like_tokens(self._doc_ids())
+
+    @property
+    def positions(self) -> Any:
+        """(B, T) int64: each token's distance from the start of its document, or of the row where that is later."""
+        doc_ids = self._doc_ids()  # (B, T)
+        at = np.arange(doc_ids.shape[1])  # (T,)
+        is_first = np.diff(doc_ids, axis=1, prepend=doc_ids[:, :1]) != 0  # (B, T)
+        return self._like_tokens(at - np.maximum.accumulate(np.where(is_first, at, 0), axis=1))
+
+    def _doc_ids(self) -> npt.NDArray[np.int32]:
+        T = self.tokens.shape[1]
+        return np.stack([self.dataset.doc_ids(int(start), T) for start in self.starts])  # (B, T)
+
+    def _like_tokens(self, array: npt.NDArray[Any]) -> Any:
+        if isinstance(self.tokens, np.ndarray):
+            return array
+        import torch
+
+        return torch.from_numpy(array).to(self.tokens.device)
+
+
+class Loader:
+    """An endless iterator of microbatches; rows are shuffled anew in every epoch by (seed, epoch).
+
+    Microbatch `k` of `rank` holds the samples `(k * world_size + rank) * micro_batch` and on: the samples of one step
+    are the same for any number of ranks and any microbatch.
+
+    A Rust thread starts at the first `next()` and keeps `prefetch` buffers full; `close()` (or leaving a `with` block)
+    ends it. In a forked child, or unpickled in another process, the loader continues by itself with a thread of its
+    own. Workers of a torch DataLoader are not needed; several of them would each deliver every batch.
+
+    Example:
+        >>> import gptrs, pathlib, tempfile
+        >>> folder = pathlib.Path(tempfile.mkdtemp())
+        >>> _ = (folder / "text.txt").write_text("to be or not to be " * 40)
+        >>> tok = gptrs.Tokenizer.train(folder, 260)
+        >>> dataset = gptrs.prepare(folder, tok, folder / "tokens")
+        >>> with Loader(dataset, seq_len=8, global_batch=4, seed=1, device="numpy") as loader:
+        ...     batch = next(loader)
+        ...     batch.tokens.shape, bool((batch.tokens[:, 1:] == batch.targets[:, :-1]).all()), loader.next_sample
+        ((4, 8), True, 4)
+    """
+
+    def __init__(
+        self,
+        dataset: Dataset,
+        *,
+        seq_len: int,
+        global_batch: int,
+        seed: int = 0,
+        rank: int = 0,
+        world_size: int = 1,
+        micro_batch: int | None = None,
+        pack: str = "stream",
+        shuffle: bool = True,
+        device: str = "cpu",
+        prefetch: int = 4,
+    ) -> None:
+        """Args:
+            dataset: The tokens.
+            seq_len: T, tokens in a row.
+            global_batch: Rows of one optimizer step over all ranks.
+            seed: Decides the order, with the dataset and `seq_len` alone.
+            rank: This process, of `world_size`.
+            world_size: Processes in all.
+            micro_batch: Rows of one item; by default global_batch / world_size.
+            pack: How rows are cut from documents: "stream" (one after the other, nothing lost).
+            shuffle: False gives the rows in the dataset's order.
+            device: "cpu" or "cuda…" for torch tensors there, "numpy" for arrays without torch.
+            prefetch: Buffers that are filled ahead.
+
+        Raises:
+            ValueError: An argument is out of range, or the batch sizes do not divide; names the nearest that do.
+        """
+        if pack != "stream":
+            raise ValueError(f'pack must be "stream", got {pack!r}; hint: "stream" cuts rows without loss')
+        if prefetch < 1:
+            raise ValueError(f"prefetch must be at least 1, got {prefetch}")
+        if micro_batch is None:
+            micro_batch = _split(global_batch, world_size)
+        self.dataset = dataset
+        self.seq_len = seq_len
+        self.global_batch = global_batch
+        self.micro_batch = micro_batch
+        self.seed = seed
+        self.rank = rank
+        self.world_size = world_size
+        self.shuffle = shuffle
+        self.device = device
+        self.prefetch = prefetch
+        self._core = _core.Loader(dataset.core, seq_len, global_batch, micro_batch, rank, world_size, seed, shuffle)
+        self._next_sample = 0
+        self._ring: _core.Ring | None = None
+        self._in_flight: deque[_Buffers] = deque()
+        self._pid = os.getpid()
+        self._is_closed = False
+
+    @property
+    def n_rows(self) -> int:
+        """Rows in one epoch."""
+        return self._core.n_rows
+
+    @property
+    def next_sample(self) -> int:
+        """Samples handed out on all ranks: the whole state."""
+        return self._next_sample
+
+    @property
+    def epoch(self) -> int:
+        """The epoch of the next sample, counted from 0."""
+        return self._next_sample // self.n_rows
+
+    @property
+    def micro_batches_per_step(self) -> int:
+        """Items of this rank in one optimizer step."""
+        return self.global_batch // (self.micro_batch * self.world_size)
+
+    def __iter__(self) -> Iterator[Batch]:
+        return self
+
+    def __next__(self) -> Batch:
+        """The next microbatch; waits only when the thread has fallen behind.
+
+        Raises:
+            ValueError: A shard is damaged.
+            OSError: A shard cannot be read.
+        """
+        ring = self._running()
+        while len(self._in_flight) < self.prefetch:
+            self._submit(ring)
+        try:
+            ring.next()
+        except Exception:
+            self._stop()  # the next call begins again at the same sample
+            raise
+        buffers = self._in_flight.popleft()
+        self._submit(ring)
+        batch = self._batch(self._next_sample, buffers)
+        self._next_sample += self.micro_batch * self.world_size
+        return batch
+
+    def batch_at(self, index: int) -> Batch:
+        """Microbatch `index` of this rank, counted from the beginning; leaves the loader where it is."""
+        if index < 0:
+            raise ValueError(f"index must be at least 0, got {index}")
+        sample = index * self.micro_batch * self.world_size
+        buffers = _allocate(self.device, self.micro_batch, self.seq_len, self.dataset.dtype)
+        self._core.fill(sample, *buffers.arrays)
+        return self._batch(sample, buffers)
+
+    def state_dict(self) -> dict[str, Any]:
+        """What continues this loader exactly: JSON of less than 1 KB, the same on every rank."""
+        return {
+            "version": _STATE_VERSION,
+            "order": self._core.order,
+            "seed": self.seed,
+            "next_sample": self._next_sample,
+            "fingerprint": self.dataset.fingerprint,
+            "seq_len": self.seq_len,
+            "global_batch": self.global_batch,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continues at the state of another loader, whatever its rank, world size and microbatch were.
+
+        Raises:
+            ValueError: A field is missing or differs (named with both values), or the state does not stand at the
+                border of a microbatch of this loader.
+        """
+        here = self.state_dict()
+        for name in here | state:
+            if name not in state or name not in here:
+                where = "missing from" if name not in state else "unknown in"
+                raise ValueError(f"field {name!r} is {where} the loader state; hint: pass what state_dict() returned")
+            if name != "next_sample" and state[name] != here[name]:
+                raise ValueError(
+                    f"the loader state has {name} {state[name]!r}, this loader {here[name]!r}; hint: make the loader "
+                    f"with the same {name}"
+                )
+        stride = self.micro_batch * self.world_size
+        next_sample = state["next_sample"]
+        if type(next_sample) is not int or next_sample < 0 or next_sample % stride:
+            raise ValueError(
+                f"next_sample must be a multiple of micro_batch * world_size ({stride}), got {next_sample!r}; hint: "
+                "choose a micro_batch that divides it"
+            )
+        self._stop()
+        self._next_sample = next_sample
+
+    def close(self) -> None:
+        """Ends the thread; the loader cannot be used after that."""
+        self._stop()
+        self._is_closed = True
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        return (
+            f"Loader({self.dataset!r}, seq_len={self.seq_len}, global_batch={self.global_batch}, seed={self.seed}, "
+            f"next_sample={self._next_sample})"
+        )
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        arguments = {
+            "seq_len": self.seq_len,
+            "global_batch": self.global_batch,
+            "seed": self.seed,
+            "rank": self.rank,
+            "world_size": self.world_size,
+            "micro_batch": self.micro_batch,
+            "shuffle": self.shuffle,
+            "device": self.device,
+            "prefetch": self.prefetch,
+        }
+        return _restore, (self.dataset, arguments, self._next_sample)
+
+    def _running(self) -> _core.Ring:
+        """The ring of this process; one that a fork left behind has no thread and is dropped."""
+        if self._is_closed:
+            raise ValueError("the loader is closed; hint: make a new one and load the state of this one")
+        if self._pid != os.getpid():
+            self._stop()
+            self._pid = os.getpid()
+        if self._ring is None:
+            self._ring = self._core.ring(self._next_sample)
+        return self._ring
+
+    def _submit(self, ring: _core.Ring) -> None:
+        buffers = _allocate(self.device, self.micro_batch, self.seq_len, self.dataset.dtype)
+        ring.submit(*buffers.arrays)
+        self._in_flight.append(buffers)
+
+    def _stop(self) -> None:
+        self._ring = None  # joins the thread
+        self._in_flight.clear()
+
+    def _batch(self, sample: int, buffers: "_Buffers") -> Batch:
+        tokens, targets = buffers.take()
+        return Batch(tokens, targets, self._core.row_starts(sample), self.dataset)
+
+
+def _restore(dataset: Dataset, arguments: dict[str, Any], next_sample: int) -> Loader:
+    loader = Loader(dataset, **arguments)
+    loader._next_sample = next_sample
+    return loader
+
+
+def _split(global_batch: int, world_size: int) -> int:
+    """The default microbatch: an equal share of the step for each rank."""
+    if world_size < 1 or global_batch < 1 or global_batch % world_size:
+        below = max(global_batch // max(world_size, 1), 1) * world_size
+        raise ValueError(
+            f"global_batch ({global_batch}) must be a positive multiple of world_size ({world_size}); hint: use "
+            f"global_batch={below} or global_batch={below + world_size}"
+        )
+    return global_batch // world_size
+
+
+@dataclass(slots=True, eq=False)
+class _Buffers:
+    """Fresh memory for one microbatch: what Rust fills, and how it becomes what the user gets."""
+
+    arrays: tuple[npt.NDArray[Any], ...]  # (tokens, targets) of int64, or (rows,) as in the shards
+    tensors: tuple[Any, ...]  # the same memory as torch tensors; empty for device="numpy"
+    device: str
+
+    def take(self) -> tuple[Any, Any]:
+        """Tokens and targets, (B, T) int64."""
+        if len(self.arrays) == 2:
+            tokens, targets = self.tensors or self.arrays
+            return tokens, targets
+        import torch
+
+        # Two bytes a token cross the bus and are widened there. The host memory returns to torch's pinned allocator,
+        # which waits for the copy before it hands it out again.
+        (rows,) = self.tensors
+        mask = (1 << 8 * rows.element_size()) - 1
+        wide = rows.to(self.device, non_blocking=True).to(torch.int64) & mask  # (B, T+1)
+        return wide[:, :-1].contiguous(), wide[:, 1:].contiguous()  # (B, T)
+
+
+def _allocate(device: str, B: int, T: int, dtype: np.dtype[Any]) -> _Buffers:
+    if device == "numpy":
+        return _Buffers((np.empty((B, T), np.int64), np.empty((B, T), np.int64)), (), device)
+    import torch
+
+    if device == "cpu":
+        tokens, targets = torch.empty((B, T), dtype=torch.int64), torch.empty((B, T), dtype=torch.int64)
+        return _Buffers((tokens.numpy(), targets.numpy()), (tokens, targets), device)
+    # torch has few operations on unsigned types: the same bits as signed ones, masked after widening.
+    signed = torch.int16 if dtype == np.uint16 else torch.int32
+    rows = torch.empty((B, T + 1), dtype=signed, pin_memory=True)
+    return _Buffers((rows.numpy().view(dtype),), (rows,), device)

@@ -1,0 +1,350 @@
+//! Documents of text files and of JSON lines.
+//!
+//! A `.txt` file is one document; in a `.jsonl` file each line is a JSON object whose field `text` is one. Both must be
+//! UTF-8. Text files are mapped; JSON lines are streamed with one bounded line in memory.
+
+use std::borrow::Cow;
+use std::fmt;
+use std::fs::{self, File};
+use std::io::{BufRead, BufReader, Read, Seek, SeekFrom};
+use std::path::{Path, PathBuf};
+
+use serde::de::{DeserializeSeed, Deserializer, IgnoredAny, MapAccess, Visitor};
+
+use crate::error::{Error, Result};
+use crate::io::{self, Map};
+
+/// The longest line of a JSON lines file, in bytes.
+pub const MAX_LINE: usize = 256 << 20;
+
+/// What a file holds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    /// One document: the file.
+    Text,
+    /// A JSON object with one document in each line.
+    JsonLines,
+}
+
+/// A file of documents.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Input {
+    /// Where it is.
+    pub path: PathBuf,
+    /// What it holds.
+    pub kind: Kind,
+    /// Its length.
+    pub n_bytes: u64,
+}
+
+/// The files behind `paths`, in their order; a folder gives its `*.txt` and `*.jsonl` at any depth, sorted by path.
+///
+/// Every file is opened once, so what is missing or unreadable fails here. Named files of any other ending are text,
+/// except those that are known not to be.
+pub fn inputs(paths: &[PathBuf]) -> Result<Vec<Input>> {
+    let mut inputs = Vec::new();
+    for path in paths {
+        if path.is_dir() {
+            let files = files_below(path)?;
+            if files.is_empty() {
+                let message = format!("expected *.txt or *.jsonl files in {}, found none", path.display());
+                return Err(Error::Argument(format!("{message}; hint: name the files themselves")));
+            }
+            for file in files {
+                inputs.push(input(file)?);
+            }
+        } else {
+            inputs.push(input(path.clone())?);
+        }
+    }
+    Ok(inputs)
+}
+
+fn input(path: PathBuf) -> Result<Input> {
+    let kind = match extension(&path).as_str() {
+        "jsonl" | "ndjson" => Kind::JsonLines,
+        got @ ("gz" | "zst" | "xz" | "bz2" | "zip" | "tar" | "parquet" | "arrow" | "json") => {
+            let message = format!("expected text or JSON lines, got a .{got} file: {}", path.display());
+            return Err(Error::Argument(format!("{message}; hint: convert it to .txt or .jsonl")));
+        }
+        _ => Kind::Text,
+    };
+    let (_, n_bytes) = io::open_regular(&path)?;
+    Ok(Input { path, kind, n_bytes })
+}
+
+fn extension(path: &Path) -> String {
+    path.extension().map_or(String::new(), |e| e.to_string_lossy().to_ascii_lowercase())
+}
+
+/// Files of documents at any depth below `dir`; links to folders are not followed, so there are no circles.
+fn files_below(dir: &Path) -> Result<Vec<PathBuf>> {
+    let mut files = Vec::new();
+    let mut folders = vec![dir.to_owned()];
+    while let Some(folder) = folders.pop() {
+        for entry in fs::read_dir(&folder).map_err(Error::io("list", &folder))? {
+            let entry = entry.map_err(Error::io("list", &folder))?;
+            let path = entry.path();
+            if entry.file_type().map_err(Error::io("read the metadata of", &path))?.is_dir() {
+                folders.push(path);
+            } else if matches!(extension(&path).as_str(), "txt" | "jsonl") && !path.is_dir() {
+                files.push(path);
+            }
+        }
+    }
+    files.sort();
+    Ok(files)
+}
+
+/// Calls `f` with each document of `input`, in order; `text_field` is the JSON field that holds the text.
+pub fn for_each_document(input: &Input, text_field: &str, mut f: impl FnMut(&str) -> Result<()>) -> Result<()> {
+    match input.kind {
+        Kind::Text => {
+            let map = Map::open(&input.path)?;
+            f(utf8(map.as_bytes(), 0, &input.path)?)
+        }
+        Kind::JsonLines => {
+            let mut lines = JsonLines::open(&input.path)?;
+            let mut bytes = Vec::new();
+            while let Some(at) = lines.next(&mut bytes)? {
+                f(&document(&bytes, text_field, at, &input.path)?)?;
+                bytes.clear();
+            }
+            Ok(())
+        }
+    }
+}
+
+/// `bytes` as text; they stand at `offset` of the file at `path`.
+pub fn utf8<'b>(bytes: &'b [u8], offset: u64, path: &Path) -> Result<&'b str> {
+    std::str::from_utf8(bytes)
+        .map_err(|e| Error::NotUtf8 { path: path.to_owned(), offset: offset + e.valid_up_to() as u64 })
+}
+
+/// Where a line stands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct LinePosition {
+    /// Offset of its first byte in the file.
+    pub offset: u64,
+    /// Its number, from 1.
+    pub line: u64,
+}
+
+/// The lines of a JSON lines file that are not blank.
+#[derive(Debug)]
+pub struct JsonLines {
+    reader: BufReader<File>,
+    path: PathBuf,
+    next: LinePosition,
+    max_line: usize,
+}
+
+impl JsonLines {
+    /// The lines of the file at `path`; a byte order mark before the first is skipped.
+    pub fn open(path: &Path) -> Result<Self> {
+        Self::open_at(path, LinePosition { offset: 0, line: 1 })
+    }
+
+    /// The lines from a position on that [`JsonLines::next`] gave before.
+    pub fn open_at(path: &Path, next: LinePosition) -> Result<Self> {
+        let (file, _) = io::open_regular(path)?;
+        let mut reader = BufReader::with_capacity(1 << 18, file);
+        reader.seek(SeekFrom::Start(next.offset)).map_err(Error::io("read", path))?;
+        let mut lines = Self { reader, path: path.to_owned(), next, max_line: MAX_LINE };
+        if next.offset == 0 && lines.reader.fill_buf().map_err(Error::io("read", path))?.starts_with(b"\xEF\xBB\xBF") {
+            lines.reader.consume(3);
+            lines.next.offset = 3;
+        }
+        Ok(lines)
+    }
+
+    /// Where the reader stands.
+    pub fn position(&self) -> LinePosition {
+        self.next
+    }
+
+    /// Appends the next line to `out`, without its line feed, and says where it stands; `None` at the end of the file.
+    pub fn next(&mut self, out: &mut Vec<u8>) -> Result<Option<LinePosition>> {
+        loop {
+            let (start, position) = (out.len(), self.next);
+            let limit = self.max_line as u64 + 1;
+            let read = (&mut self.reader).take(limit).read_until(b'\n', out);
+            let n = read.map_err(Error::io("read", &self.path))?;
+            if n == 0 {
+                return Ok(None);
+            }
+            self.next = LinePosition { offset: position.offset + n as u64, line: position.line + 1 };
+            if out.last() == Some(&b'\n') {
+                out.pop();
+            } else if n as u64 == limit {
+                let reason = format!("expected at most {} bytes, got more", self.max_line);
+                return Err(bad_line(&self.path, position, &reason));
+            }
+            if !out[start..].trim_ascii().is_empty() {
+                return Ok(Some(position));
+            }
+            out.truncate(start);
+        }
+    }
+}
+
+/// The text of one JSON line.
+pub fn document<'l>(line: &'l [u8], text_field: &str, at: LinePosition, path: &Path) -> Result<Cow<'l, str>> {
+    let json = utf8(line, at.offset, path)?;
+    let mut parser = serde_json::Deserializer::from_str(json);
+    let text = TextOf(text_field).deserialize(&mut parser).and_then(|text| parser.end().map(|()| text));
+    // serde_json counts from its own line 1; only its column says something about a file of many lines.
+    text.map_err(|error| {
+        let message = error.to_string();
+        let reason = message.rsplit_once(" at line ").map_or(message.as_str(), |(reason, _)| reason);
+        bad_line(path, at, &format!("column {}: {reason}", error.column()))
+    })
+}
+
+fn bad_line(path: &Path, at: LinePosition, reason: &str) -> Error {
+    Error::Format { path: path.to_owned(), format: "JSON lines file", reason: format!("line {}: {reason}", at.line) }
+}
+
+/// Reads a JSON object for one field; what else is in it is checked to be JSON and skipped.
+struct TextOf<'f>(&'f str);
+
+impl<'de> DeserializeSeed<'de> for TextOf<'_> {
+    type Value = Cow<'de, str>;
+
+    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> std::result::Result<Self::Value, D::Error> {
+        deserializer.deserialize_map(self)
+    }
+}
+
+impl<'de> Visitor<'de> for TextOf<'_> {
+    type Value = Cow<'de, str>;
+
+    fn expecting(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        write!(f, "an object with a field {:?}", self.0)
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> std::result::Result<Self::Value, A::Error> {
+        use serde::de::Error as _;
+        let mut text = None;
+        while let Some(Text(key)) = map.next_key()? {
+            if key != self.0 {
+                map.next_value::<IgnoredAny>()?;
+            } else if text.replace(map.next_value::<Text>()?.0).is_some() {
+                return Err(A::Error::custom(format_args!("the field {:?} occurs twice", self.0)));
+            }
+        }
+        let hint = "hint: name the field that holds the text with text_field";
+        text.ok_or_else(|| A::Error::custom(format_args!("expected a field {:?}, found none; {hint}", self.0)))
+    }
+}
+
+/// A string, borrowed from the line when it has no escapes.
+struct Text<'de>(Cow<'de, str>);
+
+impl<'de> serde::Deserialize<'de> for Text<'de> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> std::result::Result<Self, D::Error> {
+        struct Strings;
+        impl<'de> Visitor<'de> for Strings {
+            type Value = Text<'de>;
+
+            fn expecting(&self, f: &mut fmt::Formatter) -> fmt::Result {
+                f.write_str("a string")
+            }
+
+            fn visit_borrowed_str<E>(self, text: &'de str) -> std::result::Result<Self::Value, E> {
+                Ok(Text(Cow::Borrowed(text)))
+            }
+
+            fn visit_str<E>(self, text: &str) -> std::result::Result<Self::Value, E> {
+                Ok(Text(Cow::Owned(text.to_owned())))
+            }
+        }
+        deserializer.deserialize_str(Strings)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn documents(name: &str, bytes: &[u8]) -> Result<Vec<String>> {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join(name);
+        fs::write(&path, bytes).unwrap();
+        let mut documents = Vec::new();
+        for input in inputs(&[path])? {
+            for_each_document(&input, "text", |text| {
+                documents.push(text.to_owned());
+                Ok(())
+            })?;
+        }
+        Ok(documents)
+    }
+
+    #[test]
+    fn a_text_file_is_one_document_and_a_json_line_is_one() {
+        assert_eq!(documents("a.txt", "one\ntwo\n".as_bytes()).unwrap(), ["one\ntwo\n"]);
+        assert_eq!(documents("a.py", b"").unwrap(), [""]);
+        let lines =
+            b"\xEF\xBB\xBF{\"id\": [1, {}], \"text\": \"a\\u00e9\\n\"}\r\n\n  \n{\"text\":\"\"}\n{\"text\":\"last\"}";
+        assert_eq!(documents("a.jsonl", lines).unwrap(), ["a\u{e9}\n", "", "last"]);
+    }
+
+    #[test]
+    fn a_bad_line_is_named_by_its_number_and_column() {
+        for (line, reason) in [
+            ("{\"text\": 5}", "line 3: column 10: invalid type: integer `5`, expected a string"),
+            ("{\"body\": \"x\"}", "line 3: column 13: expected a field \"text\", found none; hint"),
+            ("{\"text\": \"a\", \"text\": \"b\"}", "line 3: column 26: the field \"text\" occurs twice"),
+            ("{\"text\": \"a\"} x", "line 3: column 15: trailing characters"),
+            ("[1]", "line 3: column 0: invalid type: sequence, expected an object with a field \"text\""),
+            ("{\"text\": \"\\ud800\"}", "line 3: column 17: unexpected end of hex escape"),
+        ] {
+            let message =
+                documents("a.jsonl", format!("{{\"text\":\"\"}}\n\n{line}\n").as_bytes()).unwrap_err().to_string();
+            assert!(message.contains(reason), "{message}");
+        }
+    }
+
+    #[test]
+    fn the_first_byte_that_is_not_utf8_is_named_by_its_offset_in_the_file() {
+        for (name, bytes) in [("a.txt", &b"abc\xC3\xA9\xFFdef"[..]), ("a.jsonl", &b"\n \n  \xFF"[..])] {
+            let Err(Error::NotUtf8 { offset, .. }) = documents(name, bytes) else { panic!("{name} was accepted") };
+            assert_eq!(offset, 5);
+        }
+    }
+
+    #[test]
+    fn a_line_has_a_longest_length() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("a.jsonl");
+        fs::write(&path, "1234567\n12345678\n123456789\n").unwrap();
+        let mut lines = JsonLines::open(&path).unwrap();
+        lines.max_line = 8;
+        let mut out = Vec::new();
+        assert_eq!(lines.next(&mut out).unwrap(), Some(LinePosition { offset: 0, line: 1 }));
+        let second = lines.next(&mut out).unwrap().unwrap();
+        assert_eq!((second, out.as_slice()), (LinePosition { offset: 8, line: 2 }, &b"123456712345678"[..]));
+        assert!(lines.next(&mut out).unwrap_err().to_string().contains("line 3: expected at most 8 bytes"));
+        let mut again = JsonLines::open_at(&path, second).unwrap();
+        out.clear();
+        assert_eq!((again.next(&mut out).unwrap(), out.as_slice()), (Some(second), &b"12345678"[..]));
+    }
+
+    #[test]
+    fn a_folder_gives_its_texts_sorted_and_what_is_no_text_is_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        fs::create_dir(dir.path().join("b")).unwrap();
+        for name in ["z.txt", "b/c.jsonl", "b/a.txt", "a.TXT", "note.md"] {
+            fs::write(dir.path().join(name), "").unwrap();
+        }
+        let found = inputs(&[dir.path().to_owned()]).unwrap();
+        let names: Vec<_> = found.iter().map(|i| i.path.strip_prefix(dir.path()).unwrap().to_str().unwrap()).collect();
+        assert_eq!(names, ["a.TXT", "b/a.txt", "b/c.jsonl", "z.txt"]);
+        for bad in ["absent.txt", "x.jsonl.zst", "b/empty"] {
+            fs::create_dir_all(dir.path().join("b/empty")).unwrap();
+            let message = inputs(&[dir.path().join(bad)]).unwrap_err().to_string();
+            assert!(message.contains(bad), "{message}");
+        }
+    }
+}

@@ -1,0 +1,236 @@
+//! A dataset: a folder of shards under one manifest, read as one long row of tokens.
+
+use std::ops::Range;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use crate::control::Control;
+use crate::error::{Error, Result};
+use crate::manifest::{FILE, Manifest};
+use crate::parallel;
+use crate::sealed::hex;
+use crate::shard::{Dtype, Shard, Spec, Token, check_width, widen};
+
+/// Shards held open at a time; a process may often have only 256 files.
+const MAX_OPEN: usize = 128;
+
+/// An open dataset, shared by threads.
+#[derive(Debug)]
+pub struct Dataset {
+    dir: PathBuf,
+    manifest: Manifest,
+    spec: Spec,
+    /// First token of each shard, then the number of all.
+    token_starts: Vec<u64>,
+    /// First document that ends in each shard, then the number of all.
+    document_starts: Vec<u64>,
+    open: Mutex<Vec<(usize, Arc<Shard>)>>,
+}
+
+impl Dataset {
+    /// Opens the dataset in `dir`: checks the manifest and each shard's length, header and trailer against it.
+    pub fn open(dir: &Path) -> Result<Self> {
+        let Some(manifest) = Manifest::read(dir)? else {
+            let missing = std::io::Error::new(std::io::ErrorKind::NotFound, "it is missing; hint: run gptrs prepare");
+            return Err(Error::io("open", dir.join(FILE))(missing));
+        };
+        let spec = manifest.spec()?;
+        let starts = |count: fn(&crate::manifest::Entry) -> u64| {
+            let mut starts = vec![0];
+            for entry in &manifest.shards {
+                starts.push(starts[starts.len() - 1] + count(entry));
+            }
+            starts
+        };
+        let (token_starts, document_starts) = (starts(|s| s.n_tokens), starts(|s| s.n_documents));
+        let open = Mutex::default();
+        let dataset = Self { dir: dir.to_owned(), manifest, spec, token_starts, document_starts, open };
+        for i in 0..dataset.manifest.shards.len() {
+            dataset.open_shard(i)?;
+        }
+        Ok(dataset)
+    }
+
+    /// Checks every byte of every shard.
+    pub fn verify(&self, threads: usize, control: &Control) -> Result<()> {
+        let size = self.spec.dtype.size() as u64;
+        control.begin("verify bytes", self.n_tokens() * size + 8 * self.n_documents());
+        parallel::run(
+            threads,
+            self.manifest.shards.len(),
+            control,
+            || (),
+            |(), i| self.open_shard(i)?.verify(control),
+        )?;
+        Ok(())
+    }
+
+    /// The folder.
+    pub fn dir(&self) -> &Path {
+        &self.dir
+    }
+
+    /// What `manifest.json` says.
+    pub fn manifest(&self) -> &Manifest {
+        &self.manifest
+    }
+
+    /// How a token is stored.
+    pub fn dtype(&self) -> Dtype {
+        self.spec.dtype
+    }
+
+    /// Ids are below this.
+    pub fn vocab_size(&self) -> u64 {
+        self.spec.vocab_size
+    }
+
+    /// The tokenizer's end-of-text id, if it has one.
+    pub fn eot_id(&self) -> Option<u32> {
+        self.spec.eot_id
+    }
+
+    /// Identity of the tokens, 64 hexadecimal digits.
+    pub fn fingerprint(&self) -> &str {
+        &self.manifest.fingerprint
+    }
+
+    /// Number of tokens.
+    pub fn n_tokens(&self) -> u64 {
+        self.manifest.n_tokens
+    }
+
+    /// Number of documents.
+    pub fn n_documents(&self) -> u64 {
+        self.manifest.n_documents
+    }
+
+    /// Number of rows of `seq_len` inputs, each with the one target behind it: row `r` starts at token `r * seq_len`.
+    pub fn n_rows(&self, seq_len: usize) -> u64 {
+        self.n_tokens().saturating_sub(1) / (seq_len as u64).max(1)
+    }
+
+    /// Fills `out` with the tokens from `start` on.
+    pub fn read<T: Token>(&self, start: u64, out: &mut [T]) -> Result<()> {
+        check_width::<T>(self.spec.dtype)?;
+        let mut bytes = vec![0; out.len() * self.spec.dtype.size()];
+        self.read_bytes(start, &mut bytes)?;
+        widen(self.spec.dtype, &bytes, out);
+        Ok(())
+    }
+
+    /// Fills `out` with the tokens from `start` on, as stored.
+    pub fn read_bytes(&self, start: u64, out: &mut [u8]) -> Result<()> {
+        let size = self.spec.dtype.size();
+        let n = (out.len() / size) as u64;
+        if start.checked_add(n).is_none_or(|end| end > self.n_tokens()) {
+            let has = self.n_tokens();
+            return Err(Error::Argument(format!("tokens {start} to {start}+{n} are not in the dataset of {has}")));
+        }
+        let (mut at, mut rest) = (start, out);
+        while !rest.is_empty() {
+            let i = self.token_starts.partition_point(|&s| s <= at) - 1;
+            let left = self.token_starts[i + 1] - at;
+            let n = rest.len().min(usize::try_from(left).unwrap_or(usize::MAX).saturating_mul(size));
+            let (now, later) = rest.split_at_mut(n);
+            self.shard(i)?.token_bytes(at - self.token_starts[i], now)?;
+            at += (n / size) as u64;
+            rest = later;
+        }
+        Ok(())
+    }
+
+    /// Fills `out` with the index of the document of each token from `start` on.
+    pub fn doc_ids(&self, start: u64, out: &mut [u64]) -> Result<()> {
+        let end = start.checked_add(out.len() as u64).filter(|&end| end <= self.n_tokens());
+        let Some(end) = end else {
+            let (n, has) = (out.len(), self.n_tokens());
+            return Err(Error::Argument(format!("tokens {start} to {start}+{n} are not in the dataset of {has}")));
+        };
+        let mut at = start;
+        while at < end {
+            let i = self.token_starts.partition_point(|&s| s <= at) - 1;
+            let stop = end.min(self.token_starts[i + 1]);
+            let [from, to] = [at - start, stop - start].map(|x| x as usize);
+            let shard = self.shard(i)?;
+            shard_doc_ids(&shard, at - self.token_starts[i], self.document_starts[i], &mut out[from..to])?;
+            at = stop;
+        }
+        Ok(())
+    }
+
+    /// The tokens of document `index`, its end-of-text id included.
+    pub fn document(&self, index: u64) -> Result<Range<u64>> {
+        if index >= self.n_documents() {
+            let has = self.n_documents();
+            return Err(Error::Argument(format!("expected a document below {has}, got {index}")));
+        }
+        let start = if index == 0 { 0 } else { self.document_end(index - 1)? };
+        Ok(start..self.document_end(index)?)
+    }
+
+    fn document_end(&self, index: u64) -> Result<u64> {
+        let i = self.document_starts.partition_point(|&s| s <= index) - 1;
+        let mut end = [0];
+        self.shard(i)?.document_ends(index - self.document_starts[i], &mut end)?;
+        Ok(self.token_starts[i] + end[0])
+    }
+
+    /// Shard `i`, from the open ones when it is among them.
+    fn shard(&self, i: usize) -> Result<Arc<Shard>> {
+        let held = |open: &Vec<(usize, Arc<Shard>)>| open.iter().find(|(j, _)| *j == i).map(|(_, s)| Arc::clone(s));
+        if let Some(shard) = held(&self.open.lock().unwrap_or_else(PoisonError::into_inner)) {
+            return Ok(shard);
+        }
+        let shard = Arc::new(self.open_shard(i)?);
+        let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(shard) = held(&open) {
+            return Ok(shard); // another thread was faster, and its record of checked blocks is older
+        }
+        if open.len() == MAX_OPEN {
+            open.swap_remove(i % MAX_OPEN);
+        }
+        open.push((i, Arc::clone(&shard)));
+        Ok(shard)
+    }
+
+    /// Opens shard `i` and compares it with its entry.
+    fn open_shard(&self, i: usize) -> Result<Shard> {
+        let entry = &self.manifest.shards[i];
+        let shard = Shard::open(&self.dir.join(&entry.name))?;
+        let got = crate::manifest::Entry::new(entry.name.clone(), shard.header(), shard.blake3());
+        if got.blake3 != entry.blake3 {
+            let (path, expected) = (shard.path().to_owned(), entry.blake3.clone());
+            return Err(Error::Digest { path, what: "trailer".to_owned(), expected, got: hex(shard.blake3()) });
+        }
+        if got != *entry || shard.header().spec != self.spec {
+            let reason = "its header does not say what the manifest says of it".to_owned();
+            return Err(Error::Format { path: shard.path().to_owned(), format: "shard", reason });
+        }
+        Ok(shard)
+    }
+}
+
+/// The documents of a shard's tokens from `start` on; `base` is the index of the first that ends in it.
+fn shard_doc_ids(shard: &Shard, start: u64, base: u64, out: &mut [u64]) -> Result<()> {
+    const AT_ONCE: u64 = 512;
+    let n_documents = shard.header().n_documents;
+    let mut document = shard.documents_before(start)?;
+    let mut ends: Vec<u64> = Vec::new();
+    let mut first = document; // the document of ends[0]
+    for (token, id) in (start..).zip(out) {
+        loop {
+            if document == first + ends.len() as u64 && document < n_documents {
+                first = document;
+                ends.resize((n_documents - first).min(AT_ONCE) as usize, 0);
+                shard.document_ends(first, &mut ends)?;
+            }
+            match ends.get((document - first) as usize) {
+                Some(&end) if end <= token => document += 1,
+                _ => break,
+            }
+        }
+        *id = base + document;
+    }
+    Ok(())
+}

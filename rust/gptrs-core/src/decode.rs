@@ -1,0 +1,56 @@
+//! Ids back to text, also one by one.
+
+use std::sync::Arc;
+
+use crate::error::Result;
+use crate::tokenizer::Tokenizer;
+
+/// Decodes ids as they come and gives out whole characters only.
+///
+/// The parts concatenate to the lossy UTF-8 decoding of all bytes: each maximal invalid sequence is one U+FFFD, given out
+/// as soon as it is known to be invalid.
+#[derive(Debug, Clone)]
+pub struct StreamDecoder {
+    tokenizer: Arc<Tokenizer>,
+    /// The start of a character that is not complete; at most 3 bytes between calls.
+    pending: Vec<u8>,
+    n_pushed: usize,
+}
+
+impl StreamDecoder {
+    pub(crate) fn new(tokenizer: Arc<Tokenizer>) -> Self {
+        Self { tokenizer, pending: Vec::new(), n_pushed: 0 }
+    }
+
+    /// The characters that `id` completes; often empty in the middle of one. Fails on an unknown id and stays usable.
+    pub fn push(&mut self, id: u32) -> Result<String> {
+        let bytes = self.tokenizer.known_bytes(id, self.n_pushed)?;
+        self.n_pushed += 1;
+        self.pending.extend_from_slice(bytes);
+        let mut text = String::new();
+        let mut rest = 0;
+        for chunk in self.pending.utf8_chunks() {
+            text.push_str(chunk.valid());
+            rest = chunk.invalid().len();
+            if rest > 0 {
+                text.push('\u{FFFD}');
+            }
+        }
+        let tail = &self.pending[self.pending.len() - rest..];
+        let is_incomplete = std::str::from_utf8(tail).is_err_and(|error| error.error_len().is_none());
+        if is_incomplete {
+            text.pop();
+        } else {
+            rest = 0;
+        }
+        self.pending.drain(..self.pending.len() - rest);
+        Ok(text)
+    }
+
+    /// U+FFFD when a character was left incomplete; the decoder is then at its start again.
+    pub fn finish(&mut self) -> String {
+        let rest = std::mem::take(&mut self.pending);
+        self.n_pushed = 0;
+        String::from_utf8_lossy(&rest).into_owned()
+    }
+}

@@ -1,0 +1,65 @@
+//! GPT-2's byte-level alphabet: one printable character for each byte, so that JSON and text files can hold tokens.
+//!
+//! Printable Latin-1 stands for itself, the other 68 bytes are U+0100 onwards in order (openai/gpt-2, src/encoder.py).
+
+const fn is_itself(byte: u8) -> bool {
+    matches!(byte, b'!'..=b'~' | 0xA1..=0xAC | 0xAE..=0xFF)
+}
+
+const CHARS: [char; 256] = {
+    let mut chars = ['\0'; 256];
+    let (mut byte, mut next) = (0, 0x100);
+    while byte < 256 {
+        let point = if is_itself(byte as u8) {
+            byte as u32
+        } else {
+            next += 1;
+            next - 1
+        };
+        chars[byte] = match char::from_u32(point) {
+            Some(c) => c,
+            None => panic!("all code points here are below U+0144"),
+        };
+        byte += 1;
+    }
+    chars
+};
+
+/// Byte by code point, for the code points below U+0144.
+const BYTES: [Option<u8>; 0x144] = {
+    let mut bytes = [None; 0x144];
+    let mut byte = 0;
+    while byte < 256 {
+        bytes[CHARS[byte] as usize] = Some(byte as u8);
+        byte += 1;
+    }
+    bytes
+};
+
+/// `bytes` in the alphabet.
+pub(super) fn spell(bytes: &[u8]) -> String {
+    bytes.iter().map(|&byte| CHARS[usize::from(byte)]).collect()
+}
+
+/// The bytes that `text` spells; the first character outside the alphabet otherwise.
+pub(super) fn bytes(text: &str) -> Result<Vec<u8>, char> {
+    text.chars().map(|c| BYTES.get(c as usize).copied().flatten().ok_or(c)).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_space_is_dotted_g_and_a_newline_dotted_c() {
+        assert_eq!(spell(b" a\n"), "ĠaĊ");
+        assert_eq!(bytes("ĠaĊ"), Ok(b" a\n".to_vec()));
+        assert_eq!(bytes("a b"), Err(' '));
+    }
+
+    #[test]
+    fn every_byte_comes_back() {
+        let all: Vec<u8> = (0..=255).collect();
+        assert_eq!(bytes(&spell(&all)), Ok(all));
+    }
+}

@@ -1,0 +1,185 @@
+//! Tokenizer files of others, which are also ours: Hugging Face's tokenizer.json, tiktoken's ranks, GPT-2's pair of files.
+//!
+//! Every reader bounds what it allocates by the size of the file, refuses by name what it cannot honour, and ends in
+//! the checked constructors of [`Vocab`](crate::Vocab) and [`Tokenizer`].
+
+pub mod merges;
+pub mod tiktoken;
+pub mod tokenizer_json;
+
+mod alphabet;
+mod pre_tokenizer;
+
+use std::fs::File;
+use std::io::Read;
+use std::path::{Path, PathBuf};
+
+use crate::error::{Error, Result};
+use crate::io;
+use crate::special::SpecialToken;
+use crate::split::Splitter;
+use crate::tokenizer::Tokenizer;
+
+/// The largest tokenizer file that is read; the largest in use have some 30 MB.
+const MAX_FILE_BYTES: u64 = 512 << 20;
+
+/// Names of vocab.json and merges.txt, as Hugging Face and as GPT-2's repository have them.
+const MERGE_FILES: [(&str, &str); 2] = [("vocab.json", "merges.txt"), ("encoder.json", "vocab.bpe")];
+
+/// Reads a tokenizer from a file, or from a directory that has tokenizer.json or vocab.json and merges.txt.
+///
+/// A `.tiktoken` file has no pattern; known names (`gpt2`, `r50k_base`, `p50k_base`, `cl100k_base`) bring pattern and special
+/// tokens, others need `pattern`. vocab.json and merges.txt are GPT-2's unless `pattern` says otherwise. tokenizer.json
+/// has its own pattern, and `pattern` must be absent or the same.
+pub fn read(path: &Path, pattern: Option<&str>) -> Result<Tokenizer> {
+    if path.is_dir() {
+        return read_directory(path, pattern);
+    }
+    let extension = path.extension().and_then(|extension| extension.to_str()).unwrap_or_default();
+    match extension {
+        "tiktoken" => read_tiktoken(path, pattern),
+        "json" => read_json(path, pattern),
+        "txt" | "bpe" => {
+            let names = MERGE_FILES.iter().find(|(_, merges)| path.file_name().is_some_and(|name| name == *merges));
+            let vocab = names.map_or("vocab.json", |(vocab, _)| vocab);
+            read_merges(&path.with_file_name(vocab), path, pattern)
+        }
+        _ => Err(Error::Argument(format!(
+            "{} is not a tokenizer file by its name, expected *.json, *.tiktoken, merges.txt or a directory",
+            path.display()
+        ))),
+    }
+}
+
+/// Writes a tokenizer atomically: `*.json` and a directory get tokenizer.json, `*.tiktoken` gets ranks.
+pub fn write(tokenizer: &Tokenizer, path: &Path) -> Result<()> {
+    let path = if path.is_dir() { path.join("tokenizer.json") } else { path.to_path_buf() };
+    let text = match path.extension().and_then(|extension| extension.to_str()) {
+        Some("json") => tokenizer_json::to_string(tokenizer)?,
+        Some("tiktoken") => tiktoken::to_string(tokenizer)?,
+        _ => {
+            return Err(Error::Argument(format!(
+                "cannot tell the format of {} by its name, expected *.json or *.tiktoken",
+                path.display()
+            )));
+        }
+    };
+    io::write_atomic(&path, text.as_bytes())
+}
+
+fn read_directory(path: &Path, pattern: Option<&str>) -> Result<Tokenizer> {
+    let json = path.join("tokenizer.json");
+    if json.is_file() {
+        return read_json(&json, pattern);
+    }
+    for (vocab, merges) in MERGE_FILES.map(|(vocab, merges)| (path.join(vocab), path.join(merges))) {
+        if vocab.is_file() && merges.is_file() {
+            return read_merges(&vocab, &merges, pattern);
+        }
+    }
+    Err(Error::Argument(format!(
+        "{} has no tokenizer: expected tokenizer.json, or vocab.json with merges.txt",
+        path.display()
+    )))
+}
+
+/// tokenizer.json by its content; a plain map from token to id is vocab.json.
+fn read_json(path: &Path, pattern: Option<&str>) -> Result<Tokenizer> {
+    let text = read_text(path)?;
+    let pair = MERGE_FILES.iter().find(|(vocab, _)| path.file_name().is_some_and(|name| name == *vocab));
+    if let Some((_, merges)) = pair
+        && !tokenizer_json::has_model(&text)
+    {
+        return read_merges(path, &path.with_file_name(merges), pattern);
+    }
+    let tokenizer = tokenizer_json::from_str(&text, path)?;
+    let Some(pattern) = pattern else { return Ok(tokenizer) };
+    let (wanted, own) = (Splitter::new(pattern)?, tokenizer.splitter());
+    if wanted.pattern() != own.pattern() {
+        return Err(Error::Argument(format!(
+            "{} has the pattern {:?}, got pattern={pattern:?}; hint: leave the pattern out",
+            path.display(),
+            own.pattern()
+        )));
+    }
+    Ok(tokenizer)
+}
+
+fn read_tiktoken(path: &Path, pattern: Option<&str>) -> Result<Tokenizer> {
+    let stem = path.file_stem().and_then(|stem| stem.to_str()).unwrap_or_default();
+    let known = tiktoken::known(stem);
+    let Some(pattern) = pattern.or(known.as_ref().map(|(pattern, _)| *pattern)) else {
+        return Err(Error::Argument(format!(
+            "{} holds ranks but no pattern, expected one; hint: pass pattern=\"gpt2\", \"cl100k_base\" or a regex",
+            path.display()
+        )));
+    };
+    let specials = known.map(|(_, specials)| specials).unwrap_or_default();
+    tiktoken::read(path, Splitter::new(pattern)?, specials)
+}
+
+fn read_merges(vocab: &Path, merges: &Path, pattern: Option<&str>) -> Result<Tokenizer> {
+    merges::read(vocab, merges, Splitter::new(pattern.unwrap_or("gpt2"))?)
+}
+
+/// The whole file, refused before it is read when it is larger than any tokenizer.
+fn read_bytes(path: &Path) -> Result<Vec<u8>> {
+    let file = File::open(path).map_err(Error::io("read", path))?;
+    let mut bytes = Vec::new();
+    file.take(MAX_FILE_BYTES + 1).read_to_end(&mut bytes).map_err(Error::io("read", path))?;
+    if bytes.len() as u64 > MAX_FILE_BYTES {
+        let reason = format!("it has more than {MAX_FILE_BYTES} bytes");
+        return Err(Error::Format { path: path.to_path_buf(), format: "tokenizer file", reason });
+    }
+    Ok(bytes)
+}
+
+fn read_text(path: &Path) -> Result<String> {
+    String::from_utf8(read_bytes(path)?)
+        .map_err(|error| Error::NotUtf8 { path: path.to_path_buf(), offset: error.utf8_error().valid_up_to() as u64 })
+}
+
+/// Entries of a vocabulary file as tokens by id; ids without an entry are holes.
+///
+/// A lying id cannot make it allocate more than a few times what the file holds.
+fn by_id<T>(entries: Vec<(T, u32)>, show: impl Fn(&T) -> String) -> std::result::Result<Vec<Option<T>>, String> {
+    let bound = 2 * entries.len() + 1024;
+    let mut tokens: Vec<Option<T>> = Vec::new();
+    for (token, id) in entries {
+        let at = id as usize;
+        if at >= bound {
+            return Err(format!("token {} has id {id}, expected less than {bound}", show(&token)));
+        }
+        if at >= tokens.len() {
+            tokens.resize_with(at + 1, || None);
+        }
+        if let Some(other) = &tokens[at] {
+            return Err(format!("tokens {} and {} both have id {id}", show(other), show(&token)));
+        }
+        tokens[at] = Some(token);
+    }
+    Ok(tokens)
+}
+
+/// Turns what a reader found into [`Error::Format`]; vocabulary errors keep their text.
+fn format_error(path: &Path, format: &'static str) -> impl Fn(String) -> Error {
+    let path: PathBuf = path.to_path_buf();
+    move |reason| Error::Format { path: path.clone(), format, reason }
+}
+
+/// Joins the parts of a file; the error names the file.
+fn in_file<T>(result: Result<T>, path: &Path, format: &'static str) -> Result<T> {
+    result.map_err(|error| match error {
+        Error::Vocab(reason) => Error::Format { path: path.to_path_buf(), format, reason },
+        other => other,
+    })
+}
+
+/// The error of a tokenizer that a format cannot express.
+fn inexpressible(format: &str, reason: &str) -> Error {
+    Error::Argument(format!("this tokenizer cannot be written as {format}: {reason}; hint: write another format"))
+}
+
+fn special(text: &str, id: u32) -> SpecialToken {
+    SpecialToken { text: text.to_owned(), id }
+}

@@ -1,0 +1,181 @@
+//! `manifest.json`: what a dataset is made of.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use serde::{Deserialize, Serialize};
+
+use crate::error::{Error, Result};
+use crate::sealed::{self, from_hex};
+use crate::shard::{Dtype, Header, Spec};
+
+/// The manifest's file name.
+pub const FILE: &str = "manifest.json";
+
+/// The version that this crate writes and reads.
+pub const VERSION: u32 = 1;
+
+/// What the bytes of a dataset follow from: the same recipe gives the same bytes.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Recipe {
+    /// Digest of the tokenizer, in hexadecimal digits.
+    pub tokenizer: String,
+    /// Ids are below this.
+    pub vocab_size: u64,
+    /// How a token is stored.
+    pub dtype: Dtype,
+    /// The tokenizer's end-of-text id, if it has one.
+    pub eot_id: Option<u32>,
+    /// Whether that id was put behind each document.
+    pub append_eot: bool,
+    /// The field of JSON lines that held the text.
+    pub text_field: String,
+    /// Tokens of each shard but the last.
+    pub shard_tokens: u64,
+    /// The files that were read, in order.
+    pub inputs: Vec<Source>,
+}
+
+/// A file that was read.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Source {
+    /// Its name without folders.
+    pub name: String,
+    /// Its length.
+    pub n_bytes: u64,
+    /// Digest of its bytes (as `b3sum` prints it).
+    pub blake3: String,
+}
+
+/// A shard of the dataset.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Entry {
+    /// Its file name in the dataset's folder.
+    pub name: String,
+    /// Number of tokens.
+    pub n_tokens: u64,
+    /// Number of documents that end here.
+    pub n_documents: u64,
+    /// UTF-8 bytes of the texts of those documents.
+    pub n_bytes: u64,
+    /// Digest of the file, as in its trailer.
+    pub blake3: String,
+}
+
+/// The content of `manifest.json`, without its checksum.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Manifest {
+    /// Version of the format.
+    pub version: u32,
+    /// What the shards follow from.
+    #[serde(flatten)]
+    pub recipe: Recipe,
+    /// Number of tokens.
+    pub n_tokens: u64,
+    /// Number of documents.
+    pub n_documents: u64,
+    /// UTF-8 bytes of their texts.
+    pub n_bytes: u64,
+    /// How often the texts of special tokens occur in the documents, where they are ordinary text; 0 is left out.
+    pub special_texts: BTreeMap<String, u64>,
+    /// The shards, in order.
+    pub shards: Vec<Entry>,
+    /// Identity of the tokens: BLAKE3 of the shards' digests (32 bytes each), in order.
+    pub fingerprint: String,
+}
+
+impl Entry {
+    /// The entry of a written shard.
+    pub fn new(name: String, header: &Header, blake3: &[u8; 32]) -> Self {
+        let Header { n_tokens, n_documents, n_bytes, .. } = *header;
+        Self { name, n_tokens, n_documents, n_bytes, blake3: sealed::hex(blake3) }
+    }
+}
+
+impl Manifest {
+    /// The manifest of finished shards.
+    pub fn new(recipe: Recipe, shards: Vec<Entry>, special_texts: BTreeMap<String, u64>) -> Result<Self> {
+        let total = |count: fn(&Entry) -> u64| shards.iter().try_fold(0u64, |sum, shard| sum.checked_add(count(shard)));
+        let totals = [total(|s| s.n_tokens), total(|s| s.n_documents), total(|s| s.n_bytes)];
+        let [Some(n_tokens), Some(n_documents), Some(n_bytes)] = totals else {
+            return Err(Error::Argument("the shards' counts exceed 64 bits".to_owned()));
+        };
+        let fingerprint = fingerprint(&shards).ok_or_else(|| {
+            Error::Argument("expected 64 lower-case hexadecimal digits as the digest of each shard".to_owned())
+        })?;
+        Ok(Self { version: VERSION, recipe, n_tokens, n_documents, n_bytes, special_texts, shards, fingerprint })
+    }
+
+    /// Reads the manifest of the dataset in `dir`; `None` when there is none.
+    pub fn read(dir: &Path) -> Result<Option<Self>> {
+        let path = dir.join(FILE);
+        let manifest: Option<Self> = sealed::read(&path, "manifest")?;
+        if let Some(manifest) = &manifest {
+            manifest.check().map_err(|reason| Error::Format { path, format: "manifest", reason })?;
+        }
+        Ok(manifest)
+    }
+
+    /// Writes it as the manifest of the dataset in `dir`.
+    pub fn write(&self, dir: &Path) -> Result<()> {
+        sealed::write(&dir.join(FILE), self)
+    }
+
+    /// What the shards have in common.
+    pub fn spec(&self) -> Result<Spec> {
+        self.recipe.spec().map_err(Error::Argument)
+    }
+
+    fn check(&self) -> std::result::Result<(), String> {
+        if self.version != VERSION {
+            return Err(format!("expected version {VERSION}, got {}", self.version));
+        }
+        self.recipe.spec()?;
+        for entry in &self.shards {
+            check_name(&entry.name)?;
+        }
+        let rebuilt = Self::new(self.recipe.clone(), self.shards.clone(), self.special_texts.clone());
+        match rebuilt.map_err(|error| error.to_string())? {
+            same if same == *self => Ok(()),
+            other => Err(format!(
+                "its totals or its fingerprint {} do not follow from its shards ({} tokens, fingerprint {})",
+                self.fingerprint, other.n_tokens, other.fingerprint
+            )),
+        }
+    }
+}
+
+impl Recipe {
+    /// What the shards have in common, or what is wrong with it.
+    pub(crate) fn spec(&self) -> std::result::Result<Spec, String> {
+        let (vocab_size, dtype) = (self.vocab_size, self.dtype);
+        let tokenizer = from_hex(&self.tokenizer).ok_or_else(|| {
+            format!("expected 64 hexadecimal digits as the tokenizer's digest, got {:?}", self.tokenizer)
+        })?;
+        if vocab_size == 0 || vocab_size > 1 << 32 || Dtype::for_vocab(vocab_size) != dtype {
+            return Err(format!("a vocabulary of {vocab_size} ids is not stored as {}", dtype.name()));
+        }
+        if let Some(id) = self.eot_id.filter(|&id| u64::from(id) >= vocab_size) {
+            return Err(format!("expected an end-of-text id below {vocab_size}, got {id}"));
+        }
+        Ok(Spec { dtype, vocab_size, eot_id: self.eot_id, tokenizer })
+    }
+}
+
+/// The digest of the shards' digests.
+fn fingerprint(shards: &[Entry]) -> Option<String> {
+    let mut hasher = blake3::Hasher::new();
+    for shard in shards {
+        hasher.update(&from_hex(&shard.blake3)?);
+    }
+    Some(hasher.finalize().to_string())
+}
+
+/// Shards stand in the manifest's folder: a name that could lead elsewhere is refused.
+pub(crate) fn check_name(name: &str) -> std::result::Result<(), String> {
+    let is_plain = |b: u8| b.is_ascii_alphanumeric() || b"._-".contains(&b);
+    if (1..=200).contains(&name.len()) && name.bytes().all(is_plain) && !name.starts_with('.') {
+        return Ok(());
+    }
+    Err(format!("the shard name {name:?} is not 1 to 200 letters, digits, '.', '_' and '-', the first not '.'"))
+}

@@ -1,0 +1,168 @@
+//! The read before the work: every input is UTF-8, and its digest.
+
+use std::fs;
+use std::time::SystemTime;
+
+use blake3::hazmat::{ChainingValue, HasherExt, Mode, merge_subtrees_non_root, merge_subtrees_root};
+
+use crate::control::Control;
+use crate::corpus::{self, Input};
+use crate::error::{Error, Result};
+use crate::io;
+use crate::manifest::Source;
+use crate::parallel;
+
+/// Files are read in parts of this size by all threads; a power of two of BLAKE3's chunks.
+const PART: usize = 4 << 20;
+
+/// What each input is, in order; fails on the first byte that is not UTF-8.
+pub(super) fn sources(inputs: &[Input], threads: usize, control: &Control) -> Result<Vec<Source>> {
+    let digests = digests(inputs, PART, threads, control)?;
+    let name = |input: &Input| input.path.file_name().map_or(String::new(), |n| n.to_string_lossy().into_owned());
+    let source = |(input, blake3): (&Input, _)| Source { name: name(input), n_bytes: input.n_bytes, blake3 };
+    Ok(inputs.iter().zip(digests).map(source).collect())
+}
+
+/// Length and time of each input.
+pub(super) fn stamps(inputs: &[Input]) -> Result<Vec<(u64, Option<SystemTime>)>> {
+    let stamp = |input: &Input| {
+        let metadata = fs::metadata(&input.path).map_err(Error::io("read the metadata of", &input.path))?;
+        Ok((metadata.len(), metadata.modified().ok()))
+    };
+    inputs.iter().map(stamp).collect()
+}
+
+/// Fails when an input was changed since its stamp.
+pub(super) fn refuse_changed(inputs: &[Input], stamps: &[(u64, Option<SystemTime>)]) -> Result<()> {
+    match inputs.iter().zip(self::stamps(inputs)?).zip(stamps).find(|((_, now), before)| now != *before) {
+        Some(((input, _), _)) => Err(changed(input)),
+        None => Ok(()),
+    }
+}
+
+/// The error for an input that is written to while it is read.
+pub(super) fn changed(input: &Input) -> Error {
+    let path = input.path.display();
+    Error::Argument(format!("{path} was changed while it was read; hint: remove the dataset's folder and start again"))
+}
+
+/// The hexadecimal BLAKE3 digest of each input.
+fn digests(inputs: &[Input], part: usize, threads: usize, control: &Control) -> Result<Vec<String>> {
+    let n_parts = |input: &Input| input.n_bytes.div_ceil(part as u64).max(1);
+    let tasks: Vec<(usize, u64)> =
+        inputs.iter().enumerate().flat_map(|(i, input)| (0..n_parts(input)).map(move |k| (i, k))).collect();
+    control.begin("check bytes", inputs.iter().map(|input| input.n_bytes).sum());
+    let state = || (Vec::new(), Vec::new());
+    let states = parallel::run(threads, tasks.len(), control, state, |(buffer, done), task| {
+        let (i, k) = tasks[task];
+        let digest = check_part(&inputs[i], k * part as u64, part, buffer)?;
+        done.push((task, digest));
+        control.advance(inputs[i].n_bytes.saturating_sub(k * part as u64).min(part as u64));
+        Ok(())
+    })?;
+    let mut done: Vec<(usize, Digest)> = states.into_iter().flat_map(|(_, done)| done).collect();
+    done.sort_unstable_by_key(|(task, _)| *task);
+    let mut parts = done.into_iter().map(|(_, digest)| digest);
+    Ok(inputs.iter().map(|input| root(&parts.by_ref().take(n_parts(input) as usize).collect::<Vec<_>>())).collect())
+}
+
+/// The digest of a part of a file: of the only one, or a node of the file's tree.
+#[derive(Clone, Copy)]
+enum Digest {
+    Whole(blake3::Hash),
+    Node(ChainingValue),
+}
+
+/// Reads `part` bytes from `start` on.
+///
+/// Parts meet inside characters, so each is checked from its first byte that begins one to that of the next part. More
+/// than three bytes that begin none are invalid wherever the border lies.
+fn check_part(input: &Input, start: u64, part: usize, buffer: &mut Vec<u8>) -> Result<Digest> {
+    let (file, len) = io::open_regular(&input.path)?;
+    if len != input.n_bytes {
+        return Err(changed(input));
+    }
+    let n = (len - start).min(part as u64) as usize;
+    buffer.resize(n + (len - start - n as u64).min(3) as usize, 0);
+    io::read_exact_at(&file, start, buffer, &input.path)?;
+    let continues = |bytes: &[u8]| bytes.iter().take(3).take_while(|&&b| b & 0xC0 == 0x80).count();
+    let from = if start == 0 { 0 } else { continues(buffer) };
+    let to = n + continues(&buffer[n..]);
+    corpus::utf8(&buffer[from.min(to)..to], start + from as u64, &input.path)?;
+    if n as u64 == len {
+        return Ok(Digest::Whole(blake3::hash(buffer)));
+    }
+    Ok(Digest::Node(blake3::Hasher::new().set_input_offset(start).update(&buffer[..n]).finalize_non_root()))
+}
+
+/// BLAKE3's tree over the parts of a file.
+fn root(parts: &[Digest]) -> String {
+    match parts {
+        [Digest::Whole(hash)] => hash.to_string(),
+        parts => {
+            let nodes: Vec<_> =
+                parts.iter().filter_map(|d| if let Digest::Node(v) = d { Some(*v) } else { None }).collect();
+            let (left, right) = nodes.split_at(left_len(nodes.len()));
+            merge_subtrees_root(&node(left), &node(right), Mode::Hash).to_string()
+        }
+    }
+}
+
+fn node(parts: &[ChainingValue]) -> ChainingValue {
+    match parts {
+        [only] => *only,
+        parts => {
+            let (left, right) = parts.split_at(left_len(parts.len()));
+            merge_subtrees_non_root(&node(left), &node(right), Mode::Hash)
+        }
+    }
+}
+
+/// The largest power of two below `n`: the parts on the left of a tree over `n`.
+fn left_len(n: usize) -> usize {
+    n.next_power_of_two() / 2
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::corpus::Kind;
+
+    fn digest(bytes: &[u8]) -> Result<String> {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("text");
+        fs::write(&path, bytes).unwrap();
+        let input = Input { path, kind: Kind::Text, n_bytes: bytes.len() as u64 };
+        Ok(digests(&[input], 1024, 2, &Control::new())?.remove(0))
+    }
+
+    #[test]
+    fn the_digest_in_parts_is_the_digest_of_the_whole() {
+        for len in [0, 1, 1023, 1024, 1025, 2048, 2049, 3072, 4096, 5000, 7 * 1024, 17_000] {
+            let bytes: Vec<u8> = (0..len).map(|i| (i * 7 % 127) as u8).collect();
+            assert_eq!(digest(&bytes).unwrap(), blake3::hash(&bytes).to_string(), "{len} bytes");
+        }
+    }
+
+    #[test]
+    fn the_first_invalid_byte_is_found_wherever_the_parts_meet() {
+        for unit in ["a", "\u{e9}", "\u{20ac}", "\u{1f600}"] {
+            for shift in 0..4 {
+                let text = "x".repeat(shift) + &unit.repeat(3000);
+                digest(text.as_bytes()).unwrap();
+                for at in (1016..1034).chain(2040..2056) {
+                    for bad in [&b"\xFF"[..], b"\x80", b"\x80\x80\x80\x80\x80\x80", b"\xC3", b"\xF0\x9F"] {
+                        let mut bytes = text.clone().into_bytes();
+                        bytes[at..at + bad.len()].copy_from_slice(bad);
+                        let expected = std::str::from_utf8(&bytes).map_err(|e| e.valid_up_to() as u64);
+                        let got = digest(&bytes).map_err(|e| match e {
+                            Error::NotUtf8 { offset, .. } => offset,
+                            other => panic!("{other}"),
+                        });
+                        assert_eq!(got.map(|_| ()), expected.map(|_| ()), "{unit} {shift} {at} {bad:?}");
+                    }
+                }
+            }
+        }
+    }
+}

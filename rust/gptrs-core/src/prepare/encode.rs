@@ -1,0 +1,114 @@
+//! A worker's part: text to ids, and what the writer must know about them.
+
+use aho_corasick::{AhoCorasick, AhoCorasickKind};
+
+use super::Encode;
+use super::segments::{Body, Segment};
+use crate::corpus::{self, Input, LinePosition};
+use crate::error::{Error, Result};
+
+/// The ids of a segment.
+pub(super) struct Encoded {
+    /// Index of the input.
+    pub(super) input: usize,
+    /// Bytes of the input.
+    pub(super) n_bytes: u64,
+    pub(super) ids: Vec<u32>,
+    pub(super) spans: Vec<Span>,
+}
+
+/// A document, or a part of one up to a safe cut.
+pub(super) struct Span {
+    /// Where it starts in the input.
+    pub(super) at: LinePosition,
+    /// The end of its ids.
+    pub(super) ids_end: usize,
+    /// Bytes of its text.
+    pub(super) n_bytes: u64,
+    pub(super) ends_document: bool,
+    /// How often the text of each special token starts in it; empty for not at all.
+    pub(super) special_counts: Vec<u64>,
+}
+
+/// What all workers share.
+pub(super) struct Encoder<'a, E> {
+    inputs: &'a [Input],
+    pub(super) tokenizer: &'a E,
+    text_field: &'a str,
+    eot_id: Option<u32>,
+    specials: Option<AhoCorasick>,
+    n_specials: usize,
+    longest_special: usize,
+}
+
+impl<'a, E: Encode> Encoder<'a, E> {
+    pub(super) fn new(
+        inputs: &'a [Input],
+        tokenizer: &'a E,
+        text_field: &'a str,
+        eot_id: Option<u32>,
+        texts: &[String],
+    ) -> Result<Self> {
+        if texts.iter().any(String::is_empty) {
+            return Err(Error::Vocab("expected a text for each special token, got an empty one".to_owned()));
+        }
+        let build = || AhoCorasick::builder().kind(Some(AhoCorasickKind::DFA)).build(texts);
+        let specials = if texts.is_empty() { None } else { Some(build().map_err(|e| Error::Vocab(e.to_string()))?) };
+        let longest_special = texts.iter().map(String::len).max().unwrap_or(1);
+        Ok(Self { inputs, tokenizer, text_field, eot_id, specials, n_specials: texts.len(), longest_special })
+    }
+
+    pub(super) fn encode(&self, state: &mut E::State, segment: Segment) -> Result<Encoded> {
+        let Segment { input, n_bytes, body } = segment;
+        let mut encoded = Encoded { input, n_bytes, ids: Vec::new(), spans: Vec::new() };
+        match body {
+            Body::Text { map, range, is_last } => {
+                let at = LinePosition { offset: range.start as u64, line: 1 };
+                let rest = &map.as_bytes()[range.start..];
+                self.span(state, rest, range.len(), at, is_last, &mut encoded)?;
+            }
+            Body::Lines { bytes, lines } => {
+                let mut start = 0;
+                for (at, end) in lines {
+                    let path = &self.inputs[input].path;
+                    let text = corpus::document(&bytes[start..end], self.text_field, at, path)?;
+                    self.span(state, text.as_bytes(), text.len(), at, true, &mut encoded)?;
+                    start = end;
+                }
+            }
+        }
+        Ok(encoded)
+    }
+
+    /// Encodes the first `n` bytes of `text`; what follows is only looked at for specials that begin before.
+    fn span(
+        &self,
+        state: &mut E::State,
+        text: &[u8],
+        n: usize,
+        at: LinePosition,
+        ends_document: bool,
+        encoded: &mut Encoded,
+    ) -> Result<()> {
+        self.tokenizer.encode_into(state, &text[..n], &mut encoded.ids)?;
+        if ends_document {
+            encoded.ids.extend(self.eot_id);
+        }
+        let special_counts = self.count_specials(text, n);
+        let ids_end = encoded.ids.len();
+        encoded.spans.push(Span { at, ids_end, n_bytes: n as u64, ends_document, special_counts });
+        Ok(())
+    }
+
+    /// How often each special's text starts in the first `n` bytes of `text`, overlapping occurrences included.
+    fn count_specials(&self, text: &[u8], n: usize) -> Vec<u64> {
+        let mut counts = Vec::new();
+        let Some(specials) = &self.specials else { return counts };
+        let seen = &text[..text.len().min(n + self.longest_special - 1)];
+        for found in specials.find_overlapping_iter(seen).filter(|found| found.start() < n) {
+            counts.resize(self.n_specials, 0);
+            counts[found.pattern().as_usize()] += 1;
+        }
+        counts
+    }
+}

@@ -1,0 +1,312 @@
+//! Files of text to a dataset, in parallel and resumable.
+//!
+//! ```text
+//! inputs ─ check (UTF-8, digest) ─▶ recipe ─ same as the folder's? ─▶ segments ─ encode (threads) ─▶ shards ─▶ manifest
+//!                                                                        ▲                             │
+//!                                                                        └──────── journal ◀───────────┘
+//! ```
+//! Workers take segments of text in order and encode them; the calling thread writes the results in that order, so the
+//! bytes depend on nothing but the recipe. The journal is replaced after each shard: a run that was killed anywhere
+//! continues behind the last one. The digest of each input's content is part of the recipe, so a changed input is
+//! found even when its size and time are the same; that costs one read of the inputs before the first token.
+
+mod check;
+mod encode;
+mod journal;
+mod pipeline;
+mod segments;
+mod sink;
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use crate::cache::Cache;
+use crate::control::Control;
+use crate::corpus::{self, Input};
+use crate::dataset::Dataset;
+use crate::error::{Error, Result};
+use crate::io::{self, FolderLock};
+use crate::manifest::{Manifest, Recipe};
+use crate::parallel::resolve_threads;
+use crate::sealed::hex;
+use crate::shard::Dtype;
+use crate::tokenizer::Tokenizer;
+
+use journal::Journal;
+
+/// What [`prepare`] needs of a tokenizer.
+pub trait Encode: Sync {
+    /// A worker's scratch memory, for example its cache.
+    type State;
+
+    /// Makes the scratch memory of one worker.
+    fn state(&self) -> Self::State;
+
+    /// Appends the ids of `text` to `out`; the texts of special tokens are ordinary text.
+    fn encode_into(&self, state: &mut Self::State, text: &[u8], out: &mut Vec<u32>) -> Result<()>;
+
+    /// The smallest place from `at` on where `text` may be cut: both sides give the ids of the whole.
+    fn safe_cut(&self, text: &[u8], at: usize) -> usize;
+
+    /// Ids are below this.
+    fn vocab_size(&self) -> usize;
+
+    /// The id that ends a document, if there is one.
+    fn eot_id(&self) -> Option<u32>;
+
+    /// Identity of the tokenizer.
+    fn digest(&self) -> [u8; 32];
+
+    /// The texts of its special tokens, to be counted.
+    fn special_texts(&self) -> Vec<String>;
+}
+
+impl Encode for Tokenizer {
+    type State = Cache;
+
+    fn state(&self) -> Self::State {
+        self.cache()
+    }
+
+    fn encode_into(&self, cache: &mut Self::State, text: &[u8], out: &mut Vec<u32>) -> Result<()> {
+        self.encode_into(cache, text, out)
+    }
+
+    fn safe_cut(&self, text: &[u8], at: usize) -> usize {
+        self.splitter().safe_cut(text, at)
+    }
+
+    fn vocab_size(&self) -> usize {
+        self.vocab_size()
+    }
+
+    fn eot_id(&self) -> Option<u32> {
+        self.eot_id()
+    }
+
+    fn digest(&self) -> [u8; 32] {
+        self.digest()
+    }
+
+    fn special_texts(&self) -> Vec<String> {
+        self.specials().iter().map(|special| special.text.clone()).collect()
+    }
+}
+
+/// How [`prepare`] works. The first three decide the bytes, the others only speed and memory.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PrepareOptions {
+    /// The field of JSON lines that holds the text.
+    pub text_field: String,
+    /// Tokens of a shard; the last one has the rest.
+    pub shard_tokens: u64,
+    /// Whether each document ends with the tokenizer's end-of-text id, when it has one.
+    pub append_eot: bool,
+    /// Worker threads; 0 means all cores.
+    pub threads: usize,
+    /// Bytes of text that a worker encodes at a time.
+    pub segment_bytes: usize,
+}
+
+impl Default for PrepareOptions {
+    fn default() -> Self {
+        let (text_field, shard_tokens) = ("text".to_owned(), 1 << 27);
+        Self { text_field, shard_tokens, append_eot: true, threads: 0, segment_bytes: 1 << 20 }
+    }
+}
+
+/// Encodes the documents of `paths`, in order, into a dataset in the folder `out`.
+///
+/// The same call again continues what was interrupted, or returns the finished dataset; a folder that holds anything
+/// made from other inputs, options or another tokenizer is refused. Only one process writes a folder at a time.
+pub fn prepare<E: Encode>(
+    paths: &[PathBuf],
+    tokenizer: &E,
+    out: &Path,
+    options: &PrepareOptions,
+    control: &Control,
+) -> Result<Dataset> {
+    check_options(options)?;
+    let inputs = corpus::inputs(paths)?;
+    if inputs.iter().all(|input| input.n_bytes == 0) {
+        return Err(Error::EmptyCorpus);
+    }
+    io::create_dir(out)?;
+    let _lock = FolderLock::take(out)?;
+    io::remove_stale(out)?;
+    let stamps = check::stamps(&inputs)?;
+    let recipe = recipe(&inputs, tokenizer, options, control)?;
+    if let Some(manifest) = Manifest::read(out)? {
+        refuse_other(out, &manifest.recipe, &recipe)?;
+        Journal::remove(out)?; // the last step of the run that wrote the manifest, if it was killed before it
+        return Dataset::open(out);
+    }
+    let mut journal = Journal::start(out, recipe, options.threads, control)?;
+    let special_texts = encode_all(&inputs, tokenizer, options, &mut journal, control)?;
+    check::refuse_changed(&inputs, &stamps)?;
+    finish(out, journal, special_texts)
+}
+
+/// Writes the manifest of finished shards; a corpus without a byte of text leaves nothing.
+fn finish(out: &Path, journal: Journal, special_texts: BTreeMap<String, u64>) -> Result<Dataset> {
+    let (recipe, shards) = journal.into_parts();
+    if shards.iter().all(|shard| shard.n_bytes == 0) {
+        for shard in shards {
+            io::remove(&out.join(shard.name))?;
+        }
+        Journal::remove(out)?;
+        return Err(Error::EmptyCorpus);
+    }
+    Manifest::new(recipe, shards, special_texts)?.write(out)?;
+    Journal::remove(out)?;
+    Dataset::open(out)
+}
+
+fn check_options(options: &PrepareOptions) -> Result<()> {
+    let sizes = [("shard_tokens", options.shard_tokens), ("segment_bytes", options.segment_bytes as u64)];
+    match sizes.into_iter().find(|&(_, value)| !(1..=1 << 40).contains(&value)) {
+        Some((name, value)) => Err(Error::Argument(format!("{name} must be 1 to 2^40, got {value}"))),
+        None => Ok(()),
+    }
+}
+
+/// Reads all inputs once and states what the dataset will be made of.
+fn recipe<E: Encode>(inputs: &[Input], tokenizer: &E, options: &PrepareOptions, control: &Control) -> Result<Recipe> {
+    let vocab_size = tokenizer.vocab_size() as u64;
+    let recipe = Recipe {
+        tokenizer: hex(&tokenizer.digest()),
+        vocab_size,
+        dtype: Dtype::for_vocab(vocab_size),
+        eot_id: tokenizer.eot_id(),
+        append_eot: options.append_eot,
+        text_field: options.text_field.clone(),
+        shard_tokens: options.shard_tokens,
+        inputs: check::sources(inputs, options.threads, control)?,
+    };
+    recipe.spec().map_err(Error::Argument)?;
+    Ok(recipe)
+}
+
+/// Fails unless what is in the folder was made the way this call asks for; says what differs.
+fn refuse_other(dir: &Path, found: &Recipe, asked: &Recipe) -> Result<()> {
+    let differences = [
+        ("tokenizer", found.tokenizer == asked.tokenizer),
+        ("vocab_size", (found.vocab_size, found.eot_id) == (asked.vocab_size, asked.eot_id)),
+        ("append_eot", found.append_eot == asked.append_eot),
+        ("text_field", found.text_field == asked.text_field),
+        ("shard_tokens", found.shard_tokens == asked.shard_tokens),
+        ("input files", found.inputs == asked.inputs),
+    ];
+    let names: Vec<_> = differences.into_iter().filter(|&(_, is_same)| !is_same).map(|(name, _)| name).collect();
+    if names.is_empty() {
+        return Ok(());
+    }
+    let (dir, names) = (dir.display(), names.join(", "));
+    Err(Error::Argument(format!(
+        "{dir} holds a dataset made with other {names}; hint: choose another folder, or remove this one to start over"
+    )))
+}
+
+/// Runs the pipeline from where the journal ends; returns the counts of special tokens' texts.
+fn encode_all<E: Encode>(
+    inputs: &[Input],
+    tokenizer: &E,
+    options: &PrepareOptions,
+    journal: &mut Journal,
+    control: &Control,
+) -> Result<BTreeMap<String, u64>> {
+    let start = journal.position();
+    let before = inputs[..(start.input as usize).min(inputs.len())].iter().map(|input| input.n_bytes).sum::<u64>();
+    control.begin("encode bytes", inputs.iter().map(|input| input.n_bytes).sum());
+    control.advance(before + start.offset);
+    let eot_id = if options.append_eot { tokenizer.eot_id() } else { None };
+    let texts = tokenizer.special_texts();
+    let encoder = encode::Encoder::new(inputs, tokenizer, &options.text_field, eot_id, &texts)?;
+    let segments = segments::Segments::new(inputs, start, options.segment_bytes);
+    let mut sink = sink::Sink::new(inputs, &texts, journal)?;
+    let threads = resolve_threads(options.threads);
+    pipeline::run(segments, &encoder, threads, control, |encoded| sink.write(&encoded))?;
+    sink.finish()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use super::*;
+    use crate::io::fault;
+
+    /// A byte is a token; any place is a safe cut.
+    struct Bytes;
+
+    impl Encode for Bytes {
+        type State = ();
+
+        fn state(&self) {}
+
+        fn encode_into(&self, (): &mut (), text: &[u8], out: &mut Vec<u32>) -> Result<()> {
+            out.extend(text.iter().map(|&b| u32::from(b)));
+            Ok(())
+        }
+
+        fn safe_cut(&self, _: &[u8], at: usize) -> usize {
+            at
+        }
+
+        fn vocab_size(&self) -> usize {
+            257
+        }
+
+        fn eot_id(&self) -> Option<u32> {
+            Some(256)
+        }
+
+        fn digest(&self) -> [u8; 32] {
+            [7; 32]
+        }
+
+        fn special_texts(&self) -> Vec<String> {
+            vec!["b c".to_owned()]
+        }
+    }
+
+    /// A folder in memory where there is one: these tests sync thousands of files.
+    fn temporary_dir() -> tempfile::TempDir {
+        let memory = Path::new("/dev/shm");
+        if memory.is_dir() { tempfile::tempdir_in(memory).unwrap() } else { tempfile::tempdir().unwrap() }
+    }
+
+    /// Names and bytes of all files but the lock, which stays.
+    fn content(dir: &Path) -> BTreeMap<PathBuf, Vec<u8>> {
+        let paths = fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().path());
+        let files = paths
+            .filter(|path| !path.ends_with(".lock"))
+            .map(|path| (path.file_name().unwrap().into(), fs::read(&path).unwrap()));
+        files.collect()
+    }
+
+    #[test]
+    fn a_run_whose_nth_file_operation_fails_or_kills_it_is_continued_to_the_same_bytes() {
+        let dir = temporary_dir();
+        let paths = [dir.path().join("a.txt"), dir.path().join("b.jsonl")];
+        fs::write(&paths[0], "a b c d e f g").unwrap();
+        fs::write(&paths[1], "{\"text\": \"b c b c\"}\n{\"text\": \"\"}\n{\"text\": \"h\"}\n").unwrap();
+        let options = PrepareOptions { shard_tokens: 8, segment_bytes: 3, threads: 2, ..PrepareOptions::default() };
+        let run = |out: &Path| prepare(&paths, &Bytes, out, &options, &Control::new());
+        let whole = dir.path().join("whole");
+        assert_eq!(run(&whole).unwrap().manifest().special_texts, [("b c".to_owned(), 3)].into());
+        for kills in [false, true] {
+            for n in 0.. {
+                let out = dir.path().join(format!("{kills}-{n}"));
+                let (end, reached) = fault::at(n, kills, || run(&out));
+                if !reached {
+                    assert!(n > 50, "four shards, five journals and a manifest are more operations than {n}");
+                    break;
+                }
+                assert!(matches!(end, Err(Error::Io { .. })), "operation {n} failed unseen");
+                run(&out).unwrap().verify(1, &Control::new()).unwrap();
+                assert!(content(&out) == content(&whole), "operation {n}, kills: {kills}");
+            }
+        }
+    }
+}

@@ -1,0 +1,100 @@
+//! `.gts` shards: tokens that numpy can map, with a digest for every byte.
+//!
+//! ```text
+//! header 4096 │ tokens u16|u32 │ document ends u64 │ xxh3-64 of each 64 KiB block │ trailer 64
+//! ```
+//! All numbers are little-endian, sections start at multiples of 64 bytes, gaps are zero. docs/formats.md has every
+//! offset and a worked example.
+
+mod layout;
+mod reader;
+mod writer;
+
+pub use layout::{BLOCK, HEADER, Header, Spec, TRAILER};
+pub use reader::Shard;
+pub(crate) use reader::check_width;
+pub use writer::ShardWriter;
+
+use serde::{Deserialize, Serialize};
+
+/// How a token is stored.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Dtype {
+    /// Two bytes: for vocabularies of up to 65,536 ids.
+    #[serde(rename = "uint16")]
+    U16,
+    /// Four bytes.
+    #[serde(rename = "uint32")]
+    U32,
+}
+
+impl Dtype {
+    /// The narrowest type that holds ids below `vocab_size`.
+    pub fn for_vocab(vocab_size: u64) -> Self {
+        if vocab_size <= 1 << 16 { Self::U16 } else { Self::U32 }
+    }
+
+    /// Bytes of a token.
+    pub const fn size(self) -> usize {
+        match self {
+            Self::U16 => 2,
+            Self::U32 => 4,
+        }
+    }
+
+    /// numpy's name of the type.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::U16 => "uint16",
+            Self::U32 => "uint32",
+        }
+    }
+}
+
+/// A type that tokens are delivered as.
+pub trait Token: Copy + Default + Send + 'static {
+    /// Bytes of a value.
+    const SIZE: usize = size_of::<Self>();
+
+    /// The value of a stored two-byte token.
+    fn from_u16(id: u16) -> Self;
+
+    /// The value of a stored four-byte token; only called for types of at least four bytes.
+    fn from_u32(id: u32) -> Self;
+}
+
+macro_rules! token {
+    ($($t:ty),*) => {$(
+        impl Token for $t {
+            #[inline(always)]
+            fn from_u16(id: u16) -> Self {
+                id as Self
+            }
+
+            #[inline(always)]
+            fn from_u32(id: u32) -> Self {
+                id as Self
+            }
+        }
+    )*};
+}
+token!(u16, u32, i64);
+
+/// Writes the stored tokens of `bytes` to `out`, one for one.
+///
+/// Plain loops over fixed-size chunks, which the compiler turns into vector loads, widenings and stores.
+#[inline]
+pub(crate) fn widen<T: Token>(dtype: Dtype, bytes: &[u8], out: &mut [T]) {
+    match dtype {
+        Dtype::U16 => {
+            for (id, &bytes) in out.iter_mut().zip(bytes.as_chunks().0) {
+                *id = T::from_u16(u16::from_le_bytes(bytes));
+            }
+        }
+        Dtype::U32 => {
+            for (id, &bytes) in out.iter_mut().zip(bytes.as_chunks().0) {
+                *id = T::from_u32(u32::from_le_bytes(bytes));
+            }
+        }
+    }
+}

@@ -1,0 +1,106 @@
+//! The spelling of every id in one arena, and the way back from bytes to id.
+
+use crate::error::{Error, Result};
+
+/// Bytes that all tokens together may have: fifty times the largest vocabulary in use.
+const MAX_TOTAL_BYTES: usize = 64 << 20;
+
+/// An empty slot of the index.
+const NO_ID: u32 = u32::MAX;
+
+/// Token bytes by id. An empty token is a hole: an id without an ordinary token.
+#[derive(Debug, Clone)]
+pub(crate) struct Tokens {
+    bytes: Vec<u8>,
+    /// Token `id` is `bytes[starts[id]..starts[id + 1]]`.
+    starts: Vec<u32>,
+    /// Open addressing over ids, at a load of at most 1/2.
+    index: Vec<u32>,
+    longest: usize,
+}
+
+impl Tokens {
+    /// An empty set with room for `n` tokens.
+    pub(crate) fn with_capacity(n: usize) -> Self {
+        let mut starts = Vec::with_capacity(n + 1);
+        starts.push(0);
+        Self { bytes: Vec::new(), starts, index: vec![NO_ID; (2 * n).next_power_of_two().max(16)], longest: 0 }
+    }
+
+    /// Gives the next id to `token`; an empty one makes a hole. The caller keeps to the capacity.
+    pub(crate) fn push(&mut self, token: &[u8]) -> Result<()> {
+        debug_assert!(2 * self.len() < self.index.len(), "the index was made for fewer tokens");
+        let id = self.len() as u32;
+        if self.bytes.len() + token.len() > MAX_TOTAL_BYTES {
+            return Err(Error::Vocab(format!(
+                "expected tokens of at most {MAX_TOTAL_BYTES} bytes in all, token {id} with {} bytes exceeds it",
+                token.len()
+            )));
+        }
+        if !token.is_empty() {
+            let at = self.slot(token);
+            if self.index[at] != NO_ID {
+                let (first, text) = (self.index[at], token.escape_ascii());
+                return Err(Error::Vocab(format!(
+                    "tokens {first} and {id} are both \"{text}\", expected distinct tokens"
+                )));
+            }
+            self.index[at] = id;
+        }
+        self.bytes.extend_from_slice(token);
+        self.starts.push(self.bytes.len() as u32);
+        self.longest = self.longest.max(token.len());
+        Ok(())
+    }
+
+    /// Number of ids, holes included.
+    pub(crate) fn len(&self) -> usize {
+        self.starts.len() - 1
+    }
+
+    /// The bytes of `id`; empty for a hole, `None` past the last id.
+    #[inline]
+    pub(crate) fn get(&self, id: u32) -> Option<&[u8]> {
+        let id = id as usize;
+        let end = *self.starts.get(id + 1)? as usize;
+        Some(&self.bytes[self.starts[id] as usize..end])
+    }
+
+    /// The id spelled `token`.
+    #[inline]
+    pub(crate) fn id(&self, token: &[u8]) -> Option<u32> {
+        if token.is_empty() || token.len() > self.longest {
+            return None;
+        }
+        Some(self.index[self.slot(token)]).filter(|&id| id != NO_ID)
+    }
+
+    /// Where `token` is in the index, or the empty slot where it would be.
+    fn slot(&self, token: &[u8]) -> usize {
+        let mask = self.index.len() - 1;
+        let mut at = hash_bytes(token) as usize & mask;
+        while self.index[at] != NO_ID && self.get(self.index[at]) != Some(token) {
+            at = (at + 1) & mask;
+        }
+        at
+    }
+}
+
+/// A hash of short byte strings: eight bytes at a time, folded multiplication.
+pub(crate) fn hash_bytes(bytes: &[u8]) -> u64 {
+    let (words, rest) = bytes.as_chunks::<8>();
+    let mut tail = [0; 8];
+    tail[..rest.len()].copy_from_slice(rest);
+    let mut hash = bytes.len() as u64;
+    for &word in words {
+        hash = fold(hash ^ u64::from_le_bytes(word), 0x9E37_79B9_7F4A_7C15);
+    }
+    fold(hash ^ u64::from_le_bytes(tail), 0xD6E8_FEB8_6659_FD93)
+}
+
+/// The two halves of the product, mixed: every input bit reaches every output bit.
+#[inline]
+pub(crate) fn fold(a: u64, b: u64) -> u64 {
+    let product = u128::from(a) * u128::from(b);
+    (product as u64) ^ (product >> 64) as u64
+}

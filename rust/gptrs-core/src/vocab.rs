@@ -1,0 +1,251 @@
+//! A byte-level BPE vocabulary whose invariants hold by construction.
+//!
+//! Two ways to say what merges: a list of pairs in order of rank (Hugging Face) or ranks of whole tokens (tiktoken).
+//! Both become one table of pairs. For ranks, the pair that makes a token is what is left of its bytes just before the
+//! last merge: BPE restricted to a span behaves as on the span alone, so no other pair can ever make this token.
+
+use crate::control::Control;
+use crate::error::{Error, Result};
+use crate::merge::{Scratch, merge_piece};
+use crate::naive::Pair;
+use crate::pairs::Pairs;
+use crate::tokens::Tokens;
+
+/// The longest token of a rank file; finding its merge is quadratic. The largest vocabularies in use have 128 bytes.
+const MAX_RANKED_BYTES: usize = 1024;
+
+/// Tokens, merges and what follows from them.
+///
+/// Ids are dense; an id may be a hole (no ordinary token), which special tokens in the middle of real vocabularies need.
+/// All tokens are distinct, every single byte is one, and every merge joins two tokens into a third.
+#[derive(Debug, Clone)]
+pub struct Vocab {
+    tokens: Tokens,
+    merges: Vec<Pair>,
+    pairs: Pairs,
+    byte_ids: [u32; 256],
+    unreachable: Vec<u32>,
+    ignore_merges: bool,
+}
+
+impl Vocab {
+    /// Bytes are ids 0..=255, merge `i` makes id `256 + i`.
+    ///
+    /// ```
+    /// let vocab = gptrs_core::Vocab::from_merges(&[(97, 97), (256, 98)])?;
+    /// assert_eq!(vocab.token(257), Some(&b"aab"[..]));
+    /// assert_eq!(vocab.id(b"aa"), Some(256));
+    /// # Ok::<(), gptrs_core::Error>(())
+    /// ```
+    pub fn from_merges(merges: &[Pair]) -> Result<Self> {
+        let mut tokens = Tokens::with_capacity(256 + merges.len());
+        for byte in 0..=255 {
+            tokens.push(&[byte])?;
+        }
+        for (i, &pair) in merges.iter().enumerate() {
+            let token = spell(&tokens, pair, i)?;
+            tokens.push(&token)?;
+        }
+        Self::from_parts(tokens, merges.to_vec(), false)
+    }
+
+    /// Token `i` has id `i` (an empty one is a hole); `merges` stand in order of rank.
+    ///
+    /// With `ignore_merges` a piece that is a token is that token, whatever the merges would make of it, as in Hugging
+    /// Face; it changes nothing when every token encodes to itself.
+    pub fn from_tokens<T: AsRef<[u8]>>(tokens: &[T], merges: Vec<Pair>, ignore_merges: bool) -> Result<Self> {
+        Self::from_parts(collect(tokens)?, merges, ignore_merges)
+    }
+
+    /// Token `i` has id and rank `i` (an empty one is a hole), as in tiktoken: a piece that is a token is that token,
+    /// else the two neighbours whose bytes together have the lowest rank merge.
+    pub fn from_ranks<T: AsRef<[u8]>>(tokens: &[T]) -> Result<Self> {
+        let tokens = collect(tokens)?;
+        let byte_ids = byte_ids(&tokens)?;
+        let (mut merges, mut unreachable) = (Vec::new(), Vec::new());
+        let mut parts = Vec::new();
+        for id in 0..tokens.len() as u32 {
+            let token = tokens.get(id).unwrap_or_default();
+            if token.len() < 2 {
+                continue;
+            }
+            match last_pair(&tokens, &byte_ids, id, token, &mut parts)? {
+                Some(pair) => merges.push(pair),
+                None => unreachable.push(id),
+            }
+        }
+        let pairs = pair_table(&tokens, &merges)?;
+        let ignore_merges = !unreachable.is_empty();
+        Ok(Self { tokens, merges, pairs, byte_ids, unreachable, ignore_merges })
+    }
+
+    fn from_parts(tokens: Tokens, merges: Vec<Pair>, ignore_merges: bool) -> Result<Self> {
+        let byte_ids = byte_ids(&tokens)?;
+        let pairs = pair_table(&tokens, &merges)?;
+        let unreachable = unreachable(&tokens, &pairs, &byte_ids)?;
+        let ignore_merges = ignore_merges && !unreachable.is_empty();
+        Ok(Self { tokens, merges, pairs, byte_ids, unreachable, ignore_merges })
+    }
+
+    /// Number of ids, holes included.
+    #[expect(clippy::len_without_is_empty, reason = "a vocabulary has at least the 256 bytes")]
+    pub fn len(&self) -> usize {
+        self.tokens.len()
+    }
+
+    /// The bytes of `id`; `None` for a hole and past the last id.
+    #[inline]
+    pub fn token(&self, id: u32) -> Option<&[u8]> {
+        self.tokens.get(id).filter(|token| !token.is_empty())
+    }
+
+    /// The id of the token spelled `bytes`.
+    pub fn id(&self, bytes: &[u8]) -> Option<u32> {
+        self.tokens.id(bytes)
+    }
+
+    /// The merges in order of rank.
+    pub fn merges(&self) -> &[Pair] {
+        &self.merges
+    }
+
+    /// The id of every single byte.
+    pub fn byte_ids(&self) -> &[u32; 256] {
+        &self.byte_ids
+    }
+
+    /// The tokens that do not encode to themselves by merges alone, ascending.
+    pub fn unreachable(&self) -> &[u32] {
+        &self.unreachable
+    }
+
+    /// Whether a piece that is an unreachable token is still that token.
+    pub fn ignore_merges(&self) -> bool {
+        self.ignore_merges
+    }
+
+    /// The id of a whole piece where looking it up first is exact.
+    #[inline]
+    pub(crate) fn whole_piece(&self, piece: &[u8]) -> Option<u32> {
+        if self.unreachable.is_empty() || self.ignore_merges { self.tokens.id(piece) } else { None }
+    }
+
+    /// Appends the ids of `piece` by merges alone.
+    pub(crate) fn merge_piece(
+        &self,
+        piece: &[u8],
+        scratch: &mut Scratch,
+        control: &Control,
+        out: &mut Vec<u32>,
+    ) -> Result<()> {
+        merge_piece(&self.pairs, &self.byte_ids, piece, scratch, control, out)
+    }
+}
+
+fn collect<T: AsRef<[u8]>>(tokens: &[T]) -> Result<Tokens> {
+    let n = tokens.iter().rposition(|token| !token.as_ref().is_empty()).map_or(0, |last| last + 1);
+    let mut set = Tokens::with_capacity(n);
+    tokens[..n].iter().try_for_each(|token| set.push(token.as_ref()))?;
+    Ok(set)
+}
+
+/// The bytes of both sides of merge `rank`.
+fn spell(tokens: &Tokens, (left, right): Pair, rank: usize) -> Result<Vec<u8>> {
+    let side = |id| {
+        tokens.get(id).filter(|token| !token.is_empty()).ok_or_else(|| {
+            let n = tokens.len();
+            Error::Vocab(format!(
+                "merge {rank} is ({left}, {right}), but there is no token {id}; {n} ids are known there"
+            ))
+        })
+    };
+    Ok([side(left)?, side(right)?].concat())
+}
+
+fn byte_ids(tokens: &Tokens) -> Result<[u32; 256]> {
+    let mut ids = [0; 256];
+    for (byte, id) in (0..=255).zip(&mut ids) {
+        *id = tokens.id(&[byte]).ok_or_else(|| {
+            Error::Vocab(format!("byte {byte:#04x} is missing, expected a token for each of the 256 bytes"))
+        })?;
+    }
+    Ok(ids)
+}
+
+fn pair_table(tokens: &Tokens, merges: &[Pair]) -> Result<Pairs> {
+    let mut pairs = Pairs::with_capacity(merges.len());
+    for (rank, &pair) in merges.iter().enumerate() {
+        let token = spell(tokens, pair, rank)?;
+        let text = token.escape_ascii();
+        let Some(product) = tokens.id(&token) else {
+            return Err(Error::Vocab(format!("merge {rank} is {pair:?} and spells \"{text}\", which is not a token")));
+        };
+        if !pairs.push(pair, product, &token) {
+            return Err(Error::Vocab(format!("merge {rank} repeats {pair:?}, which spells \"{text}\"")));
+        }
+    }
+    Ok(pairs)
+}
+
+/// Encodes every token; those that do not come out as themselves.
+fn unreachable(tokens: &Tokens, pairs: &Pairs, byte_ids: &[u32; 256]) -> Result<Vec<u32>> {
+    let (mut scratch, control) = (Scratch::default(), Control::new());
+    let (mut ids, mut unreachable) = (Vec::new(), Vec::new());
+    for id in 0..tokens.len() as u32 {
+        let token = tokens.get(id).unwrap_or_default();
+        ids.clear();
+        merge_piece(pairs, byte_ids, token, &mut scratch, &control, &mut ids)?;
+        if ids != [id] && !token.is_empty() {
+            unreachable.push(id);
+        }
+    }
+    Ok(unreachable)
+}
+
+/// A span of the token under way and the rank of the bytes that it and the next span spell.
+#[derive(Clone, Copy)]
+struct Part {
+    start: usize,
+    rank: u32,
+}
+
+/// The two tokens that merge into `token` under the order of ranks; `None` when its bytes never come down to two.
+fn last_pair(
+    tokens: &Tokens,
+    byte_ids: &[u32; 256],
+    id: u32,
+    token: &[u8],
+    parts: &mut Vec<Part>,
+) -> Result<Option<Pair>> {
+    if let &[left, right] = token {
+        return Ok(Some((byte_ids[usize::from(left)], byte_ids[usize::from(right)])));
+    }
+    if token.len() > MAX_RANKED_BYTES {
+        let n = token.len();
+        return Err(Error::Vocab(format!(
+            "token {id} has {n} bytes, expected at most {MAX_RANKED_BYTES} in a rank file"
+        )));
+    }
+    let rank = |start: usize, end: usize| tokens.id(&token[start..end]).unwrap_or(u32::MAX);
+    let n = token.len();
+    parts.clear();
+    parts.extend(
+        (0..n).map(|start| Part { start, rank: if start + 1 < n { rank(start, start + 2) } else { u32::MAX } }),
+    );
+    let start_of = |parts: &[Part], i: usize| parts.get(i).map_or(n, |part| part.start);
+    while parts.len() > 2 {
+        let (at, lowest) =
+            parts.iter().enumerate().min_by_key(|(_, part)| part.rank).map_or((0, u32::MAX), |(i, p)| (i, p.rank));
+        if lowest == u32::MAX {
+            return Ok(None);
+        }
+        parts.remove(at + 1);
+        if at > 0 {
+            parts[at - 1].rank = rank(parts[at - 1].start, start_of(parts, at + 1));
+        }
+        let is_last = at + 1 == parts.len();
+        parts[at].rank = if is_last { u32::MAX } else { rank(parts[at].start, start_of(parts, at + 2)) };
+    }
+    let middle = start_of(parts, 1);
+    Ok(tokens.id(&token[..middle]).zip(tokens.id(&token[middle..])))
+}

@@ -1,0 +1,280 @@
+//! `Tokenizer`, `StreamDecoder` and `Trainer`.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use gptrs_core::count::{self, WordCounts};
+use gptrs_core::count_files::count_files;
+use gptrs_core::formats::{self, tokenizer_json};
+use gptrs_core::split::Splitter;
+use gptrs_core::train::{self, TrainOptions};
+use gptrs_core::vocab::Vocab;
+use gptrs_core::{Control, Error, Ids, Result, SpecialToken, Specials};
+use numpy::PyArray1;
+use numpy::prelude::*;
+use pyo3::prelude::*;
+use pyo3::types::{PyBytes, PyDict, PyList};
+
+use crate::call::{detached, py_err, quick, watched};
+use crate::text::{self, Names, Text};
+
+/// Texts up to this length keep the GIL: encoding them takes less than 10 µs, and handing it over costs as much.
+const QUICK_BYTES: usize = 200;
+/// Batches up to this length are encoded on the calling thread: starting threads would take longer.
+const SMALL_BATCH_BYTES: usize = 1 << 16;
+
+/// Text to ids and back; immutable, safe to share between threads and after `fork`.
+#[pyclass(frozen, module = "gptrs._core")]
+pub struct Tokenizer(pub Arc<gptrs_core::tokenizer::Tokenizer>);
+
+#[pymethods]
+impl Tokenizer {
+    #[staticmethod]
+    #[pyo3(signature = (path, pattern=None))]
+    fn read(py: Python<'_>, path: PathBuf, pattern: Option<String>) -> PyResult<Self> {
+        detached(py, || formats::read(&path, pattern.as_deref())).map(|tokenizer| Self(Arc::new(tokenizer)))
+    }
+
+    #[staticmethod]
+    fn from_json(py: Python<'_>, text: &str) -> PyResult<Self> {
+        let name = PathBuf::from("tokenizer.json");
+        detached(py, || tokenizer_json::from_str(text, &name)).map(|tokenizer| Self(Arc::new(tokenizer)))
+    }
+
+    fn to_json(&self, py: Python<'_>) -> PyResult<String> {
+        detached(py, || tokenizer_json::to_string(&self.0))
+    }
+
+    fn write(&self, py: Python<'_>, path: PathBuf) -> PyResult<()> {
+        detached(py, || formats::write(&self.0, &path))
+    }
+
+    fn encode<'py>(
+        &self,
+        py: Python<'py>,
+        text: Text,
+        allowed_special: Names,
+        disallowed_special: Names,
+    ) -> PyResult<Bound<'py, PyList>> {
+        let (allowed, disallowed) = (specials(&allowed_special), specials(&disallowed_special));
+        list(py, &text, |bytes| self.0.encode(bytes, allowed, disallowed))
+    }
+
+    fn encode_ordinary<'py>(&self, py: Python<'py>, text: Text) -> PyResult<Bound<'py, PyList>> {
+        list(py, &text, |bytes| self.0.encode_ordinary(bytes))
+    }
+
+    #[pyo3(signature = (texts, allowed_special, threads=0))]
+    fn encode_batch<'py>(
+        &self,
+        py: Python<'py>,
+        texts: &Bound<'py, PyAny>,
+        allowed_special: Names,
+        threads: usize,
+    ) -> PyResult<(Bound<'py, PyAny>, Bound<'py, PyArray1<i64>>)> {
+        let texts = text::texts(texts)?;
+        let allowed = specials(&allowed_special);
+        let n_bytes: usize = texts.iter().map(|text| text.as_ref().len()).sum();
+        let encoded = if n_bytes <= SMALL_BATCH_BYTES {
+            detached(py, || self.0.encode_batch(&texts, allowed, 1, &Control::new()))?
+        } else {
+            watched(py, None, |control| self.0.encode_batch(&texts, allowed, threads, control))?
+        };
+        let ids = match encoded.ids {
+            Ids::U16(ids) => ids.into_pyarray(py).into_any(),
+            Ids::U32(ids) => ids.into_pyarray(py).into_any(),
+        };
+        Ok((ids, encoded.offsets.into_pyarray(py)))
+    }
+
+    fn encode_with_offsets(&self, py: Python<'_>, text: Text) -> PyResult<(Vec<u32>, Vec<(usize, usize)>)> {
+        detached(py, || self.0.encode_with_offsets(text.as_ref()))
+    }
+
+    fn count(&self, py: Python<'_>, text: Text) -> PyResult<usize> {
+        detached(py, || self.0.count(text.as_ref()))
+    }
+
+    fn decode_bytes<'py>(&self, py: Python<'py>, ids: &Bound<'py, PyAny>) -> PyResult<Bound<'py, PyBytes>> {
+        let ids = text::ids(ids)?;
+        let bytes = if ids.len() <= QUICK_BYTES {
+            quick(|| self.0.decode_bytes(&ids))?
+        } else {
+            detached(py, || self.0.decode_bytes(&ids))?
+        };
+        Ok(PyBytes::new(py, &bytes))
+    }
+
+    fn decoder(&self) -> StreamDecoder {
+        StreamDecoder(self.0.decoder())
+    }
+
+    fn token_bytes<'py>(&self, py: Python<'py>, id: u32) -> Option<Bound<'py, PyBytes>> {
+        self.0.token_bytes(id).map(|bytes| PyBytes::new(py, bytes))
+    }
+
+    fn token_id(&self, token: Text) -> Option<u32> {
+        self.0.token_id(token.as_ref())
+    }
+
+    #[getter]
+    fn vocab_size(&self) -> usize {
+        self.0.vocab_size()
+    }
+
+    #[getter]
+    fn special_tokens<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
+        let by_text = PyDict::new(py);
+        for special in self.0.specials() {
+            by_text.set_item(&special.text, special.id)?;
+        }
+        Ok(by_text)
+    }
+
+    #[getter]
+    fn eot_id(&self) -> Option<u32> {
+        self.0.eot_id()
+    }
+
+    #[getter]
+    fn pattern(&self) -> &str {
+        self.0.splitter().pattern()
+    }
+
+    #[getter]
+    fn regex(&self) -> &str {
+        self.0.splitter().regex()
+    }
+
+    #[getter]
+    fn digest(&self) -> String {
+        self.0.digest().iter().map(|byte| format!("{byte:02x}")).collect()
+    }
+}
+
+/// `work(text)` as a list of ints.
+fn list<'py>(
+    py: Python<'py>,
+    text: &Text,
+    work: impl FnOnce(&[u8]) -> Result<Vec<u32>> + Send,
+) -> PyResult<Bound<'py, PyList>> {
+    let bytes = text.as_ref();
+    let ids = if bytes.len() <= QUICK_BYTES { quick(|| work(bytes))? } else { detached(py, || work(bytes))? };
+    PyList::new(py, ids)
+}
+
+fn specials(names: &Names) -> Specials<'_> {
+    match names {
+        Names::All => Specials::All,
+        Names::Some(names) if names.is_empty() => Specials::None,
+        Names::Some(names) => Specials::Set(names),
+    }
+}
+
+/// Ids to text, one id at a time, never half a character.
+#[pyclass(module = "gptrs._core")]
+pub struct StreamDecoder(gptrs_core::StreamDecoder);
+
+#[pymethods]
+impl StreamDecoder {
+    fn push(&mut self, id: &Bound<'_, PyAny>) -> PyResult<String> {
+        let id = text::one_id(id)?;
+        self.0.push(id).map_err(py_err)
+    }
+
+    fn finish(&mut self) -> String {
+        self.0.finish()
+    }
+}
+
+/// Counts words of files and texts, then learns the merges; arguments are checked before any work.
+#[pyclass(module = "gptrs._core")]
+pub struct Trainer {
+    splitter: Splitter,
+    special_tokens: Vec<String>,
+    options: TrainOptions,
+    counts: WordCounts,
+}
+
+#[pymethods]
+impl Trainer {
+    #[new]
+    fn new(pattern: &str, vocab_size: usize, special_tokens: Vec<String>, min_count: u64) -> PyResult<Self> {
+        let splitter = Splitter::new(pattern).map_err(py_err)?;
+        let n_smallest = 256 + special_tokens.len();
+        let n_merges = vocab_size.checked_sub(n_smallest).ok_or_else(|| {
+            py_err(Error::Argument(format!(
+                "vocab_size must be at least {n_smallest} (256 bytes and {} special tokens), got {vocab_size}; hint: use \
+                 vocab_size={n_smallest} for a vocabulary without merges",
+                special_tokens.len()
+            )))
+        })?;
+        let trainer =
+            Self { splitter, special_tokens, options: TrainOptions { n_merges, min_count }, counts: WordCounts::new() };
+        trainer.tokenizer(&[]).map_err(py_err)?;
+        Ok(trainer)
+    }
+
+    #[pyo3(signature = (paths, text_field, threads=0, progress=None))]
+    fn add_files(
+        &mut self,
+        py: Python<'_>,
+        paths: Vec<PathBuf>,
+        text_field: &str,
+        threads: usize,
+        progress: Option<&Bound<'_, PyAny>>,
+    ) -> PyResult<()> {
+        let splitter = &self.splitter;
+        let counts = watched(py, progress, |control| count_files(&paths, text_field, splitter, threads, control))?;
+        self.add(py, counts)
+    }
+
+    #[pyo3(signature = (texts, threads=0, progress=None))]
+    fn add_texts(
+        &mut self,
+        py: Python<'_>,
+        texts: &Bound<'_, PyAny>,
+        threads: usize,
+        progress: Option<&Bound<'_, PyAny>>,
+    ) -> PyResult<()> {
+        let texts = text::texts(texts)?;
+        let splitter = &self.splitter;
+        let counts = watched(py, progress, |control| count::count_texts(&texts, splitter, threads, control))?;
+        self.add(py, counts)
+    }
+
+    #[getter]
+    fn n_words(&self) -> usize {
+        self.counts.len()
+    }
+
+    #[getter]
+    fn n_bytes(&self) -> u64 {
+        self.counts.n_bytes()
+    }
+
+    #[pyo3(signature = (threads=0, progress=None))]
+    fn finish(&self, py: Python<'_>, threads: usize, progress: Option<&Bound<'_, PyAny>>) -> PyResult<Tokenizer> {
+        watched(py, progress, |control| {
+            let merges = train::train(&self.counts, &self.options, threads, control)?;
+            self.tokenizer(&merges)
+        })
+        .map(|tokenizer| Tokenizer(Arc::new(tokenizer)))
+    }
+}
+
+impl Trainer {
+    fn add(&mut self, py: Python<'_>, counts: WordCounts) -> PyResult<()> {
+        let all = &mut self.counts;
+        detached(py, || all.merge(counts))
+    }
+
+    /// Bytes, then merges, then the special tokens in the order given.
+    fn tokenizer(&self, merges: &[(u32, u32)]) -> Result<gptrs_core::tokenizer::Tokenizer> {
+        let vocab = Vocab::from_merges(merges)?;
+        let first = vocab.len() as u32;
+        let specials = self.special_tokens.iter().zip(first..);
+        let specials = specials.map(|(text, id)| SpecialToken { text: text.clone(), id }).collect();
+        gptrs_core::tokenizer::Tokenizer::new(vocab, self.splitter.clone(), specials)
+    }
+}

@@ -1,0 +1,163 @@
+"""The package's rules, read from its source: who imports whom, what is lazy, and what is never used."""
+
+import ast
+import subprocess
+import sys
+import textwrap
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import gptrs
+
+PACKAGE = Path(gptrs.__file__).parent
+MODULES = {
+    ".".join(("gptrs", *path.relative_to(PACKAGE).with_suffix("").parts)).removesuffix(".__init__"): path
+    for path in sorted(PACKAGE.rglob("*.py"))
+}
+# Layer of each module; the longest prefix counts. A module may import lower layers.
+LAYERS = {
+    "gptrs": 4,
+    "gptrs._core": 0, "gptrs.config": 0, "gptrs.corpus": 0, "gptrs.files": 0, "gptrs.progress": 0, "gptrs.kernels": 0,
+    "gptrs.tokenizer": 1, "gptrs.data": 1, "gptrs.model": 1,
+    "gptrs.chat": 2, "gptrs.generate": 2, "gptrs.evaluate": 2, "gptrs.trace": 2, "gptrs.plan": 2, "gptrs.report": 2,
+    "gptrs.doctor": 2,
+    "gptrs.train": 3, "gptrs.exchange": 3, "gptrs.serve": 3,
+    "gptrs.train.config": 2, "gptrs.train.optim": 2, "gptrs.train.schedule": 2, "gptrs.train.checkpoint": 2,
+    "gptrs.train.distributed": 2, "gptrs.train.metrics": 2,
+    "gptrs.cli": 4, "gptrs.demo": 4, "gptrs.__main__": 5,
+}  # fmt: skip
+# Inside gptrs.model, only what stands before the importer.
+MODEL = ("config", "count", "embedding", "rope", "norm", "cache", "attention", "mla", "moe", "transformer")
+WITHIN_LAYER = {("gptrs.evaluate", "gptrs.generate")}
+WITHOUT_TORCH = (
+    "gptrs",
+    "gptrs.tokenizer",
+    "gptrs.config",
+    "gptrs.model.config",
+    "gptrs.model.count",
+    "gptrs.plan",
+    "gptrs.cli",
+)
+
+
+def layer(module: str) -> int:
+    while module not in LAYERS:
+        module = module.rpartition(".")[0]
+    return LAYERS[module]
+
+
+def imports(path: Path) -> Iterator[tuple[str, bool, int]]:
+    """(module, True when at module level, line) of each import; those for type checkers alone do not count."""
+    tree = ast.parse(path.read_text("utf-8"))
+    skipped = {id(n) for node in ast.walk(tree) if _is_type_checking(node) for n in ast.walk(node)}
+    inner = {id(n) for node in ast.walk(tree) if isinstance(node, ast.FunctionDef) for n in ast.walk(node)}
+    for node in ast.walk(tree):
+        if id(node) in skipped:
+            continue
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import in line {node.lineno}"
+            full = [f"{node.module}.{alias.name}" for alias in node.names]
+            names = [name if _is_module(name) else str(node.module) for name in full]
+        else:
+            continue
+        yield from ((name, id(node) not in inner, node.lineno) for name in names)
+
+
+def _is_type_checking(node: ast.AST) -> bool:
+    return isinstance(node, ast.If) and isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING"
+
+
+def _is_module(name: str) -> bool:
+    return name in MODULES or name == "gptrs._core"
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_a_module_imports_only_lower_layers(module: str):
+    for name, _, line in imports(MODULES[module]):
+        if name.startswith("gptrs"):
+            assert may_import(module, name), f"{module} imports {name} in line {line}"
+
+
+def may_import(module: str, name: str) -> bool:
+    """DESIGN's table: lower layers; inside model what stands before; stages the loop; the command line anything."""
+    if layer(module) >= 4:
+        return name not in ("gptrs.__main__", module)
+    parts, names = module.split("."), name.split(".")
+    if parts[1] == names[1] == "model":
+        return len(parts) == 2 or MODEL.index(names[2]) < MODEL.index(parts[2])
+    if layer(module) == 3 and name == "gptrs.train.loop":
+        return module != name
+    return layer(name) < layer(module) or (module, name) in WITHIN_LAYER
+
+
+@pytest.mark.parametrize("module", [m for m in WITHOUT_TORCH if m in MODULES])
+def test_the_light_modules_import_no_torch(module: str):
+    heavy = [name for name, is_top, _ in imports(MODULES[module]) if is_top and name.split(".")[0] == "torch"]
+    assert heavy == []
+
+
+def test_importing_gptrs_loads_neither_torch_nor_numpy():
+    loaded = _in_fresh_python("import gptrs, sys; print(*sys.modules)").split()
+    assert {"torch", "numpy", "typer", "rich"}.isdisjoint(loaded)
+
+
+def test_the_public_names_load_without_torch():
+    code = "import gptrs, sys; [getattr(gptrs, n) for n in gptrs.__all__]; print(*sys.modules)"
+    assert "torch" not in _in_fresh_python(code).split()
+    assert "torch" not in _in_fresh_python("import gptrs.cli, sys; print(*sys.modules)").split()
+
+
+def test_importing_gptrs_is_fast():
+    code = "import time; t = time.perf_counter(); import gptrs; gptrs.__version__; print(time.perf_counter() - t)"
+    assert min(float(_in_fresh_python(code)) for _ in range(3)) <= 0.150
+
+
+def _in_fresh_python(code: str) -> str:
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_nothing_runs_text_of_others(module: str):
+    """No pickle, no eval, no shell: a file or an argument is data, never code."""
+    tree = ast.parse(MODULES[module].read_text("utf-8"))
+    for node in ast.walk(tree):
+        where = f"{module} line {getattr(node, 'lineno', 0)}"
+        if isinstance(node, ast.Call):
+            called = ast.unparse(node.func)
+            assert called not in ("eval", "exec", "torch.load", "torch.save", "os.system", "np.load", "__import__"), (
+                where
+            )
+            for keyword in node.keywords:
+                is_true = isinstance(keyword.value, ast.Constant) and keyword.value.value is True
+                assert not (keyword.arg in ("shell", "allow_pickle") and is_true), where
+    for name, _, line in imports(MODULES[module]):
+        assert name.split(".")[0] not in ("pickle", "marshal", "shelve", "dill", "cloudpickle"), f"{module} line {line}"
+
+
+def test_the_rules_refuse_what_they_should():
+    assert not may_import("gptrs.tokenizer", "gptrs.data")
+    assert not may_import("gptrs.model.embedding", "gptrs.model.attention")
+    assert not may_import("gptrs.train.pretrain", "gptrs.train.sft")
+    assert not may_import("gptrs.train.loop", "gptrs.cli")
+    assert not may_import("gptrs.data", "gptrs.not_listed_here")
+    assert may_import("gptrs.train.pretrain", "gptrs.train.loop")
+
+
+def test_every_form_of_import_is_seen(tmp_path: Path):
+    source = """
+        import torch.nn as nn
+        from gptrs.data import Loader
+        from gptrs import tokenizer
+        def f():
+            import numpy
+        if TYPE_CHECKING:
+            import pickle
+    """
+    path = tmp_path / "module.py"
+    path.write_text(textwrap.dedent(source))
+    seen = {(name, is_top) for name, is_top, _ in imports(path)}
+    assert seen == {("torch.nn", True), ("gptrs.data", True), ("gptrs.tokenizer", True), ("numpy", False)}

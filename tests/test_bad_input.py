@@ -1,0 +1,351 @@
+"""Wrong input: one clear error that says what, where and how to cure it; exit code 1; earlier files stay whole."""
+
+import json
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from conftest import Cli, dataset_bytes
+from gptrs import Dataset, Loader, Tokenizer, prepare
+
+
+@pytest.fixture
+def tok() -> Tokenizer:
+    return Tokenizer.train_from_iterator(["the quick brown fox"], 260)
+
+
+@pytest.fixture
+def dataset(tmp_path: Path, corpus: Path, gpt2_like: Tokenizer) -> Dataset:
+    return prepare(corpus, gpt2_like, tmp_path / "tokens", shard_tokens=200_000)
+
+
+def fails(cli: Cli, *arguments: object, says: tuple[str, ...], code: int = 1) -> None:
+    """The command ends with `code` and one line on stderr that holds each of `says`."""
+    end = cli(*arguments)
+    assert end.returncode == code, (end.stdout, end.stderr)
+    assert end.stdout == "" and end.stderr.startswith("error: ") and end.stderr.count("\n") == 1, end.stderr
+    for text in says:
+        assert text in end.stderr, end.stderr
+
+
+# ── the corpus ──
+
+
+@pytest.mark.parametrize("name", ["empty.txt", "empty.jsonl", "blank.jsonl", "empty_texts.jsonl"])
+def test_an_empty_corpus(tok: Tokenizer, tmp_path: Path, cli: Cli, name: str):
+    contents = {"blank.jsonl": "\n\n", "empty_texts.jsonl": '{"text": ""}\n'}
+    (tmp_path / name).write_text(contents.get(name, ""))
+    for work in (
+        lambda: Tokenizer.train(tmp_path / name, 300),
+        lambda: prepare(tmp_path / name, tok, tmp_path / "out"),
+    ):
+        with pytest.raises(ValueError, match=r"corpus is empty.*hint: "):
+            work()
+    with pytest.raises(ValueError, match="corpus is empty"):
+        Tokenizer.train_from_iterator([], 300)
+    fails(cli, "tokenizer", "train", tmp_path / name, "-n", 300, "-o", tmp_path / "t.json", says=("empty", "hint: "))
+    assert not (tmp_path / "t.json").exists()
+
+
+def test_a_file_that_is_not_utf8(tok: Tokenizer, tmp_path: Path, cli: Cli):
+    (tmp_path / "latin1.txt").write_bytes(b"good text, then caf\xe9 in Latin-1")
+    (tmp_path / "lines.jsonl").write_bytes(b'{"text": "good"}\n{"text": "caf\xe9"}\n')
+    for name, offset in (("latin1.txt", 19), ("lines.jsonl", 30)):
+        path = tmp_path / name
+        message = f"{name} is not UTF-8: invalid byte at offset {offset}; hint: "
+        with pytest.raises(ValueError, match=message):
+            Tokenizer.train(path, 300)
+        with pytest.raises(ValueError, match=message):
+            prepare(path, tok, tmp_path / "out")
+        fails(
+            cli, "tokenizer", "train", path, "-n", 300, "-o", tmp_path / "t.json", says=(str(path), "UTF-8", "hint: ")
+        )
+    assert not (tmp_path / "out" / "manifest.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("line", "says"),
+    [
+        ('{"text": "a"', "line 2"),
+        ('{"body": "a"}', "text"),
+        ('{"text": 5}', "line 2"),
+        ("[1, 2]", "line 2"),
+        ('{"text": "\\ud800"}', "line 2"),
+    ],
+)
+def test_a_jsonl_line_that_holds_no_text(tok: Tokenizer, tmp_path: Path, line: str, says: str):
+    (tmp_path / "a.jsonl").write_text('{"text": "good"}\n' + line + '\n{"text": "good"}\n')
+    for work in (lambda p: Tokenizer.train(p, 300), lambda p: prepare(p, tok, tmp_path / "out")):
+        with pytest.raises(ValueError, match=f"a.jsonl.*{says}"):
+            work(tmp_path / "a.jsonl")
+
+
+def test_a_missing_file_fails_before_the_work_starts(tok: Tokenizer, tmp_path: Path, cli: Cli):
+    (tmp_path / "good.txt").write_text("good")
+    missing = tmp_path / "missing.txt"
+    for work in (
+        lambda: Tokenizer.train([tmp_path / "good.txt", missing], 300),
+        lambda: prepare([tmp_path / "good.txt", missing], tok, tmp_path / "out"),
+        lambda: Tokenizer.from_file(missing),
+        lambda: Tokenizer.train(tmp_path / "*.text", 300),
+        lambda: Dataset(missing),
+    ):
+        with pytest.raises(FileNotFoundError, match=r"(missing\.txt|\*\.text).*hint: "):
+            work()
+    assert not (tmp_path / "out").exists()
+    fails(cli, "prepare", missing, "-t", missing, "-o", tmp_path / "out", says=("missing.txt", "hint: "))
+    fails(cli, "tokenizer", "encode", missing, "text", says=("missing.txt", "hint: "))
+    fails(cli, "data", "inspect", missing, says=("missing.txt", "hint: "))
+    with pytest.raises(ValueError, match="expected at least one file"):
+        Tokenizer.train([], 300)
+
+
+def test_a_folder_that_cannot_be_read(tok: Tokenizer, tmp_path: Path, cli: Cli):
+    folder = tmp_path / "closed"
+    folder.mkdir()
+    (folder / "a.txt").write_text("text")
+    folder.chmod(0)
+    try:
+        if os.access(folder, os.R_OK):  # root reads everything: put a file where a folder must be
+            folder.chmod(0o755)
+            with pytest.raises(NotADirectoryError, match=r"a\.txt"):
+                prepare(folder / "a.txt", tok, folder / "a.txt" / "out")
+            fails(cli, "data", "inspect", folder / "a.txt" / "out", says=("a.txt",))
+        else:
+            with pytest.raises(PermissionError, match="hint: check the permissions"):
+                Tokenizer.train(folder, 300)
+            fails(cli, "tokenizer", "train", folder, "-n", 300, says=(str(folder), "hint: "))
+    finally:
+        folder.chmod(0o755)
+
+
+def test_a_folder_without_text(tmp_path: Path):
+    (tmp_path / "image.png").write_bytes(b"\x89PNG")
+    with pytest.raises(ValueError, match=r"expected \*\.txt or \*\.jsonl files in .*hint: "):
+        Tokenizer.train(tmp_path, 300)
+
+
+# ── the vocabulary ──
+
+
+@pytest.mark.parametrize("vocab_size", [0, 100, 255, 256])
+def test_a_vocabulary_smaller_than_the_bytes(tmp_path: Path, cli: Cli, vocab_size: int):
+    with pytest.raises(
+        ValueError, match=rf"vocab_size must be at least 257 .*got {vocab_size}; hint: use vocab_size=257"
+    ):
+        Tokenizer.train(tmp_path / "never looked at", vocab_size)
+    (tmp_path / "a.txt").write_text("text")
+    arguments = ("tokenizer", "train", tmp_path / "a.txt", "-n", vocab_size, "-o", tmp_path / "t.json")
+    fails(cli, *arguments, says=("vocab_size must be at least 257", f"got {vocab_size}", "hint: "))
+    assert Tokenizer.train_from_iterator(["ab"], 256, special_tokens=[]).vocab_size == 256
+
+
+def test_duplicate_and_empty_special_tokens(tmp_path: Path, cli: Cli):
+    with pytest.raises(ValueError, match=r"special token .*<\|a\|>"):
+        Tokenizer.train(tmp_path / "never looked at", 300, special_tokens=["<|a|>", "<|b|>", "<|a|>"])
+    with pytest.raises(ValueError, match="empty"):
+        Tokenizer.train_from_iterator(["ab"], 300, special_tokens=[""])
+    (tmp_path / "a.txt").write_text("text")
+    arguments = ("tokenizer", "train", tmp_path / "a.txt", "-n", 300, "--special", "<|a|>", "--special", "<|a|>")
+    fails(cli, *arguments, says=("<|a|>",))
+
+
+@pytest.mark.parametrize("pattern", ["(", "[a-", "(?<n>a)(?<n>b)", "a{2000000000}"])
+def test_a_pattern_that_does_not_compile(pattern: str):
+    with pytest.raises(ValueError, match="pattern"):
+        Tokenizer.train_from_iterator(["ab"], 300, pattern=pattern)
+
+
+def test_a_pattern_that_gives_up_on_a_text():
+    tok = Tokenizer.train_from_iterator(["ab"], 257, special_tokens=[], pattern=r"(a+)+$|b")
+    with pytest.raises(ValueError, match="pattern"):
+        tok.encode("a" * 60 + "!" + "\n" + "a" * 60 + "c")
+
+
+@pytest.mark.parametrize("threads", [-1, "two", 1.5, 1 << 70])
+def test_numbers_that_are_none(threads: object):
+    with pytest.raises((TypeError, OverflowError, ValueError)):
+        Tokenizer.train_from_iterator(["ab"], 257, special_tokens=[], threads=threads)
+
+
+# ── tokenizer files ──
+
+
+def _tokenizer_json(tok: Tokenizer, change: Callable[[dict], object]) -> str:
+    file = json.loads(tok.to_json())
+    change(file)
+    return json.dumps(file)
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (lambda f: f["model"].update(type="Unigram"), "Unigram"),
+        (lambda f: f.update(normalizer={"type": "NFC"}), "normalizer"),
+        (lambda f: f.update(pre_tokenizer={"type": "Whitespace"}), "Whitespace"),
+        (lambda f: f["model"]["merges"].append(["zz", "z"]), "merge"),
+        (lambda f: f["model"]["vocab"].pop("a"), ""),
+        (lambda f: f["model"]["vocab"].update(b=0), ""),
+        (lambda f: f["model"]["vocab"].update(new=10**6), ""),
+        (lambda f: f["model"].update(dropout=0.1), "dropout"),
+        (lambda f: f["added_tokens"].append(dict(f["added_tokens"][0])), ""),
+        (lambda f: f.pop("model"), "model"),
+    ],
+)
+def test_a_tokenizer_json_that_would_give_other_ids(tok: Tokenizer, tmp_path: Path, change, says: str):
+    path = tmp_path / "tokenizer.json"
+    path.write_text(_tokenizer_json(tok, change))
+    with pytest.raises(ValueError, match=rf"(?i)tokenizer\.json.*{says}"):
+        Tokenizer.from_file(path)
+
+
+def test_a_tokenizer_json_cut_short_anywhere(tok: Tokenizer, tmp_path: Path):
+    text = tok.to_json()
+    path = tmp_path / "tokenizer.json"
+    for n in range(0, len(text) - 1, len(text) // 40):
+        path.write_text(text[:n])
+        with pytest.raises(ValueError, match=r"tokenizer\.json"):
+            Tokenizer.from_file(path)
+    path.write_bytes(b"\xff\xfe")
+    with pytest.raises(ValueError, match=r"tokenizer\.json"):
+        Tokenizer.from_file(path)
+
+
+@pytest.mark.parametrize("line", [b"!!! 0", b"YQ==", b"YQ== x", b"YQ== 0\nYg== 0", b"YQ== 4294967296", b"YQ== 0"])
+def test_a_tiktoken_file_that_is_none(tmp_path: Path, line: bytes):
+    path = tmp_path / "bad.tiktoken"
+    path.write_bytes(line + b"\n")
+    with pytest.raises(ValueError, match=r"bad\.tiktoken|vocabulary"):
+        Tokenizer.from_file(path, pattern="gpt2")
+
+
+# ── shards ──
+
+
+def test_a_shard_cut_short_anywhere(dataset: Dataset, cli: Cli):
+    path = dataset.path / dataset.manifest["shards"][0]["name"]
+    whole = path.read_bytes()
+    for n in (0, 7, 100, 4095, 4096, 5000, len(whole) // 2, len(whole) - 1):
+        path.write_bytes(whole[:n])
+        with pytest.raises(ValueError, match=path.name):
+            Dataset(dataset.path)
+    fails(cli, "data", "verify", dataset.path, says=(path.name,))
+    path.write_bytes(whole + b"\0")
+    with pytest.raises(ValueError, match=path.name):
+        Dataset(dataset.path)
+    path.unlink()
+    with pytest.raises(FileNotFoundError, match=path.name):
+        Dataset(dataset.path)
+    path.write_bytes(whole)
+    Dataset(dataset.path).verify()
+
+
+def test_one_flipped_bit_anywhere_is_found(dataset: Dataset, cli: Cli):
+    path = dataset.path / dataset.manifest["shards"][1]["name"]
+    whole = path.read_bytes()
+    step = len(whole) // 50
+    for at in [*range(0, 100, 7), *range(100, len(whole), step), len(whole) - 9]:
+        broken = bytearray(whole)
+        broken[at] ^= 1 << (at % 8)
+        path.write_bytes(broken)
+        with pytest.raises(ValueError, match=path.name):
+            Dataset(dataset.path).verify()
+    fails(cli, "data", "verify", dataset.path, says=(path.name, "digest", "hint: "))
+
+
+def test_a_damaged_block_shows_at_next_and_the_loader_stays_usable(dataset: Dataset):
+    path = dataset.path / dataset.manifest["shards"][0]["name"]
+    whole = path.read_bytes()
+    broken = bytearray(whole)
+    broken[4096 + 1000] ^= 4
+    path.write_bytes(broken)
+    with Loader(Dataset(dataset.path), seq_len=64, global_batch=4, shuffle=False, device="numpy") as loader:
+        for _ in range(2):
+            with pytest.raises(ValueError, match=f"{path.name} is damaged: block 0"):
+                for _ in loader:
+                    pass
+    path.write_bytes(whole)
+
+
+@pytest.mark.parametrize("name", ["../x", "/etc/passwd", "a/b.gts", "..", "", "a\x00b", "x" * 300])
+def test_a_manifest_that_names_a_path(dataset: Dataset, name: str, cli: Cli):
+    path = dataset.path / "manifest.json"
+    whole = path.read_bytes()
+    old = dataset.manifest["shards"][0]["name"]
+    path.write_bytes(whole.replace(json.dumps(old).encode(), json.dumps(name).encode()))
+    with pytest.raises(ValueError, match=r"manifest\.json"):
+        Dataset(dataset.path)
+    fails(cli, "data", "inspect", dataset.path, says=("manifest.json",))
+
+
+def test_a_manifest_changed_by_one_byte(dataset: Dataset):
+    path = dataset.path / "manifest.json"
+    whole = path.read_bytes()
+    for at in range(0, len(whole), max(len(whole) // 60, 1)):
+        broken = bytearray(whole)
+        broken[at] ^= 1
+        path.write_bytes(broken)
+        with pytest.raises((ValueError, FileNotFoundError)):
+            Dataset(dataset.path)
+    path.write_bytes(whole[:-20])
+    with pytest.raises(ValueError, match=r"manifest\.json"):
+        Dataset(dataset.path)
+
+
+def test_shards_of_another_dataset(dataset: Dataset, corpus: Path, gpt2_like: Tokenizer, tmp_path: Path):
+    other = prepare(sorted(corpus.glob("*.txt"))[:3], gpt2_like, tmp_path / "other")
+    name = dataset.manifest["shards"][0]["name"]
+    shutil.copy(other.path / other.manifest["shards"][0]["name"], dataset.path / name)
+    with pytest.raises(ValueError, match=name):
+        Dataset(dataset.path)
+
+
+def test_a_folder_that_holds_something_else_is_left_alone(
+    dataset: Dataset, tok: Tokenizer, corpus: Path, tmp_path: Path, cli: Cli
+):
+    before = dataset_bytes(dataset.path)
+    file = sorted(corpus.glob("*.txt"))[0]
+    for files, tokenizer, options in ((file, tok, {}), (corpus, tok, {}), (corpus, tok, {"append_eot": False})):
+        with pytest.raises(ValueError, match=r"tokens.*hint: "):
+            prepare(files, tokenizer, dataset.path, **options)
+    tok.save(tmp_path / "t.json")
+    arguments = ("prepare", file, "-t", tmp_path / "t.json", "-o", dataset.path)
+    fails(cli, *arguments, says=(str(dataset.path), "hint: "))
+    assert dataset_bytes(dataset.path) == before
+
+
+def test_a_tokenizer_that_is_not_the_datasets(dataset: Dataset, tok: Tokenizer, tmp_path: Path, cli: Cli):
+    tok.save(tmp_path / "t.json")
+    fails(cli, "data", "show", dataset.path, "-t", tmp_path / "t.json", says=("digest", tok.digest))
+
+
+# ── the command line ──
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("nonsense",),
+        ("tokenizer", "train"),
+        ("tokenizer", "train", "a.txt"),
+        ("tokenizer", "train", "a.txt", "-n", "many"),
+        ("prepare", "a.txt"),
+        ("data", "show", "x", "--seq-len", "0"),
+        ("tokenizer", "encode", "a", "b", "--no-such-option"),
+    ],
+)
+def test_a_wrong_command_line_ends_with_2(cli: Cli, arguments: tuple[str, ...]):
+    end = cli(*arguments)
+    assert end.returncode == 2 and "Traceback" not in end.stderr and end.stderr
+
+
+def test_ids_that_are_none(tok: Tokenizer, tmp_path: Path, cli: Cli):
+    tok.save(tmp_path / "t.json")
+    fails(cli, "tokenizer", "decode", tmp_path / "t.json", 99999, says=("id 99999", "position 0"))
+    end = cli("tokenizer", "decode", tmp_path / "t.json", input="65 sixty")
+    assert (
+        end.returncode == 1 and end.stderr == "error: expected ids separated by spaces on standard input, got 'sixty'\n"
+    )

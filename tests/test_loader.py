@@ -1,0 +1,342 @@
+"""Batches: the order is a function of the seed alone; any ranks, any microbatch, any stop continue it exactly."""
+
+import gc
+import json
+import multiprocessing
+import os
+import pickle
+import subprocess
+import sys
+import textwrap
+import threading
+import time
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from gptrs import Batch, Dataset, Loader, Tokenizer, prepare
+
+T = 32
+
+
+@pytest.fixture(scope="module")
+def dataset(corpus: Path, gpt2_like: Tokenizer, tmp_path_factory: pytest.TempPathFactory) -> Dataset:
+    return prepare(corpus, gpt2_like, tmp_path_factory.mktemp("loader") / "tokens", shard_tokens=50_000)
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
+    """41 tokens 0 … 39 and an end: five rows of eight."""
+    folder = tmp_path_factory.mktemp("tiny")
+    (folder / "a.txt").write_bytes(bytes(range(40)))
+    return prepare(folder / "a.txt", Tokenizer.train_from_iterator(["ab"], 257), folder / "tokens")
+
+
+def take(loader: Iterable[Batch], n: int) -> list[np.ndarray]:
+    return [batch.tokens for _, batch in zip(range(n), loader, strict=False)]
+
+
+def test_an_epoch_of_five_rows_by_hand(tiny: Dataset):
+    with Loader(tiny, seq_len=8, global_batch=1, shuffle=False, device="numpy") as loader:
+        assert loader.n_rows == 5
+        for row in (0, 1, 2, 3, 4, 0):
+            batch = next(loader)
+            assert batch.tokens.tolist() == [list(range(8 * row, 8 * row + 8))]
+            assert batch.targets.tolist() == [[*range(8 * row + 1, 8 * row + 8), 256 if row == 4 else 8 * row + 8]]
+        assert loader.epoch == 1 and loader.next_sample == 6
+    with Loader(tiny, seq_len=8, global_batch=1, seed=3, device="numpy") as loader:
+        epochs = [[int(tokens[0, 0]) // 8 for tokens in take(loader, 5)] for _ in range(8)]
+    assert all(sorted(rows) == [0, 1, 2, 3, 4] for rows in epochs) and len(set(map(tuple, epochs))) > 3
+
+
+def test_every_epoch_holds_each_row_once(dataset: Dataset):
+    n_rows = dataset.n_rows(T)
+    with Loader(dataset, seq_len=T, global_batch=7, seed=5, device="numpy") as loader:
+        starts = np.concatenate([next(loader).starts for _ in range(2 * n_rows // 7 + 7)])
+    for epoch in (0, 1):
+        assert sorted(starts[epoch * n_rows : (epoch + 1) * n_rows].tolist()) == list(range(0, n_rows * T, T))
+    assert starts[:n_rows].tolist() != starts[n_rows : 2 * n_rows].tolist()
+
+
+def test_targets_are_the_tokens_that_follow(dataset: Dataset):
+    everything = dataset[:].astype(np.int64)
+    with Loader(dataset, seq_len=T, global_batch=16, seed=1, device="numpy") as loader:
+        for _, batch in zip(range(30), loader, strict=False):
+            for start, tokens, targets in zip(batch.starts, batch.tokens, batch.targets, strict=True):
+                assert np.array_equal(tokens, everything[start : start + T])
+                assert np.array_equal(targets, everything[start + 1 : start + T + 1])
+
+
+@settings(max_examples=60, deadline=None)
+@given(data=st.data())
+def test_any_ranks_and_microbatches_continue_anywhere(dataset: Dataset, data: st.DataObject):
+    """The stream of samples is the same however many processes read it and wherever they stop."""
+    global_batch = data.draw(st.sampled_from([12, 24, 60]))
+    seed = data.draw(st.integers(0, 2**64 - 1))
+
+    def stream(worlds: list[tuple[int, int, int]]) -> np.ndarray:
+        rows, state = [], None
+        for world_size, micro_batch, n_steps in worlds:
+            loaders = [
+                Loader(dataset, seq_len=T, global_batch=global_batch, seed=seed, rank=rank, world_size=world_size,
+                       micro_batch=micro_batch, device="numpy")
+                for rank in range(world_size)
+            ]  # fmt: skip
+            if state is not None:
+                for loader in loaders:
+                    loader.load_state_dict(state)
+            n_items = n_steps * loaders[0].micro_batches_per_step
+            rows += [next(loader).tokens for _ in range(n_items) for loader in loaders]
+            state = loaders[0].state_dict()
+            assert all(loader.state_dict() == state for loader in loaders)
+            for loader in loaders:
+                loader.close()
+        return np.concatenate(rows)
+
+    divisors = [(w, m) for w in range(1, 7) for m in range(1, 13) if global_batch % (w * m) == 0]
+    worlds = [(*data.draw(st.sampled_from(divisors)), data.draw(st.integers(1, 3))) for _ in range(3)]
+    expected = stream([(1, global_batch, sum(steps for _, _, steps in worlds))])
+    assert np.array_equal(stream(worlds), expected)
+
+
+def test_a_state_continues_within_a_step_and_is_small(dataset: Dataset):
+    options = {"seq_len": T, "global_batch": 32, "micro_batch": 8, "seed": 9, "device": "numpy"}
+    with Loader(dataset, **options) as loader, Loader(dataset, **options) as later:
+        take(loader, 3)
+        state = json.loads(json.dumps(loader.state_dict()))
+        assert len(json.dumps(state)) < 1024 and state["next_sample"] == 24
+        later.load_state_dict(state)
+        for a, b in zip(take(loader, 9), take(later, 9), strict=True):
+            assert np.array_equal(a, b)
+        loader.load_state_dict(state)  # backwards too, with buffers already filled ahead
+        assert np.array_equal(next(loader).tokens, later.batch_at(3).tokens)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("seed", 2),
+        ("order", "sequential"),
+        ("fingerprint", "0" * 64),
+        ("seq_len", 16),
+        ("global_batch", 8),
+        ("version", 9),
+    ],
+)
+def test_a_state_of_another_loader_is_refused_by_name(dataset: Dataset, field: str, value: object):
+    loader = Loader(dataset, seq_len=T, global_batch=4, seed=1, device="numpy")
+    before = loader.state_dict()
+    with pytest.raises(ValueError, match=f"the loader state has {field} .*, this loader .*; hint"):
+        loader.load_state_dict({**before, field: value})
+    with pytest.raises(ValueError, match=f"'{field}' is missing"):
+        loader.load_state_dict({k: v for k, v in before.items() if k != field})
+    with pytest.raises(ValueError, match="'more' is unknown"):
+        loader.load_state_dict({**before, "more": 1})
+    for bad in (-4, 2, "4", 4.0, True):
+        with pytest.raises(ValueError, match="next_sample must be a multiple"):
+            loader.load_state_dict({**before, "next_sample": bad})
+    assert loader.state_dict() == before
+
+
+def test_a_batch_that_is_kept_is_never_overwritten(dataset: Dataset):
+    with Loader(dataset, seq_len=T, global_batch=8, seed=1, device="numpy", prefetch=2) as loader:
+        kept = [next(loader) for _ in range(40)]
+        copies = [loader.batch_at(i).tokens for i in range(40)]
+    assert all(np.array_equal(batch.tokens, copy) for batch, copy in zip(kept, copies, strict=True))
+
+
+def test_documents_and_positions_of_a_batch(dataset: Dataset, gpt2_like: Tokenizer):
+    ids, owner = dataset[:], dataset.doc_ids(0, len(dataset))
+    with Loader(dataset, seq_len=512, global_batch=8, seed=1, device="numpy") as loader:
+        for _, batch in zip(range(20), loader, strict=False):
+            assert batch.doc_ids.dtype == np.int32 and batch.positions.dtype == np.int64
+            for start, docs, positions in zip(batch.starts, batch.doc_ids, batch.positions, strict=True):
+                assert np.array_equal(docs, owner[start : start + 512])
+                expected, at = [], 0
+                for i in range(start, start + 512):
+                    at = 0 if i == start or ids[i - 1] == gpt2_like.eot_id else at + 1
+                    expected.append(at)
+                assert positions.tolist() == expected
+
+
+def test_torch_tensors_hold_the_same(dataset: Dataset):
+    torch = pytest.importorskip("torch")
+    with (
+        Loader(dataset, seq_len=T, global_batch=8, seed=1) as loader,
+        Loader(dataset, seq_len=T, global_batch=8, seed=1, device="numpy") as plain,
+    ):
+        for _ in range(10):
+            a, b = next(loader), next(plain)
+            assert a.tokens.dtype == a.targets.dtype == a.positions.dtype == torch.int64
+            assert a.doc_ids.dtype == torch.int32 and a.tokens.is_contiguous() and a.tokens.shape == (8, T)
+            for name in ("tokens", "targets", "doc_ids", "positions"):
+                assert np.array_equal(getattr(a, name).numpy(), getattr(b, name))
+
+
+@pytest.mark.gpu
+def test_cuda_tensors_hold_the_same(dataset: Dataset):
+    torch = pytest.importorskip("torch")
+    if not torch.cuda.is_available():
+        pytest.skip("needs a CUDA device")
+    with (
+        Loader(dataset, seq_len=T, global_batch=8, seed=1, device="cuda") as loader,
+        Loader(dataset, seq_len=T, global_batch=8, seed=1, device="numpy") as plain,
+    ):
+        kept = [(next(loader), next(plain)) for _ in range(50)]
+        for a, b in kept:
+            assert a.tokens.is_cuda and a.tokens.is_contiguous() and a.targets.dtype == torch.int64
+            for name in ("tokens", "targets", "doc_ids", "positions"):
+                assert np.array_equal(getattr(a, name).cpu().numpy(), getattr(b, name))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (
+            {"global_batch": 10, "micro_batch": 4},
+            "global_batch .10. must be a multiple of .*hint: use global_batch=8 or 12",
+        ),
+        ({"global_batch": 10, "world_size": 4}, "hint: use global_batch=8 or global_batch=12"),
+        ({"global_batch": 0}, "global_batch"),
+        ({"global_batch": 4, "world_size": 0}, "world_size"),
+        ({"global_batch": 4, "rank": 1}, "rank .1. must be below world_size .1."),
+        ({"global_batch": 4, "seq_len": 0}, "seq_len"),
+        ({"global_batch": 4, "seq_len": 10**8}, "use a smaller seq_len"),
+        ({"global_batch": 4, "micro_batch": 0}, "micro_batch"),
+        ({"global_batch": 4, "pack": "bestfit"}, 'pack must be "stream"'),
+        ({"global_batch": 4, "prefetch": 0}, "prefetch must be at least 1"),
+    ],
+)
+def test_arguments_that_do_not_fit_are_named_with_a_cure(dataset: Dataset, options: dict, message: str):
+    with pytest.raises(ValueError, match=message):
+        Loader(dataset, **{"seq_len": T, "device": "numpy", **options})
+
+
+def test_a_closed_loader_says_so_and_leaves_no_thread(dataset: Dataset):
+    def n_threads() -> int:
+        return len(list(Path("/proc/self/task").iterdir())) if Path("/proc/self/task").exists() else 0
+
+    gc.collect()
+    before = n_threads()
+    loaders = [Loader(dataset, seq_len=T, global_batch=8, device="numpy") for _ in range(6)]
+    assert n_threads() == before  # lazily
+    for loader in loaders:
+        next(loader)
+    assert n_threads() == before + 6 or before == 0
+    loaders[0].close()
+    loaders[0].close()
+    with pytest.raises(ValueError, match="the loader is closed"):
+        next(loaders[0])
+    del loader, loaders
+    gc.collect()
+    assert n_threads() == before
+
+
+def test_reading_ahead_hides_the_reading(dataset: Dataset):
+    """A consumer slower than the thread never waits: next() takes a small part of its time."""
+    with Loader(dataset, seq_len=256, global_batch=32, seed=1, device="numpy") as loader:
+        take(loader, 4)
+        waited = 0.0
+        for _ in range(50):
+            time.sleep(0.005)
+            start = time.perf_counter()
+            next(loader)
+            waited += time.perf_counter() - start
+    assert waited < 0.3 * 50 * 0.005
+
+
+def _rows(loader: Loader, n: int) -> list[list[list[int]]]:
+    return [tokens.tolist() for tokens in take(loader, n)]
+
+
+@pytest.mark.parametrize("method", ["fork", "spawn"])
+def test_a_loader_continues_in_another_process(dataset: Dataset, method: str):
+    loader = Loader(dataset, seq_len=T, global_batch=8, seed=1, device="numpy")
+    take(loader, 3)  # its thread runs
+    with multiprocessing.get_context(method).Pool(1) as pool:
+        there = pool.apply_async(_rows, (loader, 6)).get(timeout=60)
+    assert there == _rows(loader, 6)
+    loader.close()
+
+
+def test_a_fork_in_the_middle_of_reading_continues(dataset: Dataset):
+    loader = Loader(dataset, seq_len=T, global_batch=64, seed=1, device="numpy")
+    expected = [loader.batch_at(i).tokens for i in range(40)]
+    for i in range(0, 30, 3):
+        take(loader, 3)
+        child = os.fork()
+        if child == 0:
+            same = all(np.array_equal(a, b) for a, b in zip(take(loader, 5), expected[i + 3 :], strict=False))
+            loader.close()
+            os._exit(0 if same else 1)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    loader.close()
+
+
+def test_a_worker_of_a_torch_dataloader_reads_the_same(dataset: Dataset):
+    torch = pytest.importorskip("torch")
+    with Loader(dataset, seq_len=T, global_batch=8, seed=1) as loader:
+        expected = [batch.clone() for batch in take(loader, 5)]
+
+        class Stream(torch.utils.data.IterableDataset):
+            def __iter__(self):
+                return (tokens for tokens in take(Loader(dataset, seq_len=T, global_batch=8, seed=1), 5))
+
+        for workers in (0, 1):
+            got = list(torch.utils.data.DataLoader(Stream(), batch_size=None, num_workers=workers))
+            assert all(torch.equal(a, b) for a, b in zip(got, expected, strict=True))
+
+
+def test_a_pickled_loader_continues_where_it_stood(dataset: Dataset):
+    loader = Loader(dataset, seq_len=T, global_batch=8, micro_batch=4, seed=1, device="numpy")
+    take(loader, 3)
+    twin = pickle.loads(pickle.dumps(loader))  # noqa: S301
+    assert twin.state_dict() == loader.state_dict()
+    assert np.array_equal(next(twin).tokens, next(loader).tokens)
+
+
+def test_other_threads_run_while_the_loader_waits(dataset: Dataset):
+    done = threading.Event()
+    thread = threading.Thread(target=done.wait)
+    thread.start()
+    with Loader(dataset, seq_len=T, global_batch=8, device="numpy") as loader:
+        take(loader, 200)
+    done.set()
+    thread.join(5)
+    assert not thread.is_alive()
+
+
+def test_a_process_with_a_running_loader_ends(dataset: Dataset):
+    """A loader that nobody closed does not hold the interpreter back."""
+    code = f"""
+        import gptrs
+        loader = gptrs.Loader(gptrs.Dataset({str(dataset.path)!r}), seq_len=8, global_batch=4, device="numpy")
+        next(loader)
+        print("done")
+    """
+    end = subprocess.run([sys.executable, "-c", textwrap.dedent(code)], capture_output=True, text=True, timeout=60)
+    assert (end.returncode, end.stdout, end.stderr) == (0, "done\n", "")
+
+
+def test_what_is_lent_must_fit(dataset: Dataset):
+    core = Loader(dataset, seq_len=T, global_batch=4, device="numpy")._core
+    tokens = np.zeros((4, T), np.int64)
+    with pytest.raises(ValueError, match="overlapping"):
+        core.fill(0, tokens, tokens)
+    with pytest.raises(ValueError, match="expected targets of 4 x 32 elements, got 32"):
+        core.fill(0, tokens, np.zeros(T, np.int64))
+    with pytest.raises(ValueError, match="writable, C-contiguous"):
+        core.fill(0, tokens, np.zeros((T, 4), np.int64).T)
+    tokens.flags.writeable = False
+    with pytest.raises(ValueError, match="writable, C-contiguous"):
+        core.fill(0, tokens, np.zeros((4, T), np.int64))
+    for wrong in (np.zeros((4, T), np.float64), [1, 2]):
+        with pytest.raises((TypeError, BufferError, ValueError)):
+            core.fill(0, wrong)
+    rows = np.zeros((4, T + 1), np.uint16)
+    core.fill(0, rows)
+    assert rows.any()
