@@ -88,17 +88,23 @@ def probabilities(logits: Tensor, *, temperature: float, top_k: int | None, top_
     """
     wide = logits.double()
     scaled = (wide - wide.amax(dim=-1, keepdim=True)) / temperature  # (B, V), at most 0: no overflow however cold
-    if top_k is None and top_p is None:
-        return scaled.softmax(dim=-1)
-    ranked, ids = scaled.sort(dim=-1, descending=True, stable=True)  # (B, V) each
-    if top_k is not None:
-        ranked[:, top_k:] = -math.inf
-    kept = ranked.softmax(dim=-1)  # (B, V)
+    if top_k is not None and top_k < scaled.shape[-1]:
+        scaled = scaled.masked_fill(~_is_among_largest(scaled, top_k), -math.inf)
+    kept = scaled.softmax(dim=-1)  # (B, V)
     if top_p is not None and top_p < 1.0:
-        before = kept.cumsum(dim=-1) - kept  # (B, V), the mass of all likelier tokens
-        kept = kept.masked_fill(before >= top_p, 0.0)
-    kept = kept / kept.sum(dim=-1, keepdim=True)
-    return torch.zeros_like(kept).scatter(-1, ids, kept)
+        ranked, ids = kept.sort(dim=-1, descending=True, stable=True)  # (B, V) each
+        before = ranked.cumsum(dim=-1) - ranked  # (B, V), the mass of all likelier tokens
+        kept = torch.zeros_like(kept).scatter(-1, ids, ranked.masked_fill(before >= top_p, 0.0))
+        kept = kept / kept.sum(dim=-1, keepdim=True)
+    return kept
+
+
+def _is_among_largest(x: Tensor, k: int) -> Tensor:
+    """Which k entries of each row are the largest; of equals at the edge, those of lower id: booleans (B, V)."""
+    smallest = x.topk(k, dim=-1).values[:, -1:]  # (B, 1)
+    is_larger, is_equal = x > smallest, x == smallest  # (B, V) each
+    n_places = k - is_larger.sum(dim=-1, keepdim=True)  # (B, 1), left for the equals
+    return is_larger | (is_equal & (is_equal.cumsum(dim=-1) <= n_places))
 
 
 def draw(distribution: Tensor, uniform: Tensor) -> Tensor:
@@ -131,9 +137,8 @@ class _Sampling:
             raise ValueError("expected finite logits, got nan or infinity; hint: the model's training has diverged")
         if self.temperature == 0.0:
             return logits.argmax(dim=-1)  # (B,)
-        return draw(
-            probabilities(logits, temperature=self.temperature, top_k=self.top_k, top_p=self.top_p), uniform
-        )  # (B,)
+        distribution = probabilities(logits, temperature=self.temperature, top_k=self.top_k, top_p=self.top_p)  # (B, V)
+        return draw(distribution, uniform)  # (B,)
 
 
 def _check(model: Transformer, prompts: Sequence[Sequence[int]], max_new_tokens: int) -> None:

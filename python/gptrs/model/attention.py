@@ -36,10 +36,12 @@ class Attention(nn.Module):
         # unbind before the transpose: its backward then writes the gradient of qkv in one contiguous copy
         q, k, v = self.qkv(x).view(B, T, 3, self.n_heads, self.head_dim).unbind(2)  # (B, T, H, D) each
         q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)  # (B, H, T, D) each
+        is_causal = mask is None
         if cache is not None:
             k, v = cache.append(self.layer, k, v)  # (B, H, S, D) each
+            if T == 1:
+                is_causal = False  # the one query sees every position
         dropout = self.dropout if self.training else 0.0
-        is_causal = mask is None and T > 1
         out = scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout, is_causal=is_causal)
         y: Tensor = self.output(out.transpose(1, 2).reshape(B, T, C))  # (B, T, C)
         return y

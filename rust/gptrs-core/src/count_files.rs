@@ -26,7 +26,8 @@ pub fn count_files(
 ) -> Result<WordCounts> {
     let inputs = corpus::inputs(paths)?;
     control.begin("count bytes", inputs.iter().map(|input| input.n_bytes).sum());
-    let mut batch = Batch { counter: Some(Counter::new(splitter, threads)), documents: Vec::new(), n_bytes: 0, control };
+    let mut batch =
+        Batch { counter: Some(Counter::new(splitter, threads)), documents: Vec::new(), n_bytes: 0, control };
     for input in &inputs {
         if input.kind == Kind::Text {
             let map = Map::open(&input.path)?;

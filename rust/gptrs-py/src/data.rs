@@ -217,7 +217,8 @@ impl Lent {
     fn new(arrays: &Bound<'_, PyTuple>) -> PyResult<Self> {
         if arrays.len() == 2 {
             let (tokens, targets) = (writable(&arrays.get_item(0)?)?, writable(&arrays.get_item(1)?)?);
-            let ends = |buffer: &PyBuffer<i64>| (buffer.buf_ptr() as usize, buffer.buf_ptr() as usize + buffer.len_bytes());
+            let ends =
+                |buffer: &PyBuffer<i64>| (buffer.buf_ptr() as usize, buffer.buf_ptr() as usize + buffer.len_bytes());
             let (a, b) = (ends(&tokens), ends(&targets));
             if a.0 < b.1 && b.0 < a.1 {
                 return Err(py_err(Error::Argument("expected two arrays, got overlapping ones".to_owned())));

@@ -70,7 +70,9 @@ impl<'a, 'py> FromPyObject<'a, 'py> for Names {
             // A string is a collection of characters, never what was meant.
             Ok(word) => {
                 let word = word.repr()?;
-                Err(PyValueError::new_err(format!("expected \"all\" or a set of texts, got {word}; hint: use {{{word}}}")))
+                Err(PyValueError::new_err(format!(
+                    "expected \"all\" or a set of texts, got {word}; hint: use {{{word}}}"
+                )))
             }
             Err(_) if object.len()? == 0 => Ok(Self::Some(Vec::new())),
             Err(_) => Ok(Self::Some(object.try_iter()?.map(|name| name?.extract()).collect::<PyResult<_>>()?)),

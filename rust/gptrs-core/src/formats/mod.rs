@@ -11,10 +11,11 @@ mod alphabet;
 mod pre_tokenizer;
 
 use std::fs::File;
-use std::io::{Read, Write};
+use std::io::Read;
 use std::path::{Path, PathBuf};
 
 use crate::error::{Error, Result};
+use crate::io;
 use crate::special::SpecialToken;
 use crate::split::Splitter;
 use crate::tokenizer::Tokenizer;
@@ -63,7 +64,7 @@ pub fn write(tokenizer: &Tokenizer, path: &Path) -> Result<()> {
             )));
         }
     };
-    write_atomic(&path, text.as_bytes())
+    io::write_atomic(&path, text.as_bytes())
 }
 
 fn read_directory(path: &Path, pattern: Option<&str>) -> Result<Tokenizer> {
@@ -181,21 +182,4 @@ fn inexpressible(format: &str, reason: &str) -> Error {
 
 fn special(text: &str, id: u32) -> SpecialToken {
     SpecialToken { text: text.to_owned(), id }
-}
-
-/// Writes to a temporary file beside `path`, syncs it and renames it, so that `path` is whole or absent.
-pub fn write_atomic(path: &Path, bytes: &[u8]) -> Result<()> {
-    let directory = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    let mut name = path.file_name().unwrap_or_default().to_os_string();
-    name.push(format!(".{}.tmp", std::process::id()));
-    let temporary = directory.join(name);
-    let result = File::create(&temporary)
-        .and_then(|mut file| file.write_all(bytes).and_then(|()| file.sync_all()))
-        .and_then(|()| std::fs::rename(&temporary, path))
-        .and_then(|()| File::open(directory)?.sync_all());
-    if result.is_err() {
-        // Best effort: the first error is the one to report.
-        let _ = std::fs::remove_file(&temporary);
-    }
-    result.map_err(Error::io("write", path))
 }

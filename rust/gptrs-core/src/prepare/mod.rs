@@ -20,6 +20,7 @@ mod sink;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
+use crate::cache::Cache;
 use crate::control::Control;
 use crate::corpus::{self, Input};
 use crate::dataset::Dataset;
@@ -29,6 +30,7 @@ use crate::manifest::{Manifest, Recipe};
 use crate::parallel::resolve_threads;
 use crate::sealed::hex;
 use crate::shard::Dtype;
+use crate::tokenizer::Tokenizer;
 
 use journal::Journal;
 
@@ -57,6 +59,38 @@ pub trait Encode: Sync {
 
     /// The texts of its special tokens, to be counted.
     fn special_texts(&self) -> Vec<String>;
+}
+
+impl Encode for Tokenizer {
+    type State = Cache;
+
+    fn state(&self) -> Self::State {
+        self.cache()
+    }
+
+    fn encode_into(&self, cache: &mut Self::State, text: &[u8], out: &mut Vec<u32>) -> Result<()> {
+        self.encode_into(cache, text, out)
+    }
+
+    fn safe_cut(&self, text: &[u8], at: usize) -> usize {
+        self.splitter().safe_cut(text, at)
+    }
+
+    fn vocab_size(&self) -> usize {
+        self.vocab_size()
+    }
+
+    fn eot_id(&self) -> Option<u32> {
+        self.eot_id()
+    }
+
+    fn digest(&self) -> [u8; 32] {
+        self.digest()
+    }
+
+    fn special_texts(&self) -> Vec<String> {
+        self.specials().iter().map(|special| special.text.clone()).collect()
+    }
 }
 
 /// How [`prepare`] works. The first three decide the bytes, the others only speed and memory.
