@@ -30,6 +30,12 @@ test-long: $(VENV)/.dev
 	cargo test --workspace --release --quiet -- --include-ignored
 	$(BIN)/python -m pytest -m 'not gpu'
 
+# No pip and no .venv: the wheel in dist/ and $(PYTHON)'s own torch and pytest, as on a machine without network.
+test-gpu:
+	@ls dist/*.whl >/dev/null 2>&1 || { echo 'expected a wheel in dist/, found none; hint: run make build on a machine with cargo' >&2; exit 1; }
+	@folder=$$(mktemp -d) && trap 'rm -rf "$$folder"' EXIT && $(PYTHON) -m zipfile -e dist/*.whl "$$folder" && \
+	PYTHONPATH="$$folder:$$PYTHONPATH" $(PYTHON) -m pytest -m gpu -p no:cacheprovider
+
 lint: $(VENV)/.dev
 	cargo fmt --all --check
 	cargo clippy --workspace --all-targets --quiet -- -D warnings

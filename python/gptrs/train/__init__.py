@@ -1,0 +1,1 @@
+"""Training: settings, optimizer, schedule, checkpoints, metrics, the only loop and the stages that call it."""

@@ -1,0 +1,201 @@
+"""What a run trains on: its text split, encoded and counted. Every step leaves whole files and takes what is there.
+
+data.text ─hold out─▶ data/split.json ─▶ tokenizer.json ─▶ data/train, data/val (token shards)
+"""
+
+import json
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from gptrs.data import Dataset, prepare
+from gptrs.tokenizer import Tokenizer
+from torch import Tensor
+
+from gptrs import holdout
+from gptrs.files import digest, write_atomic
+from gptrs.holdout import Source
+
+_BLOCK = 1 << 22  # tokens counted at a time
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class Corpus:
+    """Tokenizer, training part and held-out part."""
+
+    tokenizer: Tokenizer
+    train: Dataset
+    val: Dataset
+    sources: tuple[Source, ...]  # empty for prepared datasets
+    counts: npt.NDArray[np.int64]  # (V,) how often each id occurs in val
+
+    @property
+    def unigram_entropy(self) -> float:
+        """Nats: the loss on val of a model that knows how often each token occurs there, and nothing else."""
+        return entropy(self.counts)
+
+    def bits_per_byte(self, loss: float) -> float:
+        """Returns a loss in nats for a token of val as bits for a byte of its text, without the first token."""
+        first = self.tokenizer.id_to_token(int(self.val.read(0, 1)[0])) or b""
+        return loss * (self.val.n_tokens - 1) / (n_text_bytes(self.val) - len(first)) / math.log(2)
+
+    def frequent_words(self, n: int) -> list[int]:
+        """Returns the ids of the `n` most frequent tokens of val, those that are whole words first."""
+        ids = [int(i) for i in np.argsort(-self.counts, kind="stable") if self.counts[i]]
+
+        def rank(token_id: int) -> int:
+            word = (self.tokenizer.id_to_token(token_id) or b"").strip()
+            return 0 if word.isalpha() and len(word) > 2 else 1 if word.isalpha() else 2
+
+        return sorted(ids, key=rank)[:n]
+
+
+@dataclass(frozen=True, slots=True)
+class Rows:
+    """Some rows of a dataset in its order."""
+
+    tokens: Tensor  # (B, T) int64
+    targets: Tensor  # (B, T) int64
+
+
+def from_text(
+    text: tuple[str, ...],
+    directory: Path,
+    *,
+    val_fraction: float,
+    text_field: str,
+    tokenizer_path: str | None,
+    vocab_size: int,
+    pattern: str,
+    special_tokens: tuple[str, ...],
+    threads: int,
+) -> Corpus:
+    """Returns the corpus of raw text, split, encoded and stored in a run directory; what is there already is taken.
+
+    The tokenizer is trained on the training part alone.
+    Raises: ValueError when a file has changed since the run began.
+    """
+    sources, train, val = _split(text, val_fraction, directory / "data")
+    path = directory / "tokenizer.json"
+    if path.is_file():
+        tokenizer = Tokenizer.from_file(path)
+    else:
+        if tokenizer_path:
+            tokenizer = Tokenizer.from_file(tokenizer_path)
+        else:
+            tokenizer = Tokenizer.train(
+                train,
+                vocab_size,
+                pattern=pattern,
+                special_tokens=special_tokens,
+                text_field=text_field,
+                threads=threads,
+            )
+        tokenizer.save(path)
+    encoded = [
+        prepare(files, tokenizer, directory / "data" / name, text_field=text_field, threads=threads)
+        for name, files in (("train", train), ("val", val))
+    ]
+    return _corpus(tokenizer, encoded[0], encoded[1], sources)
+
+
+def from_datasets(train: str, val: str, tokenizer_path: str, directory: Path) -> Corpus:
+    """Returns the corpus of two prepared datasets and the tokenizer that made them.
+
+    Raises: ValueError when another tokenizer made one of them.
+    """
+    tokenizer = Tokenizer.from_file(tokenizer_path)
+    tokenizer.save(directory / "tokenizer.json")
+    datasets = [Dataset(train), Dataset(val)]
+    for dataset in datasets:
+        if dataset.tokenizer_digest != tokenizer.digest:
+            expected = f"the tokenizer with digest {dataset.tokenizer_digest[:16]}… that made {dataset.path}"
+            raise ValueError(
+                f"expected {expected}, got {tokenizer.digest[:16]}… in {tokenizer_path}; hint: tokenizer.path=…"
+            )
+    return _corpus(tokenizer, datasets[0], datasets[1], ())
+
+
+def rows(
+    dataset: Dataset, *, seq_len: int, batch: int, device: torch.device, n_rows: int | None = None
+) -> Iterator[Rows]:
+    """Yields the dataset's first `n_rows` rows in order; by default all, so that each token but the first is a target.
+
+    What remains after the full rows comes as one shorter row.
+    """
+    n_full = (dataset.n_tokens - 1) // seq_len
+    n_taken = n_full if n_rows is None else min(n_rows, n_full)
+    for first in range(0, n_taken, batch):
+        B = min(batch, n_taken - first)
+        ids = dataset.read(first * seq_len, B * seq_len + 1).astype(np.int64)
+        yield _rows(ids, B, device)
+    rest = dataset.n_tokens - 1 - n_full * seq_len
+    if rest and (n_rows is None or n_rows > n_full):
+        yield _rows(dataset.read(n_full * seq_len, rest + 1).astype(np.int64), 1, device)
+
+
+def entropy(counts: npt.NDArray[np.int64]) -> float:
+    """Returns the entropy in nats of a distribution given by counts.
+
+    Example: two equally frequent tokens have ln 2 = 0.693.
+    """
+    shares = counts[counts > 0] / counts.sum()
+    return float(-(shares * np.log(shares)).sum())
+
+
+def n_text_bytes(dataset: Dataset) -> int:
+    """Returns the bytes of the text that a dataset was made of."""
+    return sum(int(shard["n_bytes"]) for shard in dataset.manifest["shards"])
+
+
+def _corpus(tokenizer: Tokenizer, train: Dataset, val: Dataset, sources: tuple[Source, ...]) -> Corpus:
+    if val.n_tokens < 2:
+        raise ValueError(f"expected two tokens or more to evaluate on in {val.path}, got {val.n_tokens}")
+    counts = np.zeros(tokenizer.vocab_size, np.int64)
+    for start in range(0, val.n_tokens, _BLOCK):
+        counts += np.bincount(val.read(start, min(_BLOCK, val.n_tokens - start)), minlength=len(counts))
+    return Corpus(tokenizer=tokenizer, train=train, val=val, sources=sources, counts=counts)
+
+
+def _split(text: tuple[str, ...], fraction: float, out: Path) -> tuple[tuple[Source, ...], list[Path], list[Path]]:
+    """Returns the sources and the files of both parts, from split.json or by making it."""
+    out.mkdir(exist_ok=True)
+    files = holdout.files_of(text)
+    given = [{"path": str(file), "bytes": file.stat().st_size, "blake2b": digest(file)} for file in files]
+    path = out / "split.json"
+    if path.is_file():
+        split: dict[str, Any] = json.loads(path.read_bytes())
+        if (changed := _first_difference(split["files"], given)) is not None:
+            raise ValueError(
+                f"expected the text that the run began with, got another {changed}; hint: --fresh starts anew"
+            )
+    else:
+        parts = holdout.split(files, fraction, out)
+        split = {"files": given, "train": [str(p) for p in parts[0]], "val": [str(p) for p in parts[1]]}
+        write_atomic(path, (json.dumps(split, indent=1) + "\n").encode())
+    held_out = set(split["val"])
+    is_cut = len(files) == 1
+    sources = tuple(
+        Source(
+            path=f["path"], n_bytes=f["bytes"], part="both" if is_cut else "val" if f["path"] in held_out else "train"
+        )
+        for f in split["files"]
+    )
+    return sources, [Path(p) for p in split["train"]], [Path(p) for p in split["val"]]
+
+
+def _first_difference(before: list[dict[str, Any]], now: list[dict[str, Any]]) -> str | None:
+    for old, new in zip(before, now, strict=False):
+        if old != new:
+            return str(new["path"])
+    return None if len(before) == len(now) else f"number of files ({len(now)} instead of {len(before)})"
+
+
+def _rows(ids: npt.NDArray[np.int64], B: int, device: torch.device) -> Rows:
+    tokens, targets = (torch.from_numpy(part.reshape(B, -1)).to(device) for part in (ids[:-1], ids[1:]))  # (B, T)
+    return Rows(tokens, targets)

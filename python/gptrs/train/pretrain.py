@@ -1,0 +1,364 @@
+"""Pre-training: from raw text to a trained model in one run directory.
+
+    data.text ─hold out─▶ train, val files ─▶ tokenizer.json ─▶ data/train, data/val ─▶ fit ─▶ val loss, report.html
+
+Each arrow leaves whole files only and takes what is there: after a kill the same command goes on where it stood. Which
+directories it may use is said in `rundir`.
+"""
+
+import dataclasses
+import math
+import warnings
+from dataclasses import dataclass
+
+import torch
+from gptrs.data import Loader
+from torch import Tensor, nn
+
+from gptrs import config as configs
+from gptrs import report, trace
+from gptrs.generate import generate
+from gptrs.model import Transformer, count
+from gptrs.train import checkpoint, corpus, metrics, rundir
+from gptrs.train.config import PretrainConfig
+from gptrs.train.corpus import Corpus, Rows
+from gptrs.train.loop import FitOptions, Position, Stops, Update, fit, mean_loss
+from gptrs.train.optim import adamw
+from gptrs.train.schedule import learning_rate
+
+DEFAULT_NEW_TOKENS = 200
+SENTENCE = "A true friend accepts you"  # the report follows the model through it
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Result:
+    """What a finished run came to."""
+
+    dir: str  # the run directory
+    steps: int  # optimizer updates made
+    val_loss: float  # nats for a token, over the whole held-out part
+    unigram_entropy: float  # nats: the loss of knowing the frequencies of the held-out tokens and nothing else
+    bits_per_byte: float  # the same loss for a byte of text: comparable between vocabularies
+    seconds: float  # of training, evaluation included
+    is_capped: bool  # ended by train.max_minutes before its last step
+
+
+def run(config: PretrainConfig, *, is_fresh: bool = False) -> Result:
+    """Trains as the config says, fills the run directory and returns the result; prints `val loss X` last.
+
+    Args: is_fresh: removes what an earlier run left in the directory. Otherwise an unfinished run of the same config
+        goes on, and a finished or different one is refused.
+    Raises: ValueError and OSError for what the user can mend, before work starts where it can be known;
+        KeyboardInterrupt on Ctrl-C, after a checkpoint.
+    """
+    if not (config.data.text or config.data.train):
+        raise ValueError("data.text is required, got nothing; hint: data.text=FILE")
+    with rundir.claim(config.run.path, config, is_fresh=is_fresh):
+        device = _device(config)
+        if config.run.threads:
+            torch.set_num_threads(config.run.threads)
+        session = _Session(config, _corpus(config), device)
+        try:
+            session.train()
+            result = session.finish()
+        finally:
+            session.close()
+        rundir.finish(config.run.path, dataclasses.asdict(result))
+    session.say_result(result)
+    return result
+
+
+class _Session:
+    """One process's part of a run: what fit() needs, and what happens at its stops."""
+
+    def __init__(self, config: PretrainConfig, data: Corpus, device: torch.device) -> None:
+        self.config = config
+        self.corpus = data
+        self.device = device
+        self.dir = config.run.path
+        self.dtype = _dtype(config, device)
+        self.model_config = config.model.resolve(vocab_size=data.tokenizer.vocab_size, seq_len=config.train.seq_len)
+        self.model = Transformer(self.model_config, seed=config.run.seed).to(device)
+        self.weights_before = self.model.embed.token.weight.detach().cpu().clone()  # (V, C)
+        beta1, beta2 = config.optim.betas
+        self.optimizer = adamw(
+            self.model,
+            lr=config.optim.lr,
+            weight_decay=config.optim.weight_decay,
+            betas=(beta1, beta2),
+            eps=config.optim.eps,
+        )
+        self.loader = Loader(
+            data.train,
+            seq_len=config.train.seq_len,
+            global_batch=config.train.global_batch,
+            micro_batch=config.train.micro_batch,
+            seed=config.run.seed,
+            device=str(device),
+        )
+        self.environment = metrics.environment(device)
+        self.peak, self.peak_name = metrics.peak_flops(device, self.dtype)
+        self.flops_per_token = count.flops_per_token(self.model_config, config.train.seq_len)
+        self.display = metrics.Display(steps=config.train.steps, peak=self.peak_name)
+        self.prompts = [data.tokenizer.encode_ordinary(prompt) for prompt in config.sample.prompts]
+        self.max_new_tokens = self._max_new_tokens()
+        self.position, lengths = self._restore()
+        self.log_file = metrics.MetricsLog(self.dir, length=lengths["metrics.jsonl"], step=self.position.step)
+        self.samples_file = metrics.cut(self.dir / "samples.txt", lengths["samples.txt"])
+        self.val_loss = math.nan
+        self.samples: list[tuple[str, str]] = []  # (prompt, continuation)
+
+    def train(self) -> None:
+        self._say_start()
+        self.display.start()
+        try:
+            self.position = fit(
+                self.model,
+                self.loader,
+                loss_fn=next_token_loss,
+                optimizer=self.optimizer,
+                learning_rate=self._learning_rate,
+                options=self._options(),
+                stops=Stops(log=self._log, save=self._save, evaluate=self._evaluate, sample=self._sample),
+                start=self.position,
+            )
+        except KeyboardInterrupt as error:
+            self.display.stop()
+            self.display.say(f"{error or 'stopped'}; hint: the same command goes on from the newest checkpoint")
+            raise
+        finally:
+            self.display.stop()
+
+    def finish(self) -> Result:
+        """Writes report.html and returns the result."""
+        result = Result(
+            dir=str(self.dir),
+            steps=self.position.step,
+            val_loss=self.val_loss,
+            unigram_entropy=self.corpus.unigram_entropy,
+            bits_per_byte=self.corpus.bits_per_byte(self.val_loss),
+            seconds=self.position.elapsed_s,
+            is_capped=self.position.step < self.config.train.steps,
+        )
+        report.write(self.dir / "report.html", self._facts(result))
+        return result
+
+    def close(self) -> None:
+        self.loader.close()
+        self.log_file.close()
+        self.samples_file.close()
+
+    def say_result(self, result: Result) -> None:
+        say = self.display.say
+        for prompt, text in self.samples:
+            say(f"── sample, prompt {prompt!r}\n{prompt}{text}\n")
+        if result.is_capped:
+            say(f"ended by train.max_minutes after {result.steps} of {self.config.train.steps} steps")
+        say(f"run directory {self.dir}, report {self.dir / 'report.html'}")
+        say(f"training time {metrics.duration(result.seconds)}")
+        say(f"unigram entropy {result.unigram_entropy:.4f}")
+        say(f"bits per byte {result.bits_per_byte:.4f}")
+        say(f"val loss {result.val_loss:.4f}")
+
+    def _say_start(self) -> None:
+        say, data, train = self.display.say, self.corpus, self.config.train
+        say(f"run {self.dir}: {', '.join(f'{k} {v}' for k, v in self.environment.items())}")
+        vocabulary = f"vocabulary {data.tokenizer.vocab_size:,}"
+        say(f"train {data.train.n_tokens:,} tokens, val {data.val.n_tokens:,} tokens, {vocabulary}")
+        n = sum(parameter.numel() for parameter in self.model.parameters())
+        say(f"model {n:,} parameters, {str(self.dtype).removeprefix('torch.')}, seed {self.config.run.seed}")
+        per_step = train.global_batch * train.seq_len
+        epochs = train.steps * per_step / data.train.n_tokens
+        say(f"{train.steps} steps of {per_step:,} tokens ({epochs:.1f} epochs), from step {self.position.step}")
+
+    def _restore(self) -> tuple[Position, dict[str, int]]:
+        """Returns where the run stands and how long its logs were then, after loading the newest checkpoint."""
+        torch.manual_seed(self.config.run.seed)  # dropout
+        found = checkpoint.find(self.dir / "checkpoints")
+        for path in found.uncommitted:
+            warnings.warn(f"{path} was not finished when its process ended; using the one before it", stacklevel=2)
+        if found.newest is None:
+            return Position(), {"metrics.jsonl": 0, "samples.txt": 0}
+        state = checkpoint.load(found.newest, self.model, self.optimizer)
+        self.loader.load_state_dict(state["loader"])
+        return Position(step=state["step"], elapsed_s=state["elapsed_s"]), state["lengths"]
+
+    def _options(self) -> FitOptions:
+        train = self.config.train
+        return FitOptions(
+            steps=train.steps,
+            accumulation=train.accumulation,
+            clip=self.config.optim.clip,
+            dtype=self.dtype,
+            is_compiled=self.config.run.compile,
+            max_seconds=None if train.max_minutes is None else 60 * train.max_minutes,
+            log_every=train.log_every,
+            eval_every=train.eval_every,
+            sample_every=self.config.sample.every or train.eval_every,
+            checkpoint_every=train.checkpoint_every,
+        )
+
+    def _learning_rate(self, step: int) -> float:
+        schedule = self.config.schedule
+        return learning_rate(
+            step,
+            peak=self.config.optim.lr,
+            min_lr=schedule.min_lr,
+            warmup_steps=schedule.warmup_steps,
+            steps=self.config.train.steps,
+        )
+
+    def _log(self, update: Update) -> None:
+        mfu = update.tokens_per_s * self.flops_per_token / self.peak if self.peak else None
+        self.log_file.write(
+            "train",
+            update.step,
+            loss=update.loss,
+            lr=update.lr,
+            grad_norm=update.grad_norm,
+            tokens_per_s=round(update.tokens_per_s, 1),
+            mfu=mfu,
+            time_s=round(update.time_s, 3),
+        )
+        self.display.update(
+            update.step, loss=update.loss, tokens_per_s=update.tokens_per_s, mfu=mfu, seconds_left=update.seconds_left
+        )
+
+    def _save(self, position: Position) -> None:
+        lengths = {"metrics.jsonl": self.log_file.length(), "samples.txt": metrics.sync(self.samples_file)}
+        state = {
+            "elapsed_s": position.elapsed_s,
+            "loader": self.loader.state_dict(),
+            "lengths": lengths,
+            "config": configs.to_dict(self.config),
+            "model": dataclasses.asdict(self.model_config),
+            "environment": self.environment,
+        }
+        checkpoint.save(
+            self.dir / "checkpoints",
+            step=position.step,
+            model=self.model,
+            optimizer=self.optimizer,
+            state=state,
+            keep=self.config.train.keep_checkpoints,
+        )
+
+    def _evaluate(self, position: Position, is_last: bool) -> None:
+        train = self.config.train
+        rows = corpus.rows(
+            self.corpus.val,
+            seq_len=train.seq_len,
+            batch=train.micro_batch or train.global_batch,
+            device=self.device,
+            n_rows=None if is_last else train.eval_rows,
+        )
+        loss, n_targets = mean_loss(self.model, rows, loss_fn=next_token_loss, dtype=self.dtype)
+        self.log_file.write(
+            "eval",
+            position.step,
+            val_loss=loss,
+            bits_per_byte=self.corpus.bits_per_byte(loss),
+            n_targets=n_targets,
+            time_s=round(position.elapsed_s, 3),
+        )
+        self.display.say(f"step {position.step}  val loss {loss:.4f} on {n_targets:,} tokens")
+        lines = metrics.read(self.dir / "metrics.jsonl")
+        metrics.plot(self.dir / "loss.png", lines, unigram_entropy=self.corpus.unigram_entropy)
+        self.val_loss = loss
+
+    def _sample(self, position: Position, is_last: bool) -> None:
+        self.samples = self._continuations()
+        text = f"── step {position.step}\n"
+        for prompt, continuation in self.samples:
+            text += f"── prompt {prompt!r}\n{prompt}{continuation}\n\n"
+        self.samples_file.write(text.encode())
+        self.samples_file.flush()
+
+    def _continuations(self) -> list[tuple[str, str]]:
+        sample, tokenizer = self.config.sample, self.corpus.tokenizer
+        stop = () if tokenizer.eot_id is None else (tokenizer.eot_id,)
+        found = generate(
+            self.model,
+            self.prompts,
+            max_new_tokens=self.max_new_tokens,
+            temperature=sample.temperature,
+            top_k=sample.top_k,
+            top_p=sample.top_p,
+            stop_tokens=stop,
+            seed=self.config.run.seed,
+        )
+        texts = [tokenizer.decode(ids[:-1] if ids[-1] in stop else ids) for ids in found]
+        return list(zip(sample.prompts, texts, strict=True))
+
+    def _max_new_tokens(self) -> int:
+        """Returns the setting, or what fits: said before work starts, not at the first sample."""
+        longest = max((len(ids) for ids in self.prompts), default=0)
+        limit = self.model_config.position_limit
+        room = DEFAULT_NEW_TOKENS if limit is None else limit - longest
+        wanted = self.config.sample.max_new_tokens or min(DEFAULT_NEW_TOKENS, room)
+        if limit is not None and not 1 <= wanted <= room:
+            expected = f"expected sample.prompts and new tokens to fit the {limit} learned positions"
+            raise ValueError(f"{expected}, got {longest} and {wanted}; hint: sample.max_new_tokens={max(room, 1)}")
+        return wanted
+
+    def _facts(self, result: Result) -> report.Facts:
+        tokenizer, model = self.corpus.tokenizer, self.model
+        data, ids = self.corpus, self.corpus.frequent_words(10)
+        after = model.embed.token.weight.detach().cpu()  # (V, C)
+        return report.Facts(
+            name=self.config.run.name,
+            result=dataclasses.asdict(result),
+            sources=data.sources,
+            tokenizer=tokenizer,
+            train=data.train,
+            val=data.val,
+            n_bytes=(corpus.n_text_bytes(data.train), corpus.n_text_bytes(data.val)),
+            model=self.model_config,
+            parts=count.of_model(model),
+            lines=metrics.read(self.dir / "metrics.jsonl"),
+            samples=self.samples,
+            sentence=SENTENCE,
+            guesses=trace.guesses(model, tokenizer, SENTENCE),
+            gradients=trace.gradients(model, tokenizer, SENTENCE),
+            neighbours=trace.neighbours(self.weights_before, after, tokenizer, ids),
+            environment=self.environment,
+            config=configs.dumps(self.config),
+        )
+
+
+def next_token_loss(model: nn.Module, batch: Rows) -> Tensor:
+    """The mean cross-entropy of each row's next tokens, in nats."""
+    loss: Tensor = model.loss(batch.tokens, batch.targets)  # type: ignore[operator]
+    return loss
+
+
+def _corpus(config: PretrainConfig) -> Corpus:
+    data, tokenizer = config.data, config.tokenizer
+    if data.train and data.val and tokenizer.path:
+        return corpus.from_datasets(data.train, data.val, tokenizer.path, config.run.path)
+    return corpus.from_text(
+        data.text,
+        config.run.path,
+        val_fraction=data.val_fraction,
+        text_field=data.text_field,
+        tokenizer_path=tokenizer.path,
+        vocab_size=tokenizer.vocab_size,
+        pattern=tokenizer.pattern,
+        special_tokens=tokenizer.special_tokens,
+        threads=config.run.threads,
+    )
+
+
+def _device(config: PretrainConfig) -> torch.device:
+    wanted = config.run.device
+    if wanted == "cuda" and not torch.cuda.is_available():
+        raise ValueError("run.device is cuda, but torch finds no CUDA device; hint: run.device=cpu")
+    return torch.device("cuda" if wanted != "cpu" and torch.cuda.is_available() else "cpu")
+
+
+def _dtype(config: PretrainConfig, device: torch.device) -> torch.dtype:
+    """Returns the type of the computation: bf16 where the GPU computes in it, else fp32, unless the config says."""
+    if config.run.dtype == "auto":
+        is_bf16 = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+        return torch.bfloat16 if is_bf16 else torch.float32
+    return torch.bfloat16 if config.run.dtype == "bf16" else torch.float32

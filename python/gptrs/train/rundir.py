@@ -1,0 +1,83 @@
+"""The run directory: whose it is, whether to go on there, and what an earlier run left in it.
+
+config.toml  tokenizer.json  data/  checkpoints/  metrics.jsonl  tensorboard/  samples.txt  loss.png
+report.html  result.json (written last: the run is finished)
+"""
+
+import fcntl
+import json
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from gptrs import config as configs
+from gptrs.files import write_atomic
+
+CONFIG = "config.toml"
+RESULT = "result.json"
+PLACES = ("data", "checkpoints", "tensorboard")
+FILES = (RESULT, "tokenizer.json", "metrics.jsonl", "samples.txt", "loss.png", "report.html")
+
+
+@contextmanager
+def claim(directory: Path, config: Any, *, is_fresh: bool) -> Iterator[None]:
+    """Holds the directory for one process, with the resolved config in it: a new run's, or the same one's to go on.
+
+    Raises: ValueError when it holds a finished run, another run or other files; OSError when a process works there.
+    """
+    directory.mkdir(parents=True, exist_ok=True)
+    with (directory / ".lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise OSError(f"expected to be alone in {directory}, got another process that trains there") from None
+        is_run = (directory / CONFIG).is_file()
+        if is_run and is_fresh:
+            clear(directory)
+        else:
+            _check(directory, config)
+        if is_fresh or not is_run:
+            write_atomic(directory / CONFIG, configs.dumps(config).encode())
+        yield
+
+
+def is_finished(directory: Path) -> bool:
+    """Returns whether the directory holds a run that came to its end."""
+    return (directory / RESULT).is_file()
+
+
+def finish(directory: Path, result: Mapping[str, Any]) -> None:
+    """Writes result.json: from now on the run is finished."""
+    write_atomic(directory / RESULT, (json.dumps(result, indent=1) + "\n").encode())
+
+
+def clear(directory: Path) -> None:
+    """Removes what a run writes and nothing else; config.toml stays, it marks the directory as a run's."""
+    for name in FILES:
+        (directory / name).unlink(missing_ok=True)
+    for name in PLACES:
+        if (directory / name).exists():
+            shutil.rmtree(directory / name)
+
+
+def _check(directory: Path, config: Any) -> None:
+    hint = "hint: --fresh starts it anew, run.dir=… takes another directory"
+    if not (directory / CONFIG).is_file():
+        others = sorted(path.name for path in directory.iterdir() if path.name != ".lock")
+        if others:
+            raise ValueError(f"expected a run or an empty directory in {directory}, got {others[0]}; hint: run.dir=…")
+        return
+    stored = configs.load(type(config), directory / CONFIG)
+    changed = configs.differences(stored, config)
+    if changed:
+        key, old, new = changed[0]
+        raise ValueError(f"{directory} holds a run with {key} = {_short(old)}, this one has {_short(new)}; {hint}")
+    if is_finished(directory):
+        raise ValueError(f"{directory} holds a finished run of this config; {hint}")
+
+
+def _short(value: object) -> str:
+    text = "nothing" if value is None else repr(value)
+    return text if len(text) <= 60 else f"{text[:57]}…"

@@ -1,0 +1,77 @@
+"""The same results on CUDA as on the CPU. Run by `make test-gpu`; nothing here skips when there is no device."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import gptrs
+from gptrs.generate import generate
+from gptrs.model import ModelConfig, Transformer
+
+pytestmark = pytest.mark.gpu
+
+CONFIG = ModelConfig(vocab_size=300, max_seq_len=64, dim=64, n_layers=2, n_heads=4, inter_dim=256)
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory: pytest.TempPathFactory) -> gptrs.Dataset:
+    folder = tmp_path_factory.mktemp("gpu")
+    (folder / "corpus.txt").write_text(Path(np.__file__).read_text(encoding="utf-8") * 4, encoding="utf-8")
+    tok = gptrs.Tokenizer.train([folder / "corpus.txt"], vocab_size=300, progress=False)
+    return gptrs.prepare([folder / "corpus.txt"], tok, folder / "data", progress=False)
+
+
+def test_loss_and_gradients_equal_the_cpu() -> None:
+    tokens = torch.randint(300, (4, 64), generator=torch.Generator().manual_seed(0))
+    grads = {}
+    for device in ("cpu", "cuda"):
+        model = Transformer(CONFIG, seed=1).to(device)
+        loss = model.loss(tokens.to(device), tokens.roll(-1, 1).to(device))
+        loss.backward()
+        grads[device] = [loss.detach().cpu(), *(p.grad.cpu() for p in model.parameters())]
+    for cpu, cuda in zip(grads["cpu"], grads["cuda"], strict=True):
+        torch.testing.assert_close(cuda, cpu, rtol=1e-3, atol=1e-4)
+
+
+def test_loader_delivers_the_same_batches(dataset: gptrs.Dataset) -> None:
+    options = {"seq_len": 32, "global_batch": 8, "seed": 3}
+    with (
+        gptrs.Loader(dataset, **options, device="cpu") as cpu,
+        gptrs.Loader(dataset, **options, device="cuda") as cuda,
+    ):
+        for _, a, b in zip(range(50), cpu, cuda, strict=False):
+            assert b.tokens.is_cuda
+            assert b.tokens.dtype == torch.int64
+            assert torch.equal(a.tokens, b.tokens.cpu())
+            assert torch.equal(a.targets, b.targets.cpu())
+            assert torch.equal(a.doc_ids, b.doc_ids.cpu())
+
+
+def test_cached_generation_equals_uncached() -> None:
+    model = Transformer(CONFIG, seed=1).to("cuda")
+    prompts = [[1, 2, 3], [4], [5, 6, 7, 8, 9]]
+    both = [
+        generate(model, prompts, max_new_tokens=20, temperature=0.0, use_cache=use_cache) for use_cache in (True, False)
+    ]
+    assert both[0] == both[1]
+
+
+@pytest.mark.parametrize("is_compiled", [False, True])
+def test_bf16_training_learns_and_keeps_fp32_weights(tmp_path: Path, is_compiled: bool) -> None:
+    from gptrs.train import config, pretrain
+
+    (tmp_path / "corpus.txt").write_text(Path(np.__file__).read_text(encoding="utf-8") * 4, encoding="utf-8")
+    overrides = [
+        f"data.text={tmp_path / 'corpus.txt'}",
+        f"run.dir={tmp_path / 'run'}",
+        "run.device=cuda",
+        "run.dtype=bf16",
+        f"run.compile={str(is_compiled).lower()}",
+        "train.steps=60",
+    ]
+    result = pretrain.run(config.load("shakespeare_cpu", overrides))
+    assert result.val_loss < 4.0  # of ln 256 = 5.5 before
+    weights = list((tmp_path / "run" / "checkpoints").glob("*/model.safetensors"))
+    assert weights

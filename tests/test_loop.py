@@ -1,0 +1,238 @@
+"""fit(): the only loop. Overfitting, accumulation, precision, stops, resumption, signals."""
+
+import math
+import os
+import signal
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from gptrs.model import ModelConfig, Transformer
+from gptrs.train.loop import FitOptions, Position, Stops, Update, fit, mean_loss, objective, stop_requests
+from gptrs.train.optim import adamw
+
+torch.set_num_threads(1)
+CONFIG = ModelConfig(vocab_size=32, max_seq_len=8, dim=16, n_layers=2, n_heads=2, inter_dim=32)
+
+
+class Batch(NamedTuple):
+    tokens: Tensor
+    targets: Tensor
+
+
+def next_token_loss(model: nn.Module, batch: Batch) -> Tensor:
+    return model.loss(batch.tokens, batch.targets)  # type: ignore[operator,no-any-return]
+
+
+def batches(seed: int = 0, rows: int = 4, start: int = 0) -> Iterator[Batch]:
+    """An endless stream of random rows; `start` skips as many rows."""
+    generator = torch.Generator().manual_seed(seed)
+    stream = torch.randint(32, (4096, 9), generator=generator)
+    while True:
+        part = stream[start : start + rows]
+        yield Batch(part[:, :-1], part[:, 1:])
+        start += rows
+
+
+@dataclass
+class Log:
+    """Remembers every stop in order."""
+
+    events: list[tuple[str, int]] = field(default_factory=list)
+    updates: list[Update] = field(default_factory=list)
+
+    def stops(self, **others: Callable[..., None]) -> Stops:
+        def log(update: Update) -> None:
+            self.events.append(("log", update.step))
+            self.updates.append(update)
+
+        def note(kind: str) -> Callable[..., None]:
+            def stop(position: Position, is_last: bool = False) -> None:
+                self.events.append((kind + " last" * is_last, position.step))
+                if kind in others:
+                    others[kind](position)
+
+            return stop
+
+        return Stops(log=log, save=note("save"), evaluate=note("evaluate"), sample=note("sample"))
+
+
+def run(
+    *,
+    model: Transformer | None = None,
+    steps: int = 6,
+    source: Iterator[Batch] | None = None,
+    lr: float = 1e-2,
+    stops: Stops | None = None,
+    start: Position = Position(),  # noqa: B008
+    **options: object,
+) -> tuple[Transformer, Log, Position]:
+    model = model or Transformer(CONFIG)
+    optimizer = adamw(model, lr=lr, weight_decay=0.0, betas=(0.9, 0.99), eps=1e-8)
+    log = Log()
+    end = fit(
+        model,
+        source or batches(),
+        loss_fn=next_token_loss,
+        optimizer=optimizer,
+        learning_rate=lambda step: lr,
+        options=FitOptions(steps=steps, **{"log_every": 1, **options}),  # type: ignore[arg-type]
+        stops=stops or log.stops(),
+        start=start,
+    )
+    return model, log, end
+
+
+def test_it_overfits_one_batch() -> None:
+    one = next(batches())
+    _, log, end = run(steps=150, source=iter(lambda: one, None))
+    assert log.updates[0].loss == pytest.approx(math.log(32), abs=0.1)
+    assert log.updates[-1].loss < 0.1 and end.step == 150
+
+
+def test_accumulated_microbatches_equal_one_batch() -> None:
+    whole, log, _ = run(source=batches(rows=8))
+    parts, log_parts, _ = run(source=batches(rows=2), accumulation=4)
+    assert [u.loss for u in log_parts.updates] == pytest.approx([u.loss for u in log.updates], abs=2e-5)
+    for one, other in zip(whole.parameters(), parts.parameters(), strict=True):
+        torch.testing.assert_close(one, other, atol=1e-4, rtol=0)
+
+
+def test_one_seed_gives_one_run() -> None:
+    assert [u.loss for u in run()[1].updates] == [u.loss for u in run()[1].updates]
+
+
+def test_the_stops_come_in_order_save_before_evaluate_before_sample() -> None:
+    _, log, _ = run(steps=5, log_every=2, checkpoint_every=4, eval_every=2, sample_every=4)
+    assert log.events == [
+        *(("log", 2), ("evaluate", 2)),
+        *(("log", 4), ("save", 4), ("evaluate", 4), ("sample", 4)),
+        *(("log", 5), ("save", 5), ("evaluate last", 5), ("sample last", 5)),
+    ]
+
+
+def test_a_resumed_run_first_does_what_its_checkpoint_came_before() -> None:
+    _, log, _ = run(steps=5, log_every=2, checkpoint_every=4, eval_every=2, sample_every=4, start=Position(step=4))
+    assert log.events[:2] == [("evaluate", 4), ("sample", 4)]
+    _, log, _ = run(steps=5, start=Position(step=5, elapsed_s=1.0))
+    assert log.events == [("evaluate last", 5), ("sample last", 5)]
+
+
+def test_it_ends_after_the_update_that_passes_the_time_limit() -> None:
+    _, log, end = run(steps=10_000, max_seconds=0.3, log_every=1000)
+    assert 0 < end.step < 10_000 and end.elapsed_s >= 0.3
+    assert log.events[-4:] == [(e, end.step) for e in ("log", "save", "evaluate last", "sample last")]
+    _, log, again = run(steps=10_000, max_seconds=0.3, start=end)
+    assert again == end and log.events == [("evaluate last", end.step), ("sample last", end.step)]
+
+
+def test_the_gradient_is_clipped_but_reported_whole() -> None:
+    free, _, _ = run(steps=1, clip=0.0, lr=1e-3)
+    _, log, _ = run(steps=1, clip=1e-9, lr=1e-3)
+    assert log.updates[0].grad_norm > 0.1
+    moved = [(a - b).abs().max().item() for a, b in zip(free.parameters(), Transformer(CONFIG).parameters(), strict=True)]
+    assert max(moved) == pytest.approx(1e-3, rel=1e-3)
+
+
+def test_the_learning_rate_of_each_update_is_asked_by_its_index() -> None:
+    asked: list[int] = []
+    model = Transformer(CONFIG)
+    fit(
+        model,
+        batches(),
+        loss_fn=next_token_loss,
+        optimizer=adamw(model, lr=1.0, weight_decay=0.0, betas=(0.9, 0.99), eps=1e-8),
+        learning_rate=lambda step: asked.append(step) or 1e-3,  # type: ignore[func-returns-value]
+        options=FitOptions(steps=3),
+        stops=Log().stops(),
+    )
+    assert asked == [0, 1, 2]
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_loss_that_is_no_number_ends_the_run_before_it_is_saved() -> None:
+    log = Log()
+    with pytest.raises(ValueError, match=r"expected a finite loss at step \d+, got nan; hint: lower optim.lr \(now 1.00e\+30\)"):
+        run(lr=1e30, stops=log.stops(), clip=0.0, checkpoint_every=1, log_every=1000)
+    assert ("save", 6) not in log.events
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_saves_and_leaves(number: signal.Signals) -> None:
+    log = Log()
+
+    def source() -> Iterator[Batch]:
+        for i, batch in enumerate(batches()):
+            if i == 2:
+                os.kill(os.getpid(), number)
+            yield batch
+
+    before = signal.getsignal(number)
+    with pytest.raises(KeyboardInterrupt, match="stopped after step 3 of 6, which is saved"):
+        run(source=source(), stops=log.stops(), checkpoint_every=100)
+    assert log.events[-1] == ("save", 3)
+    assert signal.getsignal(number) is before
+
+
+def test_a_second_signal_stops_at_once() -> None:
+    with pytest.raises(KeyboardInterrupt), stop_requests() as is_requested:
+        os.kill(os.getpid(), signal.SIGINT)
+        assert is_requested()
+        os.kill(os.getpid(), signal.SIGINT)
+        raise AssertionError("the second signal did not interrupt")
+
+
+def test_bf16_computes_in_bf16_and_updates_fp32_weights() -> None:
+    seen: set[torch.dtype] = set()
+    model = Transformer(CONFIG)
+    model.layers[0].register_forward_hook(lambda module, inputs, output: seen.add(output.dtype))
+    _, log, _ = run(model=model, dtype=torch.bfloat16)
+    assert seen == {torch.bfloat16}
+    assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
+    reference = run()[1]
+    assert [u.loss for u in log.updates] == pytest.approx([u.loss for u in reference.updates], abs=0.02)
+
+
+def test_bf16_gradients_are_those_of_the_rounded_model_summed_in_fp32() -> None:
+    model, batch = Transformer(CONFIG), next(batches())
+    objective(model, next_token_loss, dtype=torch.bfloat16)(batch).backward()
+    rounded = Transformer(CONFIG).to(torch.bfloat16)
+    rounded.loss(batch.tokens, batch.targets).backward()
+    for (name, one), other in zip(model.named_parameters(), rounded.parameters(), strict=True):
+        assert one.grad is not None and other.grad is not None
+        assert one.grad.dtype == torch.float32 and torch.equal(one.grad, other.grad.float()), name
+    objective(model, next_token_loss, dtype=torch.bfloat16)(batch).backward()
+    for (name, one), other in zip(model.named_parameters(), rounded.parameters(), strict=True):
+        assert one.grad is not None and other.grad is not None
+        assert torch.equal(one.grad, 2 * other.grad.float()), name
+
+
+def test_mean_loss_weighs_each_target_once_and_leaves_the_mode() -> None:
+    model = Transformer(ModelConfig(vocab_size=32, max_seq_len=8, dim=16, n_layers=1, n_heads=2, inter_dim=32, dropout=0.5))
+    model.train()
+    row = next(batches(rows=5))
+    parts = [Batch(row.tokens[:3], row.targets[:3]), Batch(row.tokens[3:], row.targets[3:])]
+    loss, n = mean_loss(model, parts, loss_fn=next_token_loss, dtype=torch.float32)
+    assert n == 40 and model.training
+    model.eval()
+    assert loss == pytest.approx(model.loss(row.tokens, row.targets).item(), abs=1e-6)
+
+
+@pytest.mark.long
+def test_a_compiled_loop_gives_the_same_losses() -> None:
+    plain = run(steps=3)[1]
+    compiled = run(steps=3, is_compiled=True)[1]
+    assert [u.loss for u in compiled.updates] == pytest.approx([u.loss for u in plain.updates], abs=1e-4)
+
+
+def test_the_pace_counts_updates_only() -> None:
+    import time
+
+    log = Log()
+    run(steps=4, stops=log.stops(evaluate=lambda position: time.sleep(0.3)), eval_every=1, log_every=2)
+    assert all(update.tokens_per_s > 32 / 0.3 for update in log.updates)
+    assert log.updates[-1].time_s >= 0.9 and log.updates[-1].seconds_left == 0

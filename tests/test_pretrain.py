@@ -1,0 +1,384 @@
+"""A whole run: from text to a model, and again after any kill, with the same bytes."""
+
+import json
+import math
+import os
+import pickle
+import shutil
+import signal
+import time
+import warnings
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from gptrs import config as configs
+from gptrs.data import Dataset
+from gptrs.tokenizer import Tokenizer
+from gptrs.train import corpus, metrics, pretrain
+from gptrs.train.config import PretrainConfig, load
+
+TINY = (
+    *("run.threads=1", "tokenizer.vocab_size=280", "tokenizer.special_tokens=<|endoftext|>"),
+    *("model.dim=16", "model.n_layers=1", "model.n_heads=2", "model.dropout=0.1", "train.seq_len=16"),
+    *("train.steps=20", "train.global_batch=4", "train.micro_batch=2", "train.log_every=1", "train.eval_every=8"),
+    *("train.checkpoint_every=5", "optim.lr=1e-2", "train.eval_rows=8", "schedule.warmup_steps=5", "sample.max_new_tokens=5"),
+)
+WORDS = "a true friend accepts you as you are and you accept a friend who is true to you "
+
+
+@pytest.fixture
+def text(tmp_path: Path) -> Path:
+    file = tmp_path / "text.txt"
+    file.write_text("".join(f"{i} {WORDS[i % 40 :]}\n" for i in range(120)))
+    return file
+
+
+def tiny(text: Path, directory: Path, *overrides: str) -> PretrainConfig:
+    return load("shakespeare_cpu", [*TINY, f"data.text={text}", f"run.dir={directory}", *overrides])
+
+
+def lines_of(directory: Path) -> list[dict[str, Any]]:
+    """The metrics without what depends on the clock."""
+    timed = ("time_s", "tokens_per_s", "mfu")
+    return [{k: v for k, v in line.items() if k not in timed} for line in metrics.read(directory / "metrics.jsonl")]
+
+
+def outcome(directory: Path) -> dict[str, object]:
+    """Everything of a run that must not depend on kills."""
+    last = sorted((directory / "checkpoints").iterdir())[-1]
+    return {
+        "metrics": lines_of(directory),
+        "weights": (last / "model.safetensors").read_bytes(),
+        "optimizer": (last / "optimizer.safetensors").read_bytes(),
+        "samples": (directory / "samples.txt").read_bytes(),
+        "tokenizer": (directory / "tokenizer.json").read_bytes(),
+        "shards": [path.read_bytes() for path in sorted((directory / "data").rglob("*.gts"))],
+        "checkpoints": [path.name for path in sorted((directory / "checkpoints").iterdir())],
+    }
+
+
+@pytest.fixture(scope="module")
+def straight(tmp_path_factory: pytest.TempPathFactory) -> dict[str, object]:
+    """The outcome of the tiny run without any kill."""
+    folder = tmp_path_factory.mktemp("straight")
+    file = folder / "text.txt"
+    file.write_text("".join(f"{i} {WORDS[i % 40 :]}\n" for i in range(120)))
+    pretrain.run(tiny(file, folder / "run"))
+    return outcome(folder / "run")
+
+
+def forked(work: Callable[[], object]) -> int:
+    """Starts a process that does the work and exits with 0; returns its id."""
+    child = os.fork()
+    if child == 0:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        try:
+            work()
+        except KeyboardInterrupt:
+            os._exit(130)
+        except BaseException:
+            os._exit(1)
+        os._exit(0)
+    return child
+
+
+def test_a_run_fills_its_directory_and_prints_its_result_last(
+    text: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    directory = tmp_path / "run"
+    config = tiny(text, directory)
+    result = pretrain.run(config)
+    names = {path.name for path in directory.iterdir()}
+    assert names == {
+        *("config.toml", "tokenizer.json", "data", "checkpoints", "metrics.jsonl", "tensorboard", "loss.png"),
+        *("samples.txt", "report.html", "result.json", ".lock"),
+    }
+    assert load(directory / "config.toml") == config
+    printed = capsys.readouterr().out.splitlines()
+    assert printed[-1] == f"val loss {result.val_loss:.4f}"
+    assert f"unigram entropy {result.unigram_entropy:.4f}" in printed
+    assert f"bits per byte {result.bits_per_byte:.4f}" in printed
+    assert json.loads((directory / "result.json").read_text())["val_loss"] == result.val_loss
+    lines = lines_of(directory)
+    assert [line["step"] for line in lines if line["kind"] == "train"] == list(range(1, 21))
+    assert [line["step"] for line in lines if line["kind"] == "eval"] == [8, 16, 20]
+    assert lines[-1]["val_loss"] == result.val_loss < lines[0]["loss"] - 0.5
+    samples = (directory / "samples.txt").read_text()
+    assert [line for line in samples.splitlines() if line.startswith("── step")] == [f"── step {n}" for n in (8, 16, 20)]
+
+
+def test_the_last_evaluation_reads_every_held_out_token_once(text: Path, tmp_path: Path) -> None:
+    directory = tmp_path / "run"
+    result = pretrain.run(tiny(text, directory, "train.steps=2"))
+    val = Dataset(directory / "data" / "val")
+    ids = val.read(0, val.n_tokens).tolist()
+    targets: list[int] = []
+    for rows in corpus.rows(val, seq_len=16, batch=3, device=torch.device("cpu")):
+        assert rows.tokens.shape == rows.targets.shape and rows.tokens.dtype == torch.int64
+        targets += rows.targets.flatten().tolist()
+    assert targets == ids[1:]
+    some = list(corpus.rows(val, seq_len=16, batch=3, device=torch.device("cpu"), n_rows=4))
+    assert [len(rows.tokens) for rows in some] == [3, 1]
+    assert lines_of(directory)[-1]["n_targets"] == len(ids) - 1
+
+    counts = Counter(ids)
+    entropy = -sum(n / len(ids) * math.log(n / len(ids)) for n in counts.values())
+    assert result.unigram_entropy == pytest.approx(entropy, rel=1e-12)
+    held_out = (directory / "data" / "val.txt").read_bytes()
+    first = Tokenizer.from_file(directory / "tokenizer.json").id_to_token(ids[0]) or b""
+    bits = result.val_loss * (len(ids) - 1) / math.log(2)
+    assert result.bits_per_byte == pytest.approx(bits / (len(held_out) - len(first)), rel=1e-12)
+
+
+def test_the_tokenizer_never_sees_the_held_out_text(tmp_path: Path) -> None:
+    file = tmp_path / "text.txt"
+    file.write_text("abcabcabc " * 200 + "xyzxyzxyz " * 22)
+    pretrain.run(tiny(file, tmp_path / "run", "train.steps=1", "tokenizer.vocab_size=260"))
+    tokenizer = Tokenizer.from_file(tmp_path / "run" / "tokenizer.json")
+    assert tokenizer.token_to_id("abc") is not None and tokenizer.token_to_id("xy") is None
+
+
+@pytest.mark.parametrize("n_lines", [0, 1, 7, 12, 18, 22])
+def test_a_killed_run_goes_on_to_the_same_bytes(
+    text: Path, tmp_path: Path, straight: dict[str, object], n_lines: int
+) -> None:
+    """kill -9 once so many metrics lines are there, then the same command again."""
+    directory = tmp_path / "run"
+    child = forked(lambda: pretrain.run(tiny(text, directory)))
+    log = directory / "metrics.jsonl"
+    while os.waitpid(child, os.WNOHANG) == (0, 0):
+        if log.exists() and log.read_bytes().count(b"\n") >= n_lines:
+            os.kill(child, signal.SIGKILL)
+            os.waitpid(child, 0)
+            break
+    assert not (directory / "result.json").exists()
+    pretrain.run(tiny(text, directory))
+    assert outcome(directory) == straight
+
+
+def test_kills_at_any_time_end_in_the_same_bytes(text: Path, tmp_path: Path, straight: dict[str, object]) -> None:
+    """The same command again and again, each killed a little later than the one before, until one comes through."""
+    directory = tmp_path / "run"
+    seconds = 0.02
+    while True:
+        child = forked(lambda: pretrain.run(tiny(text, directory)))
+        end = time.monotonic() + seconds
+        while (done := os.waitpid(child, os.WNOHANG)) == (0, 0) and time.monotonic() < end:
+            time.sleep(0.005)
+        if done != (0, 0):
+            assert os.waitstatus_to_exitcode(done[1]) == 0
+            break
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+        seconds *= 1.6
+    assert outcome(directory) == straight
+
+
+def test_ctrl_c_saves_says_how_to_go_on_and_goes_on_exactly(
+    text: Path, tmp_path: Path, straight: dict[str, object]
+) -> None:
+    directory = tmp_path / "run"
+    child = forked(lambda: pretrain.run(tiny(text, directory)))
+    log = directory / "metrics.jsonl"
+    while not (log.exists() and log.read_bytes().count(b"\n") >= 3):
+        time.sleep(0.002)
+    os.kill(child, signal.SIGINT)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 130
+    (saved,) = (directory / "checkpoints").iterdir()
+    assert 3 <= int(saved.name[5:]) < 20 and not (directory / "result.json").exists()
+    pretrain.run(tiny(text, directory))
+    assert outcome(directory) == straight
+
+
+def test_the_message_of_an_interrupted_run(
+    text: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original = metrics.MetricsLog.write
+
+    def write(self: metrics.MetricsLog, kind: str, step: int, **values: float | None) -> None:
+        original(self, kind, step, **values)
+        if step == 7:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    monkeypatch.setattr(metrics.MetricsLog, "write", write)
+    with pytest.raises(KeyboardInterrupt):
+        pretrain.run(tiny(text, tmp_path / "run"))
+    expected = "stopped after step 8 of 20, which is saved; hint: the same command goes on from the newest checkpoint"
+    assert expected in capsys.readouterr().out
+
+
+def test_a_finished_or_different_run_is_refused_and_fresh_begins_anew(text: Path, tmp_path: Path) -> None:
+    directory = tmp_path / "run"
+    first = pretrain.run(tiny(text, directory, "train.steps=3"))
+    before = outcome(directory)
+    hint = r"hint: --fresh starts it anew, run\.dir=… takes another directory"
+    with pytest.raises(ValueError, match=rf"holds a finished run of this config; {hint}"):
+        pretrain.run(tiny(text, directory, "train.steps=3"))
+    with pytest.raises(ValueError, match=rf"holds a run with train\.steps = 3, this one has 4; {hint}"):
+        pretrain.run(tiny(text, directory, "train.steps=4"))
+    assert outcome(directory) == before
+    (directory / "notes.md").write_text("mine")
+    again = pretrain.run(tiny(text, directory, "train.steps=3"), is_fresh=True)
+    assert again.val_loss == first.val_loss and outcome(directory) == before
+    assert (directory / "notes.md").read_text() == "mine"
+
+
+def test_a_directory_with_other_files_is_not_taken_even_with_fresh(text: Path, tmp_path: Path) -> None:
+    directory = tmp_path / "mine"
+    directory.mkdir()
+    (directory / "data").mkdir()
+    (directory / "data" / "thesis.txt").write_text("mine")
+    for is_fresh in (False, True):
+        with pytest.raises(ValueError, match=r"expected a run or an empty directory in .*mine, got data; hint: run\.dir"):
+            pretrain.run(tiny(text, directory), is_fresh=is_fresh)
+    assert (directory / "data" / "thesis.txt").read_text() == "mine"
+
+
+def test_two_processes_do_not_train_in_one_directory(text: Path, tmp_path: Path) -> None:
+    import fcntl
+
+    directory = tmp_path / "run"
+    directory.mkdir()
+    with (directory / ".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        with pytest.raises(OSError, match=r"expected to be alone in .*run, got another process"):
+            pretrain.run(tiny(text, directory))
+
+
+@pytest.fixture
+def unfinished(text: Path, tmp_path: Path) -> Path:
+    """A run with checkpoints at steps 15 and 20 that lacks its end."""
+    directory = tmp_path / "run"
+    pretrain.run(tiny(text, directory))
+    (directory / "result.json").unlink()
+    return directory
+
+
+def test_an_unfinished_checkpoint_is_passed_over_with_a_warning(
+    text: Path, unfinished: Path, straight: dict[str, object]
+) -> None:
+    (unfinished / "checkpoints" / "step-00000020" / "COMMITTED").unlink()
+    with pytest.warns(UserWarning, match=r"step-00000020 was not finished .*; using the one before it"):
+        pretrain.run(tiny(text, unfinished))
+    assert outcome(unfinished) == straight
+
+
+def test_a_damaged_checkpoint_is_an_error_and_the_hint_helps(
+    text: Path, unfinished: Path, straight: dict[str, object]
+) -> None:
+    file = unfinished / "checkpoints" / "step-00000020" / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:-1])
+    with pytest.raises(ValueError, match=r"damaged checkpoint: .*model\.safetensors, got .*; hint: remove (\S+) to resume"):
+        pretrain.run(tiny(text, unfinished))
+    shutil.rmtree(file.parent)
+    pretrain.run(tiny(text, unfinished))
+    assert outcome(unfinished) == straight
+
+
+def test_changed_text_is_noticed(text: Path, unfinished: Path) -> None:
+    text.write_text(text.read_text()[::-1])
+    with pytest.raises(ValueError, match=r"expected the text that the run began with, got another .*text\.txt; hint: --fresh"):
+        pretrain.run(tiny(text, unfinished))
+
+
+def test_the_time_cap_ends_a_run_well(text: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    result = pretrain.run(tiny(text, tmp_path / "run", "train.steps=1000000", "train.max_minutes=0.005"))
+    assert result.is_capped and 0 < result.steps < 1_000_000 and (tmp_path / "run" / "result.json").exists()
+    assert f"ended by train.max_minutes after {result.steps} of 1000000 steps" in capsys.readouterr().out
+
+
+def test_several_files_and_prepared_datasets_give_the_same_training(tmp_path: Path) -> None:
+    folder = tmp_path / "corpus"
+    folder.mkdir()
+    for i in range(12):
+        (folder / f"{i}.txt").write_text(f"{i}: " + WORDS * (5 + i % 4))
+    first = tmp_path / "first"
+    result = pretrain.run(tiny(folder, first, "train.steps=5"))
+    split = json.loads((first / "data" / "split.json").read_text())
+    assert split["val"] and len(split["train"]) + len(split["val"]) == 12
+    overrides = [
+        *("data.text=", f"data.train={first / 'data' / 'train'}", f"data.val={first / 'data' / 'val'}"),
+        *(f"tokenizer.path={first / 'tokenizer.json'}", "train.steps=5"),
+    ]
+    again = pretrain.run(tiny(folder, tmp_path / "second", *overrides))
+    assert again.val_loss == result.val_loss and lines_of(tmp_path / "second") == lines_of(first)
+
+    other = tmp_path / "other.json"
+    Tokenizer.train_from_iterator([WORDS], 265, progress=False).save(other)
+    with pytest.raises(ValueError, match=r"expected the tokenizer with digest .*…, got .*; hint|expected the tokenizer with"):
+        pretrain.run(tiny(folder, tmp_path / "third", *overrides, f"tokenizer.path={other}"))
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["data.text="], "data.text is required, got nothing; hint: data.text=FILE"),
+        (["run.device=cuda"], "run.device is cuda, but torch finds no CUDA device"),
+        (["sample.max_new_tokens=16"], r"expected sample.prompts and new tokens to fit the 16 learned positions, got \d+ and 16"),
+        (["model.max_seq_len=8"], r"train.seq_len must fit the 8 learned positions, got 16 .*; hint: model.max_seq_len=16"),
+        (["model.n_heads=3"], r"n_heads \(3\) must divide dim \(16\)"),
+        (["train.seq_len=100000", "model.position=sinusoidal"], "100000|100001"),
+    ],
+)
+def test_bad_settings_end_in_one_clear_error(text: Path, tmp_path: Path, overrides: list[str], message: str) -> None:
+    if "run.device=cuda" in overrides and torch.cuda.is_available():
+        pytest.skip("has a CUDA device")
+    with pytest.raises(ValueError, match=message):
+        pretrain.run(tiny(text, tmp_path / "run", *overrides))
+
+
+@pytest.mark.parametrize(
+    ("content", "error", "message"),
+    [
+        (None, FileNotFoundError, r"text\.txt"),
+        (b"", ValueError, r"expected text in .*text\.txt, got an empty file"),
+        (b"good " * 50 + b"\xff", ValueError, r"expected UTF-8 in .*text\.txt, got another byte at offset 250"),
+    ],
+)
+def test_bad_text_ends_in_one_clear_error(
+    text: Path, tmp_path: Path, content: bytes | None, error: type[Exception], message: str
+) -> None:
+    if content is None:
+        text.unlink()
+    else:
+        text.write_bytes(content)
+    with pytest.raises(error, match=message):
+        pretrain.run(tiny(text, tmp_path / "run"))
+
+
+@pytest.fixture
+def no_pickle(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    def refuse(*args: object, **kwargs: object) -> None:
+        raise AssertionError("pickle was used")
+
+    for name in ("load", "loads", "dump", "dumps", "Unpickler", "Pickler"):
+        monkeypatch.setattr(pickle, name, refuse)
+    monkeypatch.setattr(torch, "load", refuse)
+    monkeypatch.setattr(torch, "save", refuse)
+    yield
+
+
+@pytest.mark.usefixtures("no_pickle")
+def test_training_saving_and_resuming_use_no_pickle(text: Path, tmp_path: Path) -> None:
+    directory = tmp_path / "run"
+    pretrain.run(tiny(text, directory, "train.steps=3"))
+    (directory / "result.json").unlink()
+    pretrain.run(tiny(text, directory, "train.steps=3"))
+
+
+def test_a_checkpoint_says_where_it_comes_from(unfinished: Path) -> None:
+    state = json.loads((unfinished / "checkpoints" / "step-00000020" / "state.json").read_text())
+    assert configs.build(PretrainConfig, state["config"]) == load(unfinished / "config.toml")
+    assert state["environment"]["torch"] == torch.__version__
+    assert state["model"]["dim"] == 16 and state["loader"]["next_sample"] == 80
+
+
+def test_no_warnings_in_a_plain_run(text: Path, tmp_path: Path) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        pretrain.run(tiny(text, tmp_path / "run", "train.steps=2"))
