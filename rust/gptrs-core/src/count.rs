@@ -69,7 +69,7 @@ impl WordCounts {
 
     /// Adds every count of `other`.
     pub fn merge(&mut self, other: Self) -> Result<()> {
-        self.shards.iter_mut().zip(other.shards).try_for_each(|(shard, other)| shard.merge(other))
+        self.shards.iter_mut().zip(other.shards).try_for_each(|(shard, other)| shard.merge(&other))
     }
 
     /// Number of distinct words.
@@ -113,7 +113,7 @@ impl WordCounts {
 }
 
 impl Shard {
-    fn merge(&mut self, other: Self) -> Result<()> {
+    fn merge(&mut self, other: &Self) -> Result<()> {
         for slot in other.short.slots.iter().filter(|slot| slot.n > 0) {
             let key = u128::from_le_bytes(slot.key);
             self.short.add(key, hash_key(key), slot.n)?;
@@ -128,7 +128,7 @@ impl Shard {
     fn join(mut shards: Vec<Self>) -> Result<Self> {
         let largest = (0..shards.len()).max_by_key(|&i| shards[i].short.n_used + shards[i].long.n_used);
         let mut sum = largest.map(|i| shards.swap_remove(i)).unwrap_or_default();
-        shards.into_iter().try_for_each(|shard| sum.merge(shard))?;
+        shards.iter().try_for_each(|shard| sum.merge(shard))?;
         Ok(sum)
     }
 }
@@ -148,6 +148,13 @@ struct ShortSlot {
 }
 
 impl ShortWords {
+    /// Reads the first slot of `hash`, so that it is near when it is needed.
+    #[inline]
+    fn touch(&self, hash: u64) -> u64 {
+        let mask = self.slots.len().wrapping_sub(1);
+        self.slots.get(hash as usize & mask).map_or(0, |slot| slot.n)
+    }
+
     #[inline]
     fn add(&mut self, key: u128, hash: u64, n: u64) -> Result<()> {
         if self.n_used * 2 >= self.slots.len() {
@@ -379,19 +386,51 @@ fn count_block(splitter: &Splitter, counts: &mut WordCounts, text: &[u8], contro
     /// A custom pattern cannot be cut: look up from a long text every so many pieces.
     const CHECK_PIECES: u32 = 1 << 14;
     let mut n_pieces = 0u32;
+    let mut batch = Batch::new();
     splitter.for_each_span(text, |part, start, end| {
         n_pieces = n_pieces.wrapping_add(1);
         if n_pieces.is_multiple_of(CHECK_PIECES) {
             control.check()?;
         }
-        if end - start <= MAX_SHORT {
-            counts.add_short(pack_within(part, start, end), 1)
-        } else {
-            counts.add_long(&part[start..end], 1)
+        if end - start > MAX_SHORT {
+            return counts.add_long(&part[start..end], 1);
         }
+        batch.keys[batch.len] = pack_within(part, start, end);
+        batch.len += 1;
+        if batch.len == BATCH { batch.flush(counts) } else { Ok(()) }
     })?;
+    batch.flush(counts)?;
     control.advance(text.len() as u64);
     Ok(())
+}
+
+const BATCH: usize = 64;
+
+/// Keys on their way to the table. Scanning mispredicts once a piece, which ends what the processor does ahead; apart
+/// from it, the slots of many keys are on their way from memory at the same time.
+struct Batch {
+    keys: [u128; BATCH],
+    len: usize,
+}
+
+impl Batch {
+    fn new() -> Self {
+        Self { keys: [0; BATCH], len: 0 }
+    }
+
+    fn flush(&mut self, counts: &mut WordCounts) -> Result<()> {
+        let mut hashes = [0; BATCH];
+        let keys = &self.keys[..std::mem::take(&mut self.len)];
+        let mut touched = 0;
+        for (hash, &key) in hashes.iter_mut().zip(keys) {
+            *hash = hash_key(key);
+            touched ^= counts.shards[(*hash >> (64 - SHARD_BITS)) as usize].short.touch(*hash);
+        }
+        std::hint::black_box(touched);
+        keys.iter()
+            .zip(hashes)
+            .try_for_each(|(&key, hash)| counts.shards[(hash >> (64 - SHARD_BITS)) as usize].short.add(key, hash, 1))
+    }
 }
 
 /// The pieces of `texts` with their counts; each text is a document of its own.
