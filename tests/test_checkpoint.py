@@ -76,7 +76,9 @@ def test_the_files_are_safetensors_and_json_and_nothing_else(saved: Path) -> Non
     with safe_open(saved / "model.safetensors", "pt") as file:
         assert set(file.keys()) == {name for name, _ in model.named_parameters()}
     with safe_open(saved / "optimizer.safetensors", "pt") as file:
-        assert set(file.keys()) == {f"{n}/{k}" for n, _ in model.named_parameters() for k in ("step", "exp_avg", "exp_avg_sq")}
+        assert set(file.keys()) == {
+            f"{n}/{k}" for n, _ in model.named_parameters() for k in ("step", "exp_avg", "exp_avg_sq")
+        }
     assert json.loads((saved / "state.json").read_text())["note"] == {"at": [1]}
 
 

@@ -86,7 +86,7 @@ def test_missing_keys_sections_and_unknown_sections_are_named() -> None:
         config.build(Outer, {"train": {}})
     with pytest.raises(ValueError, match=r"^train is required \(a table\), got nothing \(in the config\)$"):
         config.build(Outer, {})
-    with pytest.raises(ValueError, match="unknown section trian .*; hint: did you mean train"):
+    with pytest.raises(ValueError, match=r"unknown section trian .*; hint: did you mean train"):
         config.build(Outer, {"trian": {}})
     with pytest.raises(ValueError, match="train must be a table, got 3"):
         config.build(Outer, {"train": 3})
@@ -134,7 +134,9 @@ def test_configs_are_found_by_name_in_either_spelling_and_by_path(tmp_path: Path
     file = tmp_path / "own.toml"
     file.write_text("")
     assert config.find(file) == file
-    with pytest.raises(FileNotFoundError, match="no config is named shakespear_cpu; hint: did you mean shakespeare_cpu"):
+    with pytest.raises(
+        FileNotFoundError, match=r"no config is named shakespear_cpu; hint: did you mean shakespeare_cpu"
+    ):
         config.find("shakespear_cpu")
     with pytest.raises(FileNotFoundError, match="expected a config file, found none at"):
         config.find(tmp_path / "none.toml")
@@ -168,10 +170,16 @@ def test_shakespeare_cpu_is_nanogpt_s_published_setting() -> None:
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        (["train.micro_batch=5"], r"train.micro_batch must divide train.global_batch \(12\), got 5.*train.micro_batch=4"),
+        (
+            ["train.micro_batch=5"],
+            r"train.micro_batch must divide train.global_batch \(12\), got 5.*train.micro_batch=4",
+        ),
         (["data.val_fraction=1.5"], r"data.val_fraction must be between 0 and 1, got 1.5"),
         (["tokenizer.vocab_size=255"], r"tokenizer.vocab_size must be at least 256 .*, got 255"),
-        (["tokenizer.special_tokens=<a>,<a>", "tokenizer.vocab_size=300"], r"special_tokens must differ, got \['<a>', '<a>'\]"),
+        (
+            ["tokenizer.special_tokens=<a>,<a>", "tokenizer.vocab_size=300"],
+            r"special_tokens must differ, got \['<a>', '<a>'\]",
+        ),
         (["optim.betas=0.9"], r"optim.betas must be two numbers"),
         (["optim.lr=-1"], r"optim.lr must be positive, got -1.0"),
         (["optim.lr=nan"], r"optim.lr must be positive, got nan"),
@@ -192,9 +200,17 @@ def test_settings_that_do_not_fit_together_are_refused(overrides: list[str], mes
 def test_the_model_follows_a_preset_or_explicit_sizes() -> None:
     explicit = load("shakespeare_cpu", ["model.inter_dim=64"]).model.resolve(vocab_size=300, seq_len=32)
     assert (explicit.vocab_size, explicit.inter_dim, explicit.max_seq_len) == (300, 64, 32)
-    settings = dataclasses.replace(load("shakespeare_cpu").model, preset="gpt2-small", dim=None, n_layers=2, n_heads=None)
+    settings = dataclasses.replace(
+        load("shakespeare_cpu").model, preset="gpt2-small", dim=None, n_layers=2, n_heads=None
+    )
     preset = settings.resolve(vocab_size=300, seq_len=32)
-    assert (preset.dim, preset.n_layers, preset.n_heads, preset.max_seq_len, preset.vocab_size) == (768, 2, 12, 1024, 300)
+    assert (preset.dim, preset.n_layers, preset.n_heads, preset.max_seq_len, preset.vocab_size) == (
+        768,
+        2,
+        12,
+        1024,
+        300,
+    )
     nothing = dataclasses.replace(load("shakespeare_cpu").model, dim=None)
     with pytest.raises(ValueError, match=r"a model without preset needs model\.dim; hint"):
         nothing.resolve(vocab_size=300, seq_len=32)

@@ -70,7 +70,9 @@ def test_the_choice_depends_on_names_not_on_order_or_place(many: list[Path], tmp
     assert turned == val[::-1]
     shutil.move(tmp_path / "corpus", tmp_path / "moved")
     _, moved = holdout.choose([tmp_path / "moved" / file.relative_to(tmp_path / "corpus") for file in many], 0.2)
-    assert [file.relative_to(tmp_path / "moved") for file in moved] == [file.relative_to(tmp_path / "corpus") for file in val]
+    assert [file.relative_to(tmp_path / "moved") for file in moved] == [
+        file.relative_to(tmp_path / "corpus") for file in val
+    ]
 
 
 def test_a_larger_fraction_only_adds_files(many: list[Path]) -> None:

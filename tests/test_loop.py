@@ -134,7 +134,9 @@ def test_the_gradient_is_clipped_but_reported_whole() -> None:
     free, _, _ = run(steps=1, clip=0.0, lr=1e-3)
     _, log, _ = run(steps=1, clip=1e-9, lr=1e-3)
     assert log.updates[0].grad_norm > 0.1
-    moved = [(a - b).abs().max().item() for a, b in zip(free.parameters(), Transformer(CONFIG).parameters(), strict=True)]
+    moved = [
+        (a - b).abs().max().item() for a, b in zip(free.parameters(), Transformer(CONFIG).parameters(), strict=True)
+    ]
     assert max(moved) == pytest.approx(1e-3, rel=1e-3)
 
 
@@ -156,7 +158,9 @@ def test_the_learning_rate_of_each_update_is_asked_by_its_index() -> None:
 @pytest.mark.filterwarnings("ignore")
 def test_a_loss_that_is_no_number_ends_the_run_before_it_is_saved() -> None:
     log = Log()
-    with pytest.raises(ValueError, match=r"expected a finite loss at step \d+, got nan; hint: lower optim.lr \(now 1.00e\+30\)"):
+    with pytest.raises(
+        ValueError, match=r"expected a finite loss at step \d+, got nan; hint: lower optim.lr \(now 1.00e\+30\)"
+    ):
         run(lr=1e30, stops=log.stops(), clip=0.0, checkpoint_every=1, log_every=1000)
     assert ("save", 6) not in log.events
 
@@ -212,7 +216,9 @@ def test_bf16_gradients_are_those_of_the_rounded_model_summed_in_fp32() -> None:
 
 
 def test_mean_loss_weighs_each_target_once_and_leaves_the_mode() -> None:
-    model = Transformer(ModelConfig(vocab_size=32, max_seq_len=8, dim=16, n_layers=1, n_heads=2, inter_dim=32, dropout=0.5))
+    model = Transformer(
+        ModelConfig(vocab_size=32, max_seq_len=8, dim=16, n_layers=1, n_heads=2, inter_dim=32, dropout=0.5)
+    )
     model.train()
     row = next(batches(rows=5))
     parts = [Batch(row.tokens[:3], row.targets[:3]), Batch(row.tokens[3:], row.targets[3:])]

@@ -107,7 +107,8 @@ def test_on_a_terminal_progress_is_one_line_that_changes() -> None:
 
 
 @pytest.mark.parametrize(
-    ("seconds", "text"), [(0.4, "0 s"), (59.4, "59 s"), (60, "1 min 00 s"), (3599, "59 min 59 s"), (11400, "3 h 10 min")]
+    ("seconds", "text"),
+    [(0.4, "0 s"), (59.4, "59 s"), (60, "1 min 00 s"), (3599, "59 min 59 s"), (11400, "3 h 10 min")],
 )
 def test_durations_are_for_people(seconds: float, text: str) -> None:
     assert metrics.duration(seconds) == text

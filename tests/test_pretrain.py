@@ -26,7 +26,13 @@ TINY = (
     *("run.threads=1", "tokenizer.vocab_size=280", "tokenizer.special_tokens=<|endoftext|>"),
     *("model.dim=16", "model.n_layers=1", "model.n_heads=2", "model.dropout=0.1", "train.seq_len=16"),
     *("train.steps=20", "train.global_batch=4", "train.micro_batch=2", "train.log_every=1", "train.eval_every=8"),
-    *("train.checkpoint_every=5", "optim.lr=1e-2", "train.eval_rows=8", "schedule.warmup_steps=5", "sample.max_new_tokens=5"),
+    *(
+        "train.checkpoint_every=5",
+        "optim.lr=1e-2",
+        "train.eval_rows=8",
+        "schedule.warmup_steps=5",
+        "sample.max_new_tokens=5",
+    ),
 )
 WORDS = "a true friend accepts you as you are and you accept a friend who is true to you "
 
@@ -109,7 +115,9 @@ def test_a_run_fills_its_directory_and_prints_its_result_last(
     assert [line["step"] for line in lines if line["kind"] == "eval"] == [8, 16, 20]
     assert lines[-1]["val_loss"] == result.val_loss < lines[0]["loss"] - 0.5
     samples = (directory / "samples.txt").read_text()
-    assert [line for line in samples.splitlines() if line.startswith("── step")] == [f"── step {n}" for n in (8, 16, 20)]
+    assert [line for line in samples.splitlines() if line.startswith("── step")] == [
+        f"── step {n}" for n in (8, 16, 20)
+    ]
 
 
 def test_the_last_evaluation_reads_every_held_out_token_once(text: Path, tmp_path: Path) -> None:
@@ -234,7 +242,9 @@ def test_a_directory_with_other_files_is_not_taken_even_with_fresh(text: Path, t
     (directory / "data").mkdir()
     (directory / "data" / "thesis.txt").write_text("mine")
     for is_fresh in (False, True):
-        with pytest.raises(ValueError, match=r"expected a run or an empty directory in .*mine, got data; hint: run\.dir"):
+        with pytest.raises(
+            ValueError, match=r"expected a run or an empty directory in .*mine, got data; hint: run\.dir"
+        ):
             pretrain.run(tiny(text, directory), is_fresh=is_fresh)
     assert (directory / "data" / "thesis.txt").read_text() == "mine"
 
@@ -273,7 +283,9 @@ def test_a_damaged_checkpoint_is_an_error_and_the_hint_helps(
 ) -> None:
     file = unfinished / "checkpoints" / "step-00000020" / "model.safetensors"
     file.write_bytes(file.read_bytes()[:-1])
-    with pytest.raises(ValueError, match=r"damaged checkpoint: .*model\.safetensors, got .*; hint: remove (\S+) to resume"):
+    with pytest.raises(
+        ValueError, match=r"damaged checkpoint: .*model\.safetensors, got .*; hint: remove (\S+) to resume"
+    ):
         pretrain.run(tiny(text, unfinished))
     shutil.rmtree(file.parent)
     pretrain.run(tiny(text, unfinished))
@@ -282,7 +294,9 @@ def test_a_damaged_checkpoint_is_an_error_and_the_hint_helps(
 
 def test_changed_text_is_noticed(text: Path, unfinished: Path) -> None:
     text.write_text(text.read_text()[::-1])
-    with pytest.raises(ValueError, match=r"expected the text that the run began with, got another .*text\.txt; hint: --fresh"):
+    with pytest.raises(
+        ValueError, match=r"expected the text that the run began with, got another .*text\.txt; hint: --fresh"
+    ):
         pretrain.run(tiny(text, unfinished))
 
 
@@ -310,7 +324,9 @@ def test_several_files_and_prepared_datasets_give_the_same_training(tmp_path: Pa
 
     other = tmp_path / "other.json"
     Tokenizer.train_from_iterator([WORDS], 265, progress=False).save(other)
-    with pytest.raises(ValueError, match=r"expected the tokenizer with digest .*…, got .*; hint|expected the tokenizer with"):
+    with pytest.raises(
+        ValueError, match=r"expected the tokenizer with digest .*…, got .*; hint|expected the tokenizer with"
+    ):
         pretrain.run(tiny(folder, tmp_path / "third", *overrides, f"tokenizer.path={other}"))
 
 
@@ -319,8 +335,14 @@ def test_several_files_and_prepared_datasets_give_the_same_training(tmp_path: Pa
     [
         (["data.text="], "data.text is required, got nothing; hint: data.text=FILE"),
         (["run.device=cuda"], "run.device is cuda, but torch finds no CUDA device"),
-        (["sample.max_new_tokens=16"], r"expected sample.prompts and new tokens to fit the 16 learned positions, got \d+ and 16"),
-        (["model.max_seq_len=8"], r"train.seq_len must fit the 8 learned positions, got 16 .*; hint: model.max_seq_len=16"),
+        (
+            ["sample.max_new_tokens=16"],
+            r"expected sample.prompts and new tokens to fit the 16 learned positions, got \d+ and 16",
+        ),
+        (
+            ["model.max_seq_len=8"],
+            r"train.seq_len must fit the 8 learned positions, got 16 .*; hint: model.max_seq_len=16",
+        ),
         (["model.n_heads=3"], r"n_heads \(3\) must divide dim \(16\)"),
         (["train.seq_len=100000", "model.position=sinusoidal"], "100000|100001"),
     ],

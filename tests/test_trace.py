@@ -48,7 +48,9 @@ def test_the_probabilities_give_the_loss(tokenizer: Tokenizer) -> None:
 
 
 @pytest.mark.parametrize("changes", [{}, {"is_head_tied": False}, {"position": "sinusoidal"}, {"dropout": 0.5}])
-def test_the_gradient_of_the_sentence_reaches_every_trainable_tensor(tokenizer: Tokenizer, changes: dict[str, object]) -> None:
+def test_the_gradient_of_the_sentence_reaches_every_trainable_tensor(
+    tokenizer: Tokenizer, changes: dict[str, object]
+) -> None:
     model = make(tokenizer, **changes).train()
     found = trace.gradients(model, tokenizer, SENTENCE)
     assert [reach.name for reach in found] == [name for name, _ in model.named_parameters()]

@@ -20,6 +20,7 @@ from typing import Any, TypeVar
 T = TypeVar("T")
 
 CONFIGS = Path(__file__).parent / "configs"
+LONG_LIST = 100  # characters; longer ones are written with one item a line
 
 
 def load(schema: type[T], source: str | Path, overrides: Sequence[str] = ()) -> T:
@@ -204,6 +205,9 @@ def _toml(value: object) -> str:
     if isinstance(value, str):  # JSON's escapes are TOML's, but for DEL
         return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
     if isinstance(value, (list, tuple)):
-        return f"[{', '.join(_toml(item) for item in value)}]"
+        items = [_toml(item) for item in value]
+        if sum(map(len, items)) > LONG_LIST:
+            return "[\n" + "".join(f"  {item},\n" for item in items) + "]"
+        return f"[{', '.join(items)}]"
     assert isinstance(value, (int, float)), value
     return repr(value)

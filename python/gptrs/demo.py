@@ -1,4 +1,4 @@
-"""The main job: from text that every machine has, the source of Python's standard library, to a model that writes Python."""
+"""The main job: from text that every machine has, Python's own standard library, to a model that writes Python."""
 
 import sysconfig
 from collections.abc import Iterator, Sequence
@@ -12,9 +12,7 @@ from gptrs.train.config import PretrainConfig
 LEFT_OUT = frozenset(("test", "tests", "idle_test", "site-packages", "dist-packages", "__pycache__", "lib-dynload"))
 
 
-def run(
-    text: Sequence[str] | None = None, *, overrides: Sequence[str] = (), is_fresh: bool = False
-) -> pretrain.Result:
+def run(text: Sequence[str] | None = None, *, overrides: Sequence[str] = (), is_fresh: bool = False) -> pretrain.Result:
     """Trains the demo model on the user's text, by default on the standard library, and prints what it writes.
 
     A demo that was cut off goes on; a finished one is made anew, since its directory is its own.
@@ -48,7 +46,9 @@ def standard_library() -> list[Path]:
     root = Path(sysconfig.get_path("stdlib"))
     files = [path for path in sorted(_sources(root)) if _is_utf8(path)]
     if not files:
-        raise FileNotFoundError(f"expected the standard library's source in {root}, found none; hint: gptrs demo --text FILE")
+        raise FileNotFoundError(
+            f"expected the standard library's source in {root}, found none; hint: gptrs demo --text FILE"
+        )
     return files
 
 

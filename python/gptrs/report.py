@@ -6,14 +6,13 @@ from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gptrs.data import Dataset
-from gptrs.tokenizer import Tokenizer
-
 from gptrs import chart
+from gptrs.data import Dataset
 from gptrs.files import write_atomic
 from gptrs.holdout import Source
 from gptrs.model import count
 from gptrs.model.config import ModelConfig
+from gptrs.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
     from gptrs.trace import Guess, Neighbours, Reach
@@ -29,7 +28,7 @@ class Facts:
     """Everything that the page shows."""
 
     name: str
-    result: dict[str, Any]  # val_loss, unigram_entropy, bits_per_byte, seconds, steps
+    result: dict[str, Any]  # val_loss, unigram_entropy, bits_per_byte, seconds, steps, is_capped
     sources: Sequence[Source]  # empty for prepared datasets
     tokenizer: Tokenizer
     train: Dataset
@@ -83,7 +82,7 @@ def _result(facts: Facts) -> str:
         (f"{r['unigram_entropy'] - r['val_loss']:.2f}", "nats gained over token frequencies"),
         (f"{r['bits_per_byte']:.3f}", "bits per byte of held-out text"),
         (f"{sum(part.n_params for part in facts.parts):,}", "parameters"),
-        (f"{r['steps']:,}", "optimizer updates"),
+        (f"{r['steps']:,}", "optimizer updates" + ", then train.max_minutes ended it" * r["is_capped"]),
         (f"{r['seconds']:.0f} s", "training time, evaluation included"),
         (f"{speeds[len(speeds) // 2]:,.0f}" if speeds else "none", "tokens per second, median"),
     )
@@ -274,7 +273,8 @@ th { text-align: left; color: var(--soft); font-weight: 500; font-size: .85rem; 
 th, td { padding: .3rem .9rem .3rem 0; border-bottom: 1px solid var(--rule); vertical-align: top; }
 tr:last-child td { border-bottom: 0; } .number { text-align: right; }
 pre { background: var(--ground); border: 1px solid var(--rule); border-radius: 6px; padding: .7rem .9rem;
-  margin: .6rem 0; white-space: pre-wrap; overflow-wrap: anywhere; font: 13px/1.5 ui-monospace, monospace; }
+  margin: .6rem 0; white-space: pre-wrap; overflow-wrap: anywhere; max-height: 28rem; overflow-y: auto;
+  font: 13px/1.5 ui-monospace, monospace; }
 .t0, .t1, .t2, .t3 { border-radius: 3px; padding: 0 1px; white-space: pre-wrap;
   font: 13px/1.6 ui-monospace, monospace; }
 .t0 { background: var(--t0); } .t1 { background: var(--t1); }

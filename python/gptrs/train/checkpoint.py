@@ -14,7 +14,7 @@ kill and is passed over; a committed one that does not match its digests was dam
 import json
 import re
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,6 @@ from torch import Tensor, nn
 from gptrs.files import digest, sync_directory, write_synced
 
 VERSION = 1
-FILES = ("model.safetensors", "optimizer.safetensors", "state.json")
 _NAME = re.compile(r"step-\d{8,}")
 _OPTIMIZER_KEY = "/"  # between a parameter's name and the name of its state; parameter names have dots only
 
@@ -145,10 +144,8 @@ def set_rng_state(state: Mapping[str, Any]) -> None:
 
 
 def _write(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, state: Mapping[str, Any]) -> None:
-    contents = {
-        "model.safetensors": lambda: safetensors.torch.save(
-            {n: t.contiguous() for n, t in _model_tensors(model).items()}
-        ),
+    contents: dict[str, Callable[[], bytes]] = {
+        "model.safetensors": lambda: safetensors.torch.save(_contiguous(_model_tensors(model))),
         "optimizer.safetensors": lambda: safetensors.torch.save(dict(_optimizer_tensors(model, optimizer))),
         "state.json": lambda: _json(state),
     }

@@ -13,13 +13,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-from gptrs.data import Dataset, prepare
-from gptrs.tokenizer import Tokenizer
 from torch import Tensor
 
 from gptrs import holdout
+from gptrs.data import Dataset, prepare
 from gptrs.files import digest, write_atomic
 from gptrs.holdout import Source
+from gptrs.tokenizer import Tokenizer
 
 _BLOCK = 1 << 22  # tokens counted at a time
 

@@ -133,11 +133,13 @@ def objective(
     is_native = all(parameter.dtype == dtype for parameter in model.parameters())
 
     def loss_of(batch: Any) -> Tensor:
+        loss: Tensor
         if is_native:
-            loss: Tensor = wrapped(batch)
-            return loss
-        weights = {name: parameter.to(dtype) for name, parameter in wrapped.named_parameters()}
-        return functional_call(wrapped, weights, (batch,))
+            loss = wrapped(batch)
+        else:
+            weights = {name: parameter.to(dtype) for name, parameter in wrapped.named_parameters()}
+            loss = functional_call(wrapped, weights, (batch,))
+        return loss
 
     return torch.compile(loss_of, dynamic=False) if is_compiled else loss_of
 

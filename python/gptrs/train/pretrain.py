@@ -12,11 +12,11 @@ import warnings
 from dataclasses import dataclass
 
 import torch
-from gptrs.data import Loader
 from torch import Tensor, nn
 
 from gptrs import config as configs
 from gptrs import report, trace
+from gptrs.data import Loader
 from gptrs.generate import generate
 from gptrs.model import Transformer, count
 from gptrs.train import checkpoint, corpus, metrics, rundir
