@@ -4,6 +4,8 @@ from typing import Any, Literal, final
 import numpy as np
 import numpy.typing as npt
 
+__all__ = ["Dataset", "Loader", "Ring", "StreamDecoder", "Tokenizer", "Trainer", "__version__", "prepare"]
+
 __version__: str
 
 _Text = str | bytes
