@@ -4,8 +4,11 @@ import json
 import math
 import os
 import pickle
+import re
 import shutil
 import signal
+import subprocess
+import sys
 import time
 import warnings
 from collections import Counter
@@ -236,28 +239,26 @@ def test_a_finished_or_different_run_is_refused_and_fresh_begins_anew(text: Path
     assert (directory / "notes.md").read_text() == "mine"
 
 
-def test_a_directory_with_other_files_is_not_taken_even_with_fresh(text: Path, tmp_path: Path) -> None:
-    directory = tmp_path / "mine"
-    directory.mkdir()
-    (directory / "data").mkdir()
-    (directory / "data" / "thesis.txt").write_text("mine")
-    for is_fresh in (False, True):
-        with pytest.raises(
-            ValueError, match=r"expected a run or an empty directory in .*mine, got data; hint: run\.dir"
-        ):
-            pretrain.run(tiny(text, directory), is_fresh=is_fresh)
-    assert (directory / "data" / "thesis.txt").read_text() == "mine"
-
-
-def test_two_processes_do_not_train_in_one_directory(text: Path, tmp_path: Path) -> None:
-    import fcntl
-
+def test_the_command_line_interrupts_goes_on_and_refuses(
+    text: Path, tmp_path: Path, straight: dict[str, object]
+) -> None:
     directory = tmp_path / "run"
-    directory.mkdir()
-    with (directory / ".lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        with pytest.raises(OSError, match=r"expected to be alone in .*run, got another process"):
-            pretrain.run(tiny(text, directory))
+    words = ["train", "shakespeare_cpu", *TINY, f"data.text={text}", f"run.dir={directory}"]
+    command = [sys.executable, "-m", "gptrs", *words]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    log = directory / "metrics.jsonl"
+    while not (log.exists() and log.read_bytes()):
+        time.sleep(0.002)
+    process.send_signal(signal.SIGINT)
+    out, _ = process.communicate()
+    assert process.returncode == 130 and "hint: the same command goes on" in out
+
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert re.fullmatch(r"val loss \d+\.\d{4}", done.stdout.splitlines()[-1])
+    assert outcome(directory) == straight
+
+    refused = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert refused.returncode == 1 and "holds a finished run of this config; hint: --fresh" in refused.stderr
 
 
 @pytest.fixture
@@ -273,7 +274,7 @@ def test_an_unfinished_checkpoint_is_passed_over_with_a_warning(
     text: Path, unfinished: Path, straight: dict[str, object]
 ) -> None:
     (unfinished / "checkpoints" / "step-00000020" / "COMMITTED").unlink()
-    with pytest.warns(UserWarning, match=r"step-00000020 was not finished .*; using the one before it"):
+    with pytest.warns(UserWarning, match=r"step-00000020 was never finished; going on from .*step-00000015"):
         pretrain.run(tiny(text, unfinished))
     assert outcome(unfinished) == straight
 

@@ -16,7 +16,7 @@ TEXTS = ["A true friend accepts you as you are", "a friend is true", "who accept
 
 @pytest.fixture(scope="module")
 def tokenizer() -> Tokenizer:
-    return Tokenizer.train_from_iterator(TEXTS, 290, progress=False)
+    return Tokenizer.train_from_iterator(TEXTS, 280, progress=False)
 
 
 def make(tokenizer: Tokenizer, **changes: object) -> Transformer:

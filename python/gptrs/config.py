@@ -20,6 +20,7 @@ from typing import Any, TypeVar
 T = TypeVar("T")
 
 CONFIGS = Path(__file__).parent / "configs"
+SHORT = 60  # characters of a setting in a message
 LONG_LIST = 100  # characters; longer ones are written with one item a line
 
 
@@ -113,6 +114,12 @@ def differences(one: Any, other: Any) -> list[tuple[str, Any, Any]]:
     ]
     keys = list(dict.fromkeys([*flat[0], *flat[1]]))
     return [(key, flat[0].get(key), flat[1].get(key)) for key in keys if flat[0].get(key) != flat[1].get(key)]
+
+
+def short(value: object) -> str:
+    """Returns a setting for a message: long lists and texts cut, None as nothing."""
+    text = "nothing" if value is None else repr(value)
+    return text if len(text) <= SHORT else f"{text[: SHORT - 1]}…"
 
 
 def _dataclass(schema: type[Any], values: object, prefix: str) -> Any:

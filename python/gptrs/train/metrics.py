@@ -211,11 +211,11 @@ class Display:
         self.console = console or Console(file=sys.stdout, highlight=False)
         self._steps = steps
         self._peak = peak
-        columns = (
+        counter, state = (
             TextColumn("step {task.completed}/{task.total}"),
-            BarColumn(bar_width=20),
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),
         )
+        columns = (counter, BarColumn(bar_width=20), state)
         self._bar = Progress(*columns, console=self.console) if self.console.is_terminal else None
         self._task = self._bar.add_task("", total=steps) if self._bar else TaskID(0)
 
@@ -240,7 +240,7 @@ class Display:
 
     def say(self, text: str) -> None:
         """Prints a line; on a terminal it stands above the progress line."""
-        self.console.print(text, markup=False, soft_wrap=True)
+        self.console.print(text, markup=False, highlight=False, soft_wrap=True)
 
 
 def duration(seconds: float) -> str:

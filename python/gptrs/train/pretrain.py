@@ -163,6 +163,8 @@ class _Session:
     def _say_start(self) -> None:
         say, data, train = self.display.say, self.corpus, self.config.train
         say(f"run {self.dir}: {', '.join(f'{k} {v}' for k, v in self.environment.items())}")
+        for section, values in configs.to_dict(self.config).items():
+            say(f"[{section}] {', '.join(f'{key} = {configs.short(value)}' for key, value in values.items())}")
         vocabulary = f"vocabulary {data.tokenizer.vocab_size:,}"
         say(f"train {data.train.n_tokens:,} tokens, val {data.val.n_tokens:,} tokens, {vocabulary}")
         n = sum(parameter.numel() for parameter in self.model.parameters())
@@ -176,7 +178,8 @@ class _Session:
         torch.manual_seed(self.config.run.seed)  # dropout
         found = checkpoint.find(self.dir / "checkpoints")
         for path in found.uncommitted:
-            warnings.warn(f"{path} was not finished when its process ended; using the one before it", stacklevel=2)
+            origin = found.newest or "the beginning"
+            warnings.warn(f"checkpoint {path} was never finished; going on from {origin}", stacklevel=2)
         if found.newest is None:
             return Position(), {"metrics.jsonl": 0, "samples.txt": 0}
         state = checkpoint.load(found.newest, self.model, self.optimizer)

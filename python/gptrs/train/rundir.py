@@ -34,10 +34,10 @@ def claim(directory: Path, config: Any, *, is_fresh: bool) -> Iterator[None]:
         except BlockingIOError:
             raise OSError(f"expected to be alone in {directory}, got another process that trains there") from None
         is_run = (directory / CONFIG).is_file()
-        if is_run and is_fresh:
-            clear(directory)
-        else:
+        if not (is_run and is_fresh):
             _check(directory, config)
+        else:
+            clear(directory)
         if is_fresh or not is_run:
             write_atomic(directory / CONFIG, configs.dumps(config).encode())
         yield
@@ -73,11 +73,8 @@ def _check(directory: Path, config: Any) -> None:
     changed = configs.differences(stored, config)
     if changed:
         key, old, new = changed[0]
-        raise ValueError(f"{directory} holds a run with {key} = {_short(old)}, this one has {_short(new)}; {hint}")
+        raise ValueError(
+            f"{directory} holds a run with {key} = {configs.short(old)}, this one has {configs.short(new)}; {hint}"
+        )
     if is_finished(directory):
         raise ValueError(f"{directory} holds a finished run of this config; {hint}")
-
-
-def _short(value: object) -> str:
-    text = "nothing" if value is None else repr(value)
-    return text if len(text) <= 60 else f"{text[:57]}…"

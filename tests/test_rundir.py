@@ -1,0 +1,108 @@
+"""The run directory: one run, one process, and nothing of others."""
+
+import fcntl
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from gptrs import config
+from gptrs.train import rundir
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Section:
+    steps: int = 3
+    words: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Config:
+    train: Section
+
+
+def make(**values: object) -> Config:
+    return Config(train=Section(**values))  # type: ignore[arg-type]
+
+
+def begin(directory: Path, **values: object) -> None:
+    with rundir.claim(directory, make(**values), is_fresh=False):
+        pass
+
+
+def files(directory: Path) -> set[str]:
+    return {str(path.relative_to(directory)) for path in directory.rglob("*") if path.is_file()}
+
+
+def test_a_new_run_stores_its_resolved_config(tmp_path: Path) -> None:
+    directory = tmp_path / "runs" / "first"
+    begin(directory)
+    assert config.load(Config, directory / "config.toml") == make()
+    assert not rundir.is_finished(directory)
+
+
+def test_the_same_config_goes_on_and_leaves_what_is_there(tmp_path: Path) -> None:
+    begin(tmp_path)
+    (tmp_path / "metrics.jsonl").write_text("{}")
+    begin(tmp_path)
+    assert files(tmp_path) == {"config.toml", "metrics.jsonl", ".lock"}
+
+
+def test_another_config_is_refused_and_its_first_difference_named(tmp_path: Path) -> None:
+    begin(tmp_path)
+    with pytest.raises(
+        ValueError, match=r"holds a run with train\.steps = 3, this one has 4; hint: --fresh .*run\.dir=…"
+    ):
+        begin(tmp_path, steps=4)
+    with pytest.raises(ValueError, match=r"train\.words = \[\], this one has \['aaa.*…; hint"):
+        begin(tmp_path, words=("a" * 1000,))
+
+
+def test_a_finished_run_is_refused(tmp_path: Path) -> None:
+    begin(tmp_path)
+    rundir.finish(tmp_path, {"val_loss": 1.5})
+    assert rundir.is_finished(tmp_path)
+    with pytest.raises(ValueError, match="holds a finished run of this config; hint: --fresh"):
+        begin(tmp_path)
+
+
+def test_fresh_removes_what_a_run_writes_and_nothing_else(tmp_path: Path) -> None:
+    begin(tmp_path)
+    for name in (*rundir.FILES, *(f"{folder}/part" for folder in rundir.PLACES), "notes.md", "mine/data"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("x")
+    with rundir.claim(tmp_path, make(steps=9), is_fresh=True):
+        assert files(tmp_path) == {"config.toml", ".lock", "notes.md", "mine/data"}
+    assert config.load(Config, tmp_path / "config.toml") == make(steps=9)
+
+
+def test_fresh_makes_a_new_directory_too(tmp_path: Path) -> None:
+    with rundir.claim(tmp_path / "new", make(), is_fresh=True):
+        assert (tmp_path / "new" / "config.toml").exists()
+
+
+@pytest.mark.parametrize("is_fresh", [False, True])
+def test_a_directory_with_other_files_is_not_taken(tmp_path: Path, is_fresh: bool) -> None:
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "thesis.txt").write_text("mine")
+    message = r"expected a run or an empty directory in .*, got data; hint: run\.dir=…"
+    with pytest.raises(ValueError, match=message), rundir.claim(tmp_path, make(), is_fresh=is_fresh):
+        pass
+    assert (tmp_path / "data" / "thesis.txt").read_text() == "mine"
+
+
+def test_a_second_process_is_refused(tmp_path: Path) -> None:
+    with (tmp_path / ".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        with pytest.raises(OSError, match=r"expected to be alone in .*, got another process that trains there"):
+            begin(tmp_path)
+    begin(tmp_path)
+
+
+def test_a_run_of_an_older_config_says_what_is_unknown(tmp_path: Path) -> None:
+    begin(tmp_path)
+    (tmp_path / "config.toml").write_text("[train]\nstep = 3\n")
+    with pytest.raises(
+        ValueError, match=r"unknown key train\.step \(in .*config\.toml\); hint: did you mean train\.steps"
+    ):
+        begin(tmp_path)
