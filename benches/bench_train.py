@@ -6,6 +6,7 @@ The shape is nanoGPT's CPU setting (4 layers, 4 heads, dim 128, context 64, batc
 """
 
 import time
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -42,8 +43,7 @@ def main() -> None:
 
 def make_batches() -> list[tuple[torch.Tensor, torch.Tensor]]:
     """Rows of a text that can be learned: this file, repeated."""
-    with open(__file__, "rb") as file:
-        data = np.frombuffer(file.read() * 4, dtype=np.uint8).astype(np.int64)
+    data = np.frombuffer(Path(__file__).read_bytes() * 4, dtype=np.uint8).astype(np.int64)
     rng = np.random.default_rng(0)
     rows = [torch.from_numpy(np.stack([data[s : s + T + 1] for s in rng.integers(0, len(data) - T - 1, B)]))
             for _ in range(32)]  # fmt: skip

@@ -1,8 +1,8 @@
 """Prints README's measured table from the newest rows of results/*.jsonl; `--check` compares it with README.md.
 
-    python benches/table.py            # the table, to paste between the markers
-    python benches/table.py --write    # puts it there
-    python benches/table.py --check    # exit code 1 when README says something else
+python benches/table.py            # the table, to paste between the markers
+python benches/table.py --write    # puts it there
+python benches/table.py --check    # exit code 1 when README says something else
 """
 
 import json

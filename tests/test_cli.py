@@ -1,5 +1,8 @@
 """The command line as a user types it: results on stdout, messages on stderr, exit codes."""
 
+import dataclasses
+import os
+import shutil
 import subprocess
 import sys
 import time
@@ -81,6 +84,73 @@ def test_a_corpus_too_small_warns_in_one_line(tmp_path: Path, cli: Cli):
     (tmp_path / "a.txt").write_text("abab")
     end = cli("tokenizer", "train", tmp_path / "a.txt", "-n", 300, "-o", tmp_path / "t.json")
     assert end.returncode == 0 and end.stderr.startswith("warning: the corpus (4 bytes") and end.stderr.count("\n") == 1
+
+
+def test_without_torch_what_needs_it_says_how_to_get_it(folder: Path, tmp_path: Path, cli: Cli):
+    (tmp_path / "sitecustomize.py").write_text("import sys; sys.modules['torch'] = None")
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), *sys.path])}
+    for arguments in (("train", "demo"), ("demo",), ("generate", "--run", "x")):
+        end = cli(*arguments, env=env)
+        assert end.returncode == 1 and end.stdout == ""
+        assert end.stderr.endswith("needs torch, which is not installed; hint: pip install 'gptrs[train]'\n")
+    assert cli("tokenizer", "encode", folder / "tokenizer.json", "text", env=env).returncode == 0
+    assert cli("data", "show", folder / "data", env=env).returncode == 0
+    code = f"import gptrs; gptrs.Loader(gptrs.Dataset({str(folder / 'data')!r}), seq_len=8, global_batch=4)"
+    end = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, check=False)
+    assert "device='cpu' needs PyTorch, which is not installed; hint: pip install 'gptrs[train]'" in end.stderr
+
+
+@pytest.fixture(scope="module")
+def run(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run directory with one checkpoint of a tiny model that was never trained."""
+    torch = pytest.importorskip("torch")
+    from gptrs.model import ModelConfig, Transformer
+    from gptrs.train import checkpoint
+
+    run = tmp_path_factory.mktemp("run")
+    Tokenizer.from_file(folder / "tokenizer.json").save(run / "tokenizer.json")
+    config = ModelConfig(
+        vocab_size=1000, max_seq_len=32, dim=16, n_layers=1, n_heads=2, inter_dim=32, position="learned"
+    )
+    model = Transformer(config)
+    optimizer = torch.optim.AdamW(model.parameters())
+    state = {"model": dataclasses.asdict(config)}
+    checkpoint.save(run / "checkpoints", step=3, model=model, optimizer=optimizer, state=state, keep=1)
+    return run
+
+
+def test_generate_writes_whole_characters_and_repeats_with_a_seed(run: Path, cli: Cli):
+    arguments = ("--prompt", "def é", "--seed", 7, "--temperature", 1)
+    first = cli("generate", "--run", run, *arguments)
+    assert first.returncode == 0 and first.stdout.startswith("def é") and len(first.stdout) > 10, first.stderr
+    short = cli("generate", "--checkpoint", run / "checkpoints" / "step-00000003", *arguments, "-n", 3)
+    assert short.returncode == 0 and first.stdout.startswith(short.stdout.rstrip("\n\ufffd"))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (("--prompt", ""), "no tokens"),
+        (("--prompt", "def f(x):" * 20), "positions"),
+        (("--top-p", "1.5"), "top_p"),
+        (("--device", "cuda:99"), "cuda:99"),
+    ],
+)
+def test_generate_names_what_does_not_fit(run: Path, cli: Cli, arguments: tuple[str, ...], says: str):
+    end = cli("generate", "--run", run, *arguments)
+    assert end.returncode == 1 and end.stderr.startswith("error: ") and end.stderr.count("\n") == 1, end.stderr
+    assert says in end.stderr
+
+
+def test_generate_needs_a_whole_checkpoint(run: Path, tmp_path: Path, cli: Cli):
+    shutil.copytree(run, tmp_path / "run")
+    path = tmp_path / "run" / "checkpoints" / "step-00000003" / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:-10])
+    end = cli("generate", "--run", tmp_path / "run")
+    assert end.returncode == 1 and "model.safetensors" in end.stderr and "Traceback" not in end.stderr
+    end = cli("generate", "--run", tmp_path)
+    assert end.returncode == 1 and "expected a finished checkpoint in" in end.stderr
+    assert cli("generate").returncode == 2
 
 
 def test_the_version_is_the_packages(cli: Cli):

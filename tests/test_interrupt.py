@@ -1,5 +1,6 @@
 """Ctrl-C, kill -9 and a full disk: nothing half-written is ever visible, and the same command again finishes."""
 
+import contextlib
 import os
 import pty
 import random
@@ -60,7 +61,8 @@ def interrupt(process: subprocess.Popen[bytes]) -> float:
     terminal: int = process.terminal  # type: ignore[attr-defined]
     while process.poll() is None and time.monotonic() - start < 20:
         if select.select([terminal], [], [], 0.01)[0]:
-            os.read(terminal, 4096)
+            with contextlib.suppress(OSError):  # the other end is gone
+                os.read(terminal, 4096)
     os.close(terminal)
     assert process.returncode == 130 and process.stdout is not None and process.stdout.read() == b""
     process.stdout.close()
@@ -154,9 +156,11 @@ def test_kill_9_at_any_time_and_the_same_command_gives_the_same_bytes(
     slow_text: Path, tokenizer: Path, tmp_path: Path, cli: Cli
 ):
     draw = random.Random(5)
-    options = ("--tokenizer", tokenizer, "--shard-tokens", 400_000, "--no-progress")
+    options = ("--tokenizer", tokenizer, "--shard-tokens", 200_000, "--no-progress")
+    text = tmp_path / "text.txt"
+    text.write_bytes(slow_text.read_bytes()[:8_000_000])
     start = time.monotonic()
-    assert cli("prepare", slow_text, "--out", tmp_path / "whole", *options, "--threads", 1).returncode == 0
+    assert cli("prepare", text, "--out", tmp_path / "whole", *options, "--threads", 1).returncode == 0
     seconds = time.monotonic() - start
     expected = dataset_bytes(tmp_path / "whole")
     n_kills = attempt = 0
@@ -166,12 +170,12 @@ def test_kill_9_at_any_time_and_the_same_command_gives_the_same_bytes(
         out = tmp_path / f"out{attempt}"
         for _ in range(3):
             threads = draw.choice((1, 2))
-            command = [*GPTRS, "prepare", slow_text, "--out", out, *options, "--threads", str(threads)]
+            command = [*GPTRS, "prepare", text, "--out", out, *options, "--threads", str(threads)]
             process = subprocess.Popen(list(map(str, command)), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-            time.sleep(draw.uniform(0.15, seconds))
+            time.sleep(draw.uniform(0.3, 1.0) * seconds)
             process.kill()
             n_kills += process.wait() == -signal.SIGKILL
-        end = cli("prepare", slow_text, "--out", out, *options)
+        end = cli("prepare", text, "--out", out, *options)
         assert end.returncode == 0, end.stderr
         assert dataset_bytes(out) == expected
 

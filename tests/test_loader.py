@@ -209,6 +209,7 @@ def test_cuda_tensors_hold_the_same(dataset: Dataset):
         ({"global_batch": 4, "micro_batch": 0}, "micro_batch"),
         ({"global_batch": 4, "pack": "bestfit"}, 'pack must be "stream"'),
         ({"global_batch": 4, "prefetch": 0}, "prefetch must be at least 1"),
+        ({"global_batch": 4, "device": "tpu"}, 'device must be "cpu", "numpy" or a CUDA device'),
     ],
 )
 def test_arguments_that_do_not_fit_are_named_with_a_cure(dataset: Dataset, options: dict, message: str):
@@ -323,20 +324,22 @@ def test_a_process_with_a_running_loader_ends(dataset: Dataset):
 
 
 def test_what_is_lent_must_fit(dataset: Dataset):
-    core = Loader(dataset, seq_len=T, global_batch=4, device="numpy")._core
-    tokens = np.zeros((4, T), np.int64)
-    with pytest.raises(ValueError, match="overlapping"):
-        core.fill(0, tokens, tokens)
-    with pytest.raises(ValueError, match="expected targets of 4 x 32 elements, got 32"):
-        core.fill(0, tokens, np.zeros(T, np.int64))
+    core = Loader(dataset, seq_len=T, global_batch=4, device="numpy").core
+    with pytest.raises(ValueError, match="expected tokens of 4 x 32 elements, got 64"):
+        core.fill(0, np.zeros((1, 4, T), np.int64))
+    with pytest.raises(ValueError, match="expected rows of 4 x 33 elements, got 128"):
+        core.fill(0, np.zeros((4, T), np.uint16))
     with pytest.raises(ValueError, match="writable, C-contiguous"):
-        core.fill(0, tokens, np.zeros((T, 4), np.int64).T)
-    tokens.flags.writeable = False
+        core.fill(0, np.zeros((T, 4, 2), np.int64).T)
+    fixed = np.zeros((2, 4, T), np.int64)
+    fixed.flags.writeable = False
     with pytest.raises(ValueError, match="writable, C-contiguous"):
-        core.fill(0, tokens, np.zeros((4, T), np.int64))
-    for wrong in (np.zeros((4, T), np.float64), [1, 2]):
-        with pytest.raises((TypeError, BufferError, ValueError)):
+        core.fill(0, fixed)
+    for wrong in (np.zeros((2, 4, T), np.float64), np.zeros((4, T + 1), np.int16), [1, 2], None):
+        with pytest.raises((TypeError, BufferError)):
             core.fill(0, wrong)
     rows = np.zeros((4, T + 1), np.uint16)
     core.fill(0, rows)
-    assert rows.any()
+    both = np.zeros((2, 4, T), np.int64)
+    core.fill(0, both)
+    assert np.array_equal(rows[:, :-1], both[0]) and np.array_equal(rows[:, 1:], both[1]) and rows.any()

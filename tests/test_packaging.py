@@ -76,7 +76,12 @@ def run(python: Path, *arguments: str, cwd: Path) -> subprocess.CompletedProcess
 def test_wheel_is_abi3_and_holds_configs_types_and_stubs(wheel: Path) -> None:
     assert "-cp311-abi3-" in wheel.name
     names = set(zipfile.ZipFile(wheel).namelist())
-    assert {"gptrs/py.typed", "gptrs/_core.pyi", "gptrs/configs/demo.toml", "gptrs/configs/shakespeare_cpu.toml"} <= names
+    assert {
+        "gptrs/py.typed",
+        "gptrs/_core.pyi",
+        "gptrs/configs/demo.toml",
+        "gptrs/configs/shakespeare_cpu.toml",
+    } <= names
     assert not [name for name in names if name.startswith(("tests/", "rust/", "benches/"))]
 
 

@@ -99,6 +99,8 @@ def tokenizer_train(
     """Train a byte-level BPE tokenizer on text files and write tokenizer.json."""
     from gptrs.tokenizer import Tokenizer
 
+    if Path(out).suffix not in (".json", ".tiktoken") or not Path(out).resolve().parent.is_dir():
+        raise ValueError(f"--out must be a .json or .tiktoken file in a folder that exists, got {out}")
     tokenizer = Tokenizer.train(
         files,
         vocab_size,
@@ -142,7 +144,7 @@ def tokenizer_decode(
 ) -> None:
     """Write the bytes of ids to standard output, exactly."""
     coder = _load_tokenizer(tokenizer, pattern)
-    if ids is None:
+    if not ids:
         words = sys.stdin.read().split()
         bad = next((word for word in words if not word.isdecimal()), None)
         if bad is not None:
@@ -336,6 +338,8 @@ def _open_model(run: str | None, checkpoint: str | None, device: str) -> tuple["
     checkpoints.verify(path)
     config = ModelConfig(**checkpoints.read_state(path)["model"])
     name = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
+    if name != "cpu" and not (name.startswith("cuda") and torch.cuda.is_available()):
+        raise ValueError(f"device must be auto, cpu or a CUDA device that is there, got {device!r}")
     model = Transformer(config).to(name)
     checkpoints.load_model(path, model)
     return model.eval(), tokenizer

@@ -10,7 +10,7 @@ thread fills fresh buffers ahead of the consumer, so a batch that is kept is nev
 import json
 import os
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from os import fspath
 from pathlib import Path
@@ -187,8 +187,13 @@ class Batch:
 
     tokens: Any  # (B, T) int64, torch.Tensor or with device="numpy" an array
     targets: Any  # (B, T) int64: targets[b, t] follows tokens[b, t]
-    starts: npt.NDArray[np.int64]  # (B,) where each row begins in the dataset
-    dataset: Dataset
+    loader: "Loader"  # what made it, and where its shards are
+    sample: int  # the loader's next_sample before it
+
+    @property
+    def starts(self) -> npt.NDArray[np.int64]:
+        """(B,) where each row begins in the dataset."""
+        return self.loader.core.row_starts(self.sample)
 
     @property
     def doc_ids(self) -> Any:
@@ -205,7 +210,7 @@ class Batch:
 
     def _doc_ids(self) -> npt.NDArray[np.int32]:
         T = self.tokens.shape[1]
-        return np.stack([self.dataset.doc_ids(int(start), T) for start in self.starts])  # (B, T)
+        return np.stack([self.loader.dataset.doc_ids(int(start), T) for start in self.starts])  # (B, T)
 
     def _like_tokens(self, array: npt.NDArray[Any]) -> Any:
         if isinstance(self.tokens, np.ndarray):
@@ -284,7 +289,8 @@ class Loader:
         self.shuffle = shuffle
         self.device = device
         self.prefetch = prefetch
-        self._core = _core.Loader(dataset.core, seq_len, global_batch, micro_batch, rank, world_size, seed, shuffle)
+        self.core = _core.Loader(dataset.core, seq_len, global_batch, micro_batch, rank, world_size, seed, shuffle)
+        self._allocate = _allocator(device, micro_batch, seq_len, dataset.dtype)
         self._next_sample = 0
         self._ring: _core.Ring | None = None
         self._in_flight: deque[_Buffers] = deque()
@@ -294,7 +300,7 @@ class Loader:
     @property
     def n_rows(self) -> int:
         """Rows in one epoch."""
-        return self._core.n_rows
+        return self.core.n_rows
 
     @property
     def next_sample(self) -> int:
@@ -340,15 +346,15 @@ class Loader:
         if index < 0:
             raise ValueError(f"index must be at least 0, got {index}")
         sample = index * self.micro_batch * self.world_size
-        buffers = _allocate(self.device, self.micro_batch, self.seq_len, self.dataset.dtype)
-        self._core.fill(sample, *buffers.arrays)
+        buffers = self._allocate()
+        self.core.fill(sample, buffers.array)
         return self._batch(sample, buffers)
 
     def state_dict(self) -> dict[str, Any]:
         """What continues this loader exactly: JSON of less than 1 KB, the same on every rank."""
         return {
             "version": _STATE_VERSION,
-            "order": self._core.order,
+            "order": self.core.order,
             "seed": self.seed,
             "next_sample": self._next_sample,
             "fingerprint": self.dataset.fingerprint,
@@ -424,12 +430,12 @@ class Loader:
             self._stop()
             self._pid = os.getpid()
         if self._ring is None:
-            self._ring = self._core.ring(self._next_sample)
+            self._ring = self.core.ring(self._next_sample)
         return self._ring
 
     def _submit(self, ring: _core.Ring) -> None:
-        buffers = _allocate(self.device, self.micro_batch, self.seq_len, self.dataset.dtype)
-        ring.submit(*buffers.arrays)
+        buffers = self._allocate()
+        ring.submit(buffers.array)
         self._in_flight.append(buffers)
 
     def _stop(self) -> None:
@@ -438,7 +444,7 @@ class Loader:
 
     def _batch(self, sample: int, buffers: "_Buffers") -> Batch:
         tokens, targets = buffers.take()
-        return Batch(tokens, targets, self._core.row_starts(sample), self.dataset)
+        return Batch(tokens, targets, self, sample)
 
 
 def _restore(dataset: Dataset, arguments: dict[str, Any], next_sample: int) -> Loader:
@@ -462,34 +468,47 @@ def _split(global_batch: int, world_size: int) -> int:
 class _Buffers:
     """Fresh memory for one microbatch: what Rust fills, and how it becomes what the user gets."""
 
-    arrays: tuple[npt.NDArray[Any], ...]  # (tokens, targets) of int64, or (rows,) as in the shards
-    tensors: tuple[Any, ...]  # the same memory as torch tensors; empty for device="numpy"
+    array: npt.NDArray[Any]  # (2, B, T) int64 tokens and targets, or (B, T+1) rows as in the shards
+    tensor: Any  # the same memory as a torch tensor; None for device="numpy"
     device: str
 
     def take(self) -> tuple[Any, Any]:
         """Tokens and targets, (B, T) int64."""
-        if len(self.arrays) == 2:
-            tokens, targets = self.tensors or self.arrays
-            return tokens, targets
+        if self.array.ndim == 3:
+            both = self.array if self.tensor is None else self.tensor
+            return both[0], both[1]
         import torch
 
         # Two bytes a token cross the bus and are widened there. The host memory returns to torch's pinned allocator,
         # which waits for the copy before it hands it out again.
-        (rows,) = self.tensors
-        mask = (1 << 8 * rows.element_size()) - 1
-        wide = rows.to(self.device, non_blocking=True).to(torch.int64) & mask  # (B, T+1)
-        return wide[:, :-1].contiguous(), wide[:, 1:].contiguous()  # (B, T)
+        mask = (1 << 8 * self.array.itemsize) - 1
+        rows = self.tensor.to(self.device, non_blocking=True).to(torch.int64) & mask  # (B, T+1)
+        return rows[:, :-1].contiguous(), rows[:, 1:].contiguous()  # (B, T)
 
 
-def _allocate(device: str, B: int, T: int, dtype: np.dtype[Any]) -> _Buffers:
+def _allocator(device: str, B: int, T: int, dtype: np.dtype[Any]) -> Callable[[], _Buffers]:
+    """What makes fresh buffers for `device`; wrong devices and missing packages show here, before the first batch."""
     if device == "numpy":
-        return _Buffers((np.empty((B, T), np.int64), np.empty((B, T), np.int64)), (), device)
-    import torch
-
+        return lambda: _Buffers(np.empty((2, B, T), np.int64), None, device)
+    try:
+        import torch
+    except ModuleNotFoundError as error:
+        hint = "hint: pip install 'gptrs[train]', or use device=\"numpy\""
+        raise ModuleNotFoundError(f"device={device!r} needs PyTorch, which is not installed; {hint}") from error
     if device == "cpu":
-        tokens, targets = torch.empty((B, T), dtype=torch.int64), torch.empty((B, T), dtype=torch.int64)
-        return _Buffers((tokens.numpy(), targets.numpy()), (tokens, targets), device)
+
+        def on_cpu() -> _Buffers:
+            both = torch.empty((2, B, T), dtype=torch.int64)
+            return _Buffers(both.numpy(), both, device)
+
+        return on_cpu
+    if device.split(":")[0] != "cuda" or not torch.cuda.is_available():
+        raise ValueError(f'device must be "cpu", "numpy" or a CUDA device that is there, got {device!r}')
     # torch has few operations on unsigned types: the same bits as signed ones, masked after widening.
     signed = torch.int16 if dtype == np.uint16 else torch.int32
-    rows = torch.empty((B, T + 1), dtype=signed, pin_memory=True)
-    return _Buffers((rows.numpy().view(dtype),), (rows,), device)
+
+    def on_cuda() -> _Buffers:
+        rows = torch.empty((B, T + 1), dtype=signed, pin_memory=True)
+        return _Buffers(rows.numpy().view(dtype), rows, device)
+
+    return on_cuda

@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 
 use crate::control::Control;
 use crate::error::{Error, Result};
@@ -177,13 +177,16 @@ impl Dataset {
     }
 
     /// Shard `i`, from the open ones when it is among them.
+    ///
+    /// Never waits for the lock, which a thread may hold that a fork has left behind: the shard is then opened for
+    /// this call alone.
     fn shard(&self, i: usize) -> Result<Arc<Shard>> {
         let held = |open: &Vec<(usize, Arc<Shard>)>| open.iter().find(|(j, _)| *j == i).map(|(_, s)| Arc::clone(s));
-        if let Some(shard) = held(&self.open.lock().unwrap_or_else(PoisonError::into_inner)) {
+        if let Some(shard) = self.open.try_lock().ok().and_then(|open| held(&open)) {
             return Ok(shard);
         }
         let shard = Arc::new(self.open_shard(i)?);
-        let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
+        let Ok(mut open) = self.open.try_lock() else { return Ok(shard) };
         if let Some(shard) = held(&open) {
             return Ok(shard); // another thread was faster, and its record of checked blocks is older
         }

@@ -148,21 +148,38 @@ impl Tokenizer {
 
     /// The ids of `text`, where each `allowed` special token becomes its id; the longest one at the same place.
     ///
-    /// Fails with [`Error::SpecialToken`] when the text has a special token that is `disallowed` and not `allowed`. One
-    /// that is neither is ordinary text.
+    /// Fails with [`Error::SpecialToken`] when the text has a special token that is `disallowed`; `Specials::All` there
+    /// means all that are not `allowed`. One that is neither is ordinary text.
     pub fn encode(&self, text: &[u8], allowed: Specials, disallowed: Specials) -> Result<Vec<u32>> {
+        self.encode_watched(text, allowed, disallowed, &Control::new())
+    }
+
+    /// [`Tokenizer::encode`], but ends with [`Error::Interrupted`] when `control` is cancelled.
+    pub fn encode_watched(
+        &self,
+        text: &[u8],
+        allowed: Specials,
+        disallowed: Specials,
+        control: &Control,
+    ) -> Result<Vec<u32>> {
         self.specials.check(allowed)?;
         self.specials.check(disallowed)?;
-        if !self.specials.occur_in(text) {
-            return self.encode_ordinary(text);
+        let mut ids = Vec::with_capacity(text.len() / 4 + 8);
+        let is_ordinary = matches!((allowed, disallowed), (Specials::None, Specials::None));
+        if is_ordinary || !self.specials.occur_in(text) {
+            self.with_cache(|cache| {
+                cache.claim(self.identity);
+                encode_text(&self.vocab, &self.splitter, cache, text, control, &mut ids)
+            })?;
+            return Ok(ids);
         }
-        if let Some(found) = self.specials.finder_except(disallowed, allowed)?.find(text, 0) {
+        let spared = if matches!(disallowed, Specials::All) { allowed } else { Specials::None };
+        if let Some(found) = self.specials.finder_except(disallowed, spared)?.find(text, 0) {
             let token = String::from_utf8_lossy(&text[found.start..found.end]).into_owned();
             return Err(Error::SpecialToken { token, offset: found.start });
         }
         let finder = self.specials.finder(allowed)?;
-        let mut ids = Vec::with_capacity(text.len() / 4 + 8);
-        self.with_cache(|cache| self.encode_special(cache, text, &finder, &Control::new(), &mut ids))?;
+        self.with_cache(|cache| self.encode_special(cache, text, &finder, control, &mut ids))?;
         Ok(ids)
     }
 

@@ -8,7 +8,9 @@ use std::thread;
 use std::time::Duration;
 
 use gptrs_core::{Control, Error, Result};
-use pyo3::exceptions::{PyKeyboardInterrupt, PyOSError, PyRuntimeError, PyValueError};
+use pyo3::exceptions::{
+    PyFileNotFoundError, PyIsADirectoryError, PyKeyboardInterrupt, PyOSError, PyRuntimeError, PyValueError,
+};
 use pyo3::prelude::*;
 
 /// How long Ctrl-C and the progress callback wait for their turn.
@@ -19,9 +21,11 @@ pub fn py_err(error: Error) -> PyErr {
     match error {
         Error::Interrupted => PyKeyboardInterrupt::new_err(()),
         // OSError picks its subclass (FileNotFoundError, PermissionError, ...) by errno.
-        Error::Io { ref source, .. } => match source.raw_os_error() {
-            Some(errno) => PyOSError::new_err((errno, with_hint(&error.to_string(), source.kind()))),
-            None => PyOSError::new_err(error.to_string()),
+        Error::Io { ref source, .. } => match (source.raw_os_error(), source.kind()) {
+            (Some(errno), kind) => PyOSError::new_err((errno, with_hint(&error.to_string(), kind))),
+            (None, io::ErrorKind::NotFound) => PyFileNotFoundError::new_err(error.to_string()),
+            (None, io::ErrorKind::IsADirectory) => PyIsADirectoryError::new_err(error.to_string()),
+            (None, _) => PyOSError::new_err(error.to_string()),
         },
         other => PyValueError::new_err(other.to_string()),
     }
@@ -37,6 +41,8 @@ fn with_hint(message: &str, kind: io::ErrorKind) -> String {
         }
         _ => return message.to_owned(),
     };
+    // The number is the exception's errno.
+    let message = message.rsplit_once(" (os error").map_or(message, |(reason, _)| reason);
     format!("{message}; hint: {hint}")
 }
 

@@ -9,9 +9,8 @@ use gptrs_core::prepare::PrepareOptions;
 use gptrs_core::{Error, Result, permute};
 use numpy::PyArray1;
 use numpy::prelude::*;
-use pyo3::buffer::{Element, PyBuffer};
+use pyo3::buffer::{Element, PyBuffer, PyUntypedBuffer};
 use pyo3::prelude::*;
-use pyo3::types::PyTuple;
 
 use crate::call::{POLL, detached, py_err, quick, watched};
 use crate::tokenizer::Tokenizer;
@@ -148,10 +147,9 @@ impl Loader {
         Ok(rows.into_iter().map(|row| row as i64 * seq_len).collect::<Vec<_>>().into_pyarray(py))
     }
 
-    /// Fills the caller's arrays now.
-    #[pyo3(signature = (next_sample, *arrays))]
-    fn fill(&self, py: Python<'_>, next_sample: u64, arrays: &Bound<'_, PyTuple>) -> PyResult<()> {
-        let mut lent = Lent::new(arrays)?;
+    /// Fills the caller's array now.
+    fn fill(&self, py: Python<'_>, next_sample: u64, array: &Bound<'_, PyAny>) -> PyResult<()> {
+        let mut lent = Lent::new(array)?;
         detached(py, || lent.fill(&self.0, next_sample))
     }
 
@@ -177,14 +175,13 @@ pub struct Ring(Prefetch<Lent>);
 
 #[pymethods]
 impl Ring {
-    /// Lends arrays; the caller leaves them alone until `next` has come round to them.
-    #[pyo3(signature = (*arrays))]
-    fn submit(&mut self, arrays: &Bound<'_, PyTuple>) -> PyResult<()> {
-        let lent = Lent::new(arrays)?;
+    /// Lends an array; the caller leaves it alone until `next` has come round to it.
+    fn submit(&mut self, array: &Bound<'_, PyAny>) -> PyResult<()> {
+        let lent = Lent::new(array)?;
         quick(|| self.0.submit(lent))
     }
 
-    /// Waits until the oldest arrays are filled and gives them back.
+    /// Waits until the oldest array is filled and gives it back.
     fn next(&mut self, py: Python<'_>) -> PyResult<()> {
         if quick(|| self.0.next_within(Duration::ZERO))?.is_some() {
             return Ok(());
@@ -203,57 +200,49 @@ impl Drop for Ring {
     }
 }
 
-/// Arrays of the caller, kept alive and pinned in place by their buffer exports until they are dropped.
+/// An array of the caller, kept alive and in place by its buffer export until it is dropped.
 enum Lent {
-    /// Tokens and targets.
-    Wide(PyBuffer<i64>, PyBuffer<i64>),
-    /// Rows as in the shards.
+    /// (2, B, T): tokens, then targets.
+    Wide(PyBuffer<i64>),
+    /// (B, T + 1): rows as in the shards.
     Rows16(PyBuffer<u16>),
-    /// Rows as in the shards.
+    /// (B, T + 1): rows as in the shards.
     Rows32(PyBuffer<u32>),
 }
 
 impl Lent {
-    fn new(arrays: &Bound<'_, PyTuple>) -> PyResult<Self> {
-        if arrays.len() == 2 {
-            let (tokens, targets) = (writable(&arrays.get_item(0)?)?, writable(&arrays.get_item(1)?)?);
-            let ends =
-                |buffer: &PyBuffer<i64>| (buffer.buf_ptr() as usize, buffer.buf_ptr() as usize + buffer.len_bytes());
-            let (a, b) = (ends(&tokens), ends(&targets));
-            if a.0 < b.1 && b.0 < a.1 {
-                return Err(py_err(Error::Argument("expected two arrays, got overlapping ones".to_owned())));
-            }
-            return Ok(Self::Wide(tokens, targets));
+    fn new(array: &Bound<'_, PyAny>) -> PyResult<Self> {
+        let buffer = PyUntypedBuffer::get(array)?;
+        if buffer.readonly() || !buffer.is_c_contiguous() {
+            return Err(py_err(Error::Argument("expected a writable, C-contiguous array".to_owned())));
         }
-        let (rows,): (Bound<'_, PyAny>,) = arrays.extract()?;
-        writable(&rows).map(Self::Rows16).or_else(|_| writable(&rows).map(Self::Rows32))
+        match buffer.item_size() {
+            2 => buffer.into_typed().map(Self::Rows16),
+            4 => buffer.into_typed().map(Self::Rows32),
+            _ => buffer.into_typed().map(Self::Wide),
+        }
     }
 }
 
 impl Buffers for Lent {
     fn fill(&mut self, loader: &gptrs_core::loader::Loader, next_sample: u64) -> Result<()> {
         match self {
-            Self::Wide(tokens, targets) => loader.fill(next_sample, memory(tokens), memory(targets)),
+            Self::Wide(both) => {
+                let both = memory(both);
+                let (tokens, targets) = both.split_at_mut(both.len() / 2);
+                loader.fill(next_sample, tokens, targets)
+            }
             Self::Rows16(rows) => loader.fill_rows(next_sample, memory(rows)),
             Self::Rows32(rows) => loader.fill_rows(next_sample, memory(rows)),
         }
     }
 }
 
-/// The buffer of an array that may be written as one slice.
-fn writable<T: Element>(array: &Bound<'_, PyAny>) -> PyResult<PyBuffer<T>> {
-    let buffer = PyBuffer::get(array)?;
-    if buffer.readonly() || !buffer.is_c_contiguous() {
-        return Err(py_err(Error::Argument("expected a writable, C-contiguous array".to_owned())));
-    }
-    Ok(buffer)
-}
-
-/// The memory of a buffer that `writable` made.
+/// The memory of a buffer that [`Lent::new`] took.
 fn memory<T: Element>(buffer: &mut PyBuffer<T>) -> &mut [T] {
-    let mut slice = buffer.as_slice_ptr().expect("`writable` took only C-contiguous buffers");
-    // SAFETY: `writable` checked that the memory is contiguous and may be written, PyBuffer that it is aligned and of
-    // type T (any bits are a value); the export keeps it in place while the buffer lives. It is borrowed once: `buffer`
-    // is unique here, `Lent::new` refuses arrays that overlap, and Python leaves lent arrays alone until `Ring::next`.
+    let mut slice = buffer.as_slice_ptr().expect("`Lent::new` takes only C-contiguous buffers");
+    // SAFETY: `Lent::new` checked that the memory is contiguous and may be written, `into_typed` that it is aligned and
+    // of type T (any bits are a value); the export keeps it in place while the buffer lives. Only this thread has it:
+    // `buffer` is unique, and Python leaves a lent array alone until `Ring::next` has come round to it.
     unsafe { slice.as_mut() }
 }

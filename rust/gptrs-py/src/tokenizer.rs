@@ -20,6 +20,8 @@ use crate::text::{self, Names, Text};
 
 /// Texts up to this length keep the GIL: encoding them takes less than 10 µs, and handing it over costs as much.
 const QUICK_BYTES: usize = 200;
+/// Longer texts are encoded on a thread of their own, so that Ctrl-C ends it: this takes some 50 ms.
+const LONG_BYTES: usize = 1 << 22;
 /// Batches up to this length are encoded on the calling thread: starting threads would take longer.
 const SMALL_BATCH_BYTES: usize = 1 << 16;
 
@@ -57,11 +59,11 @@ impl Tokenizer {
         disallowed_special: Names,
     ) -> PyResult<Bound<'py, PyList>> {
         let (allowed, disallowed) = (specials(&allowed_special), specials(&disallowed_special));
-        list(py, &text, |bytes| self.0.encode(bytes, allowed, disallowed))
+        self.list(py, &text, allowed, disallowed)
     }
 
     fn encode_ordinary<'py>(&self, py: Python<'py>, text: Text) -> PyResult<Bound<'py, PyList>> {
-        list(py, &text, |bytes| self.0.encode_ordinary(bytes))
+        self.list(py, &text, Specials::None, Specials::None)
     }
 
     #[pyo3(signature = (texts, allowed_special, threads=0))]
@@ -92,7 +94,12 @@ impl Tokenizer {
     }
 
     fn count(&self, py: Python<'_>, text: Text) -> PyResult<usize> {
-        detached(py, || self.0.count(text.as_ref()))
+        let bytes = text.as_ref();
+        if bytes.len() <= LONG_BYTES {
+            return detached(py, || self.0.count(bytes));
+        }
+        let encode = |control: &Control| self.0.encode_watched(bytes, Specials::None, Specials::None, control);
+        watched(py, None, encode).map(|ids| ids.len())
     }
 
     fn decode_bytes<'py>(&self, py: Python<'py>, ids: &Bound<'py, PyAny>) -> PyResult<Bound<'py, PyBytes>> {
@@ -152,15 +159,22 @@ impl Tokenizer {
     }
 }
 
-/// `work(text)` as a list of ints.
-fn list<'py>(
-    py: Python<'py>,
-    text: &Text,
-    work: impl FnOnce(&[u8]) -> Result<Vec<u32>> + Send,
-) -> PyResult<Bound<'py, PyList>> {
-    let bytes = text.as_ref();
-    let ids = if bytes.len() <= QUICK_BYTES { quick(|| work(bytes))? } else { detached(py, || work(bytes))? };
-    PyList::new(py, ids)
+impl Tokenizer {
+    fn list<'py>(
+        &self,
+        py: Python<'py>,
+        text: &Text,
+        allowed: Specials,
+        disallowed: Specials,
+    ) -> PyResult<Bound<'py, PyList>> {
+        let bytes = text.as_ref();
+        let ids = match bytes.len() {
+            ..=QUICK_BYTES => quick(|| self.0.encode(bytes, allowed, disallowed)),
+            ..=LONG_BYTES => detached(py, || self.0.encode(bytes, allowed, disallowed)),
+            _ => watched(py, None, |control| self.0.encode_watched(bytes, allowed, disallowed, control)),
+        }?;
+        PyList::new(py, ids)
+    }
 }
 
 fn specials(names: &Names) -> Specials<'_> {

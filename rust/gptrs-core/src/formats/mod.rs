@@ -32,7 +32,7 @@ const MERGE_FILES: [(&str, &str); 2] = [("vocab.json", "merges.txt"), ("encoder.
 /// tokens, others need `pattern`. vocab.json and merges.txt are GPT-2's unless `pattern` says otherwise. tokenizer.json
 /// has its own pattern, and `pattern` must be absent or the same.
 pub fn read(path: &Path, pattern: Option<&str>) -> Result<Tokenizer> {
-    if path.is_dir() {
+    if std::fs::metadata(path).map_err(Error::io("read", path))?.is_dir() {
         return read_directory(path, pattern);
     }
     let extension = path.extension().and_then(|extension| extension.to_str()).unwrap_or_default();

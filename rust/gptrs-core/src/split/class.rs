@@ -44,7 +44,6 @@ pub(super) fn class_of(code: u32) -> Class {
 
 /// The class and the length in bytes of the character at `at`; ([`END`], 0) at the end.
 #[inline(always)]
-#[allow(clippy::inline_always)] // the scanners' innermost step
 pub(super) fn class_at(text: &[u8], at: usize) -> (Class, usize) {
     let Some(&byte) = text.get(at) else { return (END, 0) };
     match BYTE_CLASS[usize::from(byte)] {
@@ -86,7 +85,6 @@ pub(super) fn letters_end(text: &[u8], mut at: usize) -> usize {
 /// The end of the run of ASCII letters that continues at `at`: eight bytes a step, so a word costs no loop exit of its
 /// own length for the branch predictor to miss.
 #[inline(always)]
-#[allow(clippy::inline_always)]
 fn ascii_letters_end(text: &[u8], mut at: usize) -> usize {
     while let Some(bytes) = text.get(at..).and_then(|rest| rest.first_chunk::<8>()) {
         let n = leading_letters(u64::from_le_bytes(*bytes));
@@ -103,14 +101,13 @@ fn ascii_letters_end(text: &[u8], mut at: usize) -> usize {
 
 /// How many of the eight bytes, lowest first, are ASCII letters before the first that is not.
 #[inline(always)]
-#[allow(clippy::inline_always)]
 fn leading_letters(word: u64) -> usize {
     const ONES: u64 = u64::MAX / 255;
-    let lower = (word | 0x20 * ONES) & 0x7F * ONES;
+    let lower = (word | (0x20 * ONES)) & (0x7F * ONES);
     let from_a = lower + (0x80 - u64::from(b'a')) * ONES; // high bit: at least 'a'
     let past_z = lower + (0x7F - u64::from(b'z')) * ONES; // high bit: beyond 'z'
-    let letters = from_a & !past_z & !word & 0x80 * ONES;
-    ((letters ^ 0x80 * ONES).trailing_zeros() / 8) as usize
+    let letters = from_a & !past_z & !word & (0x80 * ONES);
+    ((letters ^ (0x80 * ONES)).trailing_zeros() / 8) as usize
 }
 
 /// The end of the run of characters of one class that continues at `at`.

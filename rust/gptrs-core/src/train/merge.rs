@@ -7,6 +7,7 @@
 use std::collections::BinaryHeap;
 
 use super::TrainOptions;
+use super::bytes;
 use super::layout::{Layout, Symbol};
 use super::neighbours::{Cell, Neighbours, UNRECORDED};
 use super::pairs::{PairTable, key, pair};
@@ -27,22 +28,22 @@ pub(super) struct Merger<'c, S> {
 }
 
 impl<'c, S: Symbol> Merger<'c, S> {
-    pub(super) fn new(layout: Layout<S>, options: TrainOptions, control: &'c Control) -> Result<Self> {
-        let mut merger = Self {
+    pub(super) fn new(layout: Layout<S>, options: TrainOptions, threads: usize, control: &'c Control) -> Result<Self> {
+        let (entries, postings) = bytes::pairs(&layout, threads, control)?;
+        let heap = entries.iter().map(|entry| heap_entry(entry.count, entry.key)).collect();
+        Ok(Self {
             layout,
             options,
             control,
-            table: PairTable::new(),
-            postings: Vec::new(),
-            heap: BinaryHeap::new(),
+            table: PairTable::new(entries),
+            postings,
+            heap,
             floor: options.min_count,
             neighbours: Neighbours::new(),
-        };
-        merger.count_pairs()?;
-        Ok(merger)
+        })
     }
 
-    pub(super) fn run(mut self, _threads: usize) -> Result<Vec<(u32, u32)>> {
+    pub(super) fn run(mut self) -> Result<Vec<(u32, u32)>> {
         let mut merges = Vec::new();
         let mut milestone = 0;
         while merges.len() < self.options.n_merges {
@@ -68,14 +69,13 @@ impl<'c, S: Symbol> Merger<'c, S> {
 
     /// Counts all pairs of the current tokens and lists the borders of those at or above the floor.
     fn count_pairs(&mut self) -> Result<()> {
-        self.table = PairTable::new();
-        self.layout.for_each_border(|left, right, _, weight| {
+        self.table = PairTable::new(Vec::new());
+        self.layout.for_each_border(self.control, |left, right, _, weight| {
             let entry = self.table.get_or_insert(key(left, right), 0);
             entry.count += weight;
             entry.n_postings += 1;
-        });
-        self.control.check()?;
-        self.table.retain(self.floor);
+        })?;
+        self.table.rebuild(self.floor);
         self.heap.clear();
         let mut n_postings = 0;
         for entry in self.table.iter_mut() {
@@ -85,13 +85,12 @@ impl<'c, S: Symbol> Merger<'c, S> {
         }
         self.postings.clear();
         self.postings.resize(n_postings, 0);
-        self.layout.for_each_border(|left, right, at, _| {
+        self.layout.for_each_border(self.control, |left, right, at, _| {
             if let Some(entry) = self.table.get(key(left, right)) {
                 self.postings[entry.start + entry.n_postings as usize] = at;
                 entry.n_postings += 1;
             }
-        });
-        self.control.check()
+        })
     }
 
     /// The pair with the highest count, if it reaches the floor.
@@ -109,7 +108,7 @@ impl<'c, S: Symbol> Merger<'c, S> {
 
     /// Bets that the counts keep falling as they did over the last doubling, with a margin.
     fn raise_floor(&mut self, n_merges: usize, before: u64, now: u64) {
-        const MARGIN: f64 = 0.4;
+        const MARGIN: f64 = 0.25;
         if before > 0 {
             let doublings = (self.options.n_merges as f64 / n_merges as f64).log2();
             let last = now as f64 * (now as f64 / before as f64).powf(doublings);
@@ -125,17 +124,22 @@ impl<'c, S: Symbol> Merger<'c, S> {
         self.layout.lengths.push(length);
         self.neighbours.clear(id as usize + 1);
         self.rewrite(best, id)?;
+        // Two loops, so that the table's misses of the first overlap.
+        for (x, weight) in self.neighbours.left.sums() {
+            subtract(&mut self.table, key(x, a), best, weight);
+        }
+        for (y, weight) in self.neighbours.right.sums() {
+            // Two occurrences side by side: the border between them was (b, a).
+            subtract(&mut self.table, key(b, if y == id { a } else { y }), best, weight);
+        }
         for i in 0..self.neighbours.left.touched.len() {
             let x = self.neighbours.left.touched[i];
             let cell = *self.neighbours.left.cell(x);
-            self.subtract(key(x, a), best, cell.weight);
             self.neighbours.left.cell(x).postings = self.record(key(x, id), cell);
         }
         for i in 0..self.neighbours.right.touched.len() {
             let y = self.neighbours.right.touched[i];
             let cell = *self.neighbours.right.cell(y);
-            // Two occurrences side by side: the border between them was (b, a).
-            self.subtract(key(b, if y == id { a } else { y }), best, cell.weight);
             self.neighbours.right.cell(y).postings = self.record(key(id, y), cell);
         }
         self.neighbours.list_borders(length, &mut self.postings);
@@ -144,7 +148,7 @@ impl<'c, S: Symbol> Merger<'c, S> {
 
     /// Writes `id` over every occurrence of the pair, leftmost first, and tallies what stands beside it.
     fn rewrite(&mut self, best: u64, id: u32) -> Result<()> {
-        const CHECK_POSTINGS: usize = 1 << 16;
+        const BLOCK: usize = 64;
         let (a, b) = pair(best);
         let (left_length, right_length) = (self.layout.lengths[a as usize], self.layout.lengths[b as usize]);
         let (a, b, id) = (S::new(a), S::new(b), S::new(id));
@@ -155,11 +159,17 @@ impl<'c, S: Symbol> Merger<'c, S> {
         let mut segment = 0;
         // Neighbours are read one place late: by then the next place has become the right neighbour, if it is.
         let mut last: Option<(u32, u32, u64)> = None;
-        for chunk in postings.chunks(CHECK_POSTINGS) {
+        for block in postings.chunks(BLOCK) {
             self.control.check()?;
-            for &border in chunk {
-                if symbols[border as usize - 1] != a || symbols[border as usize] != b {
-                    continue;
+            // First a pass without branches, so that the misses of the whole block overlap.
+            let (mut live, mut n_live) = ([0; BLOCK], 0);
+            for &border in block {
+                live[n_live] = border;
+                n_live += usize::from(symbols[border as usize - 1..=border as usize] == [a, b]);
+            }
+            for &border in &live[..n_live] {
+                if a == b && symbols[border as usize - 1] != a {
+                    continue; // taken by the place before, in a run
                 }
                 let (start, end) = (border - left_length, border + right_length);
                 symbols[start as usize] = id;
@@ -174,15 +184,6 @@ impl<'c, S: Symbol> Merger<'c, S> {
             self.neighbours.add(symbols, start, end, id, weight);
         }
         Ok(())
-    }
-
-    /// Takes `weight` off a pair's count; the pair that is being merged has none left.
-    fn subtract(&mut self, key: u64, best: u64, weight: u64) {
-        if key != best
-            && let Some(entry) = self.table.get(key)
-        {
-            entry.count -= weight;
-        }
     }
 
     /// Enters a new pair with room for its postings; returns where they start.
@@ -202,4 +203,46 @@ impl<'c, S: Symbol> Merger<'c, S> {
 /// Compares by count, then by smaller key.
 fn heap_entry(count: u64, key: u64) -> u128 {
     u128::from(count) << 64 | u128::from(!key)
+}
+
+/// Takes `weight` off a pair's count; the pair that is being merged has none left.
+fn subtract(table: &mut PairTable, key: u64, merged: u64, weight: u64) {
+    if key != merged
+        && let Some(entry) = table.get(key)
+    {
+        entry.count -= weight;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::naive;
+
+    fn merges<S: Symbol>(words: &[(Vec<u8>, u64)], floor: u64, threads: usize) -> Vec<(u32, u32)> {
+        let mut words: Vec<_> = words.iter().filter(|(w, _)| w.len() > 1).map(|(w, n)| (*n, &w[..])).collect();
+        words.sort_by_key(|&(n, _)| std::cmp::Reverse(n));
+        let control = Control::new();
+        let layout = Layout::<S>::new(words, &control).unwrap();
+        let options = TrainOptions { n_merges: 1000, min_count: 1 };
+        let mut merger = Merger::new(layout, options, threads, &control).unwrap();
+        merger.floor = floor;
+        merger.run().unwrap()
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(3000))]
+
+        #[test]
+        fn any_floor_symbol_width_and_thread_count_equal_the_textbook(
+            words in prop::collection::vec((prop::collection::vec(b'a'..b'd', 1..30), 1..50u64), 1..10),
+            floor in 1..200u64,
+        ) {
+            let expected = naive::train(&words, 1000, 1);
+            prop_assert_eq!(&merges::<u16>(&words, floor, 1), &expected);
+            prop_assert_eq!(&merges::<u32>(&words, floor, 3), &expected);
+        }
+    }
 }

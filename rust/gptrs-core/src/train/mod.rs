@@ -2,13 +2,15 @@
 //!
 //! ```text
 //! WordCounts ─▶ Layout: every word once, one flat array of symbols, heaviest first
-//!                 ├─▶ PairTable: pair ─▶ exact count, where its borders stand (postings)
+//!                 ├─▶ PairTable: pair ─▶ exact count, where its borders stand (postings): all threads
 //!                 └─▶ heap of (count, pair): the next merge
 //! merge (a, b) ─▶ z:  walk the postings, rewrite, tally the neighbours by id  ─▶ one table update a distinct neighbour
 //! ```
+//! The first counts and postings are made on all threads, the merges one after the other on the caller's.
 //! A merge costs a few memory accesses an occurrence and no hashing there. Counts are exact at every step and only fall
 //! once a pair exists, so a heap whose entries are refreshed when they surface always finds the true maximum.
 
+mod bytes;
 mod layout;
 mod merge;
 mod neighbours;
@@ -62,9 +64,9 @@ pub fn train(
     let options = TrainOptions { n_merges: options.n_merges.min(n_borders), min_count: options.min_count.max(1) };
     control.begin("merge pairs", options.n_merges as u64);
     if 256 + options.n_merges < usize::from(u16::GAP) {
-        Merger::new(Layout::<u16>::new(words), options, control)?.run(threads)
+        Merger::new(Layout::<u16>::new(words, control)?, options, threads, control)?.run()
     } else {
-        Merger::new(Layout::<u32>::new(words), options, control)?.run(threads)
+        Merger::new(Layout::<u32>::new(words, control)?, options, threads, control)?.run()
     }
 }
 

@@ -45,6 +45,11 @@ impl Tally {
         cell.postings += 1;
     }
 
+    /// Every id with its sum.
+    pub(super) fn sums(&self) -> impl Iterator<Item = (u32, u64)> {
+        self.touched.iter().map(|&id| (id, self.cells[id as usize].weight))
+    }
+
     pub(super) fn cell(&mut self, id: u32) -> &mut Cell {
         &mut self.cells[id as usize]
     }

@@ -1,4 +1,4 @@
-//! Pairs of ids with their counts and postings: open addressing, one slot a cache line half.
+//! Pairs of ids with their counts and postings: open addressing, two slots a cache line.
 
 /// A pair as one number; smaller left, then smaller right, is smaller.
 pub(super) fn key(left: u32, right: u32) -> u64 {
@@ -32,8 +32,11 @@ pub(super) struct PairTable {
 }
 
 impl PairTable {
-    pub(super) fn new() -> Self {
-        Self { slots: vec![FREE; 1 << 10], n_used: 0 }
+    /// A table of `entries` with different keys.
+    pub(super) fn new(entries: Vec<Entry>) -> Self {
+        let mut table = Self { n_used: entries.len(), slots: entries };
+        table.rebuild(0);
+        table
     }
 
     /// The slot of `key`, or the free one where it belongs.
@@ -58,7 +61,7 @@ impl PairTable {
     #[inline]
     pub(super) fn get_or_insert(&mut self, key: u64, floor: u64) -> &mut Entry {
         if self.n_used * 2 >= self.slots.len() {
-            self.grow(floor);
+            self.rebuild(floor);
         }
         let at = self.slot(key);
         let entry = &mut self.slots[at];
@@ -69,26 +72,15 @@ impl PairTable {
         entry
     }
 
+    /// Drops the entries below `floor` and takes at least three slots for each one that stays.
     #[cold]
-    fn grow(&mut self, floor: u64) {
-        let n_kept = self.slots.iter().filter(|entry| entry.count >= floor).count();
-        self.rebuild((n_kept + 1) * 4, floor);
-    }
-
-    /// Drops the entries below `floor`.
-    pub(super) fn retain(&mut self, floor: u64) {
-        let n_kept = self.slots.iter().filter(|entry| entry.count >= floor).count();
-        self.rebuild((n_kept + 1) * 2, floor);
-    }
-
-    fn rebuild(&mut self, n_slots: usize, floor: u64) {
-        let free = vec![FREE; n_slots.next_power_of_two().max(1 << 10)];
-        let old = std::mem::replace(&mut self.slots, free);
-        self.n_used = 0;
-        for entry in old.into_iter().filter(|entry| entry.key != FREE.key && entry.count >= floor) {
+    pub(super) fn rebuild(&mut self, floor: u64) {
+        let is_kept = |entry: &Entry| entry.key != FREE.key && entry.count >= floor;
+        self.n_used = self.slots.iter().filter(|entry| is_kept(entry)).count();
+        let free = vec![FREE; (3 * self.n_used).next_power_of_two().max(1 << 10)];
+        for entry in std::mem::replace(&mut self.slots, free).into_iter().filter(is_kept) {
             let at = self.slot(entry.key);
             self.slots[at] = entry;
-            self.n_used += 1;
         }
     }
 
