@@ -51,11 +51,11 @@ def main() -> None:
 
 
 def random_dataset(work: Path) -> tuple[gptrs.Dataset, Path]:
-    """A dataset of random bytes, one id each, and the path of the shard that holds them at byte 4096."""
+    """A dataset of random letters and spaces, one id each, and the path of the shard that holds them at byte 4096."""
     rng = np.random.default_rng(0)
-    text = rng.integers(97, 123, N_TOKENS, dtype=np.uint8)
-    (work / "random.txt").write_bytes(text.tobytes())
-    tok = gptrs.Tokenizer.train([work / "random.txt"], vocab_size=256, progress=False)
+    letters = np.frombuffer(b"abcdefghijklmnopqrstuvwxyz      ", dtype=np.uint8)
+    (work / "random.txt").write_bytes(letters[rng.integers(0, 32, N_TOKENS)].tobytes())
+    tok = gptrs.Tokenizer.train_from_iterator(["a"], vocab_size=256, special_tokens=[], progress=False)
     dataset = gptrs.prepare([work / "random.txt"], tok, work / "data", progress=False)
     (shard,) = (work / "data").glob("*.gts")
     return dataset, shard
