@@ -2,6 +2,7 @@
 //!
 //! The data is not part of the project: set GPTRS_TEST_DATA to its directory, else these tests say that they were
 //! skipped.
+#![allow(clippy::unwrap_used)] // clippy.toml allows it in tests, but not in the functions that tests share
 
 use std::fmt::Write as _;
 use std::fs::{self, File};
