@@ -119,7 +119,8 @@ impl Tokenizer {
         StreamDecoder(self.0.decoder())
     }
 
-    fn token_bytes<'py>(&self, py: Python<'py>, id: u32) -> Option<Bound<'py, PyBytes>> {
+    fn token_bytes<'py>(&self, py: Python<'py>, id: i128) -> Option<Bound<'py, PyBytes>> {
+        let id = u32::try_from(id).ok()?;
         self.0.token_bytes(id).map(|bytes| PyBytes::new(py, bytes))
     }
 
