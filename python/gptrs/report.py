@@ -1,5 +1,6 @@
 """report.html: one self-contained page about a run. Every figure in it comes from that run's own files and model."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
@@ -185,8 +186,10 @@ def _sentence(facts: Facts) -> str:
         )
         for guess in facts.guesses
     ]
-    head = ("prefix that the model has read", "target", "probability of the target", "likeliest instead")
-    intro = f"<p>“{escape(facts.sentence)}” gives one training example for each position, all in one forward pass.</p>"
+    head = ("prefix that the model has read", "target", "probability of the target", "likeliest token")
+    loss = sum(-math.log(max(guess.probability, 1e-30)) for guess in facts.guesses) / max(len(facts.guesses), 1)
+    intro = f"<p>“{escape(facts.sentence)}” gives one training example for each position, all in one forward pass. "
+    intro += f"The mean of −ln(probability) is the loss of the sentence: {loss:.4f}.</p>"
     return intro + _table(head, rows)
 
 
