@@ -1,5 +1,6 @@
 """Wrong input: one clear error that says what, where and how to cure it; exit code 1; earlier files stay whole."""
 
+import contextlib
 import json
 import os
 import shutil
@@ -166,10 +167,44 @@ def test_a_pattern_that_gives_up_on_a_text():
     assert tok.decode(tok.encode("xxy ab")) == "xxy ab"
 
 
-@pytest.mark.parametrize("threads", [-1, "two", 1.5, 1 << 70])
-def test_numbers_that_are_none(threads: object):
-    with pytest.raises((TypeError, OverflowError, ValueError)):
-        Tokenizer.train_from_iterator(["ab"], 257, special_tokens=[], threads=threads)
+@pytest.mark.parametrize("name", ["vocab_size", "threads", "min_count"])
+@pytest.mark.parametrize("value", [-1, 1 << 70])
+def test_counts_out_of_range(name: str, value: int):
+    arguments = {"vocab_size": 257, "special_tokens": [], name: value}
+    with pytest.raises(ValueError, match=rf"{name} must be .*, got {value}"):
+        Tokenizer.train_from_iterator(["ab"], **arguments)
+
+
+def test_special_tokens_given_as_one_string():
+    with pytest.raises(ValueError, match=r"expected a list of special tokens, got '<\|a\|>'; hint: \['<\|a\|>'\]"):
+        Tokenizer.train_from_iterator(["ab"], 300, special_tokens="<|a|>")
+
+
+ANYTHING = st.one_of(
+    st.none(), st.booleans(), st.integers(), st.floats(), st.text(max_size=5), st.binary(max_size=5),
+    st.lists(st.one_of(st.integers(), st.text(max_size=3), st.none()), max_size=4),
+    st.integers(-(2**31), 2**70), st.just("all"), st.just("\ud800"), st.just(np.zeros((2, 2))), st.just(np.arange(3) - 1),
+)  # fmt: skip
+
+
+@settings(max_examples=400, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_no_argument_makes_rust_panic(gpt2_like: Tokenizer, dataset_core: object, data: st.DataObject):
+    """Whatever the arguments, the result or an exception that `except Exception` expects: never a PanicException."""
+    objects = [gpt2_like.core, gpt2_like.core.decoder(), dataset_core]
+    target = data.draw(st.sampled_from(objects))
+    names = [name for name in dir(target) if not name.startswith("_") and callable(getattr(target, name))]
+    method = getattr(target, data.draw(st.sampled_from([name for name in names if name != "write"])))
+    arguments = data.draw(st.lists(ANYTHING, max_size=3))
+    with contextlib.suppress(TypeError, ValueError, OverflowError, OSError, BufferError):
+        method(*arguments)
+
+
+@pytest.fixture(scope="module")
+def dataset_core(tmp_path_factory: pytest.TempPathFactory, gpt2_like: Tokenizer) -> object:
+    folder = tmp_path_factory.mktemp("fuzz")
+    (folder / "a.txt").write_text("some text " * 50)
+    return prepare(folder / "a.txt", gpt2_like, folder / "tokens").core
 
 
 # ── tokenizer files ──

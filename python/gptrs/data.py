@@ -61,6 +61,8 @@ def prepare(
         ValueError: The corpus is empty, not UTF-8 or not valid JSON, or `out` holds another dataset.
         OSError: A file cannot be read or written.
     """
+    _require("shard_tokens", shard_tokens, 1, 1 << 40)
+    _require("threads", threads, 0, 1 << 16)
     paths = expand(files)
     with bar(progress) as report:
         core = _core.prepare(
@@ -141,19 +143,28 @@ class Dataset:
 
     def n_rows(self, seq_len: int) -> int:
         """The rows of `seq_len` + 1 tokens in one epoch; neighbours share one token."""
-        if seq_len < 1:
-            raise ValueError(f"seq_len must be at least 1, got {seq_len}")
+        _require("seq_len", seq_len, 1, (1 << 31) - 1)
         return self.core.n_rows(seq_len)
 
     def read(self, start: int, n_tokens: int) -> npt.NDArray[np.uint32]:
-        """The ids `start` … `start + n_tokens`, across shard borders."""
+        """The ids `start` … `start + n_tokens`, across shard borders.
+
+        Raises:
+            ValueError: They are not all in the dataset, or a shard is damaged there.
+        """
+        self._check_range(start, n_tokens)
         return self.core.read(start, n_tokens)
 
     def doc_ids(self, start: int, n_tokens: int) -> npt.NDArray[np.int32]:
         """For each of these tokens the number of its document, counted from 0 over the dataset."""
         if self.n_documents > np.iinfo(np.int32).max:
             raise ValueError(f"document numbers are int32, the dataset has {self.n_documents} documents")
+        self._check_range(start, n_tokens)
         return self.core.doc_ids(start, n_tokens).astype(np.int32)
+
+    def _check_range(self, start: int, n_tokens: int) -> None:
+        if not 0 <= start <= start + n_tokens <= self.n_tokens:
+            raise ValueError(f"tokens {start} to {start + n_tokens} are not in the dataset of {self.n_tokens}")
 
     def verify(self, *, threads: int = 0, progress: bool = True) -> None:
         """Reads every byte and compares all checksums.
@@ -161,6 +172,7 @@ class Dataset:
         Raises:
             ValueError: A shard was changed or damaged; the message names it and the block.
         """
+        _require("threads", threads, 0, 1 << 16)
         with bar(progress) as report:
             self.core.verify(threads, report)
 
@@ -275,10 +287,13 @@ class Loader:
         """
         if pack != "stream":
             raise ValueError(f'pack must be "stream", got {pack!r}; hint: "stream" cuts rows without loss')
-        if prefetch < 1:
-            raise ValueError(f"prefetch must be at least 1, got {prefetch}")
         if micro_batch is None:
             micro_batch = _split(global_batch, world_size)
+        sizes = {"seq_len": seq_len, "global_batch": global_batch, "micro_batch": micro_batch, "world_size": world_size}
+        for name, value in {**sizes, "prefetch": prefetch}.items():
+            _require(name, value, 1, (1 << 31) - 1)
+        _require("seed", seed, 0, (1 << 64) - 1)
+        _require("rank", rank, 0, world_size - 1)
         self.dataset = dataset
         self.seq_len = seq_len
         self.global_batch = global_batch
@@ -343,8 +358,7 @@ class Loader:
 
     def batch_at(self, index: int) -> Batch:
         """Microbatch `index` of this rank, counted from the beginning; leaves the loader where it is."""
-        if index < 0:
-            raise ValueError(f"index must be at least 0, got {index}")
+        _require("index", index, 0, (1 << 63) // (self.micro_batch * self.world_size) - 1)
         sample = index * self.micro_batch * self.world_size
         buffers = self._allocate()
         self.core.fill(sample, buffers.array)
@@ -451,6 +465,11 @@ def _restore(dataset: Dataset, arguments: dict[str, Any], next_sample: int) -> L
     loader = Loader(dataset, **arguments)
     loader._next_sample = next_sample
     return loader
+
+
+def _require(name: str, value: int, least: int, most: int) -> None:
+    if not least <= value <= most:
+        raise ValueError(f"{name} must be {least} to {most}, got {value}")
 
 
 def _split(global_batch: int, world_size: int) -> int:

@@ -86,7 +86,7 @@ class Tokenizer:
             ValueError: An argument is out of range, or the corpus is empty or not UTF-8.
             OSError: A file cannot be read.
         """
-        trainer = _core.Trainer(pattern, vocab_size, list(special_tokens), min_count)
+        trainer = _trainer(pattern, vocab_size, special_tokens, min_count, threads)
         paths = expand(files)
         with bar(progress) as report:
             trainer.add_files(paths, text_field, threads, report)
@@ -113,7 +113,7 @@ class Tokenizer:
             >>> [tok.id_to_token(i) for i in range(256, 259)]
             [b'aa', b'ab', b'aaab']
         """
-        trainer = _core.Trainer(pattern, vocab_size, list(special_tokens), min_count)
+        trainer = _trainer(pattern, vocab_size, special_tokens, min_count, threads)
         if isinstance(texts, str | bytes):
             raise TypeError("expected an iterable of texts, got one text; hint: wrap it in a list")
         with bar(progress) as report:
@@ -199,6 +199,8 @@ class Tokenizer:
             >>> len(batch), batch.ids.dtype, batch[0].tolist(), batch.to_list()
             (3, dtype('uint16'), [256, 98], [[256, 98], [], [97]])
         """
+        if threads < 0:
+            raise ValueError(f"threads must be 0 (all cores) or more, got {threads}")
         return Encoded(*self.core.encode_batch(texts, allowed_special, threads))
 
     def encode_with_offsets(self, text: Text) -> tuple[list[int], list[tuple[int, int]]]:
@@ -310,6 +312,18 @@ class Encoded:
     def to_list(self) -> list[list[int]]:
         """The ids as lists of Python ints."""
         return [ids.tolist() for ids in self]
+
+
+def _trainer(
+    pattern: str, vocab_size: int, special_tokens: Sequence[str], min_count: int, threads: int
+) -> _core.Trainer:
+    """A trainer; every argument is checked here, before the work starts."""
+    for name, value in (("vocab_size", vocab_size), ("min_count", min_count), ("threads", threads)):
+        if not 0 <= value < 1 << 32:
+            raise ValueError(f"{name} must be 0 to 2**32 - 1, got {value}")
+    if isinstance(special_tokens, str):
+        raise ValueError(f"expected a list of special tokens, got {special_tokens!r}; hint: [{special_tokens!r}]")
+    return _core.Trainer(pattern, vocab_size, list(special_tokens), min_count)
 
 
 def _blocks(texts: Iterator[Text]) -> Iterator[list[Text]]:

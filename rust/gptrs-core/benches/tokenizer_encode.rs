@@ -1,5 +1,5 @@
-//! Encoding and loading. `GPTRS_TEST_DATA` names a directory with GPT-2's vocabulary (gpt2_encoder.json, gpt2_vocab.bpe)
-//! and a text (bench_en.txt), unpacked; without it there is nothing to measure.
+//! Encoding and loading. `GPTRS_TEST_DATA` names a directory with GPT-2's vocabulary
+//! (`gpt2_encoder.json`, `gpt2_vocab.bpe`) and a text (`bench_en.txt`), unpacked; without it there is nothing to measure.
 //!
 //! `cold` makes a tokenizer's first call each time, `warm` repeats calls with a filled cache, both on one thread.
 

@@ -85,3 +85,50 @@ impl Batch<'_> {
         self.counter.ok_or(Error::Interrupted)?.finish(self.control)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+    use std::fmt::Write as _;
+    use std::fs;
+
+    use super::*;
+    use crate::count::count_texts;
+
+    fn sorted(counts: &WordCounts) -> BTreeMap<Vec<u8>, u64> {
+        counts.iter().map(|(word, n)| (word.to_vec(), n)).collect()
+    }
+
+    #[test]
+    fn files_count_as_their_documents_whatever_the_batches() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut texts = vec!["one two".repeat(20_000)];
+        fs::write(dir.path().join("a.txt"), &texts[0]).unwrap();
+        let mut lines = String::new();
+        for i in 0..2 * BATCH_DOCUMENTS + 3 {
+            texts.push(format!("line {i}\u{e9}"));
+            writeln!(lines, "{{\"body\": \"line {i}\\u00e9\"}}").unwrap();
+        }
+        fs::write(dir.path().join("b.jsonl"), lines).unwrap();
+        let (splitter, control) = (Splitter::new("gpt2").unwrap(), Control::new());
+        let expected = sorted(&count_texts(&texts, &splitter, 1, &control).unwrap());
+        for threads in [1, 3] {
+            let got = count_files(&[dir.path().to_owned()], "body", &splitter, threads, &control).unwrap();
+            assert_eq!(sorted(&got), expected);
+        }
+    }
+
+    #[test]
+    fn a_cancelled_count_ends_and_an_empty_corpus_is_said() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("a.txt");
+        fs::write(&path, "").unwrap();
+        let splitter = Splitter::new("gpt2").unwrap();
+        let count = |control: &Control| count_files(std::slice::from_ref(&path), "text", &splitter, 1, control);
+        assert!(matches!(count(&Control::new()), Err(Error::EmptyCorpus)));
+        let control = Control::new();
+        control.cancel();
+        fs::write(&path, "text").unwrap();
+        assert!(matches!(count(&control), Err(Error::Interrupted)));
+    }
+}

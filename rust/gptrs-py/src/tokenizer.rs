@@ -25,6 +25,9 @@ const LONG_BYTES: usize = 1 << 22;
 /// Batches up to this length are encoded on the calling thread: starting threads would take longer.
 const SMALL_BATCH_BYTES: usize = 1 << 16;
 
+/// Where a token's bytes begin and end in the text.
+type Span = (usize, usize);
+
 /// Text to ids and back; immutable, safe to share between threads and after `fork`.
 #[pyclass(frozen, module = "gptrs._core")]
 pub struct Tokenizer(pub Arc<gptrs_core::tokenizer::Tokenizer>);
@@ -89,7 +92,7 @@ impl Tokenizer {
         Ok((ids, encoded.offsets.into_pyarray(py)))
     }
 
-    fn encode_with_offsets(&self, py: Python<'_>, text: Text) -> PyResult<(Vec<u32>, Vec<(usize, usize)>)> {
+    fn encode_with_offsets(&self, py: Python<'_>, text: Text) -> PyResult<(Vec<u32>, Vec<Span>)> {
         detached(py, || self.0.encode_with_offsets(text.as_ref()))
     }
 
@@ -116,7 +119,8 @@ impl Tokenizer {
         StreamDecoder(self.0.decoder())
     }
 
-    fn token_bytes<'py>(&self, py: Python<'py>, id: u32) -> Option<Bound<'py, PyBytes>> {
+    fn token_bytes<'py>(&self, py: Python<'py>, id: i128) -> Option<Bound<'py, PyBytes>> {
+        let id = u32::try_from(id).ok()?;
         self.0.token_bytes(id).map(|bytes| PyBytes::new(py, bytes))
     }
 
@@ -155,7 +159,9 @@ impl Tokenizer {
 
     #[getter]
     fn digest(&self) -> String {
-        self.0.digest().iter().map(|byte| format!("{byte:02x}")).collect()
+        let bytes = self.0.digest();
+        let nibbles = bytes.iter().flat_map(|byte| [byte >> 4, byte & 15]);
+        nibbles.filter_map(|nibble| char::from_digit(nibble.into(), 16)).collect()
     }
 }
 
@@ -168,11 +174,13 @@ impl Tokenizer {
         disallowed: Specials,
     ) -> PyResult<Bound<'py, PyList>> {
         let bytes = text.as_ref();
-        let ids = match bytes.len() {
-            ..=QUICK_BYTES => quick(|| self.0.encode(bytes, allowed, disallowed)),
-            ..=LONG_BYTES => detached(py, || self.0.encode(bytes, allowed, disallowed)),
-            _ => watched(py, None, |control| self.0.encode_watched(bytes, allowed, disallowed, control)),
-        }?;
+        let ids = if bytes.len() <= QUICK_BYTES {
+            quick(|| self.0.encode(bytes, allowed, disallowed))?
+        } else if bytes.len() <= LONG_BYTES {
+            detached(py, || self.0.encode(bytes, allowed, disallowed))?
+        } else {
+            watched(py, None, |control| self.0.encode_watched(bytes, allowed, disallowed, control))?
+        };
         PyList::new(py, ids)
     }
 }
