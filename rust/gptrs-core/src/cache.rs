@@ -86,6 +86,20 @@ impl Cache {
         }
     }
 
+    /// Asks the processor to bring the slot of `key` near; changes nothing but the time of [`Cache::get`].
+    #[inline]
+    pub(crate) fn prefetch(&self, key: u128) {
+        #[cfg(target_arch = "x86_64")]
+        {
+            use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
+            let slot = self.slots.as_ptr().wrapping_add(place(key) & (self.slots.len() - 1));
+            // SAFETY: a prefetch is a hint: it reads and writes nothing the program can see, at any address.
+            unsafe { _mm_prefetch::<_MM_HINT_T0>(slot.cast()) };
+        }
+        #[cfg(not(target_arch = "x86_64"))]
+        let _ = key;
+    }
+
     /// The slot of a piece of at most [`PACKED`] bytes.
     #[inline]
     pub(crate) fn get(&self, key: u128) -> Option<Slot> {

@@ -65,7 +65,9 @@ pub(crate) fn encode_text<S: Sink>(
     let ended = splitter.for_each_piece(text, |piece| {
         debug_assert!(std::ptr::eq(piece.as_ptr(), text[at..].as_ptr()), "pieces follow each other");
         keys[n] = if (1..=PACKED).contains(&piece.len()) {
-            packed_key(text, at, piece)
+            let key = packed_key(text, at, piece);
+            encoder.cache.prefetch(key);
+            key
         } else {
             PLACE | (piece.len() as u128) << 64 | at as u128
         };

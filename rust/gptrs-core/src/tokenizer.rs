@@ -314,14 +314,21 @@ impl Tokenizer {
         control.begin("encode bytes", n_bytes as u64);
         let threads = if n_bytes < PARALLEL_BYTES { 1 } else { threads };
         let tasks = tasks(texts);
-        let make = || (self.cache(), Vec::new());
+        let make = || (self.cache(), Vec::<Chunk<I>>::new());
         let states = parallel::run(threads, tasks.len(), control, make, |(cache, done), task| {
-            let mut chunk = Chunk { task, ids: Vec::<I>::new(), lengths: Vec::new() };
+            let mut chunk: Chunk<I> = match done.pop() {
+                Some(last) if last.end == task => last,
+                last => {
+                    done.extend(last);
+                    Chunk { start: task, end: task, ids: Vec::new(), lengths: Vec::new() }
+                }
+            };
             for text in &texts[tasks[task].clone()] {
                 let before = chunk.ids.len();
                 self.encode_special(cache, text.as_ref(), finder, control, &mut chunk.ids)?;
                 chunk.lengths.push(chunk.ids.len() - before);
             }
+            chunk.end = task + 1;
             done.push(chunk);
             Ok(())
         })?;
@@ -330,14 +337,15 @@ impl Tokenizer {
             self.give_back(cache);
             chunks.extend(done);
         }
-        chunks.sort_unstable_by_key(|chunk| chunk.task);
+        chunks.sort_unstable_by_key(|chunk| chunk.start);
         Ok(join(chunks, texts.len()))
     }
 }
 
-/// What one task of a batch made.
+/// What a run of tasks made, one thread's as long as no other thread took one between; alone it is the result.
 struct Chunk<I> {
-    task: usize,
+    start: usize,
+    end: usize,
     ids: Vec<I>,
     lengths: Vec<usize>,
 }
