@@ -7,7 +7,10 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from conftest import Cli, dataset_bytes
 from gptrs import Dataset, Loader, Tokenizer, prepare
@@ -183,7 +186,8 @@ def test_special_tokens_given_as_one_string():
 ANYTHING = st.one_of(
     st.none(), st.booleans(), st.integers(), st.floats(), st.text(max_size=5), st.binary(max_size=5),
     st.lists(st.one_of(st.integers(), st.text(max_size=3), st.none()), max_size=4),
-    st.integers(-(2**31), 2**70), st.just("all"), st.just("\ud800"), st.just(np.zeros((2, 2))), st.just(np.arange(3) - 1),
+    st.integers(-(2**31), 2**70), st.just("all"), st.just("\ud800"), st.just(np.zeros((2, 2))),
+    st.just(np.arange(3) - 1),
 )  # fmt: skip
 
 

@@ -153,7 +153,7 @@ def test_a_dataset_is_verified_and_pickled_by_its_path(dataset: Dataset):
 
 def test_rows_are_counted_with_their_shared_token(dataset: Dataset):
     assert dataset.n_rows(16) == (len(dataset) - 1) // 16
-    with pytest.raises(ValueError, match="seq_len must be 1 to .*, got 0"):
+    with pytest.raises(ValueError, match=r"seq_len must be 1 to .*, got 0"):
         dataset.n_rows(0)
 
 

@@ -114,6 +114,14 @@ try:
 except KeyboardInterrupt:
     print("interrupted", time.monotonic() - start < 5)
 print(gptrs.Tokenizer.train_from_iterator(["abab"], 257, special_tokens=[]).encode("ab"))
+tok = gptrs.Tokenizer.train_from_iterator(["ab"], 257, special_tokens=[])
+text = open({str(slow_text)!r}).read() * 8
+for encode in (tok.encode, tok.count, lambda text: tok.encode_batch([text])):
+    threading.Timer(0.1, lambda: os.kill(os.getpid(), signal.SIGINT)).start()
+    try:
+        encode(text)
+    except KeyboardInterrupt:
+        print("interrupted")
 class Stop(Exception): pass
 def stop(*_): raise Stop
 trainer = gptrs._core.Trainer("gpt2", 60_000, [], 1)
@@ -123,7 +131,7 @@ except Stop:
     print("stopped by the callback", trainer.n_words)
 """
     end = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
-    assert end.stdout == "interrupted True\n[256]\nstopped by the callback 0\n", end.stderr
+    assert end.stdout == "interrupted True\n[256]\n" + "interrupted\n" * 3 + "stopped by the callback 0\n", end.stderr
 
 
 def test_other_threads_run_during_long_calls(slow_text: Path):
