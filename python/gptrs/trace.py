@@ -3,11 +3,11 @@
 from dataclasses import dataclass
 
 import torch
-from gptrs.tokenizer import Tokenizer
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from gptrs.model import Transformer
+from gptrs.tokenizer import Tokenizer
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
