@@ -42,7 +42,7 @@ def test_the_config_follows_the_device_and_the_user() -> None:
     config = demo.configured(None, [])
     assert config.data.text == tuple(map(str, demo.standard_library()))
     assert config.tokenizer.vocab_size == 4096 and config.train.max_minutes == 3.0
-    assert (config.model.dim or 0) > 256 if torch.cuda.is_available() else config.model.dim == 192
+    assert (config.model.dim or 0) > 256 if torch.cuda.is_available() else config.model.dim == 128
     assert demo.configured(["mine.txt"], ["train.steps=7"]).data.text == ("mine.txt",)
     assert demo.configured(["mine.txt"], ["train.steps=7"]).train.steps == 7
     assert demo.configured(None, ["data.text=other.txt"]).data.text == ("other.txt",)

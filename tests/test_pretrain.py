@@ -135,6 +135,9 @@ def test_the_last_evaluation_reads_every_held_out_token_once(text: Path, tmp_pat
     assert targets == ids[1:]
     some = list(corpus.rows(val, seq_len=16, batch=3, device=torch.device("cpu"), n_rows=4))
     assert [len(rows.tokens) for rows in some] == [3, 1]
+    n_full = (len(ids) - 1) // 16
+    starts = [i * n_full // 4 * 16 for i in range(4)]
+    assert torch.cat([rows.tokens for rows in some]).tolist() == [ids[start : start + 16] for start in starts]
     assert lines_of(directory)[-1]["n_targets"] == len(ids) - 1
 
     counts = Counter(ids)

@@ -149,7 +149,7 @@ class TrainSettings:
     max_minutes: float | None = None  # safety cap on the training time, evaluation included; unset: none
     log_every: int = 10  # updates between lines of metrics.jsonl
     eval_every: int = 500  # updates between evaluations; the last update is always evaluated
-    eval_rows: int | None = None  # rows of one evaluation but the last; unset: the whole held-out part
+    eval_rows: int | None = None  # evenly spread rows of an evaluation, the last excepted; unset: all
     checkpoint_every: int = 500  # updates between checkpoints; the last update always has one
     keep_checkpoints: int = 2  # newest ones that stay on disk
 

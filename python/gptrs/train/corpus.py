@@ -124,19 +124,19 @@ def from_datasets(train: str, val: str, tokenizer_path: str, directory: Path) ->
 def rows(
     dataset: Dataset, *, seq_len: int, batch: int, device: torch.device, n_rows: int | None = None
 ) -> Iterator[Rows]:
-    """Yields the dataset's first `n_rows` rows in order; by default all, so that each token but the first is a target.
+    """Yields every row of the dataset in order, so that each token but the first is a target once; or `n_rows` of them,
+    evenly spread.
 
     What remains after the full rows comes as one shorter row.
     """
     n_full = (dataset.n_tokens - 1) // seq_len
     n_taken = n_full if n_rows is None else min(n_rows, n_full)
+    starts = [i * n_full // n_taken * seq_len for i in range(n_taken)]
     for first in range(0, n_taken, batch):
-        B = min(batch, n_taken - first)
-        ids = dataset.read(first * seq_len, B * seq_len + 1).astype(np.int64)
-        yield _rows(ids, B, device)
+        yield _rows([dataset.read(start, seq_len + 1) for start in starts[first : first + batch]], device)
     rest = dataset.n_tokens - 1 - n_full * seq_len
     if rest and (n_rows is None or n_rows > n_full):
-        yield _rows(dataset.read(n_full * seq_len, rest + 1).astype(np.int64), 1, device)
+        yield _rows([dataset.read(n_full * seq_len, rest + 1)], device)
 
 
 def entropy(counts: npt.NDArray[np.int64]) -> float:
@@ -196,6 +196,6 @@ def _first_difference(before: list[dict[str, Any]], now: list[dict[str, Any]]) -
     return None if len(before) == len(now) else f"number of files ({len(now)} instead of {len(before)})"
 
 
-def _rows(ids: npt.NDArray[np.int64], B: int, device: torch.device) -> Rows:
-    tokens, targets = (torch.from_numpy(part.reshape(B, -1)).to(device) for part in (ids[:-1], ids[1:]))  # (B, T)
-    return Rows(tokens, targets)
+def _rows(rows: list[npt.NDArray[np.uint32]], device: torch.device) -> Rows:
+    ids = torch.from_numpy(np.stack(rows).astype(np.int64)).to(device)  # (B, T + 1)
+    return Rows(ids[:, :-1], ids[:, 1:])
