@@ -488,15 +488,18 @@ class _Buffers:
     """Fresh memory for one microbatch: what Rust fills, and how it becomes what the user gets."""
 
     array: npt.NDArray[Any]  # (2, B, T) int64 tokens and targets, or (B, T+1) rows as in the shards
-    tensor: Any  # the same memory as a torch tensor; None for device="numpy"
+    tensor: Any  # the same memory as a pinned torch tensor for CUDA, else None
     device: str
 
     def take(self) -> tuple[Any, Any]:
         """Tokens and targets, (B, T) int64."""
-        if self.array.ndim == 3:
-            both = self.array if self.tensor is None else self.tensor
-            return both[0], both[1]
+        if self.device == "numpy":
+            return self.array[0], self.array[1]
         import torch
+
+        if self.tensor is None:
+            tokens, targets = torch.from_numpy(self.array).unbind()
+            return tokens, targets
 
         # Two bytes a token cross the bus and are widened there. The host memory returns to torch's pinned allocator,
         # which waits for the copy before it hands it out again.
@@ -507,20 +510,16 @@ class _Buffers:
 
 def _allocator(device: str, B: int, T: int, dtype: np.dtype[Any]) -> Callable[[], _Buffers]:
     """What makes fresh buffers for `device`; wrong devices and missing packages show here, before the first batch."""
+    wide = (2, B, T)
     if device == "numpy":
-        return lambda: _Buffers(np.empty((2, B, T), np.int64), None, device)
+        return lambda: _Buffers(np.empty(wide, np.int64), None, device)
     try:
         import torch
     except ModuleNotFoundError as error:
         hint = "hint: pip install 'gptrs[train]', or use device=\"numpy\""
         raise ModuleNotFoundError(f"device={device!r} needs PyTorch, which is not installed; {hint}") from error
-    if device == "cpu":
-
-        def on_cpu() -> _Buffers:
-            both = torch.empty((2, B, T), dtype=torch.int64)
-            return _Buffers(both.numpy(), both, device)
-
-        return on_cpu
+    if device == "cpu":  # numpy's allocation is a few times cheaper than torch's, and the tensor shares it
+        return lambda: _Buffers(np.empty(wide, np.int64), None, device)
     if device.split(":")[0] != "cuda" or not torch.cuda.is_available():
         raise ValueError(f'device must be "cpu", "numpy" or a CUDA device that is there, got {device!r}')
     # torch has few operations on unsigned types: the same bits as signed ones, masked after widening.

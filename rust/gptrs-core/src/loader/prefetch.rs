@@ -113,15 +113,19 @@ impl<B: Buffers> Prefetch<B> {
     /// Lends buffers for one more batch.
     pub fn submit(&mut self, buffers: B) -> Result<()> {
         self.check_process()?;
-        {
+        let is_due = {
             let mut queue = self.shared.lock();
             if queue.is_closed {
                 return Err(Error::Argument("expected an open prefetcher, it was closed".to_owned()));
             }
             queue.empty.push_back(buffers);
             queue.n_pending += 1;
+            // A wake-up costs the caller more than anything else here: one for half the buffers, not for each.
+            queue.full.len() <= queue.empty.len()
+        };
+        if is_due {
+            self.shared.changed.notify_all();
         }
-        self.shared.changed.notify_all();
         if self.thread.is_none() {
             let (shared, loader, start) = (Arc::clone(&self.shared), self.loader.clone(), self.next_sample);
             let work = move || fill_ahead(&shared, &loader, start);
@@ -162,6 +166,7 @@ impl<B: Buffers> Prefetch<B> {
             if left.is_zero() {
                 return Ok(None);
             }
+            self.shared.changed.notify_all(); // `submit` may have left the thread asleep
             queue = self.shared.changed.wait_timeout(queue, left).unwrap_or_else(PoisonError::into_inner).0;
         }
         let batch = queue.full.pop_front();
