@@ -117,7 +117,7 @@ def test_every_figure_of_the_run_stands_there(page: Page) -> None:
     expected = (
         *("2.3457", "5.4321", "3.09", "1.988", "61 s", "400", "1,200"),  # results, median tokens/s
         *("7,654,321", "1,234,567", "280 ids", "gpt2"),  # data, tokenizer
-        *("A true", " friend", "12.50%", "50.00%", "every trainable tensor", "2 of 2"),  # sentence, gradient
+        *("A true", " friend", "12.5%", "50%", "every trainable tensor", "2 of 2"),  # sentence, gradient
         *("self", "cls", "0.75", "\\xff"),  # neighbours; a byte that is no character
     )
     for text in expected:

@@ -19,9 +19,9 @@ if TYPE_CHECKING:
     from gptrs.trace import Guess, Neighbours, Reach
 
 EXAMPLE_TOKENS = 220  # of held-out text, shown in colours
-LONGEST_TOKENS = 24
+LONGEST_TOKENS = (20, 6)  # with letters, without
 SHOWN_FILES = 8
-CURVE_POINTS = 300
+CURVE_POINTS = 60  # means of neighbouring losses: single small batches scatter
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -146,15 +146,24 @@ def _tokenizer(facts: Facts) -> str:
         ("bytes per token on held-out text", f"{per_token:.3f}"),
     )
     special_ids = set(tokenizer.special_tokens.values())
-    pieces = [(i, tokenizer.id_to_token(i) or b"") for i in range(tokenizer.vocab_size) if i not in special_ids]
-    longest = sorted(pieces, key=lambda piece: (-len(piece[1]), piece[0]))[:LONGEST_TOKENS]
+    pieces = [tokenizer.id_to_token(i) or b"" for i in range(tokenizer.vocab_size) if i not in special_ids]
+    longest = [_longest(pieces, n, has_letters=has) for n, has in zip(LONGEST_TOKENS, (True, False), strict=True)]
     ids = facts.val.read(0, min(EXAMPLE_TOKENS, facts.val.n_tokens)).tolist()
-    example = "".join(_span(i, tokenizer.id_to_token(token) or b"") for i, token in enumerate(ids))
+    example = "".join(_span(i, tokenizer.id_to_token(n) or b"", line_end="⏎\n") for i, n in enumerate(ids))
     return (
         _table((), rows)
-        + f"<h3>Longest tokens</h3><p class='tokens'>{' '.join(_span(i, p) for i, (_, p) in enumerate(longest))}</p>"
-        + f"<h3>The first {len(ids)} tokens of the held-out text</h3><pre class='tokens'>{example}</pre>"
+        + f"<h3>Longest tokens, with letters and without</h3><p>{longest[0]}</p><p>{longest[1]}</p>"
+        + f"<h3>The first {len(ids)} tokens of the held-out text</h3><pre>{example}</pre>"
     )
+
+
+def _longest(pieces: Sequence[bytes], n: int, *, has_letters: bool) -> str:
+    """The n longest of the tokens that have a letter, or of those that have none, each with its length."""
+    chosen = [
+        piece for piece in pieces if piece and any(map(str.isalpha, piece.decode("utf-8", "ignore"))) == has_letters
+    ]
+    longest = sorted(chosen, key=len, reverse=True)[:n]
+    return " ".join(f"{_span(i, piece)}<small>{len(piece)}</small>" for i, piece in enumerate(longest))
 
 
 def _parameters(facts: Facts) -> str:
@@ -182,7 +191,7 @@ def _sentence(facts: Facts) -> str:
             _Markup("".join(_span(i, piece) for i, piece in enumerate(guess.prefix))),
             _Markup(_span(len(guess.prefix), guess.target)),
             _Markup(_bar(guess.probability)),
-            _Markup(f"{_span(0, guess.likeliest)} {guess.likeliest_probability:.2%}"),
+            _Markup(f"{_span(0, guess.likeliest)} {_percent(guess.likeliest_probability)}"),
         )
         for guess in facts.guesses
     ]
@@ -244,15 +253,19 @@ def _details(summary: str, content: str) -> str:
     return f"<details><summary>{escape(summary)}</summary>{content}</details>"
 
 
-def _span(i: int, token: bytes) -> str:
+def _span(i: int, token: bytes, *, line_end: str = "⏎") -> str:
     """A token on a coloured ground; neighbours differ. Bytes that are no character are shown as \\x.."""
-    text = token.decode("utf-8", "backslashreplace").replace("\t", "⇥")
-    shown = escape(text).replace("\r", "␍").replace("\n", "⏎\n")
-    return f'<span class="t{i % 4}">{shown}</span>'
+    text = token.decode("utf-8", "backslashreplace").replace("\t", "⇥").replace("\r", "␍").replace("\n", line_end)
+    return f'<span class="t{i % 4}">{escape(text)}</span>'
 
 
 def _bar(share: float) -> str:
-    return f'<span class="bar"><i style="width:{100 * share:.1f}%"></i></span> {share:.2%}'
+    return f'<span class="bar"><i style="width:{100 * share:.1f}%"></i></span> {_percent(share)}'
+
+
+def _percent(share: float) -> str:
+    """Three digits that count, also of small shares."""
+    return f"{100 * share:.3g}%"
 
 
 _STYLE = """
@@ -278,8 +291,8 @@ tr:last-child td { border-bottom: 0; } .number { text-align: right; }
 pre { background: var(--ground); border: 1px solid var(--rule); border-radius: 6px; padding: .7rem .9rem;
   margin: .6rem 0; white-space: pre-wrap; overflow-wrap: anywhere; max-height: 28rem; overflow-y: auto;
   font: 13px/1.5 ui-monospace, monospace; }
-.t0, .t1, .t2, .t3 { border-radius: 3px; padding: 0 1px; white-space: pre-wrap;
-  font: 13px/1.6 ui-monospace, monospace; }
+.t0, .t1, .t2, .t3 { border-radius: 3px; padding: 0 1px; white-space: pre; font: 13px/1.6 ui-monospace, monospace; }
+pre [class] { white-space: pre-wrap; }
 .t0 { background: var(--t0); } .t1 { background: var(--t1); }
 .t2 { background: var(--t2); } .t3 { background: var(--t3); }
 small { margin: 0 .6rem 0 .15rem; } details { margin-top: .6rem; } summary { cursor: pointer; }

@@ -49,7 +49,7 @@ CUDA_PEAKS = (
     ("V100", 125e12),
     ("T4", 65e12),
 )
-SAMPLES_IN_CURVE = 400  # points of the smoothed training loss in loss.png
+CURVE_POINTS = 100  # means of neighbouring losses in loss.png: single small batches scatter
 
 
 def peak_flops(device: torch.device, dtype: torch.dtype) -> tuple[float | None, str]:
@@ -164,7 +164,7 @@ def read(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
-def smooth(values: list[float], points: int = SAMPLES_IN_CURVE) -> list[tuple[float, float]]:
+def smooth(values: list[float], points: int = CURVE_POINTS) -> list[tuple[float, float]]:
     """Returns (position, mean) of at most `points` equal runs of neighbouring values, position as an index."""
     width = max(1, math.ceil(len(values) / points))
     runs = [values[i : i + width] for i in range(0, len(values), width)]
