@@ -54,7 +54,7 @@ fn main() {
 }
 
 fn token(i: usize) -> u32 {
-    (i * 2_654_435_761 >> 7) as u32 % 50_257
+    ((i * 2_654_435_761) >> 7) as u32 % 50_257
 }
 
 fn each(mut fill: impl FnMut(u64)) {
