@@ -4,6 +4,7 @@ Results go to stdout, progress and messages to stderr. A mistake of the user is 
 command line 2, Ctrl-C 130.
 """
 
+import os
 import sys
 import warnings
 from importlib.util import find_spec
@@ -43,6 +44,9 @@ Folder = Annotated[str, typer.Argument(help="The folder that `gptrs prepare` wro
 
 def main() -> None:
     """Runs the command line and exits."""
+    # torch's OpenMP threads spin at every barrier by default; beside another busy process a step then takes 3 to 13
+    # times as long as when they sleep (docs/log.md). Read once, when torch is imported.
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     warnings.showwarning = lambda message, *_args, **_options: typer.echo(f"warning: {message}", err=True)
     try:
         app(prog_name="gptrs")
