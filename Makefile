@@ -8,6 +8,9 @@ BIN    := $(VENV)/bin
 NEED_PYTHON := import sys; sys.exit(sys.version_info < (3, 11))
 RUST_SOURCES := $(shell find rust Cargo.toml Cargo.lock -name '*.rs' -o -name 'Cargo.*' 2>/dev/null)
 
+# The requirements of an extra alone: installing `.[dev]` would build the extension again.
+extra = $(BIN)/python -c "import tomllib; print(*tomllib.load(open('pyproject.toml', 'rb'))['project']['optional-dependencies']['$(1)'])"
+
 .PHONY: help demo test test-long test-gpu lint format bench build clean tools
 
 help:
@@ -76,9 +79,9 @@ $(VENV)/.train: pyproject.toml $(VENV)/bin/maturin $(RUST_SOURCES)
 	@touch $@
 
 $(VENV)/.dev: pyproject.toml $(VENV)/.train
-	$(BIN)/pip install --quiet --disable-pip-version-check $$($(BIN)/python -c "import tomllib; print(*(repr(d) for d in tomllib.load(open('pyproject.toml', 'rb'))['project']['optional-dependencies']['dev']))")
+	$(BIN)/pip install --quiet --disable-pip-version-check $$($(call extra,dev))
 	@touch $@
 
 $(VENV)/.bench: pyproject.toml $(VENV)/.dev
-	$(BIN)/pip install --quiet --disable-pip-version-check zstandard $$($(BIN)/python -c "import tomllib; print(*(repr(d) for d in tomllib.load(open('pyproject.toml', 'rb'))['project']['optional-dependencies']['bench']))")
+	$(BIN)/pip install --quiet --disable-pip-version-check zstandard $$($(call extra,bench))
 	@touch $@
