@@ -72,14 +72,14 @@ def run_train(engine: str, work: Path) -> dict[str, Any]:
     if engine == "gptrs":
         import gptrs
 
-        tok = gptrs.Tokenizer.train([path], vocab_size=VOCAB_SIZE, pattern="gpt2", progress=False)
+        tok = gptrs.Tokenizer.train([path], vocab_size=VOCAB_SIZE, pattern="gpt2", special_tokens=[], progress=False)
         seconds = time.perf_counter() - start
         tokens = [tok.id_to_token(i) for i in range(256, VOCAB_SIZE)]
     elif engine == "rustbpe":
         import rustbpe
 
         tok = rustbpe.Tokenizer()
-        tok.train_from_iterator(iter([path.read_text(encoding="utf-8")]), VOCAB_SIZE, pattern=GPT2_PATTERN)
+        tok.train_from_iterator(iter([path.read_bytes().decode()]), VOCAB_SIZE, pattern=GPT2_PATTERN)
         seconds = time.perf_counter() - start
         tokens = [bytes(t) for t, _ in sorted(tok.get_mergeable_ranks(), key=lambda item: item[1])][256:]
     elif engine == "gigatoken":
@@ -103,7 +103,7 @@ def run_train(engine: str, work: Path) -> dict[str, Any]:
 
 def run_encode(engine: str, work: Path) -> dict[str, Any]:
     """Encodes the corpus as documents of about 8 kB with GPT-2's vocabulary and digests the flat uint32 ids."""
-    documents = cut((work / "bench_en.txt").read_text(encoding="utf-8"))
+    documents = cut((work / "bench_en.txt").read_bytes().decode())
     if engine == "gptrs":
         import gptrs
 
@@ -118,8 +118,9 @@ def run_encode(engine: str, work: Path) -> dict[str, Any]:
         ranks = data_gym_to_mergeable_bpe_ranks(str(work / "vocab.bpe"), str(work / "encoder.json"))
         encoding = tiktoken.Encoding("gpt2", pat_str=GPT2_PATTERN, mergeable_ranks=ranks, special_tokens={})
         start = time.perf_counter()
-        ids = np.concatenate([np.array(encoding.encode_ordinary(d), dtype=np.uint32) for d in documents])
+        lists = [encoding.encode_ordinary(d) for d in documents]
         seconds = time.perf_counter() - start
+        ids = np.concatenate([np.array(ids, dtype=np.uint32) for ids in lists])
     else:
         import gigatoken
 
