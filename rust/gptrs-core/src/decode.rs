@@ -5,6 +5,29 @@ use std::sync::Arc;
 use crate::error::Result;
 use crate::tokenizer::Tokenizer;
 
+/// The bytes that `ids` spell.
+pub(crate) fn decode(tokenizer: &Tokenizer, ids: &[u32]) -> Result<Vec<u8>> {
+    let mut n_bytes = 0;
+    for (position, &id) in ids.iter().enumerate() {
+        n_bytes += tokenizer.known_bytes(id, position)?.len();
+    }
+    // Room for the last copy, which may write up to 15 bytes too many.
+    let mut bytes = vec![0; n_bytes + 16];
+    let mut at = 0;
+    for (position, &id) in ids.iter().enumerate() {
+        if let Some((window, n)) = tokenizer.vocab().window(id) {
+            bytes[at..at + 16].copy_from_slice(window);
+            at += n;
+        } else {
+            let token = tokenizer.known_bytes(id, position)?;
+            bytes[at..at + token.len()].copy_from_slice(token);
+            at += token.len();
+        }
+    }
+    bytes.truncate(n_bytes);
+    Ok(bytes)
+}
+
 /// Decodes ids as they come and gives out whole characters only.
 ///
 /// The parts concatenate to the lossy UTF-8 decoding of all bytes: each maximal invalid sequence is one U+FFFD, given out

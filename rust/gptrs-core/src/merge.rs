@@ -55,9 +55,11 @@ pub(crate) fn merge_piece(
 }
 
 /// Fills `ids` with the ids of a piece of at most [`SHORT`] bytes and returns how many there are.
+///
+/// Symbols stay where they start; `alive` has a bit for each one, and ranks[i] belongs to the pair of symbol i and the
+/// next alive one.
 fn merge_short(pairs: &Pairs, byte_ids: &[u32; 256], piece: &[u8], ids: &mut [u32; SHORT]) -> usize {
-    let mut n = piece.len();
-    // ranks[i] belongs to the pair (i, i + 1); the last symbol has none.
+    let n = piece.len();
     let mut ranks = [NO_RANK; SHORT];
     for (id, &byte) in ids.iter_mut().zip(piece) {
         *id = byte_ids[usize::from(byte)];
@@ -65,6 +67,7 @@ fn merge_short(pairs: &Pairs, byte_ids: &[u32; 256], piece: &[u8], ids: &mut [u3
     for (rank, pair) in ranks.iter_mut().zip(piece.windows(2)) {
         *rank = pairs.byte_rank(pair[0], pair[1]);
     }
+    let mut alive = (1_u64 << n) - 1;
     loop {
         let (mut at, mut lowest) = (0, NO_RANK);
         for (i, &rank) in ranks[..n].iter().enumerate() {
@@ -73,17 +76,28 @@ fn merge_short(pairs: &Pairs, byte_ids: &[u32; 256], piece: &[u8], ids: &mut [u3
             }
         }
         if lowest == NO_RANK {
-            return n;
+            break;
         }
+        let above = |i: usize| alive & (u64::MAX << i << 1);
+        let merged = above(at).trailing_zeros() as usize;
+        let next = above(merged).trailing_zeros() as usize;
+        let before = alive & !(u64::MAX << at);
+        alive &= !(1 << merged);
         ids[at] = pairs.product(lowest);
-        ids.copy_within(at + 2..n, at + 1);
-        ranks.copy_within(at + 1..n, at);
-        n -= 1;
-        ranks[at] = if at + 1 < n { pairs.rank(ids[at], ids[at + 1]) } else { NO_RANK };
-        if at > 0 {
-            ranks[at - 1] = pairs.rank(ids[at - 1], ids[at]);
+        ranks[merged] = NO_RANK;
+        ranks[at] = if next < n { pairs.rank(ids[at], ids[next]) } else { NO_RANK };
+        if before != 0 {
+            let previous = before.ilog2() as usize;
+            ranks[previous] = pairs.rank(ids[previous], ids[at]);
         }
     }
+    let mut n_ids = 0;
+    while alive != 0 {
+        ids[n_ids] = ids[alive.trailing_zeros() as usize];
+        n_ids += 1;
+        alive &= alive - 1;
+    }
+    n_ids
 }
 
 fn merge_long(

@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex};
 
 use crate::cache::{Cache, DEFAULT_BYTES};
 use crate::control::Control;
-use crate::decode::StreamDecoder;
+use crate::decode::{StreamDecoder, decode};
 use crate::encode::{Count, Sink, encode_text};
 use crate::error::{Error, Result};
 use crate::parallel;
@@ -246,11 +246,7 @@ impl Tokenizer {
 
     /// The bytes that `ids` spell; special tokens give their text.
     pub fn decode_bytes(&self, ids: &[u32]) -> Result<Vec<u8>> {
-        let mut bytes = Vec::with_capacity(4 * ids.len());
-        for (position, &id) in ids.iter().enumerate() {
-            bytes.extend_from_slice(self.known_bytes(id, position)?);
-        }
-        Ok(bytes)
+        decode(self, ids)
     }
 
     /// Decodes ids one by one.

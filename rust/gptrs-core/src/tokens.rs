@@ -1,12 +1,19 @@
 //! The spelling of every id in one arena, and the way back from bytes to id.
 
 use crate::error::{Error, Result};
+use crate::pairs::ID_BITS;
 
 /// Bytes that all tokens together may have: fifty times the largest vocabulary in use.
 const MAX_TOTAL_BYTES: usize = 64 << 20;
 
+/// Ids that a vocabulary may have: eight times the largest in use.
+const MAX_IDS: u32 = (1 << ID_BITS) - 1;
+
 /// An empty slot of the index.
-const NO_ID: u32 = u32::MAX;
+const EMPTY: u64 = u64::MAX;
+
+/// The part of a hash that an index entry keeps.
+const UPPER: u64 = !0 << 32;
 
 /// Token bytes by id. An empty token is a hole: an id without an ordinary token.
 #[derive(Debug, Clone)]
@@ -14,8 +21,8 @@ pub(crate) struct Tokens {
     bytes: Vec<u8>,
     /// Token `id` is `bytes[starts[id]..starts[id + 1]]`.
     starts: Vec<u32>,
-    /// Open addressing over ids, at a load of at most 1/2.
-    index: Vec<u32>,
+    /// Open addressing at a load of at most 1/2: the upper half of the hash, which spares most comparisons, and the id.
+    index: Vec<u64>,
     longest: usize,
 }
 
@@ -24,13 +31,16 @@ impl Tokens {
     pub(crate) fn with_capacity(n: usize) -> Self {
         let mut starts = Vec::with_capacity(n + 1);
         starts.push(0);
-        Self { bytes: Vec::new(), starts, index: vec![NO_ID; (2 * n).next_power_of_two().max(16)], longest: 0 }
+        Self { bytes: Vec::new(), starts, index: vec![EMPTY; (2 * n).next_power_of_two().max(16)], longest: 0 }
     }
 
     /// Gives the next id to `token`; an empty one makes a hole. The caller keeps to the capacity.
     pub(crate) fn push(&mut self, token: &[u8]) -> Result<()> {
         debug_assert!(2 * self.len() < self.index.len(), "the index was made for fewer tokens");
         let id = self.len() as u32;
+        if id >= MAX_IDS {
+            return Err(Error::Vocab(format!("expected at most {MAX_IDS} ids, got more")));
+        }
         if self.bytes.len() + token.len() > MAX_TOTAL_BYTES {
             return Err(Error::Vocab(format!(
                 "expected tokens of at most {MAX_TOTAL_BYTES} bytes in all, token {id} with {} bytes exceeds it",
@@ -38,14 +48,15 @@ impl Tokens {
             )));
         }
         if !token.is_empty() {
-            let at = self.slot(token);
-            if self.index[at] != NO_ID {
-                let (first, text) = (self.index[at], token.escape_ascii());
+            let hash = hash_bytes(token);
+            let at = self.slot(token, hash);
+            if self.index[at] != EMPTY {
+                let (first, text) = (self.index[at] as u32, token.escape_ascii());
                 return Err(Error::Vocab(format!(
                     "tokens {first} and {id} are both \"{text}\", expected distinct tokens"
                 )));
             }
-            self.index[at] = id;
+            self.index[at] = hash & UPPER | u64::from(id);
         }
         self.bytes.extend_from_slice(token);
         self.starts.push(self.bytes.len() as u32);
@@ -66,23 +77,38 @@ impl Tokens {
         Some(&self.bytes[self.starts[id] as usize..end])
     }
 
+    /// The bytes of `id` and what follows them in the arena, 16 in all, and the length of `id`; a copy of fixed size is
+    /// faster than one of the right size. `None` for long tokens, holes, and at the arena's end.
+    #[inline]
+    pub(crate) fn window(&self, id: u32) -> Option<(&[u8; 16], usize)> {
+        let id = id as usize;
+        let end = *self.starts.get(id + 1)? as usize;
+        let start = self.starts[id] as usize;
+        let n = end - start;
+        if n == 0 || n > 16 { None } else { Some((self.bytes[start..].first_chunk()?, n)) }
+    }
+
     /// The id spelled `token`.
     #[inline]
     pub(crate) fn id(&self, token: &[u8]) -> Option<u32> {
         if token.is_empty() || token.len() > self.longest {
             return None;
         }
-        Some(self.index[self.slot(token)]).filter(|&id| id != NO_ID)
+        let entry = self.index[self.slot(token, hash_bytes(token))];
+        if entry == EMPTY { None } else { Some(entry as u32) }
     }
 
     /// Where `token` is in the index, or the empty slot where it would be.
-    fn slot(&self, token: &[u8]) -> usize {
+    fn slot(&self, token: &[u8], hash: u64) -> usize {
         let mask = self.index.len() - 1;
-        let mut at = hash_bytes(token) as usize & mask;
-        while self.index[at] != NO_ID && self.get(self.index[at]) != Some(token) {
+        let mut at = hash as usize & mask;
+        loop {
+            let entry = self.index[at];
+            if entry == EMPTY || ((entry ^ hash) & UPPER == 0 && self.get(entry as u32) == Some(token)) {
+                return at;
+            }
             at = (at + 1) & mask;
         }
-        at
     }
 }
 

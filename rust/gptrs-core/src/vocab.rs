@@ -8,7 +8,7 @@ use crate::control::Control;
 use crate::error::{Error, Result};
 use crate::merge::{Scratch, merge_piece};
 use crate::naive::Pair;
-use crate::pairs::Pairs;
+use crate::pairs::{ID_BITS, Pairs};
 use crate::tokens::Tokens;
 
 /// The longest token of a rank file; finding its merge is quadratic. The largest vocabularies in use have 128 bytes.
@@ -124,6 +124,12 @@ impl Vocab {
         self.ignore_merges
     }
 
+    /// A copy source of fixed size for the bytes of `id`, see [`Tokens::window`].
+    #[inline]
+    pub(crate) fn window(&self, id: u32) -> Option<(&[u8; 16], usize)> {
+        self.tokens.window(id)
+    }
+
     /// The id of a whole piece where looking it up first is exact.
     #[inline]
     pub(crate) fn whole_piece(&self, piece: &[u8]) -> Option<u32> {
@@ -173,6 +179,9 @@ fn byte_ids(tokens: &Tokens) -> Result<[u32; 256]> {
 }
 
 fn pair_table(tokens: &Tokens, merges: &[Pair]) -> Result<Pairs> {
+    if merges.len() >= 1 << ID_BITS {
+        return Err(Error::Vocab(format!("expected fewer than {} merges, got {}", 1 << ID_BITS, merges.len())));
+    }
     let mut pairs = Pairs::with_capacity(merges.len());
     for (rank, &pair) in merges.iter().enumerate() {
         let token = spell(tokens, pair, rank)?;
