@@ -9,7 +9,7 @@ use crate::error::{Error, Result};
 use crate::manifest::{FILE, Manifest};
 use crate::parallel;
 use crate::sealed::hex;
-use crate::shard::{Dtype, Shard, Spec, Token, check_width, widen};
+use crate::shard::{Dtype, Shard, Spec, Token, check_width, verified_len, widen};
 
 /// Shards held open at a time; a process may often have only 256 files.
 const MAX_OPEN: usize = 128;
@@ -53,8 +53,8 @@ impl Dataset {
 
     /// Checks every byte of every shard.
     pub fn verify(&self, threads: usize, control: &Control) -> Result<()> {
-        let size = self.spec.dtype.size() as u64;
-        control.begin("verify bytes", self.n_tokens() * size + 8 * self.n_documents());
+        let lens = self.manifest.shards.iter().map(|s| verified_len(self.spec.dtype, s.n_tokens, s.n_documents));
+        control.begin("verify bytes", lens.sum());
         parallel::run(
             threads,
             self.manifest.shards.len(),

@@ -199,7 +199,9 @@ fn tokens_and_documents_are_read_across_blocks_and_shards_in_both_widths() {
         }
         let dataset = write_dataset(dir.path(), spec, &tokens, &ends, 70_000);
         assert_eq!((dataset.n_tokens(), dataset.n_documents()), (200_000, ends.len() as u64));
-        dataset.verify(2, &Control::new()).unwrap();
+        let control = Control::new();
+        dataset.verify(2, &control).unwrap();
+        assert_eq!(control.progress().done, control.progress().total);
         let naive: Vec<u64> = (0..200_000).map(|t| ends.iter().filter(|&&end| end <= t).count() as u64).collect();
         for (start, n) in
             [(0, 10), (0, 200_000), (69_999, 2), (32_000, 1000), (199_999, 1), (200_000, 0), (65_000, 140)]

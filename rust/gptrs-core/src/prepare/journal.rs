@@ -13,7 +13,7 @@ use crate::io;
 use crate::manifest::{Entry, Recipe};
 use crate::parallel;
 use crate::sealed;
-use crate::shard::Shard;
+use crate::shard::{Shard, verified_len};
 
 const FILE: &str = "prepare.json";
 const VERSION: u32 = 1;
@@ -154,7 +154,8 @@ fn keep_whole(
             end => Ok(end.unwrap_or(false)),
         }
     };
-    control.begin("verify bytes", finished.iter().map(|f| f.entry.n_tokens * spec.dtype.size() as u64).sum());
+    let lens = finished.iter().map(|f| verified_len(spec.dtype, f.entry.n_tokens, f.entry.n_documents));
+    control.begin("verify bytes", lens.sum());
     let bad = parallel::run(threads, finished.len(), control, Vec::new, |bad: &mut Vec<usize>, i| {
         if !is_whole(i)? {
             bad.push(i);

@@ -12,7 +12,7 @@ mod writer;
 
 pub use layout::{BLOCK, HEADER, Header, Spec, TRAILER};
 pub use reader::Shard;
-pub(crate) use reader::check_width;
+pub(crate) use reader::{check_width, verified_len};
 pub use writer::ShardWriter;
 
 use serde::{Deserialize, Serialize};

@@ -194,6 +194,11 @@ impl Shard {
     }
 }
 
+/// Bytes that [`Shard::verify`] counts as progress.
+pub(crate) fn verified_len(dtype: Dtype, n_tokens: u64, n_documents: u64) -> u64 {
+    Layout::new(dtype, n_tokens, n_documents).map_or(0, |layout| layout.digests - HEADER as u64)
+}
+
 /// Fails when a value of `T` cannot hold every stored token.
 pub(crate) fn check_width<T: Token>(dtype: Dtype) -> Result<()> {
     if T::SIZE < dtype.size() {

@@ -42,17 +42,18 @@ impl ShardWriter {
     /// Appends tokens; an id outside the vocabulary is refused and nothing is written.
     pub fn push(&mut self, ids: &[u32]) -> Result<()> {
         let limit = self.header.spec.vocab_size;
-        if let Some(position) = ids.iter().position(|&id| u64::from(id) >= limit) {
+        // The maximum compiles to a vector loop; the search only runs for the message.
+        if ids.iter().max().is_some_and(|&id| u64::from(id) >= limit) {
+            let position = ids.iter().position(|&id| u64::from(id) >= limit).unwrap_or(0);
             return Err(Error::UnknownId { id: ids[position], position, vocab_size: limit as usize });
         }
         let size = self.header.spec.dtype.size();
         let mut rest = ids;
         while !rest.is_empty() {
             let (now, later) = rest.split_at(rest.len().min((BLOCK - self.block.len()) / size));
-            match self.header.spec.dtype {
-                Dtype::U16 => self.block.extend(now.iter().flat_map(|&id| (id as u16).to_le_bytes())),
-                Dtype::U32 => self.block.extend(now.iter().flat_map(|&id| id.to_le_bytes())),
-            }
+            let start = self.block.len();
+            self.block.resize(start + now.len() * size, 0);
+            narrow(self.header.spec.dtype, now, &mut self.block[start..]);
             if self.block.len() == BLOCK {
                 self.write_block()?;
             }
@@ -114,5 +115,21 @@ impl ShardWriter {
         self.file.write(&self.block)?;
         self.block.clear();
         Ok(())
+    }
+}
+
+/// Writes `ids`, which fit, as stored.
+fn narrow(dtype: Dtype, ids: &[u32], out: &mut [u8]) {
+    match dtype {
+        Dtype::U16 => {
+            for (bytes, &id) in out.as_chunks_mut().0.iter_mut().zip(ids) {
+                *bytes = (id as u16).to_le_bytes();
+            }
+        }
+        Dtype::U32 => {
+            for (bytes, &id) in out.as_chunks_mut().0.iter_mut().zip(ids) {
+                *bytes = id.to_le_bytes();
+            }
+        }
     }
 }

@@ -1,0 +1,108 @@
+//! How fast one core delivers batches from files in the page cache: `cargo bench -p gptrs-core --bench loader`.
+//!
+//! Prints a JSON line for each form of batch: million tokens a second, median and range of 7 runs, and for the shards
+//! that it writes first. The output is compared with the tokens that were written.
+
+#![allow(clippy::unwrap_used, clippy::print_stdout, reason = "a benchmark may panic and prints")]
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Instant;
+
+use gptrs_core::dataset::Dataset;
+use gptrs_core::loader::{Loader, LoaderOptions, Rows, Wide};
+use gptrs_core::manifest::{Entry, Manifest, Recipe};
+use gptrs_core::permute::Permutation;
+use gptrs_core::shard::{Dtype, ShardWriter, Spec};
+
+const SEQ_LEN: usize = 1024;
+const BATCH: usize = 32;
+const N_TOKENS: usize = 1 << 26;
+const SHARD: usize = 1 << 24;
+const REPEATS: usize = 7;
+const BATCHES: u64 = 1000;
+
+fn main() {
+    let dir = tempfile::tempdir().unwrap();
+    let dataset = Arc::new(write(dir.path()));
+    let options = LoaderOptions {
+        seq_len: SEQ_LEN,
+        global_batch: BATCH,
+        micro_batch: BATCH,
+        rank: 0,
+        world_size: 1,
+        seed: 1,
+        shuffle: true,
+    };
+    let loader = Loader::new(dataset, options).unwrap();
+    let mut wide = Wide::new(&loader);
+    let n = BATCHES * (SEQ_LEN * BATCH) as u64;
+    let first = timed(1, || each(|s| loader.fill(s, &mut wide.tokens, &mut wide.targets).unwrap()));
+    report("int64 tokens and targets, first touch checked", n, &first);
+    let times = timed(REPEATS, || each(|s| loader.fill(s, &mut wide.tokens, &mut wide.targets).unwrap()));
+    report("int64 tokens and targets", n, &times);
+    let start = loader.row((BATCHES - 1) * BATCH as u64) as usize * SEQ_LEN;
+    assert!((start..start + SEQ_LEN).zip(&wide.tokens).all(|(i, &id)| id == token(i) as i64));
+    assert!((start + 1..=start + SEQ_LEN).zip(&wide.targets).all(|(i, &id)| id == token(i) as i64));
+    let mut rows = Rows::<u16>::new(&loader).0;
+    report("uint16 rows", n, &timed(REPEATS, || each(|s| loader.fill_rows(s, &mut rows).unwrap())));
+    let mut sum = 0;
+    let order = Permutation::new(1_000_000_007, 1, 0);
+    let times = timed(REPEATS, || (0..1_000_000).for_each(|i| sum ^= order.at(i)));
+    report(&format!("permuted indices (checksum {sum})"), 1_000_000, &times);
+}
+
+fn token(i: usize) -> u32 {
+    ((i * 2_654_435_761) >> 7) as u32 % 50_257
+}
+
+fn each(mut fill: impl FnMut(u64)) {
+    (0..BATCHES).for_each(|i| fill(i * BATCH as u64));
+}
+
+fn timed(repeats: usize, mut work: impl FnMut()) -> Vec<f64> {
+    let run = |_| {
+        let started = Instant::now();
+        work();
+        started.elapsed().as_secs_f64()
+    };
+    (0..repeats).map(run).collect()
+}
+
+fn report(what: &str, n: u64, seconds: &[f64]) {
+    let mut rates: Vec<f64> = seconds.iter().map(|s| n as f64 / s / 1e6).collect();
+    rates.sort_by(f64::total_cmp);
+    let (median, low, high) = (rates[rates.len() / 2], rates[0], rates[rates.len() - 1]);
+    println!("{{\"bench\": \"{what}\", \"million_per_s\": {median:.1}, \"low\": {low:.1}, \"high\": {high:.1}}}");
+}
+
+fn write(dir: &Path) -> Dataset {
+    let spec = Spec { dtype: Dtype::U16, vocab_size: 50_257, eot_id: None, tokenizer: [1; 32] };
+    let mut entries = Vec::new();
+    let mut seconds = Vec::new();
+    for start in (0..N_TOKENS).step_by(SHARD) {
+        let name = format!("shard-{:05}.gts", start / SHARD);
+        let ids: Vec<u32> = (start..start + SHARD).map(token).collect();
+        let started = Instant::now();
+        let mut writer = ShardWriter::create(&dir.join(&name), spec).unwrap();
+        writer.push(&ids).unwrap();
+        writer.end_document(0);
+        let (header, digest) = writer.finish().unwrap();
+        seconds.push(started.elapsed().as_secs_f64());
+        entries.push(Entry::new(name, &header, &digest));
+    }
+    report("shards written and synced, tokens", SHARD as u64, &seconds);
+    let recipe = Recipe {
+        tokenizer: "01".repeat(32),
+        vocab_size: spec.vocab_size,
+        dtype: spec.dtype,
+        eot_id: None,
+        append_eot: false,
+        text_field: "text".to_owned(),
+        shard_tokens: SHARD as u64,
+        inputs: Vec::new(),
+    };
+    Manifest::new(recipe, entries, BTreeMap::new()).unwrap().write(dir).unwrap();
+    Dataset::open(dir).unwrap()
+}
