@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 use crate::error::{Error, Result};
 use crate::io;
 
-/// Longer files are refused: eight million shards fit.
+/// Longer files are refused: four million shards fit.
 const MAX_LEN: u64 = 1 << 30;
 
 #[derive(Serialize, Deserialize)]
