@@ -21,14 +21,14 @@ RESULTS = Path(__file__).parent / "results"
 
 
 def machine() -> dict[str, Any]:
-    """CPU model, cores this process may use, memory in GiB, system and Python."""
+    """CPU model, cores, memory in GiB, system and Python."""
     model = platform.processor()
     cpuinfo = Path("/proc/cpuinfo")
     if cpuinfo.exists():
         names = [line.split(":", 1)[1].strip() for line in cpuinfo.read_text().splitlines() if "model name" in line]
         model = names[0] if names else model
     memory_gib = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    cores = os.cpu_count()
     return {"cpu": model, "cores": cores, "memory_gib": round(memory_gib), "system": platform.platform(),
             "python": platform.python_version()}  # fmt: skip
 
