@@ -54,6 +54,7 @@ bench: $(VENV)/.bench
 	$(BIN)/python benches/bench_tokenizer.py
 	$(BIN)/python benches/bench_loader.py
 	$(BIN)/python benches/bench_train.py
+	$(BIN)/python benches/bench_quality.py
 
 build: $(VENV)/.dev
 	rm -rf dist

@@ -76,7 +76,8 @@ def figure(row: dict[str, Any]) -> str:
         return f"{row['steps_per_s']['median']:.1f} steps/s"
     if "percent" in row:
         return f"{row['percent']['median']:.2f} %"
-    return f"{row['value']['median']:.3f}"
+    below = row["unigram_entropy"] - row["val_loss"]
+    return f"{row['val_loss']:.3f}, {below:.2f} below the unigram entropy, {row['seconds']:.0f} s"
 
 
 def speed(row: dict[str, Any]) -> float:
