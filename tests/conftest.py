@@ -5,6 +5,7 @@ import gzip
 import json
 import os
 import random
+import signal
 import subprocess
 import sys
 import sysconfig
@@ -22,6 +23,8 @@ Cli = Callable[..., "subprocess.CompletedProcess[str]"]
 
 def pytest_configure(config: pytest.Config) -> None:
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # torch's own threads would fight with the tests' processes
+    if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # a background job's children would ignore Ctrl-C as well
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")
