@@ -20,7 +20,9 @@ MODULES = {
 LAYERS = {
     "gptrs": 4,
     "gptrs._core": 0, "gptrs.config": 0, "gptrs.corpus": 0, "gptrs.files": 0, "gptrs.progress": 0, "gptrs.chart": 0,
-    "gptrs.tokenizer": 1, "gptrs.data": 1, "gptrs.holdout": 1, "gptrs.model": 1,
+    "gptrs.encoded": 0,
+    "gptrs.data": 0.5, "gptrs.tokenizer": 1,  # encode_files ends in a dataset
+    "gptrs.holdout": 1, "gptrs.model": 1,
     "gptrs.generate": 2, "gptrs.trace": 2, "gptrs.report": 2,
     "gptrs.train": 3,
     "gptrs.train.config": 2, "gptrs.train.corpus": 2, "gptrs.train.rundir": 2, "gptrs.train.optim": 2,
@@ -39,7 +41,7 @@ WITHOUT_TORCH = (
 )
 
 
-def layer(module: str) -> int:
+def layer(module: str) -> float:
     while module not in LAYERS:
         module = module.rpartition(".")[0]
     return LAYERS[module]
@@ -136,7 +138,7 @@ def test_nothing_runs_text_of_others(module: str):
 
 
 def test_the_rules_refuse_what_they_should():
-    assert not may_import("gptrs.tokenizer", "gptrs.data")
+    assert not may_import("gptrs.data", "gptrs.tokenizer")
     assert not may_import("gptrs.model.embedding", "gptrs.model.attention")
     assert not may_import("gptrs.train.loop", "gptrs.train.pretrain")
     assert not may_import("gptrs.train.loop", "gptrs.cli")

@@ -9,13 +9,15 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from gptrs._core import StreamDecoder, __version__
     from gptrs.data import Batch, Dataset, Loader, prepare
-    from gptrs.tokenizer import Encoded, Tokenizer
+    from gptrs.encoded import Encoded, Padded
+    from gptrs.tokenizer import Tokenizer
 
 __all__ = [
     "Batch",
     "Dataset",
     "Encoded",
     "Loader",
+    "Padded",
     "StreamDecoder",
     "Tokenizer",
     "__version__",
@@ -25,7 +27,8 @@ __all__ = [
 _MODULES = {
     "gptrs._core": ("StreamDecoder", "__version__"),
     "gptrs.data": ("Batch", "Dataset", "Loader", "prepare"),
-    "gptrs.tokenizer": ("Encoded", "Tokenizer"),
+    "gptrs.encoded": ("Encoded", "Padded"),
+    "gptrs.tokenizer": ("Tokenizer",),
 }
 
 

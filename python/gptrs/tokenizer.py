@@ -9,9 +9,8 @@ token, so any text, and any bytes at all, can be encoded and come back unchanged
 
 import warnings
 from collections.abc import Collection, Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from os import fspath
-from typing import Any, Literal, SupportsIndex
+from typing import Any, Literal, overload
 
 import numpy as np
 import numpy.typing as npt
@@ -19,6 +18,8 @@ import numpy.typing as npt
 from gptrs import _core
 from gptrs._core import StreamDecoder
 from gptrs.corpus import AnyPath, expand
+from gptrs.data import Dataset, prepare
+from gptrs.encoded import Encoded
 from gptrs.progress import bar
 
 Text = str | bytes
@@ -162,15 +163,25 @@ class Tokenizer:
     # ── text to ids ──
 
     def encode(
-        self, text: Text, *, allowed_special: SpecialNames = (), disallowed_special: SpecialNames = "all"
+        self,
+        text: Text,
+        *,
+        allowed_special: SpecialNames = (),
+        disallowed_special: SpecialNames = "all",
+        dropout: float = 0.0,
+        seed: int = 0,
     ) -> list[int]:
         """The ids of `text`; special-token text raises unless the caller says what it means, as in tiktoken.
 
         Args:
-            text: The text.
-            allowed_special: Special tokens that become their one id: "all" or a set of their texts.
+            text: The text. All cores encode a long one.
+            allowed_special: Special tokens that become their one id, the longest one where several begin: "all" or a
+                set of their texts.
             disallowed_special: Those that raise when found and not allowed: "all" or a set; `()` raises for none and
                 encodes what is not allowed as ordinary text.
+            dropout: Skips each merge with this probability, so that a model sees a word in several spellings
+                (BPE-dropout, arXiv 1910.13267): 0 changes nothing, 1 leaves bytes.
+            seed: Decides which merges are skipped, together with the place in the text; the same seed, the same ids.
 
         Raises:
             ValueError: The text contains a special token that is disallowed.
@@ -184,38 +195,141 @@ class Tokenizer:
             ...
             ValueError: the text contains the special token "<|endoftext|>" at byte 0; hint: pass ...
         """
+        if dropout:
+            return self.core.encode_dropout(text, allowed_special, disallowed_special, dropout, seed)
         return self.core.encode(text, allowed_special, disallowed_special)
 
     def encode_ordinary(self, text: Text) -> list[int]:
         """The ids of `text`, in which special-token text is ordinary text: never a special id."""
         return self.core.encode_ordinary(text)
 
-    def encode_batch(self, texts: Iterable[Text], *, allowed_special: SpecialNames = (), threads: int = 0) -> "Encoded":
+    def encode_spans(self, spans: Iterable[tuple[Text, bool]], *, allowed_special: SpecialNames = "all") -> list[int]:
+        """The ids of `(text, is_trusted)` spans: special tokens are recognised in trusted ones alone.
+
+        Each span is a text of its own: no token, ordinary or special, crosses a border between spans. The ids are
+        those of `encode` and `encode_ordinary` of the spans one by one, so text of users cannot make a special id,
+        whatever stands before or behind it.
+
+        Example:
+            >>> tok = Tokenizer.train_from_iterator(["abab"], 258)
+            >>> tok.encode_spans([("<|endoftext|>", True), ("<|endof", True), ("text|>", False)])[:2]
+            [257, 60]
+        """
+        return self.core.encode_spans(spans, allowed_special)
+
+    def encode_batch(
+        self,
+        texts: Iterable[Text],
+        *,
+        allowed_special: SpecialNames = (),
+        disallowed_special: SpecialNames = (),
+        max_length: int | None = None,
+        dropout: float = 0.0,
+        seed: int = 0,
+        threads: int = 0,
+    ) -> Encoded:
         """The ids of many texts in one array, encoded in parallel; special-token text is ordinary unless allowed.
+
+        Args:
+            texts: The texts; a long one is shared by all threads.
+            allowed_special, disallowed_special, dropout: As for `encode`.
+            max_length: Ids of a text at most; its end is cut off. `Encoded.pad` makes rows of one length.
+            seed: As for `encode`; equal texts of a batch are spelt differently.
+            threads: Threads to use; 0 means all cores. The ids do not depend on it.
 
         Example:
             >>> tok = Tokenizer.train_from_iterator(["abab"], 258)
             >>> batch = tok.encode_batch(["abb", "", "a"])
             >>> len(batch), batch.ids.dtype, batch[0].tolist(), batch.to_list()
             (3, dtype('uint16'), [256, 98], [[256, 98], [], [97]])
+            >>> batch.pad(pad_id=257).ids.tolist()
+            [[256, 98], [257, 257], [97, 257]]
         """
-        if threads < 0:
-            raise ValueError(f"threads must be 0 (all cores) or more, got {threads}")
-        return Encoded(*self.core.encode_batch(texts, allowed_special, threads))
+        _check_threads(threads)
+        arrays = self.core.encode_batch(texts, allowed_special, disallowed_special, dropout, seed, threads)
+        return Encoded(*arrays) if max_length is None else Encoded(*arrays).truncate(max_length)
 
-    def encode_with_offsets(self, text: Text) -> tuple[list[int], list[tuple[int, int]]]:
-        """The ordinary ids of `text` and for each the (start, end) of its bytes in the UTF-8 of `text`.
+    @overload
+    def encode_files(
+        self, files: AnyPath | Iterable[AnyPath], out: None = None, *, text_field: str = "text",
+        append_eot: bool = True, threads: int = 0, progress: bool = True,
+    ) -> Encoded: ...  # fmt: skip
+
+    @overload
+    def encode_files(
+        self, files: AnyPath | Iterable[AnyPath], out: AnyPath, *, text_field: str = "text",
+        append_eot: bool = True, threads: int = 0, progress: bool = True,
+    ) -> Dataset: ...  # fmt: skip
+
+    def encode_files(
+        self,
+        files: AnyPath | Iterable[AnyPath],
+        out: AnyPath | None = None,
+        *,
+        text_field: str = "text",
+        append_eot: bool = True,
+        threads: int = 0,
+        progress: bool = True,
+    ) -> Encoded | Dataset:
+        """The ids of every document of files: in one array, or with `out` in token shards, as `gptrs.prepare` does.
+
+        Files are mapped and cut where cutting changes no id, so all threads work on one large file. With `out`, memory
+        stays bounded whatever the files' size.
+
+        Args:
+            files: Paths, globs and folders (searched for *.txt and *.jsonl). A .txt file is one UTF-8 document, a line
+                of a .jsonl file is one.
+            out: The folder for the shards; None returns the ids.
+            text_field: The field of a .jsonl line that holds the text.
+            append_eot: End each document with the tokenizer's end-of-text id, if it has one.
+            threads: Threads to use; 0 means all cores. The ids do not depend on it.
+            progress: Show a progress bar when stderr is a terminal.
+        """
+        _check_threads(threads)
+        if out is not None:
+            return prepare(
+                files, self, out, text_field=text_field, append_eot=append_eot, threads=threads, progress=progress
+            )
+        paths = expand(files)
+        with bar(progress) as report:
+            return Encoded(*self.core.encode_files(paths, text_field, append_eot, threads, report))
+
+    def encode_with_offsets(
+        self, text: Text, *, unit: Literal["bytes", "chars"] = "bytes"
+    ) -> tuple[list[int], list[tuple[int, int]]]:
+        """The ordinary ids of `text` and for each the (start, end) of what it spells.
+
+        Args:
+            text: The text.
+            unit: "bytes" counts in the UTF-8 of the text, without gaps. "chars" counts its characters: a token that
+                begins or ends inside a character has the place of the characters that it touches, as in Hugging Face.
+                Of `bytes` that are not UTF-8, each sequence that decodes to one U+FFFD is a character.
 
         Example:
             >>> tok = Tokenizer.train_from_iterator(["abab"], 258)
-            >>> tok.encode_with_offsets("abb")
-            ([256, 98], [(0, 2), (2, 3)])
+            >>> tok.encode_with_offsets("abé")
+            ([256, 195, 169], [(0, 2), (2, 3), (3, 4)])
+            >>> tok.encode_with_offsets("abé", unit="chars")[1]
+            [(0, 2), (2, 3), (2, 3)]
         """
-        return self.core.encode_with_offsets(text)
+        return self.core.encode_with_offsets(text, unit)
+
+    def encode_batch_with_offsets(
+        self, texts: Iterable[Text], *, unit: Literal["bytes", "chars"] = "bytes", threads: int = 0
+    ) -> tuple[Encoded, npt.NDArray[np.int64]]:
+        """The ordinary ids of many texts, and an array (N, 2) with the start and end of each id in its text."""
+        _check_threads(threads)
+        arrays, spans = self.core.encode_batch_with_offsets(texts, unit, threads)
+        return Encoded(*arrays), spans
 
     def count(self, text: Text) -> int:
-        """The number of ordinary ids of `text`."""
+        """The number of ordinary ids of `text`, which are not stored."""
         return self.core.count(text)
+
+    def count_batch(self, texts: Iterable[Text], *, threads: int = 0) -> npt.NDArray[np.int64]:
+        """The number of ordinary ids of each of many texts."""
+        _check_threads(threads)
+        return self.core.count_batch(texts, threads)
 
     # ── ids to text ──
 
@@ -226,6 +340,10 @@ class Tokenizer:
             ValueError: An id is not in the vocabulary.
         """
         return self.core.decode_bytes(ids).decode("utf-8", errors)
+
+    def decode_batch(self, batch: Iterable[Ids], *, errors: str = "replace") -> list[str]:
+        """The texts of many sequences of ids (lists, arrays, an `Encoded`), decoded in parallel."""
+        return [text.decode("utf-8", errors) for text in self.core.decode_batch(batch)]
 
     def decode_bytes(self, ids: Ids) -> bytes:
         """The bytes of `ids`; special ids give their text. Exact for any ids: `decode` may have to replace some."""
@@ -291,29 +409,6 @@ class Tokenizer:
         return Tokenizer.from_json, (self.to_json(),)
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Encoded:
-    """The ids of many texts in one array; text `i` is `ids[offsets[i]:offsets[i + 1]]`."""
-
-    ids: npt.NDArray[np.uint16] | npt.NDArray[np.uint32]  # uint16 when the vocabulary fits
-    offsets: npt.NDArray[np.int64]  # one more than texts
-
-    def __len__(self) -> int:
-        return len(self.offsets) - 1
-
-    def __getitem__(self, index: SupportsIndex) -> npt.NDArray[np.uint16] | npt.NDArray[np.uint32]:
-        """The ids of one text, as a view."""
-        i = range(len(self))[index]  # negative indices and IndexError as for a list
-        return self.ids[self.offsets[i] : self.offsets[i + 1]]
-
-    def __iter__(self) -> Iterator[npt.NDArray[np.uint16] | npt.NDArray[np.uint32]]:
-        return map(self.__getitem__, range(len(self)))
-
-    def to_list(self) -> list[list[int]]:
-        """The ids as lists of Python ints."""
-        return [ids.tolist() for ids in self]
-
-
 def _trainer(
     pattern: str, vocab_size: int, special_tokens: Sequence[str], min_count: int, threads: int
 ) -> _core.Trainer:
@@ -324,6 +419,11 @@ def _trainer(
     if isinstance(special_tokens, str):
         raise ValueError(f"expected a list of special tokens, got {special_tokens!r}; hint: [{special_tokens!r}]")
     return _core.Trainer(pattern, vocab_size, list(special_tokens), min_count)
+
+
+def _check_threads(threads: int) -> None:
+    if threads < 0:
+        raise ValueError(f"threads must be 0 (all cores) or more, got {threads}")
 
 
 def _blocks(texts: Iterator[Text]) -> Iterator[list[Text]]:

@@ -37,7 +37,7 @@ pub(crate) struct Slot {
 }
 
 /// The memory of one encoding thread: pieces seen before, and buffers. Get one from [`crate::Tokenizer::cache`].
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct Cache {
     /// The tokenizer whose ids are stored.
     owner: u64,
@@ -52,7 +52,7 @@ pub struct Cache {
 }
 
 /// Memory that encoding reuses from call to call.
-#[derive(Debug, Default)]
+#[derive(Debug, Clone, Default)]
 pub(crate) struct Buffers {
     /// Keys of the pieces under way.
     pub(crate) keys: Vec<u128>,
@@ -163,6 +163,21 @@ impl Cache {
         self.ids.extend_from_slice(ids);
         self.bytes.extend_from_slice(piece);
         self.put(Slot { key: long_key(piece), ids: places, n: ids.len() as u32 });
+    }
+
+    /// Stores the ids of a piece, which must be what it encodes to; nothing changes when it is there or too long.
+    pub(crate) fn seed(&mut self, piece: &[u8], ids: &[u32]) {
+        match piece.len() {
+            1..=PACKED => {
+                let key = packed_key(piece, 0, piece);
+                if self.get(key).is_none() {
+                    self.insert(key, ids);
+                }
+            }
+            0 => {}
+            n if n <= LONGEST && self.get_long(piece).is_none() => self.insert_long(piece, ids),
+            _ => {}
+        }
     }
 
     /// Grows the table at a load of 1/2; wipes everything when table or arena are at their bound.

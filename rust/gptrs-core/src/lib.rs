@@ -7,6 +7,7 @@
 //! ```
 //! Every fast path has a slow twin in [`naive`] and a property test of equality.
 
+mod batch;
 pub mod cache;
 pub mod control;
 pub mod corpus;
@@ -14,6 +15,7 @@ pub mod count;
 pub mod count_files;
 pub mod dataset;
 pub mod decode;
+mod dropout;
 mod encode;
 pub mod error;
 pub mod formats;
@@ -22,24 +24,31 @@ pub mod loader;
 pub mod manifest;
 mod merge;
 pub mod naive;
+mod offsets;
 mod pairs;
 pub mod parallel;
 pub mod permute;
 pub mod prepare;
 mod sealed;
 pub mod shard;
+mod spans;
 pub mod special;
 pub mod split;
 pub mod tokenizer;
 mod tokens;
 pub mod train;
 pub mod vocab;
+mod warm;
 
+pub use batch::{EncodeOptions, Encoded, Ids};
 pub use cache::Cache;
 pub use control::Control;
 pub use decode::StreamDecoder;
+pub use dropout::{Draws, Dropout};
 pub use error::{Error, Result};
+pub use offsets::{Span, Unit};
 pub use special::{SpecialToken, Specials};
 pub use split::Splitter;
-pub use tokenizer::{Encoded, Ids, Tokenizer};
+pub use tokenizer::Tokenizer;
 pub use vocab::Vocab;
+pub use warm::WarmWords;

@@ -29,7 +29,7 @@ struct Symbol {
 const END: u32 = u32::MAX;
 
 /// Memory that long pieces reuse.
-#[derive(Debug, Default)]
+#[derive(Debug, Clone, Default)]
 pub(crate) struct Scratch {
     symbols: Vec<Symbol>,
     heap: Vec<Reverse<u64>>,

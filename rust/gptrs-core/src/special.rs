@@ -41,6 +41,7 @@ pub(crate) struct SpecialSet {
     by_text: HashMap<String, usize>,
     by_id: HashMap<u32, usize>,
     finder: Finder,
+    is_apart: bool,
 }
 
 impl SpecialSet {
@@ -63,7 +64,13 @@ impl SpecialSet {
             check_apart(text, *id, vocab)?;
         }
         let finder = Finder::new(&tokens)?;
-        Ok(Self { tokens, by_text, by_id, finder })
+        let is_apart = tokens.iter().all(|token| vocab.token(token.id).is_none());
+        Ok(Self { tokens, by_text, by_id, finder, is_apart })
+    }
+
+    /// Whether no special token shares its id with an ordinary one.
+    pub(crate) fn is_apart(&self) -> bool {
+        self.is_apart
     }
 
     pub(crate) fn tokens(&self) -> &[SpecialToken] {

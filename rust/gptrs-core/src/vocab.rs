@@ -8,7 +8,7 @@ use crate::control::Control;
 use crate::error::{Error, Result};
 use crate::merge::{Scratch, merge_piece};
 use crate::naive::Pair;
-use crate::pairs::{ID_BITS, Pairs};
+use crate::pairs::{ID_BITS, NO_RANK, Pairs};
 use crate::tokens::Tokens;
 
 /// The longest token of a rank file; finding its merge is quadratic. The largest vocabularies in use have 128 bytes.
@@ -134,6 +134,25 @@ impl Vocab {
     #[inline]
     pub(crate) fn whole_piece(&self, piece: &[u8]) -> Option<u32> {
         if self.unreachable.is_empty() || self.ignore_merges { self.tokens.id(piece) } else { None }
+    }
+
+    /// The rank of the merge of two ids, if there is one.
+    pub(crate) fn merge_rank(&self, left: u32, right: u32) -> Option<u32> {
+        Some(self.pairs.rank(left, right)).filter(|&rank| rank != NO_RANK)
+    }
+
+    /// The id that the merge of `rank` makes.
+    pub(crate) fn merge_product(&self, rank: u32) -> u32 {
+        self.pairs.product(rank)
+    }
+
+    /// Appends the ids of `piece`, as encoding makes them.
+    pub(crate) fn encode_piece(&self, piece: &[u8], control: &Control, out: &mut Vec<u32>) -> Result<()> {
+        if let Some(id) = self.whole_piece(piece) {
+            out.push(id);
+            return Ok(());
+        }
+        self.merge_piece(piece, &mut Scratch::default(), control, out)
     }
 
     /// Appends the ids of `piece` by merges alone.
