@@ -7,6 +7,7 @@
 //! ```
 //! Every fast path has a slow twin in [`naive`] and a property test of equality.
 
+mod borders;
 pub mod cache;
 pub mod control;
 pub mod corpus;
