@@ -48,6 +48,8 @@ pub struct Cache {
     ids: Vec<u32>,
     bytes: Vec<u8>,
     max_arena: usize,
+    /// Bytes of pieces that may fall apart, seen so far.
+    pub(crate) wide_bytes: usize,
     pub(crate) buffers: Buffers,
 }
 
@@ -74,6 +76,7 @@ impl Cache {
             ids: Vec::new(),
             bytes: Vec::new(),
             max_arena: max_bytes / 2,
+            wide_bytes: 0,
             buffers: Buffers::default(),
         }
     }

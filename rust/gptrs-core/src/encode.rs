@@ -3,6 +3,7 @@
 //! Pieces are collected a few hundred at a time, so that the probes of a batch, whose order is known, overlap in the
 //! processor; the batch then goes piece by piece through cache, whole-piece lookup and merging.
 
+use crate::borders::{CHAR_BYTES, Part};
 use crate::cache::{Buffers, Cache, INLINE, LONGEST, PACKED, packed_key, unpack};
 use crate::control::Control;
 use crate::error::Result;
@@ -15,8 +16,23 @@ const BATCH: usize = 256;
 /// Top byte of a batch entry that is a place in the text instead of a key.
 const PLACE: u128 = 0xFF << 120;
 
+/// Set in the key of a part whose ids may not be those of the same bytes as a piece.
+const PART: u128 = 0x10 << 120;
+
 /// Bytes encoded between two reports of progress.
 const REPORT_EVERY: usize = 1 << 16;
+
+/// Bytes of pieces that may fall apart before the table of borders is worth making.
+const WIDE_BYTES: usize = 1 << 14;
+
+/// The first byte of characters that are written without spaces: from U+3000 on.
+const WIDE_LEAD: u8 = 0xE3;
+
+/// The first byte of characters of three bytes: long enough to gain from borders.
+const LONG_LEAD: u8 = 0xE0;
+
+/// Ids collected before they are given to the sink.
+const READY: usize = 1024;
 
 /// Where ids go.
 pub(crate) trait Sink {
@@ -61,10 +77,10 @@ pub(crate) fn encode_text<S: Sink>(
     keys.clear();
     keys.resize(BATCH, 0);
     let (mut n, mut at, mut reported) = (0, 0, 0);
-    let mut encoder = Encoder { vocab, cache, text, control, sink };
+    let mut encoder = Encoder { vocab, cache, text, control, sink, ready: [0; READY + INLINE] };
     let ended = splitter.for_each_piece(text, |piece| {
         debug_assert!(std::ptr::eq(piece.as_ptr(), text[at..].as_ptr()), "pieces follow each other");
-        keys[n] = if (1..=PACKED).contains(&piece.len()) {
+        keys[n] = if (1..=PACKED).contains(&piece.len()) && piece[0] < WIDE_LEAD {
             let key = packed_key(text, at, piece);
             encoder.cache.prefetch(key);
             key
@@ -96,45 +112,120 @@ struct Encoder<'a, S> {
     text: &'a [u8],
     control: &'a Control,
     sink: &'a mut S,
+    /// Ids on their way to the sink; of no meaning between calls.
+    ready: [u32; READY + INLINE],
 }
 
 impl<S: Sink> Encoder<'_, S> {
     /// Encodes a batch. Ids of cached pieces are gathered without branches: always [`INLINE`] stores, then a step of n.
     fn batch(&mut self, keys: &[u128]) -> Result<()> {
-        let mut ids = [0; (BATCH + 1) * INLINE];
+        debug_assert!(keys.len() * INLINE <= READY);
         let mut n = 0;
         for &key in keys {
-            match self.cache.get(key) {
+            let slot = if key < PLACE { self.cache.get(key) } else { None };
+            match slot {
                 Some(slot) if slot.n as usize <= INLINE => {
-                    ids[n..n + INLINE].copy_from_slice(&slot.ids);
+                    self.ready[n..n + INLINE].copy_from_slice(&slot.ids);
                     n += slot.n as usize;
                 }
-                Some(slot) => {
-                    self.sink.push(&ids[..n]);
+                slot => {
+                    self.sink.push(&self.ready[..n]);
                     n = 0;
-                    self.sink.push(self.cache.ids(&slot));
-                }
-                None => {
-                    self.sink.push(&ids[..n]);
-                    n = 0;
-                    self.miss(key)?;
+                    match slot {
+                        Some(slot) => self.sink.push(self.cache.ids(&slot)),
+                        None if key >= PLACE => {
+                            let (at, len) = (key as u64 as usize, (key >> 64 & ((1 << 56) - 1)) as usize);
+                            let text = self.text;
+                            self.place(&text[at..at + len])?;
+                        }
+                        None => self.miss(key)?,
+                    }
                 }
             }
         }
-        self.sink.push(&ids[..n]);
+        self.sink.push(&self.ready[..n]);
         Ok(())
     }
 
     #[cold]
     #[inline(never)]
     fn miss(&mut self, key: u128) -> Result<()> {
-        if key >= PLACE {
-            let (at, len) = (key as u64 as usize, (key >> 64 & ((1 << 56) - 1)) as usize);
-            let text = self.text;
-            return self.long(&text[at..at + len]);
-        }
         let (bytes, len) = unpack(key);
-        self.compute(&bytes[..len])?;
+        self.compute(&bytes[..len], true)?;
+        self.keep(key)
+    }
+
+    /// A piece that is long, or has no spaces around it by the custom of its script.
+    fn place(&mut self, piece: &[u8]) -> Result<()> {
+        // With `ignore_merges` a character may have other ids as a piece than as a part of one.
+        let may_part = piece.len() > CHAR_BYTES || !self.vocab.ignore_merges();
+        if may_part && self.falls_apart(piece) { self.parts(piece) } else { self.cached(piece, true) }
+    }
+
+    /// Whether it pays to look for borders in `piece`.
+    fn falls_apart(&mut self, piece: &[u8]) -> bool {
+        // An invalid sequence has at most three bytes; every other piece is UTF-8.
+        if piece.iter().all(|&byte| byte < LONG_LEAD) || (piece.len() < 4 && std::str::from_utf8(piece).is_err()) {
+            return false;
+        }
+        self.cache.wide_bytes = self.cache.wide_bytes.saturating_add(piece.len());
+        self.cache.wide_bytes >= WIDE_BYTES
+    }
+
+    /// Encodes a piece part by part.
+    fn parts(&mut self, piece: &[u8]) -> Result<()> {
+        let mut n = 0;
+        self.vocab.borders().for_each_part(piece, |part| {
+            match part {
+                Part::Char(ids, n_ids) => {
+                    self.ready[n..n + CHAR_BYTES].copy_from_slice(&ids);
+                    n += n_ids;
+                    if n < READY {
+                        return Ok(());
+                    }
+                    self.sink.push(&self.ready[..n]);
+                }
+                Part::Bytes(start, end) => {
+                    self.sink.push(&self.ready[..n]);
+                    self.cached(&piece[start..end], end - start == piece.len())?;
+                }
+            }
+            n = 0;
+            Ok(())
+        })?;
+        self.sink.push(&self.ready[..n]);
+        Ok(())
+    }
+
+    /// Encodes a piece or a part of one, and stores what it encodes to.
+    fn cached(&mut self, bytes: &[u8], is_piece: bool) -> Result<()> {
+        // Only with `ignore_merges` a part may have other ids than the same bytes as a piece.
+        let is_other = !is_piece && self.vocab.ignore_merges();
+        if (1..=PACKED).contains(&bytes.len()) {
+            let key = packed_key(bytes, 0, bytes) | if is_other { PART } else { 0 };
+            if let Some(slot) = self.cache.get(key) {
+                self.sink.push(self.cache.ids(&slot));
+                return Ok(());
+            }
+            self.compute(bytes, is_piece)?;
+            return self.keep(key);
+        }
+        if !is_other && let Some(ids) = self.cache.get_long(bytes) {
+            self.sink.push(ids);
+            return Ok(());
+        }
+        self.compute(bytes, is_piece)?;
+        let ids = std::mem::take(&mut self.cache.buffers.ids);
+        if bytes.len() <= LONGEST && !is_other {
+            self.cache.insert_long(bytes, &ids);
+        }
+        self.sink.push(&ids);
+        self.cache.buffers.ids = ids;
+        Ok(())
+    }
+
+    /// Stores the ids in the buffer under `key` and gives them out.
+    fn keep(&mut self, key: u128) -> Result<()> {
         let ids = std::mem::take(&mut self.cache.buffers.ids);
         self.cache.insert(key, &ids);
         self.sink.push(&ids);
@@ -142,29 +233,31 @@ impl<S: Sink> Encoder<'_, S> {
         Ok(())
     }
 
-    fn long(&mut self, piece: &[u8]) -> Result<()> {
-        if let Some(ids) = self.cache.get_long(piece) {
-            self.sink.push(ids);
-            return Ok(());
+    /// Leaves the ids of `bytes` in the buffer.
+    fn compute(&mut self, bytes: &[u8], is_piece: bool) -> Result<()> {
+        self.cache.buffers.ids.clear();
+        if is_piece {
+            if let Some(id) = self.vocab.whole_piece(bytes) {
+                self.cache.buffers.ids.push(id);
+                return Ok(());
+            }
+            if bytes.len() <= PACKED && self.falls_apart(bytes) {
+                return self.merge_parts(bytes);
+            }
         }
-        self.compute(piece)?;
-        let ids = std::mem::take(&mut self.cache.buffers.ids);
-        if piece.len() <= LONGEST {
-            self.cache.insert_long(piece, &ids);
-        }
-        self.sink.push(&ids);
-        self.cache.buffers.ids = ids;
-        Ok(())
+        let Buffers { ids, scratch, .. } = &mut self.cache.buffers;
+        self.vocab.merge_piece(bytes, scratch, self.control, ids)
     }
 
-    /// Leaves the ids of `piece` in the buffer.
-    fn compute(&mut self, piece: &[u8]) -> Result<()> {
+    /// Appends the ids of a piece that is no token to the buffer, part by part.
+    fn merge_parts(&mut self, piece: &[u8]) -> Result<()> {
         let Buffers { ids, scratch, .. } = &mut self.cache.buffers;
-        ids.clear();
-        match self.vocab.whole_piece(piece) {
-            Some(id) => ids.push(id),
-            None => self.vocab.merge_piece(piece, scratch, self.control, ids)?,
-        }
-        Ok(())
+        self.vocab.borders().for_each_part(piece, |part| match part {
+            Part::Char(of_char, n) => {
+                ids.extend_from_slice(&of_char[..n]);
+                Ok(())
+            }
+            Part::Bytes(start, end) => self.vocab.merge_piece(&piece[start..end], scratch, self.control, ids),
+        })
     }
 }

@@ -8,6 +8,7 @@
 //! Every fast path has a slow twin in [`naive`] and a property test of equality.
 
 mod batch;
+mod borders;
 pub mod cache;
 pub mod control;
 pub mod corpus;

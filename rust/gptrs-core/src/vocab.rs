@@ -4,6 +4,9 @@
 //! Both become one table of pairs. For ranks, the pair that makes a token is what is left of its bytes just before the
 //! last merge: BPE restricted to a span behaves as on the span alone, so no other pair can ever make this token.
 
+use std::sync::OnceLock;
+
+use crate::borders::Borders;
 use crate::control::Control;
 use crate::error::{Error, Result};
 use crate::merge::{Scratch, merge_piece};
@@ -26,6 +29,8 @@ pub struct Vocab {
     byte_ids: [u32; 256],
     unreachable: Vec<u32>,
     ignore_merges: bool,
+    /// Made when the first long text needs it.
+    borders: OnceLock<Borders>,
 }
 
 impl Vocab {
@@ -76,7 +81,7 @@ impl Vocab {
         }
         let pairs = pair_table(&tokens, &merges)?;
         let ignore_merges = !unreachable.is_empty();
-        Ok(Self { tokens, merges, pairs, byte_ids, unreachable, ignore_merges })
+        Ok(Self { tokens, merges, pairs, byte_ids, unreachable, ignore_merges, borders: OnceLock::new() })
     }
 
     fn from_parts(tokens: Tokens, merges: Vec<Pair>, ignore_merges: bool) -> Result<Self> {
@@ -84,7 +89,7 @@ impl Vocab {
         let pairs = pair_table(&tokens, &merges)?;
         let unreachable = unreachable(&tokens, &pairs, &byte_ids)?;
         let ignore_merges = ignore_merges && !unreachable.is_empty();
-        Ok(Self { tokens, merges, pairs, byte_ids, unreachable, ignore_merges })
+        Ok(Self { tokens, merges, pairs, byte_ids, unreachable, ignore_merges, borders: OnceLock::new() })
     }
 
     /// Number of ids, holes included.
@@ -153,6 +158,15 @@ impl Vocab {
             return Ok(());
         }
         self.merge_piece(piece, &mut Scratch::default(), control, out)
+    }
+
+    /// Where pieces fall apart; the first call takes some milliseconds.
+    pub(crate) fn borders(&self) -> &Borders {
+        self.borders.get_or_init(|| {
+            let (mut scratch, control) = (Scratch::default(), Control::new());
+            // Short pieces cannot fail.
+            Borders::new(&self.tokens, |char, ids| drop(self.merge_piece(char, &mut scratch, &control, ids)))
+        })
     }
 
     /// Appends the ids of `piece` by merges alone.
