@@ -7,6 +7,8 @@
 //! an arena and are compared byte for byte. Memory follows the distinct words, not the text.
 
 mod counter;
+pub mod file;
+pub mod join;
 mod table;
 
 use std::sync::{Mutex, PoisonError};
