@@ -363,7 +363,7 @@ impl Trainer {
         progress: Option<&Bound<'_, PyAny>>,
     ) -> PyResult<()> {
         let splitter = &self.splitter;
-        let counts = watched(py, progress, |control| count_files(&paths, text_field, splitter, threads, control))?;
+        let (counts, _) = watched(py, progress, |control| count_files(&paths, text_field, splitter, threads, control))?;
         self.add(py, counts)
     }
 

@@ -8,7 +8,9 @@
 //! follows the distinct words, not the text.
 
 mod counter;
+pub mod file;
 mod front;
+pub mod join;
 mod table;
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
