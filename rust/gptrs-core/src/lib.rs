@@ -32,6 +32,7 @@ pub mod special;
 pub mod split;
 pub mod tokenizer;
 mod tokens;
+pub mod trace;
 pub mod train;
 pub mod vocab;
 

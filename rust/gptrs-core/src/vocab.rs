@@ -8,7 +8,7 @@ use crate::control::Control;
 use crate::error::{Error, Result};
 use crate::merge::{Scratch, merge_piece};
 use crate::naive::Pair;
-use crate::pairs::{ID_BITS, Pairs};
+use crate::pairs::{ID_BITS, NO_RANK, Pairs};
 use crate::tokens::Tokens;
 
 /// The longest token of a rank file; finding its merge is quadratic. The largest vocabularies in use have 128 bytes.
@@ -107,6 +107,12 @@ impl Vocab {
     /// The merges in order of rank.
     pub fn merges(&self) -> &[Pair] {
         &self.merges
+    }
+
+    /// Rank and product of the merge of two tokens; `None` when they never merge.
+    pub fn merge_of(&self, left: u32, right: u32) -> Option<(u32, u32)> {
+        let rank = self.pairs.rank(left, right);
+        (rank != NO_RANK).then(|| (rank, self.pairs.product(rank)))
     }
 
     /// The id of every single byte.
