@@ -91,7 +91,7 @@ def tokenizer_train(
     files: Files,
     vocab_size: Annotated[int, typer.Option("--vocab-size", "-n", help="Ids: 256 bytes, merges, special tokens.")],
     out: Annotated[str, typer.Option("--out", "-o", help="The file to write.")] = "tokenizer.json",
-    pattern: Annotated[str, typer.Option(help="How text is split: gpt2, cl100k_base or a regex.")] = "gpt2",
+    pattern: Annotated[str, typer.Option(help="How text is split: a name (gpt2, o200k_base, …) or a regex.")] = "gpt2",
     special: Annotated[
         list[str] | None, typer.Option(help="A special token; may be repeated. [default: <|endoftext|>]")
     ] = None,
@@ -128,6 +128,8 @@ def tokenizer_encode(
     pattern: Pattern = None,
 ) -> None:
     """Print the ids of a text; special-token text is ordinary text unless --special is given."""
+    from gptrs.inspect import quoted
+
     coder = _load_tokenizer(tokenizer, pattern)
     source = sys.stdin.buffer.read() if text is None else text
     ids = coder.encode(source, allowed_special="all" if special else (), disallowed_special=())
@@ -137,7 +139,29 @@ def tokenizer_encode(
     for token_id in ids:
         piece = coder.id_to_token(token_id)
         assert piece is not None, token_id
-        typer.echo(f"{token_id}\t{_readable(piece)}")
+        typer.echo(f"{token_id}\t{quoted(piece)}")
+
+
+@tokenizer_app.command("inspect")
+def tokenizer_inspect(
+    tokenizer: TokenizerFile,
+    text: Annotated[str | None, typer.Argument(help="The text; standard input without it.")] = None,
+    html: Annotated[str | None, typer.Option(help="Write a page with the merges as a drawing to this file.")] = None,
+    special: Annotated[bool, typer.Option("--special", help="Special-token text becomes its one id.")] = False,
+    pattern: Pattern = None,
+) -> None:
+    """Show how a text becomes ids: its pieces, and in each the merges in the order they happen."""
+    from gptrs import inspect
+    from gptrs.files import write_atomic
+
+    coder = _load_tokenizer(tokenizer, pattern)
+    source = sys.stdin.buffer.read() if text is None else text
+    pieces = inspect.trace(coder, source, allowed_special="all" if special else ())
+    if html is None:
+        typer.echo("\n".join(inspect.lines(coder, pieces)))
+        return
+    write_atomic(Path(html), inspect.page(coder, pieces).encode())
+    typer.echo(f"{html}: {inspect.summary(coder, pieces)}")
 
 
 @tokenizer_app.command("decode")
@@ -231,6 +255,7 @@ def data_show(
 ) -> None:
     """Print the rows of batch BATCH exactly as training sees them."""
     from gptrs.data import Dataset, Loader
+    from gptrs.inspect import quoted
 
     dataset = Dataset(path)
     coder = None if tokenizer is None else _load_tokenizer(tokenizer, pattern)
@@ -243,7 +268,7 @@ def data_show(
     ) as loader:
         shown = loader.batch_at(batch)
     for start, row in zip(shown.starts, shown.tokens, strict=True):
-        content = " ".join(map(str, row.tolist())) if coder is None else _readable(coder.decode_bytes(row))
+        content = " ".join(map(str, row.tolist())) if coder is None else quoted(coder.decode_bytes(row))
         typer.echo(f"token {start}: {content}")
 
 
@@ -358,9 +383,3 @@ def _load_tokenizer(path: str, pattern: str | None) -> "Tokenizer":
     from gptrs.tokenizer import Tokenizer
 
     return Tokenizer.from_file(path, pattern=pattern)
-
-
-def _readable(piece: bytes) -> str:
-    """Bytes in quotes on one line: text where it is UTF-8, \\x escapes where not."""
-    text = piece.decode("utf-8", "backslashreplace")
-    return '"' + "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text) + '"'

@@ -76,7 +76,8 @@ class Tokenizer:
                 line of a .jsonl file is one.
             vocab_size: Ids in all: 256 bytes, then merges, then special tokens. Warns when the corpus has too few
                 different pairs to fill it.
-            pattern: How text is split into pieces before merging: "gpt2", "cl100k_base" or a regular expression.
+            pattern: How text is split into pieces before merging: "gpt2", "cl100k_base", "o200k_base", "llama3",
+                "qwen2", "deepseek-v3", "nanochat" or a regular expression.
             special_tokens: Texts with an id of their own. They are ordinary text in the corpus.
             min_count: A pair must occur at least this often to be merged.
             text_field: The field of a .jsonl line that holds the text.
@@ -379,7 +380,7 @@ class Tokenizer:
 
     @property
     def pattern(self) -> str:
-        """The splitting pattern: its name ("gpt2", "cl100k_base") or the regular expression."""
+        """The splitting pattern: its name ("gpt2", "cl100k_base", …) or the regular expression."""
         return self.core.pattern
 
     @property

@@ -37,6 +37,7 @@ pub mod special;
 pub mod split;
 pub mod tokenizer;
 mod tokens;
+pub mod trace;
 pub mod train;
 pub mod vocab;
 mod warm;

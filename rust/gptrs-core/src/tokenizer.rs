@@ -212,6 +212,17 @@ impl Tokenizer {
         self.vocab.id(bytes).or_else(|| self.specials.id(bytes))
     }
 
+    /// Start, end and id of every `allowed` special token in `text`.
+    pub(crate) fn special_spans(&self, text: &[u8], allowed: Specials) -> Result<Vec<(usize, usize, u32)>> {
+        let finder = self.specials.finder(allowed)?;
+        let (mut spans, mut at) = (Vec::new(), 0);
+        while let Some(found) = finder.find(text, at) {
+            at = found.end;
+            spans.push((found.start, found.end, found.id));
+        }
+        Ok(spans)
+    }
+
     pub(crate) fn known_bytes(&self, id: u32, position: usize) -> Result<&[u8]> {
         self.token_bytes(id).ok_or_else(|| Error::UnknownId { id, position, vocab_size: self.vocab_size() })
     }

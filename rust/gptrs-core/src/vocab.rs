@@ -114,6 +114,12 @@ impl Vocab {
         &self.merges
     }
 
+    /// Rank and product of the merge of two tokens; `None` when they never merge.
+    pub fn merge_of(&self, left: u32, right: u32) -> Option<(u32, u32)> {
+        let rank = self.pairs.rank(left, right);
+        (rank != NO_RANK).then(|| (rank, self.pairs.product(rank)))
+    }
+
     /// The id of every single byte.
     pub fn byte_ids(&self) -> &[u32; 256] {
         &self.byte_ids

@@ -8,6 +8,7 @@ use gptrs_core::count_files::count_files;
 use gptrs_core::formats::{self, tokenizer_json};
 use gptrs_core::prepare::{PrepareOptions, encode_files};
 use gptrs_core::split::Splitter;
+use gptrs_core::trace::{Merge, Origin, Piece};
 use gptrs_core::train::{self, TrainOptions};
 use gptrs_core::vocab::Vocab;
 use gptrs_core::{
@@ -28,6 +29,9 @@ const SMALL_BYTES: usize = 1 << 16;
 
 /// Where a token's bytes begin and end in the text.
 type Span = (usize, usize);
+
+type TracedMerge = (u32, (usize, usize, usize), (u32, u32, u32));
+type TracedPiece = (Span, &'static str, Vec<TracedMerge>, Vec<u32>);
 
 /// Text to ids and back; immutable, safe to share between threads and after `fork`.
 #[pyclass(frozen, module = "gptrs._core")]
@@ -193,6 +197,21 @@ impl Tokenizer {
         let decode = |control: &Control| self.0.decode_batch(&batch, 0, control);
         let texts = run(py, 4 * batch.iter().map(Vec::len).sum::<usize>(), decode)?;
         Ok(texts.iter().map(|bytes| PyBytes::new(py, bytes)).collect())
+    }
+
+    /// Each piece: start and end of its bytes, origin, merges, ids. A merge: rank, three places in the piece, three ids.
+    fn trace(&self, py: Python<'_>, text: Text, allowed_special: Names) -> PyResult<Vec<TracedPiece>> {
+        let pieces = detached(py, || self.0.trace(text.as_ref(), specials(&allowed_special)))?;
+        let merge = |m: Merge| (m.rank, m.span, (m.left, m.right, m.product));
+        let plain = |piece: Piece| {
+            let origin = match piece.origin {
+                Origin::Merges => "merges",
+                Origin::Whole => "whole",
+                Origin::Special => "special",
+            };
+            (piece.span, origin, piece.merges.into_iter().map(merge).collect(), piece.ids)
+        };
+        Ok(pieces.into_iter().map(plain).collect())
     }
 
     fn decoder(&self) -> StreamDecoder {
