@@ -9,6 +9,7 @@
 mod counter;
 pub mod file;
 pub mod join;
+pub mod superwords;
 mod table;
 
 use std::sync::{Mutex, PoisonError};
