@@ -7,7 +7,7 @@ pub mod merges;
 pub mod tiktoken;
 pub mod tokenizer_json;
 
-mod alphabet;
+pub(crate) mod alphabet;
 mod pre_tokenizer;
 
 use std::fs::File;
