@@ -313,7 +313,7 @@ mod tests {
                     let n = 1 + self.below(4);
                     let word = self.text(n).into_bytes();
                     let from = self.below(word.len());
-                    (word[from..][..1 + self.below(word.len() - from)].to_vec(), 1 + self.below(9) as u64)
+                    (word[from..][..=self.below(word.len() - from)].to_vec(), 1 + self.below(9) as u64)
                 })
                 .collect();
             naive::train(&words, 1 + self.below(80), 1)

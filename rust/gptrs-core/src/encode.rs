@@ -152,7 +152,8 @@ impl<S: Sink> Encoder<'_, S> {
     fn miss(&mut self, key: u128) -> Result<()> {
         let (bytes, len) = unpack(key);
         self.compute(&bytes[..len], true)?;
-        self.keep(key)
+        self.keep(key);
+        Ok(())
     }
 
     /// A piece that is long, or has no spaces around it by the custom of its script.
@@ -208,7 +209,8 @@ impl<S: Sink> Encoder<'_, S> {
                 return Ok(());
             }
             self.compute(bytes, is_piece)?;
-            return self.keep(key);
+            self.keep(key);
+            return Ok(());
         }
         if !is_other && let Some(ids) = self.cache.get_long(bytes) {
             self.sink.push(ids);
@@ -225,12 +227,11 @@ impl<S: Sink> Encoder<'_, S> {
     }
 
     /// Stores the ids in the buffer under `key` and gives them out.
-    fn keep(&mut self, key: u128) -> Result<()> {
+    fn keep(&mut self, key: u128) {
         let ids = std::mem::take(&mut self.cache.buffers.ids);
         self.cache.insert(key, &ids);
         self.sink.push(&ids);
         self.cache.buffers.ids = ids;
-        Ok(())
     }
 
     /// Leaves the ids of `bytes` in the buffer.

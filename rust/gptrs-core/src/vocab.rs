@@ -9,7 +9,7 @@ use std::sync::OnceLock;
 use crate::borders::Borders;
 use crate::control::Control;
 use crate::error::{Error, Result};
-use crate::merge::{Scratch, merge_piece};
+use crate::merge::{Merges, Scratch};
 use crate::naive::Pair;
 use crate::pairs::{ID_BITS, NO_RANK, Pairs};
 use crate::tokens::Tokens;
@@ -183,7 +183,7 @@ impl Vocab {
         control: &Control,
         out: &mut Vec<u32>,
     ) -> Result<()> {
-        merge_piece(&self.pairs, &self.byte_ids, piece, scratch, control, out)
+        Merges { pairs: &self.pairs, byte_ids: &self.byte_ids }.encode(piece, scratch, control, out)
     }
 }
 
@@ -242,7 +242,7 @@ fn unreachable(tokens: &Tokens, pairs: &Pairs, byte_ids: &[u32; 256]) -> Result<
     for id in 0..tokens.len() as u32 {
         let token = tokens.get(id).unwrap_or_default();
         ids.clear();
-        merge_piece(pairs, byte_ids, token, &mut scratch, &control, &mut ids)?;
+        Merges { pairs, byte_ids }.encode(token, &mut scratch, &control, &mut ids)?;
         if ids != [id] && !token.is_empty() {
             unreachable.push(id);
         }
