@@ -23,7 +23,7 @@ LAYERS = {
     "gptrs.encoded": 0,
     "gptrs.data": 0.5, "gptrs.tokenizer": 1,  # encode_files ends in a dataset
     "gptrs.holdout": 1, "gptrs.model": 1,
-    "gptrs.generate": 2, "gptrs.trace": 2, "gptrs.report": 2, "gptrs.inspect": 2,
+    "gptrs.generate": 2, "gptrs.trace": 2, "gptrs.report": 2, "gptrs.inspect": 2, "gptrs.train_prepare": 2,
     "gptrs.train": 3,
     "gptrs.train.config": 2, "gptrs.train.corpus": 2, "gptrs.train.rundir": 2, "gptrs.train.optim": 2,
     "gptrs.train.schedule": 2, "gptrs.train.checkpoint": 2, "gptrs.train.metrics": 2,

@@ -103,8 +103,7 @@ def tokenizer_train(
     """Train a byte-level BPE tokenizer on text files and write tokenizer.json."""
     from gptrs.tokenizer import Tokenizer
 
-    if Path(out).suffix not in (".json", ".tiktoken") or not Path(out).resolve().parent.is_dir():
-        raise ValueError(f"--out must be a .json or .tiktoken file in a folder that exists, got {out}")
+    _check_out(out, "--out")
     tokenizer = Tokenizer.train(
         files,
         vocab_size,
@@ -187,6 +186,10 @@ def prepare_command(
     files: Files,
     tokenizer: TokenizerOption,
     out: Annotated[str, typer.Option("--out", "-o", help="The folder for the shards and manifest.json.")],
+    train_tokenizer: Annotated[
+        int | None,
+        typer.Option(help="Train TOKENIZER on these files first, with this many ids.", metavar="VOCAB_SIZE"),
+    ] = None,
     pattern: Pattern = None,
     text_field: TextField = "text",
     shard_tokens: Annotated[int, typer.Option(help="Tokens in a shard.", min=1)] = 1 << 27,
@@ -195,18 +198,35 @@ def prepare_command(
     progress: Progress = True,
 ) -> None:
     """Encode text files into token shards; the same command again finishes what was cut off."""
-    from gptrs.data import prepare
+    from gptrs import prepare, train_and_prepare
 
-    dataset = prepare(
-        files,
-        _load_tokenizer(tokenizer, pattern),
-        out,
-        text_field=text_field,
-        shard_tokens=shard_tokens,
-        append_eot=eot,
-        threads=threads,
-        progress=progress,
-    )
+    if train_tokenizer is None:
+        coder = _load_tokenizer(tokenizer, pattern)
+        dataset = prepare(
+            files,
+            coder,
+            out,
+            text_field=text_field,
+            shard_tokens=shard_tokens,
+            append_eot=eot,
+            threads=threads,
+            progress=progress,
+        )
+    else:
+        _check_out(tokenizer, "--tokenizer")
+        coder, dataset = train_and_prepare(
+            files,
+            train_tokenizer,
+            out,
+            pattern=pattern or "gpt2",
+            save=tokenizer,
+            text_field=text_field,
+            shard_tokens=shard_tokens,
+            append_eot=eot,
+            threads=threads,
+            progress=progress,
+        )
+        typer.echo(f"{tokenizer}: {coder.vocab_size} ids, pattern {coder.pattern}, digest {coder.digest[:16]}")
     typer.echo(f"{out}: {dataset.n_tokens} tokens, {dataset.n_documents} documents, fingerprint {dataset.fingerprint}")
 
 
@@ -377,6 +397,12 @@ def _open_model(run: str | None, checkpoint: str | None, device: str) -> tuple["
 def _write(text: str) -> None:
     sys.stdout.write(text)
     sys.stdout.flush()
+
+
+def _check_out(path: str, option: str) -> None:
+    """Before the work: what is trained can be saved."""
+    if Path(path).suffix not in (".json", ".tiktoken") or not Path(path).resolve().parent.is_dir():
+        raise ValueError(f"{option} must be a .json or .tiktoken file in a folder that exists, got {path}")
 
 
 def _load_tokenizer(path: str, pattern: str | None) -> "Tokenizer":
