@@ -9,8 +9,9 @@ use crate::decode::{StreamDecoder, decode};
 use crate::encode::{Count, Sink, encode_text};
 use crate::error::{Error, Result};
 use crate::parallel;
-use crate::special::{Finder, SpecialSet, SpecialToken, Specials};
+use crate::special::{Finder, Matching, SpecialSet, SpecialToken, Specials};
 use crate::split::Splitter;
+use crate::template::Template;
 use crate::vocab::Vocab;
 
 /// Bytes of documents that one task of a batch takes, so that a task outweighs its hand-out.
@@ -67,6 +68,7 @@ pub struct Tokenizer {
     vocab: Vocab,
     splitter: Splitter,
     specials: SpecialSet,
+    template: Option<Template>,
     /// Tells the caches of one tokenizer from those of another.
     identity: u64,
     cache_bytes: usize,
@@ -76,10 +78,24 @@ pub struct Tokenizer {
 impl Tokenizer {
     /// Joins the parts; fails when a special token is empty, doubled, or has the id of another token.
     pub fn new(vocab: Vocab, splitter: Splitter, specials: Vec<SpecialToken>) -> Result<Self> {
+        let exact = specials.into_iter().map(|token| (token, Matching::EXACT));
+        Self::with_matching(vocab, splitter, exact.collect())
+    }
+
+    /// [`Tokenizer::new`] with special tokens that are found as Hugging Face's files say.
+    pub fn with_matching(vocab: Vocab, splitter: Splitter, specials: Vec<(SpecialToken, Matching)>) -> Result<Self> {
         static NEXT_IDENTITY: AtomicU64 = AtomicU64::new(0);
-        let specials = SpecialSet::new(specials, &vocab)?;
-        let identity = NEXT_IDENTITY.fetch_add(1, Ordering::Relaxed);
-        Ok(Self { vocab, splitter, specials, identity, cache_bytes: DEFAULT_BYTES, idle: Mutex::new(Vec::new()) })
+        let specials = SpecialSet::new(specials, splitter.normalizer(), &vocab)?;
+        let (template, identity) = (None, NEXT_IDENTITY.fetch_add(1, Ordering::Relaxed));
+        Ok(Self {
+            vocab,
+            splitter,
+            specials,
+            template,
+            identity,
+            cache_bytes: DEFAULT_BYTES,
+            idle: Mutex::new(Vec::new()),
+        })
     }
 
     /// The same tokenizer with another bound on the memory of each thread's cache; 64 MiB by default.
@@ -105,6 +121,23 @@ impl Tokenizer {
         self.specials.tokens()
     }
 
+    /// How each of the special tokens is found.
+    pub fn matching(&self) -> &[Matching] {
+        self.specials.matching()
+    }
+
+    /// What Hugging Face puts around a text; nothing here does, the format and its users keep it.
+    pub fn template(&self) -> Option<&Template> {
+        self.template.as_ref()
+    }
+
+    /// The same tokenizer with another template.
+    #[must_use]
+    pub fn with_template(mut self, template: Option<Template>) -> Self {
+        self.template = template;
+        self
+    }
+
     /// The largest id + 1; ids below it may be holes.
     pub fn vocab_size(&self) -> usize {
         let special = self.specials().last().map_or(0, |token| token.id as usize + 1);
@@ -116,7 +149,8 @@ impl Tokenizer {
         self.specials.end_of_text()
     }
 
-    /// What this tokenizer is, whatever file it came from: blake3 over pattern, tokens, merges and special tokens.
+    /// What this tokenizer is, whatever file it came from: blake3 over all that decides ids, which are pattern, tokens,
+    /// merges, special tokens, and where there is one the normalizer and how special tokens are found.
     pub fn digest(&self) -> [u8; 32] {
         let mut hasher = blake3::Hasher::new_derive_key("gptrs tokenizer identity 1");
         let mut field = |bytes: &[u8]| {
@@ -132,9 +166,16 @@ impl Tokenizer {
         let merges: Vec<u8> =
             self.vocab.merges().iter().flat_map(|&(l, r)| [l.to_le_bytes(), r.to_le_bytes()]).flatten().collect();
         field(&merges);
-        for token in self.specials() {
+        let normalizer = self.splitter.normalizer();
+        for (token, matching) in self.specials().iter().zip(self.matching()) {
             field(&token.id.to_le_bytes());
             field(token.text.as_bytes());
+            if let Some(flags) = matching.digest_field(normalizer) {
+                field(flags);
+            }
+        }
+        if let Some(normalizer) = normalizer {
+            field(normalizer.name().as_bytes());
         }
         *hasher.finalize().as_bytes()
     }
@@ -174,8 +215,8 @@ impl Tokenizer {
             return Ok(ids);
         }
         let spared = if matches!(disallowed, Specials::All) { allowed } else { Specials::None };
-        if let Some(found) = self.specials.finder_except(disallowed, spared)?.find(text, 0) {
-            let token = String::from_utf8_lossy(&text[found.start..found.end]).into_owned();
+        if let Some(found) = self.specials.finder_except(disallowed, spared)?.first(text) {
+            let token = self.specials.text(found.id).unwrap_or_default().to_owned();
             return Err(Error::SpecialToken { token, offset: found.start });
         }
         let finder = self.specials.finder(allowed)?;
@@ -286,14 +327,15 @@ impl Tokenizer {
         sink: &mut S,
     ) -> Result<()> {
         cache.claim(self.identity);
-        let mut at = 0;
-        while let Some(found) = finder.find(text, at) {
-            encode_text(&self.vocab, &self.splitter, cache, &text[at..found.start], control, sink)?;
-            sink.push(&[found.id]);
-            control.advance((found.end - found.start) as u64);
-            at = found.end;
-        }
-        encode_text(&self.vocab, &self.splitter, cache, &text[at..], control, sink)
+        finder.for_each(
+            text,
+            sink,
+            |sink, between| encode_text(&self.vocab, &self.splitter, cache, between, control, sink),
+            |sink, found| {
+                sink.push(&[found.id]);
+                control.advance((found.end - found.start) as u64);
+            },
+        )
     }
 
     fn batch<T: AsRef<[u8]> + Sync, I: Copy + Send>(

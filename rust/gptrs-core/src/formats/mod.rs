@@ -8,6 +8,7 @@ pub mod tiktoken;
 pub mod tokenizer_json;
 
 mod alphabet;
+mod entries;
 mod pre_tokenizer;
 
 use std::fs::File;
@@ -139,26 +140,15 @@ fn read_text(path: &Path) -> Result<String> {
         .map_err(|error| Error::NotUtf8 { path: path.to_path_buf(), offset: error.utf8_error().valid_up_to() as u64 })
 }
 
-/// Entries of a vocabulary file as tokens by id; ids without an entry are holes.
-///
-/// A lying id cannot make it allocate more than a few times what the file holds.
-fn by_id<T>(entries: Vec<(T, u32)>, show: impl Fn(&T) -> String) -> std::result::Result<Vec<Option<T>>, String> {
-    let bound = 2 * entries.len() + 1024;
-    let mut tokens: Vec<Option<T>> = Vec::new();
-    for (token, id) in entries {
-        let at = id as usize;
-        if at >= bound {
-            return Err(format!("token {} has id {id}, expected less than {bound}", show(&token)));
-        }
-        if at >= tokens.len() {
-            tokens.resize_with(at + 1, || None);
-        }
-        if let Some(other) = &tokens[at] {
-            return Err(format!("tokens {} and {} both have id {id}", show(other), show(&token)));
-        }
-        tokens[at] = Some(token);
+/// A result whose error has no path yet.
+type Checked<T> = std::result::Result<T, String>;
+
+/// The text of an error of a vocabulary, without what says that it is one.
+fn reason(error: Error) -> String {
+    match error {
+        Error::Vocab(reason) => reason,
+        other => other.to_string(),
     }
-    Ok(tokens)
 }
 
 /// Turns what a reader found into [`Error::Format`]; vocabulary errors keep their text.

@@ -6,11 +6,13 @@ use std::path::Path;
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 
-use super::{by_id, format_error, in_file, inexpressible, read_bytes, special};
+use super::entries::Entries;
+use super::{Checked, format_error, in_file, inexpressible, read_bytes, special};
 use crate::error::Result;
 use crate::special::SpecialToken;
 use crate::split::Splitter;
 use crate::tokenizer::Tokenizer;
+use crate::tokens::Tokens;
 use crate::vocab::Vocab;
 
 const FORMAT: &str = "tiktoken file";
@@ -19,7 +21,7 @@ const FORMAT: &str = "tiktoken file";
 pub fn read(path: &Path, splitter: Splitter, specials: Vec<SpecialToken>) -> Result<Tokenizer> {
     let error = format_error(path, FORMAT);
     let tokens = parse(&read_bytes(path)?).map_err(error)?;
-    let vocab = in_file(Vocab::from_ranks(&tokens), path, FORMAT)?;
+    let vocab = in_file(Vocab::from_ranked(tokens), path, FORMAT)?;
     in_file(Tokenizer::new(vocab, splitter, specials), path, FORMAT)
 }
 
@@ -58,28 +60,34 @@ pub(super) fn known(stem: &str) -> Option<(&'static str, Vec<SpecialToken>)> {
     }
 }
 
-fn parse(bytes: &[u8]) -> std::result::Result<Vec<Vec<u8>>, String> {
-    let mut entries = Vec::new();
+fn parse(bytes: &[u8]) -> Checked<Tokens> {
+    let mut entries = Entries::default();
     for (i, line) in bytes.split(|&byte| byte == b'\n').enumerate() {
         let line = line.trim_ascii();
         if !line.is_empty() {
-            entries.push(parse_line(line).map_err(|reason| format!("{reason} on line {}", i + 1))?);
+            parse_line(line, &mut entries).map_err(|reason| format!("{reason} on line {}", i + 1))?;
         }
     }
-    let tokens = by_id(entries, |token| format!("\"{}\"", token.escape_ascii()))?;
-    Ok(tokens.into_iter().map(Option::unwrap_or_default).collect())
+    entries.into_tokens()
 }
 
-fn parse_line(line: &[u8]) -> std::result::Result<(Vec<u8>, u32), String> {
-    let line = std::str::from_utf8(line).map_err(|_| "expected base64 and a rank, got bytes that are not UTF-8")?;
-    let (token, rank) =
-        line.split_once(' ').ok_or_else(|| format!("expected base64 and a rank, got {:?}", shorten(line)))?;
-    let rank = rank.parse().map_err(|_| format!("expected a rank below 2^32, got {:?}", shorten(rank)))?;
-    let bytes = STANDARD.decode(token).map_err(|error| format!("{:?} is not base64: {error}", shorten(token)))?;
-    if bytes.is_empty() { Err(format!("token {rank} is empty")) } else { Ok((bytes, rank)) }
+fn parse_line(line: &[u8], entries: &mut Entries) -> Checked<()> {
+    let Some((token, rank)) = memchr::memchr(b' ', line).map(|space| (&line[..space], &line[space + 1..])) else {
+        return Err(format!("expected base64 and a rank, got {}", show(line)));
+    };
+    let digits = std::str::from_utf8(rank).ok();
+    let rank = digits.and_then(|digits| digits.parse().ok());
+    let rank = rank.ok_or_else(|| format!("expected a rank below 2^32, got {}", show(&line[token.len() + 1..])))?;
+    if token.is_empty() {
+        return Err(format!("token {rank} is empty"));
+    }
+    entries.push_bytes(rank, |bytes| {
+        let decoded = STANDARD.decode_vec(token, bytes);
+        decoded.map_err(|error| format!("{} is not base64: {error}", show(token)))
+    })
 }
 
-/// The start of a text, for a message.
-fn shorten(text: &str) -> &str {
-    text.char_indices().nth(60).map_or(text, |(end, _)| &text[..end])
+/// The start of a line, for a message.
+fn show(bytes: &[u8]) -> String {
+    format!("\"{}\"", bytes[..bytes.len().min(60)].escape_ascii())
 }

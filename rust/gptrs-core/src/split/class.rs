@@ -123,10 +123,15 @@ pub(super) fn run_end(text: &[u8], mut at: usize, class: Class) -> usize {
 
 /// The class of the character that ends right before `at`, if the bytes there make one; no assumption on `text`.
 pub(super) fn class_before(text: &[u8], at: usize) -> Option<Class> {
+    char_before(text, at).map(|c| class_of(u32::from(c)))
+}
+
+/// The character that ends right before `at`, if the bytes there make one; no assumption on `text`.
+pub(super) fn char_before(text: &[u8], at: usize) -> Option<char> {
     let before = &text[..at];
     let longest = before.len().min(4);
     let start = (1..=longest).map(|n| at - n).find(|&start| text[start] & 0xC0 != 0x80)?;
-    class_of_only(&before[start..])
+    only_char(&before[start..])
 }
 
 /// The class of the character that starts at `at`, if the bytes there make one; no assumption on `text`.
@@ -138,13 +143,13 @@ pub(super) fn class_after(text: &[u8], at: usize) -> Option<Class> {
         0xF0.. => 4,
         _ => return None,
     };
-    class_of_only(text.get(at..at + len)?)
+    only_char(text.get(at..at + len)?).map(|c| class_of(u32::from(c)))
 }
 
-fn class_of_only(bytes: &[u8]) -> Option<Class> {
+fn only_char(bytes: &[u8]) -> Option<char> {
     let mut chars = std::str::from_utf8(bytes).ok()?.chars();
-    let class = class_of(u32::from(chars.next()?));
-    chars.next().is_none().then_some(class)
+    let only = chars.next()?;
+    chars.next().is_none().then_some(only)
 }
 
 #[cfg(test)]

@@ -16,17 +16,22 @@
 // A scanner is one loop: its steps and its caller's closure belong inside, and the inliner leaves them out.
 #![allow(clippy::inline_always)]
 
+pub(crate) mod chain;
 mod cl100k;
 mod class;
 mod custom;
 mod gpt2;
 
+use chain::Chain;
 use cl100k::Cl100k;
 use class::Class;
 use custom::Custom;
 use gpt2::Gpt2;
 
+use std::borrow::Cow;
+
 use crate::error::Result;
+use crate::normalizer::Normalizer;
 
 /// A pattern with a scanner of its own.
 trait Scheme {
@@ -42,6 +47,8 @@ trait Scheme {
 #[derive(Debug, Clone)]
 pub struct Splitter {
     kind: Kind,
+    /// What the text goes through first; a splitter itself is given normal text.
+    normalizer: Option<Normalizer>,
 }
 
 #[derive(Debug, Clone)]
@@ -49,10 +56,12 @@ enum Kind {
     Gpt2,
     Cl100k,
     Custom(Custom),
+    Chain(Chain),
 }
 
 impl Splitter {
-    /// The splitter for `"gpt2"`, `"cl100k_base"` (or `"cl100k"`), or a regular expression in fancy-regex's syntax.
+    /// The splitter for `"gpt2"`, `"cl100k_base"` (or `"cl100k"`), a regular expression in fancy-regex's syntax, or a
+    /// chain of steps as tokenizer.json has it (`{"type":"Sequence","pretokenizers":[...]}`).
     ///
     /// The known spellings of the named patterns give the named splitter, so a pattern read back from a file is as
     /// fast as its name. Fails with [`Error::Pattern`](crate::Error::Pattern) when the expression does not compile.
@@ -60,9 +69,30 @@ impl Splitter {
         let kind = match pattern {
             "gpt2" | gpt2::REGEX | gpt2::ONIG_REGEX | gpt2::OLD_REGEX => Kind::Gpt2,
             "cl100k_base" | "cl100k" | cl100k::REGEX | cl100k::ONIG_REGEX => Kind::Cl100k,
+            json if json.starts_with('{') => Kind::Chain(Chain::new(json)?),
             regex => Kind::Custom(Custom::new(regex)?),
         };
-        Ok(Self { kind })
+        Ok(Self { kind, normalizer: None })
+    }
+
+    /// The same splitter for text that [`encode`](crate::Tokenizer::encode) first brings into a normal form.
+    #[must_use]
+    pub fn with_normalizer(mut self, normalizer: Option<Normalizer>) -> Self {
+        self.normalizer = normalizer;
+        self
+    }
+
+    /// The normal form that text is brought into before it is split.
+    pub fn normalizer(&self) -> Option<Normalizer> {
+        self.normalizer
+    }
+
+    /// The normal form of `text`; `None` when it is that already.
+    pub(crate) fn normalize(&self, text: &[u8]) -> Option<Vec<u8>> {
+        match self.normalizer?.apply(text) {
+            Cow::Owned(normal) => Some(normal),
+            Cow::Borrowed(_) => None,
+        }
     }
 
     /// The pattern's name, or its regular expression when it has none.
@@ -71,6 +101,7 @@ impl Splitter {
             Kind::Gpt2 => "gpt2",
             Kind::Cl100k => "cl100k_base",
             Kind::Custom(custom) => custom.regex(),
+            Kind::Chain(chain) => chain.pattern(),
         }
     }
 
@@ -80,6 +111,7 @@ impl Splitter {
             Kind::Gpt2 => gpt2::REGEX,
             Kind::Cl100k => cl100k::REGEX,
             Kind::Custom(custom) => custom.regex(),
+            Kind::Chain(chain) => chain.pattern(),
         }
     }
 
@@ -91,6 +123,7 @@ impl Splitter {
             Kind::Gpt2 => gpt2::ONIG_REGEX.to_owned(),
             Kind::Cl100k => cl100k::ONIG_REGEX.to_owned(),
             Kind::Custom(custom) => custom.regex().to_owned(),
+            Kind::Chain(chain) => chain.pattern().to_owned(),
         }
     }
 
@@ -117,6 +150,9 @@ impl Splitter {
             Kind::Custom(custom) => for_each_part(text, f, |part, f| {
                 custom.for_each_span(part, |start, end| f(part.as_bytes(), start, end))
             }),
+            Kind::Chain(chain) => {
+                for_each_part(text, f, |part, f| chain.for_each_span(part, |start, end| f(part.as_bytes(), start, end)))
+            }
         }
     }
 
@@ -135,9 +171,18 @@ impl Splitter {
         let is_cut = match &self.kind {
             Kind::Gpt2 => Gpt2::is_cut,
             Kind::Cl100k => Cl100k::is_cut,
-            Kind::Custom(_) => return text.len(),
+            Kind::Custom(_) | Kind::Chain(_) => return text.len(),
         };
-        (at..text.len()).find(|&cut| is_safe(text, cut, is_cut)).unwrap_or(text.len())
+        let is_cut = |cut: &usize| is_safe(text, *cut, is_cut) && self.is_border(text, *cut);
+        (at..text.len()).find(is_cut).unwrap_or(text.len())
+    }
+
+    /// Whether normalization changes nothing across `cut`: both characters there stay as they are, and ASCII on the
+    /// right joins with nothing.
+    fn is_border(&self, text: &[u8], cut: usize) -> bool {
+        let Some(form) = self.normalizer else { return true };
+        let left = class::char_before(text, cut);
+        cut == 0 || (text[cut].is_ascii() && left.is_none_or(|left| form.is_border(left)))
     }
 }
 
