@@ -93,6 +93,7 @@ impl SpecialSet {
         tokens.sort_by_key(|(token, _)| token.id);
         let (tokens, matching): (Vec<_>, Vec<_>) = tokens.into_iter().unzip();
         let (mut by_text, mut by_id) = (HashMap::new(), HashMap::new());
+        check_strips(&tokens, &matching)?;
         for (i, SpecialToken { text, id }) in tokens.iter().enumerate() {
             if text.is_empty() {
                 return Err(Error::Vocab(format!("special token {id} is empty, expected at least one character")));
@@ -183,6 +184,19 @@ impl SpecialSet {
     }
 }
 
+/// White space that one token takes from its right cannot start another: Hugging Face gives both, one over the other.
+fn check_strips(tokens: &[SpecialToken], matching: &[Matching]) -> Result<()> {
+    let strips = tokens.iter().zip(matching).find(|(_, matching)| matching.rstrip);
+    let starts = tokens.iter().find(|token| token.text.starts_with(char::is_whitespace));
+    match (strips, starts) {
+        (Some((SpecialToken { text, .. }, _)), Some(other)) => Err(Error::Vocab(format!(
+            "special token {text:?} has rstrip and {:?} starts with white space, which is not supported",
+            other.text
+        ))),
+        _ => Ok(()),
+    }
+}
+
 fn check_apart(text: &str, id: u32, vocab: &Vocab) -> Result<()> {
     if id as usize >= vocab.len() + MAX_GAP {
         let n = vocab.len();
@@ -250,19 +264,19 @@ impl Finder {
         Ok(Self { search: Search::new(&first)?, second: Some(Box::new(second)) })
     }
 
-    /// Calls `on_token` with every occurrence and `on_text` with the text between them, in order; both get `state`. Text
-    /// that had to be normalized for the second look arrives so, and occurrences there lie in it.
+    /// Calls `on_token` with every occurrence and its bytes and `on_text` with the text between them, in order; both get
+    /// `state`. Text that had to be normalized for the second look arrives so, and occurrences there lie in it.
     pub(crate) fn for_each<S: ?Sized>(
         &self,
         text: &[u8],
         state: &mut S,
         mut on_text: impl FnMut(&mut S, &[u8]) -> Result<()>,
-        mut on_token: impl FnMut(&mut S, Occurrence),
+        mut on_token: impl FnMut(&mut S, Occurrence, &[u8]),
     ) -> Result<()> {
         let mut at = 0;
         while let Some(found) = self.search.find(text, at) {
             self.between(&text[at..found.start], state, &mut on_text, &mut on_token)?;
-            on_token(state, found);
+            on_token(state, found, &text[found.start..found.end]);
             at = found.end;
         }
         self.between(&text[at..], state, &mut on_text, &mut on_token)
@@ -273,14 +287,14 @@ impl Finder {
         text: &[u8],
         state: &mut S,
         on_text: &mut impl FnMut(&mut S, &[u8]) -> Result<()>,
-        on_token: &mut impl FnMut(&mut S, Occurrence),
+        on_token: &mut impl FnMut(&mut S, Occurrence, &[u8]),
     ) -> Result<()> {
         let Some(second) = &self.second else { return on_text(state, text) };
         let normal = second.normal(text);
         let mut at = 0;
         while let Some(found) = second.search.find(&normal, at) {
             on_text(state, &normal[at..found.start])?;
-            on_token(state, found);
+            on_token(state, found, &normal[found.start..found.end]);
             at = found.end;
         }
         on_text(state, &normal[at..])
@@ -400,7 +414,8 @@ fn first_char(text: &[u8]) -> Option<char> {
     start.utf8_chunks().next()?.valid().chars().next()
 }
 
-fn last_char(text: &[u8]) -> Option<char> {
+/// The character that `text` ends with, if its last bytes make one.
+pub(crate) fn last_char(text: &[u8]) -> Option<char> {
     let start = (1..=text.len().min(4)).map(|n| text.len() - n).find(|&at| text[at] & 0xC0 != 0x80)?;
     std::str::from_utf8(&text[start..]).ok()?.chars().next()
 }

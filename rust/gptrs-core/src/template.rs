@@ -33,7 +33,7 @@ pub struct Template {
     source: Value,
     single: Vec<Slot>,
     pair: Vec<Slot>,
-    trims_offsets: bool,
+    trims_offsets: Option<bool>,
 }
 
 impl Template {
@@ -42,8 +42,8 @@ impl Template {
         let mut template = Self {
             source: source.clone(),
             single: vec![Slot::Text { is_second: false, type_id: 0 }],
-            pair: [false, true].map(|is_second| Slot::Text { is_second, type_id: 0 }).to_vec(),
-            trims_offsets: false,
+            pair: [false, true].map(|is_second| Slot::Text { is_second, type_id: is_second.into() }).to_vec(),
+            trims_offsets: None,
         };
         let steps = match source.get("processors").filter(|_| source["type"] == "Sequence") {
             Some(steps) => steps.as_array().ok_or("expected a list as the processors of post_processor Sequence")?,
@@ -52,10 +52,10 @@ impl Template {
         let mut n_templates = 0;
         for step in steps {
             match parse(step)? {
-                Processor::ByteLevel { trim_offsets } => template.trims_offsets |= trim_offsets,
-                Processor::Template { single, pair, trim_offsets } => {
+                Processor::ByteLevel { trims } => template.trims_offsets = template.trims_offsets.or(trims),
+                Processor::Template { single, pair, trims } => {
                     (template.single, template.pair) = (single, pair);
-                    template.trims_offsets |= trim_offsets;
+                    template.trims_offsets = template.trims_offsets.or(trims);
                     n_templates += 1;
                 }
             }
@@ -81,8 +81,9 @@ impl Template {
         &self.pair
     }
 
-    /// Whether Hugging Face leaves white space at the ends of a token out of its offsets.
-    pub fn trims_offsets(&self) -> bool {
+    /// Whether Hugging Face leaves white space at the ends of a token out of its offsets; `true` inside when one space
+    /// at the start of the text stays, which is taken for one that was put there.
+    pub fn trims_offsets(&self) -> Option<bool> {
         self.trims_offsets
     }
 
@@ -94,8 +95,8 @@ impl Template {
 }
 
 enum Processor {
-    ByteLevel { trim_offsets: bool },
-    Template { single: Vec<Slot>, pair: Vec<Slot>, trim_offsets: bool },
+    ByteLevel { trims: Option<bool> },
+    Template { single: Vec<Slot>, pair: Vec<Slot>, trims: Option<bool> },
 }
 
 #[derive(Deserialize)]
@@ -104,6 +105,8 @@ enum Written {
     ByteLevel {
         #[serde(default = "yes")]
         trim_offsets: bool,
+        #[serde(default = "yes")]
+        add_prefix_space: bool,
     },
     TemplateProcessing {
         single: Vec<Piece>,
@@ -114,6 +117,7 @@ enum Written {
         sep: (String, u32),
         cls: (String, u32),
         trim_offsets: bool,
+        add_prefix_space: bool,
     },
     BertProcessing {
         sep: (String, u32),
@@ -152,23 +156,25 @@ fn parse(step: &Value) -> Result<Processor, String> {
     let text = |is_second, type_id| Slot::Text { is_second, type_id };
     let one = |id: u32, type_id| Slot::Ids { ids: vec![id], type_id };
     Ok(match written {
-        Written::ByteLevel { trim_offsets } => Processor::ByteLevel { trim_offsets },
+        Written::ByteLevel { trim_offsets, add_prefix_space } => {
+            Processor::ByteLevel { trims: trim_offsets.then_some(add_prefix_space) }
+        }
         Written::TemplateProcessing { single, pair, special_tokens } => {
             let slots = |pieces: Vec<Piece>| -> Result<Vec<_>, _> {
                 pieces.into_iter().map(|piece| slot(piece, &special_tokens)).collect()
             };
-            Processor::Template { single: slots(single)?, pair: slots(pair)?, trim_offsets: false }
+            Processor::Template { single: slots(single)?, pair: slots(pair)?, trims: None }
         }
-        Written::RobertaProcessing { sep, cls, trim_offsets } => {
+        Written::RobertaProcessing { sep, cls, trim_offsets, add_prefix_space } => {
             let (sep, cls) = (one(sep.1, 0), one(cls.1, 0));
             let single = vec![cls.clone(), text(false, 0), sep.clone()];
             let pair = vec![cls, text(false, 0), sep.clone(), sep.clone(), text(true, 0), sep];
-            Processor::Template { single, pair, trim_offsets }
+            Processor::Template { single, pair, trims: trim_offsets.then_some(add_prefix_space) }
         }
         Written::BertProcessing { sep, cls } => {
             let single = vec![one(cls.1, 0), text(false, 0), one(sep.1, 0)];
             let pair = [single.clone(), vec![text(true, 1), one(sep.1, 1)]].concat();
-            Processor::Template { single, pair, trim_offsets: false }
+            Processor::Template { single, pair, trims: None }
         }
     })
 }

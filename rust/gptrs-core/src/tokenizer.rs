@@ -1,5 +1,6 @@
 //! A vocabulary, a splitter and special tokens, ready to encode and decode on any number of threads.
 
+use std::borrow::Cow;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 
@@ -305,6 +306,11 @@ impl Tokenizer {
         self.vocab.id(bytes).or_else(|| self.specials.id(bytes))
     }
 
+    /// Finds the chosen special tokens.
+    pub(crate) fn special_finder(&self, choice: Specials) -> Result<Cow<'_, Finder>> {
+        self.specials.finder(choice)
+    }
+
     pub(crate) fn known_bytes(&self, id: u32, position: usize) -> Result<&[u8]> {
         self.token_bytes(id).ok_or_else(|| Error::UnknownId { id, position, vocab_size: self.vocab_size() })
     }
@@ -331,9 +337,9 @@ impl Tokenizer {
             text,
             sink,
             |sink, between| encode_text(&self.vocab, &self.splitter, cache, between, control, sink),
-            |sink, found| {
+            |sink, found, bytes| {
                 sink.push(&[found.id]);
-                control.advance((found.end - found.start) as u64);
+                control.advance(bytes.len() as u64);
             },
         )
     }

@@ -29,8 +29,8 @@ const MERGE_FILES: [(&str, &str); 2] = [("vocab.json", "merges.txt"), ("encoder.
 
 /// Reads a tokenizer from a file, or from a directory that has tokenizer.json or vocab.json and merges.txt.
 ///
-/// A `.tiktoken` file has no pattern; known names (`gpt2`, `r50k_base`, `p50k_base`, `cl100k_base`) bring pattern and special
-/// tokens, others need `pattern`. vocab.json and merges.txt are GPT-2's unless `pattern` says otherwise. tokenizer.json
+/// A `.tiktoken` file has no pattern; known names (`gpt2`, `r50k_base`, `p50k_base`, `p50k_edit`, `cl100k_base`,
+/// `o200k_base`, `o200k_harmony`, `llama3`, `deepseek_v3`) bring pattern and special tokens, others need `pattern`. vocab.json and merges.txt are GPT-2's unless `pattern` says otherwise. tokenizer.json
 /// has its own pattern, and `pattern` must be absent or the same.
 pub fn read(path: &Path, pattern: Option<&str>) -> Result<Tokenizer> {
     if std::fs::metadata(path).map_err(Error::io("read", path))?.is_dir() {
@@ -109,14 +109,13 @@ fn read_json(path: &Path, pattern: Option<&str>) -> Result<Tokenizer> {
 fn read_tiktoken(path: &Path, pattern: Option<&str>) -> Result<Tokenizer> {
     let stem = path.file_stem().and_then(|stem| stem.to_str()).unwrap_or_default();
     let known = tiktoken::known(stem);
-    let Some(pattern) = pattern.or(known.as_ref().map(|(pattern, _)| *pattern)) else {
+    let Some(pattern) = pattern.or(known.as_ref().map(|known| known.pattern)) else {
         return Err(Error::Argument(format!(
-            "{} holds ranks but no pattern, expected one; hint: pass pattern=\"gpt2\", \"cl100k_base\" or a regex",
+            "{} holds ranks but no pattern, expected one; hint: pass pattern=\"gpt2\", another name or a regex",
             path.display()
         )));
     };
-    let specials = known.map(|(_, specials)| specials).unwrap_or_default();
-    tiktoken::read(path, Splitter::new(pattern)?, specials)
+    tiktoken::read(path, Splitter::new(pattern)?, |n_ranks| known.map_or(Vec::new(), |known| (known.specials)(n_ranks)))
 }
 
 fn read_merges(vocab: &Path, merges: &Path, pattern: Option<&str>) -> Result<Tokenizer> {

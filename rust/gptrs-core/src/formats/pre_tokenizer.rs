@@ -32,10 +32,13 @@ pub(super) fn read(value: &Value) -> Checked<Splitter> {
             check_regex(regex)?;
             new_splitter(regex)
         }
-        _ => {
-            cuts.iter().try_for_each(check_step)?;
-            new_splitter(&chain::pattern_of(steps))
-        }
+        _ => match named_sequence(cuts) {
+            Some(splitter) if !use_regex => Ok(splitter),
+            _ => {
+                cuts.iter().try_for_each(check_step)?;
+                new_splitter(&chain::pattern_of(steps))
+            }
+        },
     }
 }
 
@@ -49,12 +52,16 @@ pub(super) fn write(splitter: &Splitter) -> Result<Value> {
         let steps: Vec<_> = steps.iter().map(|step| json!(step)).collect();
         return Ok(json!({ "type": "Sequence", "pretokenizers": steps }));
     }
-    let regex = splitter.onig_regex();
-    if let Some(what) = reads_differently(&regex) {
-        return Err(Error::Argument(format!("the pattern {regex:?} cannot be written as tokenizer.json: {what}")));
+    let mut steps = Vec::new();
+    for regex in splitter.onig_sequence() {
+        if let Some(what) = reads_differently(&regex) {
+            return Err(Error::Argument(format!("the pattern {regex:?} cannot be written as tokenizer.json: {what}")));
+        }
+        let pattern = json!({ "Regex": regex });
+        steps.push(json!({ "type": "Split", "pattern": pattern, "behavior": "Isolated", "invert": false }));
     }
-    let split = json!({ "type": "Split", "pattern": { "Regex": regex }, "behavior": "Isolated", "invert": false });
-    Ok(json!({ "type": "Sequence", "pretokenizers": [split, byte_level(false)] }))
+    steps.push(byte_level(false));
+    Ok(json!({ "type": "Sequence", "pretokenizers": steps }))
 }
 
 /// The component which spells bytes in the alphabet and with `use_regex` first cuts with GPT-2's pattern.
@@ -81,6 +88,15 @@ fn flatten(value: &Value, steps: &mut Vec<Step>, depth: usize) -> Checked<()> {
         }
         _ => Err(format!("pre_tokenizer {name} is not supported, expected Split, Digits or ByteLevel")),
     }
+}
+
+/// The named splitter that several steps make, each of which isolates the matches of a regex.
+fn named_sequence(steps: &[Step]) -> Option<Splitter> {
+    let regex = |step: &Step| match step {
+        Step::Split { pattern: Matcher::Regex(regex), behavior: Behavior::Isolated, .. } => Some(regex.clone()),
+        _ => None,
+    };
+    Splitter::from_sequence(&steps.iter().map(regex).collect::<Option<Vec<_>>>()?).ok()
 }
 
 fn name(step: &Step) -> &'static str {
@@ -167,7 +183,7 @@ mod tests {
     #[test]
     fn a_written_splitter_reads_back() {
         let chain = r#"{"type":"Sequence","pretokenizers":[{"type":"Digits","individual_digits":true},{"type":"ByteLevel","add_prefix_space":false,"trim_offsets":true,"use_regex":true}]}"#;
-        for pattern in ["gpt2", "cl100k_base", r"\w+|\s+", chain] {
+        for pattern in crate::split::NAMES.into_iter().chain([r"\w+|\s+", chain]) {
             let splitter = Splitter::new(pattern).unwrap();
             assert_eq!(read(&write(&splitter).unwrap()).unwrap().pattern(), pattern);
         }

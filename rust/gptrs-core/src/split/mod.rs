@@ -1,6 +1,6 @@
 //! Text to pieces: the borders that no token crosses.
 //!
-//! The two named patterns have a scanner each, written by hand and tested equal to their regular expression; any other
+//! The named patterns have a scanner each, written by hand and tested equal to their regular expression; any other
 //! pattern runs in a regex engine. Pieces are bytes and always join to the text they came from:
 //! ```
 //! use gptrs_core::split::Splitter;
@@ -20,27 +20,35 @@ pub(crate) mod chain;
 mod cl100k;
 mod class;
 mod custom;
+mod deepseek;
 mod gpt2;
+mod named;
+mod o200k;
+mod traits;
 
 use chain::Chain;
-use cl100k::Cl100k;
-use class::Class;
+use cl100k::{Cl100k, Llama3, Nanochat, Qwen2};
 use custom::Custom;
+use deepseek::DeepSeekV3;
 use gpt2::Gpt2;
+use named::Known;
+use o200k::O200k;
+use traits::Traits;
 
 use std::borrow::Cow;
 
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::normalizer::Normalizer;
+use crate::special::last_char;
 
 /// A pattern with a scanner of its own.
 trait Scheme {
     /// The end of the piece that starts at `at`; `text` is valid UTF-8 and `at` a character border before its end.
     fn piece_end(text: &[u8], at: usize) -> usize;
 
-    /// Whether text may be cut between characters of these classes, wherever they stand, without changing a piece;
+    /// Whether text may be cut between characters with these traits, wherever they stand, without changing a piece;
     /// `right_byte` is the first byte on the right.
-    fn is_cut(left: Class, right: Class, right_byte: u8) -> bool;
+    fn is_cut(left: Traits, right: Traits, right_byte: u8) -> bool;
 }
 
 /// Cuts text into pieces. A clone has its own working memory: give each thread one.
@@ -55,22 +63,32 @@ pub struct Splitter {
 enum Kind {
     Gpt2,
     Cl100k,
+    O200k,
+    Llama3,
+    Qwen2,
+    DeepSeekV3,
+    Nanochat,
     Custom(Custom),
     Chain(Chain),
 }
 
+/// The names of the patterns that have a scanner of their own.
+pub const NAMES: [&str; 7] = ["gpt2", "cl100k_base", "o200k_base", "llama3", "qwen2", "deepseek-v3", "nanochat"];
+
 impl Splitter {
-    /// The splitter for `"gpt2"`, `"cl100k_base"` (or `"cl100k"`), a regular expression in fancy-regex's syntax, or a
-    /// chain of steps as tokenizer.json has it (`{"type":"Sequence","pretokenizers":[...]}`).
+    /// The splitter for a pattern's name, for a regular expression in fancy-regex's syntax, or for a chain of steps as
+    /// tokenizer.json has it (`{"type":"Sequence","pretokenizers":[...]}`).
     ///
-    /// The known spellings of the named patterns give the named splitter, so a pattern read back from a file is as
-    /// fast as its name. Fails with [`Error::Pattern`](crate::Error::Pattern) when the expression does not compile.
+    /// A name is one of [`NAMES`], or what another vocabulary calls the same pattern: `r50k_base`, `p50k_base` (gpt2),
+    /// `cl100k`, `o200k`, `o200k_harmony`, `llama-3`, `olmo2`, `olmo3` (llama3), `qwen2.5`, `qwen3`, `deepseek_v3`,
+    /// `deepseek-r1`. The known spellings of the named patterns, tiktoken's and Hugging Face's, give the named splitter,
+    /// so a pattern read back from a file is as fast as its name. Fails with [`Error::Pattern`](crate::Error::Pattern)
+    /// when the expression does not compile.
     pub fn new(pattern: &str) -> Result<Self> {
-        let kind = match pattern {
-            "gpt2" | gpt2::REGEX | gpt2::ONIG_REGEX | gpt2::OLD_REGEX => Kind::Gpt2,
-            "cl100k_base" | "cl100k" | cl100k::REGEX | cl100k::ONIG_REGEX => Kind::Cl100k,
-            json if json.starts_with('{') => Kind::Chain(Chain::new(json)?),
-            regex => Kind::Custom(Custom::new(regex)?),
+        let kind = match Known::find(pattern) {
+            Some(known) => known.kind.clone(),
+            None if pattern.starts_with('{') => Kind::Chain(Chain::new(pattern)?),
+            None => Kind::Custom(Custom::new(pattern)?),
         };
         Ok(Self { kind, normalizer: None })
     }
@@ -95,35 +113,65 @@ impl Splitter {
         }
     }
 
+    /// The splitter for expressions applied one after the other, each inside the pieces that the one before left: Hugging
+    /// Face's `Sequence` of `Split`s that isolate.
+    ///
+    /// One expression is what [`Splitter::new`] takes. Several must be a known pattern's, as
+    /// [`Splitter::onig_sequence`] gives them; fails with [`Error::Pattern`](crate::Error::Pattern) otherwise.
+    ///
+    /// ```
+    /// # use gptrs_core::split::Splitter;
+    /// let sequence = Splitter::new("deepseek-v3")?.onig_sequence();
+    /// assert_eq!(sequence.len(), 3);
+    /// assert_eq!(Splitter::from_sequence(&sequence)?.pattern(), "deepseek-v3");
+    /// # Ok::<(), gptrs_core::Error>(())
+    /// ```
+    pub fn from_sequence<S: AsRef<str>>(regexes: &[S]) -> Result<Self> {
+        let regexes: Vec<_> = regexes.iter().map(AsRef::as_ref).collect();
+        if let [only] = regexes[..] {
+            return Self::new(only);
+        }
+        let unknown = || Error::Pattern {
+            pattern: regexes.join(" then "),
+            reason: "expected one expression, or the three of deepseek-v3, got another sequence".to_owned(),
+        };
+        let kind = Known::find_sequence(&regexes).ok_or_else(unknown)?.kind.clone();
+        Ok(Self { kind, normalizer: None })
+    }
+
     /// The pattern's name, or its regular expression when it has none.
     pub fn pattern(&self) -> &str {
         match &self.kind {
-            Kind::Gpt2 => "gpt2",
-            Kind::Cl100k => "cl100k_base",
             Kind::Custom(custom) => custom.regex(),
             Kind::Chain(chain) => chain.pattern(),
+            kind => Known::of(kind).name(),
         }
     }
 
-    /// The regular expression, as tiktoken spells it.
+    /// The regular expression, as tiktoken spells it. For deepseek-v3, whose authors apply three, one that makes the
+    /// same pieces.
     pub fn regex(&self) -> &str {
         match &self.kind {
-            Kind::Gpt2 => gpt2::REGEX,
-            Kind::Cl100k => cl100k::REGEX,
             Kind::Custom(custom) => custom.regex(),
             Kind::Chain(chain) => chain.pattern(),
+            kind => Known::of(kind).regex,
         }
     }
 
-    /// A regular expression that makes the same pieces in Oniguruma, the engine of Hugging Face tokenizers.
+    /// One regular expression that makes the same pieces in Oniguruma, the engine of Hugging Face tokenizers.
     ///
     /// A custom pattern is returned as it is; Oniguruma reads `^`, `$` and `{m,n}+` in another way.
     pub fn onig_regex(&self) -> String {
+        let mut sequence = self.onig_sequence();
+        if sequence.len() == 1 { sequence.remove(0) } else { self.regex().to_owned() }
+    }
+
+    /// The regular expressions for Oniguruma that Hugging Face applies one after the other: one, or deepseek-v3's three.
+    pub fn onig_sequence(&self) -> Vec<String> {
         match &self.kind {
-            Kind::Gpt2 => gpt2::ONIG_REGEX.to_owned(),
-            Kind::Cl100k => cl100k::ONIG_REGEX.to_owned(),
-            Kind::Custom(custom) => custom.regex().to_owned(),
-            Kind::Chain(chain) => chain.pattern().to_owned(),
+            Kind::Custom(custom) => vec![custom.regex().to_owned()],
+            Kind::Chain(chain) => vec![chain.pattern().to_owned()],
+            kind => Known::of(kind).onig.iter().map(|&regex| regex.to_owned()).collect(),
         }
     }
 
@@ -147,6 +195,11 @@ impl Splitter {
         match &self.kind {
             Kind::Gpt2 => for_each_part(text, f, scan::<Gpt2, F>),
             Kind::Cl100k => for_each_part(text, f, scan::<Cl100k, F>),
+            Kind::O200k => for_each_part(text, f, scan::<O200k, F>),
+            Kind::Llama3 => for_each_part(text, f, scan::<Llama3, F>),
+            Kind::Qwen2 => for_each_part(text, f, scan::<Qwen2, F>),
+            Kind::DeepSeekV3 => for_each_part(text, f, scan::<DeepSeekV3, F>),
+            Kind::Nanochat => for_each_part(text, f, scan::<Nanochat, F>),
             Kind::Custom(custom) => for_each_part(text, f, |part, f| {
                 custom.for_each_span(part, |start, end| f(part.as_bytes(), start, end))
             }),
@@ -160,7 +213,7 @@ impl Splitter {
     /// whole; the text's end when there is none, and always for a custom pattern.
     ///
     /// Such a place stands between two characters whose classes never share a piece, in whatever surroundings: a word
-    /// and what follows it, a mark and white space (but not a line break in `cl100k_base`), or an invalid byte and ASCII.
+    /// and what follows it, a mark and white space (but for line breaks, only in `gpt2`), or an invalid byte and ASCII.
     ///
     /// ```
     /// # use gptrs_core::split::Splitter;
@@ -171,6 +224,11 @@ impl Splitter {
         let is_cut = match &self.kind {
             Kind::Gpt2 => Gpt2::is_cut,
             Kind::Cl100k => Cl100k::is_cut,
+            Kind::O200k => O200k::is_cut,
+            Kind::Llama3 => Llama3::is_cut,
+            Kind::Qwen2 => Qwen2::is_cut,
+            Kind::DeepSeekV3 => DeepSeekV3::is_cut,
+            Kind::Nanochat => Nanochat::is_cut,
             Kind::Custom(_) | Kind::Chain(_) => return text.len(),
         };
         let is_cut = |cut: &usize| is_safe(text, *cut, is_cut) && self.is_border(text, *cut);
@@ -181,17 +239,17 @@ impl Splitter {
     /// right joins with nothing.
     fn is_border(&self, text: &[u8], cut: usize) -> bool {
         let Some(form) = self.normalizer else { return true };
-        let left = class::char_before(text, cut);
+        let left = last_char(&text[..cut]);
         cut == 0 || (text[cut].is_ascii() && left.is_none_or(|left| form.is_border(left)))
     }
 }
 
-fn is_safe(text: &[u8], cut: usize, is_cut: impl Fn(Class, Class, u8) -> bool) -> bool {
+fn is_safe(text: &[u8], cut: usize, is_cut: impl Fn(Traits, Traits, u8) -> bool) -> bool {
     if cut == 0 {
         return true;
     }
-    match class::class_before(text, cut) {
-        Some(left) => class::class_after(text, cut).is_some_and(|right| is_cut(left, right, text[cut])),
+    match traits::traits_before(text, cut) {
+        Some(left) => traits::traits_after(text, cut).is_some_and(|right| is_cut(left, right, text[cut])),
         // Not the end of a character. Before ASCII it is not the inside of one either, so an invalid piece ends here.
         None => text[cut].is_ascii(),
     }
