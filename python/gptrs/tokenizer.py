@@ -10,17 +10,19 @@ token, so any text, and any bytes at all, can be encoded and come back unchanged
 import warnings
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from os import fspath
+from os.path import exists
 from typing import Any, Literal, overload
 
 import numpy as np
 import numpy.typing as npt
 
-from gptrs import _core
+from gptrs import _core, pretrained
 from gptrs._core import StreamDecoder
 from gptrs.corpus import AnyPath, expand
 from gptrs.data import Dataset, prepare
 from gptrs.encoded import Encoded
 from gptrs.progress import bar
+from gptrs.views import HuggingFaceView, TiktokenView
 
 Text = str | bytes
 Ids = Sequence[int] | npt.NDArray[Any]
@@ -149,6 +151,35 @@ class Tokenizer:
         return cls(_core.Tokenizer.read(fspath(path), pattern))
 
     @classmethod
+    def from_pretrained(cls, name: AnyPath, *, pattern: str | None = None, **options: Any) -> "Tokenizer":
+        """The tokenizer of a folder, or of a repository on the Hugging Face hub, which huggingface_hub fetches.
+
+        Args:
+            name: A path that exists, else a repository as `owner/name`.
+            pattern: As for `from_file`.
+            options: Arguments of `huggingface_hub.hf_hub_download`: revision, token, cache_dir, local_files_only, …
+
+        Raises:
+            ImportError: The name has to be looked up and huggingface_hub is not installed.
+            OSError: The hub cannot be reached and the local cache has no such tokenizer.
+            ValueError: It is no tokenizer that can be read; what is not supported is named.
+        """
+        path = fspath(name)
+        return cls.from_file(path if exists(path) else pretrained.download(path, **options), pattern=pattern)
+
+    @classmethod
+    def from_tiktoken(cls, encoding: Any) -> "Tokenizer":
+        """The tokenizer of a `tiktoken.Encoding`, or of the name of an encoding or model that tiktoken knows.
+
+        Raises:
+            ImportError: A name has to be looked up and tiktoken is not installed.
+            OSError: tiktoken cannot download the vocabulary.
+            ValueError: tiktoken does not know the name, or the vocabulary lacks a byte.
+        """
+        encoding = pretrained.encoding_of(encoding) if isinstance(encoding, str) else encoding
+        return cls(_core.Tokenizer.from_ranks(*pretrained.ranks_of(encoding)))
+
+    @classmethod
     def from_json(cls, text: str) -> "Tokenizer":
         """The tokenizer of the text of a tokenizer.json."""
         return cls(_core.Tokenizer.from_json(text))
@@ -160,6 +191,46 @@ class Tokenizer:
     def save(self, path: AnyPath) -> None:
         """Writes tokenizer.json; an earlier file stays whole until the new one is complete."""
         self.core.write(fspath(path))
+
+    def save_pretrained(
+        self,
+        folder: AnyPath,
+        *,
+        chat_template: str | None = None,
+        bos_token: str | None = None,
+        eos_token: str | None = None,
+        pad_token: str | None = None,
+        model_max_length: int | None = None,
+    ) -> None:
+        """Writes a folder that transformers loads: `AutoTokenizer.from_pretrained(folder)`.
+
+        Args:
+            folder: Made when it is not there.
+            chat_template: A Jinja template for `apply_chat_template`.
+            bos_token: The special token that begins a text; by default what a template of the file puts there.
+            eos_token: The one that ends it; by default that of `eot_id`.
+            pad_token: The one that fills; by default there is none.
+            model_max_length: The longest input, for transformers' warnings.
+        """
+        pretrained.save(
+            self.core,
+            folder,
+            chat_template=chat_template,
+            bos_token=bos_token,
+            eos_token=eos_token,
+            pad_token=pad_token,
+            model_max_length=model_max_length,
+        )
+
+    # ── for code written for others ──
+
+    def as_tiktoken(self, name: str = "gptrs") -> TiktokenView:
+        """This tokenizer with the methods of `tiktoken.Encoding`."""
+        return TiktokenView(self.core, name)
+
+    def as_hf(self) -> HuggingFaceView:
+        """This tokenizer with the methods of `tokenizers.Tokenizer`: special-token text becomes its id there."""
+        return HuggingFaceView(self.core)
 
     # ── text to ids ──
 
@@ -306,6 +377,8 @@ class Tokenizer:
                 begins or ends inside a character has the place of the characters that it touches, as in Hugging Face.
                 Of `bytes` that are not UTF-8, each sequence that decodes to one U+FFFD is a character.
 
+        Where the tokenizer has a normalizer, these are places in `normalize(text)`.
+
         Example:
             >>> tok = Tokenizer.train_from_iterator(["abab"], 258)
             >>> tok.encode_with_offsets("abé")
@@ -380,13 +453,22 @@ class Tokenizer:
 
     @property
     def pattern(self) -> str:
-        """The splitting pattern: its name ("gpt2", "cl100k_base", …) or the regular expression."""
+        """The splitting pattern: its name ("gpt2", "llama3", …), the regular expression, or JSON for a chain of steps."""
         return self.core.pattern
 
     @property
     def digest(self) -> str:
-        """64 hex digits over pattern, tokens, merges and special tokens: the same for every spelling of the file."""
+        """64 hex digits over all that decides ids: normalizer, pattern, tokens, merges, special tokens."""
         return self.core.digest
+
+    @property
+    def normalizer(self) -> str | None:
+        """The normal form that text is brought into before it is split: "NFC", "NFD", "NFKC", "NFKD" or None."""
+        return self.core.normalizer
+
+    def normalize(self, text: Text) -> bytes:
+        """The UTF-8 of `text` in the tokenizer's normal form, which is what its ids spell."""
+        return self.core.normalize(text)
 
     def id_to_token(self, token_id: int) -> bytes | None:
         """The bytes of a token, for a special token its text; None for an id without one."""

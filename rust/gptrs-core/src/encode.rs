@@ -73,6 +73,9 @@ pub(crate) fn encode_text<S: Sink>(
     control: &Control,
     sink: &mut S,
 ) -> Result<()> {
+    if let Some(normal) = splitter.normalize(text) {
+        return encode_text(vocab, splitter, cache, &normal, control, sink);
+    }
     let mut keys = std::mem::take(&mut cache.buffers.keys);
     keys.clear();
     keys.resize(BATCH, 0);

@@ -16,6 +16,7 @@
 // A scanner is one loop: its steps and its caller's closure belong inside, and the inliner leaves them out.
 #![allow(clippy::inline_always)]
 
+pub(crate) mod chain;
 mod cl100k;
 mod class;
 mod custom;
@@ -25,6 +26,7 @@ mod named;
 mod o200k;
 mod traits;
 
+use chain::Chain;
 use cl100k::{Cl100k, Llama3, Nanochat, Qwen2};
 use custom::Custom;
 use deepseek::DeepSeekV3;
@@ -33,7 +35,11 @@ use named::Known;
 use o200k::O200k;
 use traits::Traits;
 
+use std::borrow::Cow;
+
 use crate::error::{Error, Result};
+use crate::normalizer::Normalizer;
+use crate::special::last_char;
 
 /// A pattern with a scanner of its own.
 trait Scheme {
@@ -49,6 +55,8 @@ trait Scheme {
 #[derive(Debug, Clone)]
 pub struct Splitter {
     kind: Kind,
+    /// What the text goes through first; a splitter itself is given normal text.
+    normalizer: Option<Normalizer>,
 }
 
 #[derive(Debug, Clone)]
@@ -61,13 +69,15 @@ enum Kind {
     DeepSeekV3,
     Nanochat,
     Custom(Custom),
+    Chain(Chain),
 }
 
 /// The names of the patterns that have a scanner of their own.
 pub const NAMES: [&str; 7] = ["gpt2", "cl100k_base", "o200k_base", "llama3", "qwen2", "deepseek-v3", "nanochat"];
 
 impl Splitter {
-    /// The splitter for a pattern's name, or for a regular expression in fancy-regex's syntax.
+    /// The splitter for a pattern's name, for a regular expression in fancy-regex's syntax, or for a chain of steps as
+    /// tokenizer.json has it (`{"type":"Sequence","pretokenizers":[...]}`).
     ///
     /// A name is one of [`NAMES`], or what another vocabulary calls the same pattern: `r50k_base`, `p50k_base` (gpt2),
     /// `cl100k`, `o200k`, `o200k_harmony`, `llama-3`, `olmo2`, `olmo3` (llama3), `qwen2.5`, `qwen3`, `deepseek_v3`,
@@ -77,9 +87,30 @@ impl Splitter {
     pub fn new(pattern: &str) -> Result<Self> {
         let kind = match Known::find(pattern) {
             Some(known) => known.kind.clone(),
+            None if pattern.starts_with('{') => Kind::Chain(Chain::new(pattern)?),
             None => Kind::Custom(Custom::new(pattern)?),
         };
-        Ok(Self { kind })
+        Ok(Self { kind, normalizer: None })
+    }
+
+    /// The same splitter for text that [`encode`](crate::Tokenizer::encode) first brings into a normal form.
+    #[must_use]
+    pub fn with_normalizer(mut self, normalizer: Option<Normalizer>) -> Self {
+        self.normalizer = normalizer;
+        self
+    }
+
+    /// The normal form that text is brought into before it is split.
+    pub fn normalizer(&self) -> Option<Normalizer> {
+        self.normalizer
+    }
+
+    /// The normal form of `text`; `None` when it is that already.
+    pub(crate) fn normalize(&self, text: &[u8]) -> Option<Vec<u8>> {
+        match self.normalizer?.apply(text) {
+            Cow::Owned(normal) => Some(normal),
+            Cow::Borrowed(_) => None,
+        }
     }
 
     /// The splitter for expressions applied one after the other, each inside the pieces that the one before left: Hugging
@@ -104,13 +135,15 @@ impl Splitter {
             pattern: regexes.join(" then "),
             reason: "expected one expression, or the three of deepseek-v3, got another sequence".to_owned(),
         };
-        Ok(Self { kind: Known::find_sequence(&regexes).ok_or_else(unknown)?.kind.clone() })
+        let kind = Known::find_sequence(&regexes).ok_or_else(unknown)?.kind.clone();
+        Ok(Self { kind, normalizer: None })
     }
 
     /// The pattern's name, or its regular expression when it has none.
     pub fn pattern(&self) -> &str {
         match &self.kind {
             Kind::Custom(custom) => custom.regex(),
+            Kind::Chain(chain) => chain.pattern(),
             kind => Known::of(kind).name(),
         }
     }
@@ -120,6 +153,7 @@ impl Splitter {
     pub fn regex(&self) -> &str {
         match &self.kind {
             Kind::Custom(custom) => custom.regex(),
+            Kind::Chain(chain) => chain.pattern(),
             kind => Known::of(kind).regex,
         }
     }
@@ -136,6 +170,7 @@ impl Splitter {
     pub fn onig_sequence(&self) -> Vec<String> {
         match &self.kind {
             Kind::Custom(custom) => vec![custom.regex().to_owned()],
+            Kind::Chain(chain) => vec![chain.pattern().to_owned()],
             kind => Known::of(kind).onig.iter().map(|&regex| regex.to_owned()).collect(),
         }
     }
@@ -168,6 +203,9 @@ impl Splitter {
             Kind::Custom(custom) => for_each_part(text, f, |part, f| {
                 custom.for_each_span(part, |start, end| f(part.as_bytes(), start, end))
             }),
+            Kind::Chain(chain) => {
+                for_each_part(text, f, |part, f| chain.for_each_span(part, |start, end| f(part.as_bytes(), start, end)))
+            }
         }
     }
 
@@ -191,9 +229,18 @@ impl Splitter {
             Kind::Qwen2 => Qwen2::is_cut,
             Kind::DeepSeekV3 => DeepSeekV3::is_cut,
             Kind::Nanochat => Nanochat::is_cut,
-            Kind::Custom(_) => return text.len(),
+            Kind::Custom(_) | Kind::Chain(_) => return text.len(),
         };
-        (at..text.len()).find(|&cut| is_safe(text, cut, is_cut)).unwrap_or(text.len())
+        let is_cut = |cut: &usize| is_safe(text, *cut, is_cut) && self.is_border(text, *cut);
+        (at..text.len()).find(is_cut).unwrap_or(text.len())
+    }
+
+    /// Whether normalization changes nothing across `cut`: both characters there stay as they are, and ASCII on the
+    /// right joins with nothing.
+    fn is_border(&self, text: &[u8], cut: usize) -> bool {
+        let Some(form) = self.normalizer else { return true };
+        let left = last_char(&text[..cut]);
+        cut == 0 || (text[cut].is_ascii() && left.is_none_or(|left| form.is_border(left)))
     }
 }
 
