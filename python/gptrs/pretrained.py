@@ -33,7 +33,7 @@ def download(name: str, **options: Any) -> str:
         ) from error
     for files in _FILES:
         try:
-            return [huggingface_hub.hf_hub_download(name, file, **options) for file in files][-1]
+            return str([huggingface_hub.hf_hub_download(name, file, **options) for file in files][-1])
         except errors.LocalEntryNotFoundError as error:
             last: Exception = error
         except errors.EntryNotFoundError as error:

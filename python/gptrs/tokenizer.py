@@ -10,7 +10,7 @@ token, so any text, and any bytes at all, can be encoded and come back unchanged
 import warnings
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from os import fspath
-from os.path import exists
+from pathlib import Path
 from typing import Any, Literal, overload
 
 import numpy as np
@@ -165,7 +165,7 @@ class Tokenizer:
             ValueError: It is no tokenizer that can be read; what is not supported is named.
         """
         path = fspath(name)
-        return cls.from_file(path if exists(path) else pretrained.download(path, **options), pattern=pattern)
+        return cls.from_file(path if Path(path).exists() else pretrained.download(path, **options), pattern=pattern)
 
     @classmethod
     def from_tiktoken(cls, encoding: Any) -> "Tokenizer":
@@ -453,7 +453,7 @@ class Tokenizer:
 
     @property
     def pattern(self) -> str:
-        """The splitting pattern: its name ("gpt2", "llama3", …), the regular expression, or JSON for a chain of steps."""
+        """The splitting pattern: its name ("gpt2", "llama3", …), its regular expression, or the JSON of its steps."""
         return self.core.pattern
 
     @property

@@ -9,6 +9,7 @@ it differs.
 
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import chain, pairwise
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -73,7 +74,7 @@ class TiktokenView:
         ids, offsets = self._core.encode_batch(texts, allowed_special, threads)
         flat: list[int] = ids.tolist()
         ends: list[int] = offsets.tolist()
-        return [flat[start:end] for start, end in zip(ends, ends[1:], strict=False)]
+        return [flat[start:end] for start, end in pairwise(ends)]
 
     def encode_single_token(self, text_or_bytes: str | bytes) -> int:
         """The id of a token, special ones included; `KeyError` when it is none."""
@@ -242,7 +243,7 @@ class _Padding:
     direction: _Direction = "right"
     pad_id: int = 0
     pad_type_id: int = 0
-    pad_token: str = "[PAD]"
+    pad_token: str = "[PAD]"  # noqa: S105 (a token of text)
     length: int | None = None
     pad_to_multiple_of: int | None = None
 
@@ -342,7 +343,8 @@ class HuggingFaceView:
     def _wrap(self, texts: list[Encoding], is_wrapped: bool) -> Encoding:
         """Joins the texts with what the template puts around them."""
         template = self._core.template
-        slots = [(bool(i), [], i) for i in range(len(texts))] if template is None else template[len(texts) - 1]
+        plain: list[tuple[bool | None, list[int], int]] = [(bool(i), [], i) for i in range(len(texts))]
+        slots = plain if template is None else template[0] if len(texts) == 1 else template[1]
         parts = []
         for is_second, ids, type_id in slots:
             if is_second is not None:
@@ -352,7 +354,7 @@ class HuggingFaceView:
                 tokens = [self.id_to_token(i) or "" for i in ids]
                 none: list[int | None] = [None] * n
                 parts.append(Encoding(ids, [type_id] * n, tokens, [(0, 0)] * n, [1] * n, [1] * n, none, none))
-        return Encoding(*(sum((getattr(part, name) for part in parts), []) for name in _LISTS))
+        return Encoding(*(list(chain.from_iterable(getattr(part, name) for part in parts)) for name in _LISTS))
 
     # ── ids to text ──
 
@@ -386,7 +388,7 @@ class HuggingFaceView:
         return None if token is None else "".join(self._alphabet[byte] for byte in token)
 
     def get_vocab(self, with_added_tokens: bool = True) -> dict[str, int]:
-        """Every token's spelling and id. Without the added ones, a file that lists them among the others counts them."""
+        """Every token's spelling and id; without the added ones where asked."""
         ids = (i for i in range(self._core.vocab_size) if with_added_tokens or i not in self._added)
         return {token: i for i in ids if (token := self.id_to_token(i)) is not None}
 
@@ -397,7 +399,9 @@ class HuggingFaceView:
     def num_special_tokens_to_add(self, is_pair: bool) -> int:
         """How many tokens the post-processor puts around a text or a pair."""
         template = self._core.template
-        return 0 if template is None else sum(len(ids) for _, ids, _ in template[int(is_pair)])
+        if template is None:
+            return 0
+        return sum(len(ids) for _, ids, _ in (template[1] if is_pair else template[0]))
 
     # ── padding and truncation ──
 
@@ -406,7 +410,7 @@ class HuggingFaceView:
         direction: _Direction = "right",
         pad_id: int = 0,
         pad_type_id: int = 0,
-        pad_token: str = "[PAD]",
+        pad_token: str = "[PAD]",  # noqa: S107 (a token of text)
         length: int | None = None,
         pad_to_multiple_of: int | None = None,
     ) -> None:
@@ -495,7 +499,7 @@ def _truncate(texts: list[Encoding], to: _Truncation, n_added: int) -> list[Enco
     if excess <= 0:
         return texts
     if to.strategy == "longest_first":
-        lengths = [room] if len(texts) == 1 else _shares(*map(len, texts), room)
+        lengths = [room] if len(texts) == 1 else _shares(len(texts[0]), len(texts[1]), room)
     else:
         which = int(to.strategy == "only_second")
         if which >= len(texts) or len(texts[which]) <= excess:
