@@ -4,7 +4,20 @@ from typing import Any, Literal, final
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["Dataset", "Loader", "Ring", "StreamDecoder", "Tokenizer", "Trainer", "__version__", "prepare"]
+__all__ = [
+    "Dataset",
+    "Loader",
+    "Ring",
+    "StreamDecoder",
+    "Tokenizer",
+    "Trainer",
+    "__version__",
+    "count",
+    "count_pattern",
+    "measure",
+    "merge_counts",
+    "prepare",
+]
 
 __version__: str
 
@@ -90,17 +103,51 @@ class StreamDecoder:
 
 @final
 class Trainer:
-    def __new__(cls, pattern: str, vocab_size: int, special_tokens: list[str], min_count: int) -> Trainer: ...
+    def __new__(
+        cls,
+        pattern: str,
+        vocab_size: int,
+        special_tokens: list[str],
+        min_count: int,
+        *,
+        max_token_bytes: int | None = None,
+        tie: str = "id",
+        base: Tokenizer | None = None,
+        superbpe_from: int | None = None,
+    ) -> Trainer: ...
     def add_files(
         self, paths: list[str], text_field: str, threads: int = 0, progress: _Report | None = None
     ) -> None: ...
     def add_texts(self, texts: Iterable[_Text], threads: int = 0, progress: _Report | None = None) -> None: ...
+    def add_counts(self, paths: list[str], threads: int = 0, progress: _Report | None = None) -> None: ...
     def finish(self, threads: int = 0, progress: _Report | None = None) -> Tokenizer: ...
+    def usage(
+        self, tokenizer: Tokenizer, threads: int = 0, progress: _Report | None = None
+    ) -> npt.NDArray[np.uint64]: ...
     @property
     def n_words(self) -> int: ...
     @property
     def n_bytes(self) -> int: ...
+    @property
+    def n_documents(self) -> int: ...
+    @property
+    def seconds(self) -> dict[str, float]: ...
 
+def count(
+    paths: list[str],
+    out: str,
+    *,
+    pattern: str,
+    text_field: str,
+    superwords: bool = False,
+    threads: int = 0,
+    progress: _Report | None = None,
+) -> dict[str, Any]: ...
+def merge_counts(paths: list[str], out: str, progress: _Report | None = None) -> dict[str, Any]: ...
+def count_pattern(paths: list[str]) -> str: ...
+def measure(
+    tokenizer: Tokenizer, paths: list[str], text_field: str, threads: int = 0, progress: _Report | None = None
+) -> tuple[int, int, int]: ...
 def prepare(
     paths: list[str],
     tokenizer: Tokenizer,

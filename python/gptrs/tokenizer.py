@@ -7,16 +7,15 @@ token, so any text, and any bytes at all, can be encoded and come back unchanged
                     tokenizer.json ◀──▶ (Hugging Face's own format)
 """
 
-import warnings
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from os import fspath
 from pathlib import Path
-from typing import Any, Literal, overload
+from typing import Any, Literal, Unpack, overload
 
 import numpy as np
 import numpy.typing as npt
 
-from gptrs import _core, pretrained
+from gptrs import _core, pretrained, trainer
 from gptrs._core import StreamDecoder
 from gptrs.corpus import AnyPath, expand
 from gptrs.data import Dataset, prepare
@@ -27,10 +26,6 @@ from gptrs.views import HuggingFaceView, TiktokenView
 Text = str | bytes
 Ids = Sequence[int] | npt.NDArray[Any]
 SpecialNames = Literal["all"] | Collection[str]
-
-# Texts of an iterator are counted in blocks: large enough to keep the threads busy, small enough to hold in memory.
-_BLOCK_BYTES = 1 << 25
-_BLOCK_TEXTS = 1 << 16
 
 
 class Tokenizer:
@@ -60,16 +55,7 @@ class Tokenizer:
 
     @classmethod
     def train(
-        cls,
-        files: AnyPath | Iterable[AnyPath],
-        vocab_size: int,
-        *,
-        pattern: str = "gpt2",
-        special_tokens: Sequence[str] = ("<|endoftext|>",),
-        min_count: int = 1,
-        text_field: str = "text",
-        threads: int = 0,
-        progress: bool = True,
+        cls, files: AnyPath | Iterable[AnyPath], vocab_size: int, **options: Unpack[trainer.Options]
     ) -> "Tokenizer":
         """A tokenizer trained on files; the result does not depend on `threads` or on the order of the files.
 
@@ -78,10 +64,23 @@ class Tokenizer:
                 line of a .jsonl file is one.
             vocab_size: Ids in all: 256 bytes, then merges, then special tokens. Warns when the corpus has too few
                 different pairs to fill it.
-            pattern: How text is split into pieces before merging: "gpt2", "cl100k_base", "o200k_base", "llama3",
-                "qwen2", "deepseek-v3", "nanochat" or a regular expression.
-            special_tokens: Texts with an id of their own. They are ordinary text in the corpus.
-            min_count: A pair must occur at least this often to be merged.
+            pattern: How text is split into pieces before merging: "gpt2" (the default), "cl100k_base", "o200k_base",
+                "llama3", "qwen2", "deepseek-v3", "nanochat" or a regular expression.
+            special_tokens: Texts with an id of their own, ("<|endoftext|>",) by default. They are ordinary text in the
+                corpus, and no merge spells one. One may begin another: the longest that stands in a text wins.
+            min_count: A pair must occur at least this often to be merged; 1 by default.
+            max_token_bytes: A pair whose product is longer is not merged; None for no limit. Hugging Face's trainer
+                merges what is shorter than its `max_token_length`, so that is one more.
+            tie: Which of several pairs with the same count merges first. "id" takes the smallest left id, then the
+                smallest right id. "hf" does so over Hugging Face's ids, special tokens first, then the bytes in the
+                order of the byte-level alphabet: merges and ids are those of its BpeTrainer over that alphabet.
+            base: A tokenizer to go on from: its merges are applied to the text first and come first in the result, its
+                ids stay, new merges and then new special tokens follow. Brings its pattern unless one is given.
+            superbpe_from: Once the vocabulary has this many ids, merges may cross single spaces between words
+                (SuperBPE). The tokenizer then splits text into runs of words, and its `pattern` says so.
+            report: A .html or .json file for a report: bytes per token, longest tokens, time by stage and more.
+            held_out: Files for the report to encode, which training does not see; or a fraction of `files`, the end of
+                a single file or some of several, that is then not trained on.
             text_field: The field of a .jsonl line that holds the text.
             threads: Threads to use; 0 means all cores.
             progress: Show a progress bar when stderr is a terminal.
@@ -90,25 +89,13 @@ class Tokenizer:
             ValueError: An argument is out of range, or the corpus is empty or not UTF-8.
             OSError: A file cannot be read.
         """
-        trainer = _trainer(pattern, vocab_size, special_tokens, min_count, threads)
-        paths = expand(files)
-        with bar(progress) as report:
-            trainer.add_files(paths, text_field, threads, report)
-            return cls._finish(trainer, vocab_size, threads, report)
+        return cls(trainer.from_files(files, vocab_size, options))
 
     @classmethod
     def train_from_iterator(
-        cls,
-        texts: Iterable[Text],
-        vocab_size: int,
-        *,
-        pattern: str = "gpt2",
-        special_tokens: Sequence[str] = ("<|endoftext|>",),
-        min_count: int = 1,
-        threads: int = 0,
-        progress: bool = True,
+        cls, texts: Iterable[Text], vocab_size: int, **options: Unpack[trainer.Options]
     ) -> "Tokenizer":
-        """A tokenizer trained on an iterable of texts, each a document of its own; arguments as for `train`.
+        """A tokenizer trained on an iterable of texts, each a document of its own; options as for `train`.
 
         Texts are taken in blocks of some 32 MB, so the iterable may be longer than memory.
 
@@ -117,24 +104,20 @@ class Tokenizer:
             >>> [tok.id_to_token(i) for i in range(256, 259)]
             [b'aa', b'ab', b'aaab']
         """
-        trainer = _trainer(pattern, vocab_size, special_tokens, min_count, threads)
-        if isinstance(texts, str | bytes):
-            raise TypeError("expected an iterable of texts, got one text; hint: wrap it in a list")
-        with bar(progress) as report:
-            for block in _blocks(iter(texts)):
-                trainer.add_texts(block, threads, report)
-            return cls._finish(trainer, vocab_size, threads, report)
+        return cls(trainer.from_iterator(texts, vocab_size, options))
 
     @classmethod
-    def _finish(cls, trainer: _core.Trainer, vocab_size: int, threads: int, report: Any) -> "Tokenizer":
-        tokenizer = cls(trainer.finish(threads, report))
-        if tokenizer.vocab_size < vocab_size:
-            warnings.warn(
-                f"the corpus ({trainer.n_bytes} bytes, {trainer.n_words} different pieces) has pairs for a vocabulary "
-                f"of {tokenizer.vocab_size}, not {vocab_size}; hint: use more text or a smaller vocab_size",
-                stacklevel=3,
-            )
-        return tokenizer
+    def train_from_counts(
+        cls, files: AnyPath | Iterable[AnyPath], vocab_size: int, **options: Unpack[trainer.Options]
+    ) -> "Tokenizer":
+        """The tokenizer that `train` makes of the texts behind count files (`gptrs tokenizer count`), byte for byte.
+
+        The pattern is that of the files; options as for `train`.
+
+        Raises:
+            ValueError: The files have different patterns, or one is damaged; the message names it.
+        """
+        return cls(trainer.from_counts(files, vocab_size, options))
 
     @classmethod
     def from_file(cls, path: AnyPath, *, pattern: str | None = None) -> "Tokenizer":
@@ -492,32 +475,6 @@ class Tokenizer:
         return Tokenizer.from_json, (self.to_json(),)
 
 
-def _trainer(
-    pattern: str, vocab_size: int, special_tokens: Sequence[str], min_count: int, threads: int
-) -> _core.Trainer:
-    """A trainer; every argument is checked here, before the work starts."""
-    for name, value in (("vocab_size", vocab_size), ("min_count", min_count), ("threads", threads)):
-        if not 0 <= value < 1 << 32:
-            raise ValueError(f"{name} must be 0 to 2**32 - 1, got {value}")
-    if isinstance(special_tokens, str):
-        raise ValueError(f"expected a list of special tokens, got {special_tokens!r}; hint: [{special_tokens!r}]")
-    return _core.Trainer(pattern, vocab_size, list(special_tokens), min_count)
-
-
 def _check_threads(threads: int) -> None:
     if threads < 0:
         raise ValueError(f"threads must be 0 (all cores) or more, got {threads}")
-
-
-def _blocks(texts: Iterator[Text]) -> Iterator[list[Text]]:
-    """`texts` in lists of bounded size."""
-    block: list[Text] = []
-    size = 0
-    for text in texts:
-        block.append(text)
-        size += len(text)
-        if size >= _BLOCK_BYTES or len(block) >= _BLOCK_TEXTS:
-            yield block
-            block, size = [], 0
-    if block:
-        yield block
