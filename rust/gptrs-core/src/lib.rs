@@ -31,6 +31,8 @@ mod sealed;
 pub mod shard;
 pub mod special;
 pub mod split;
+
+mod table;
 pub mod tokenizer;
 mod tokens;
 pub mod train;

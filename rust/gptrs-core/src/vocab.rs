@@ -9,7 +9,7 @@ use std::sync::OnceLock;
 use crate::borders::Borders;
 use crate::control::Control;
 use crate::error::{Error, Result};
-use crate::merge::{Merges, Scratch};
+use crate::merge::{Merges, Scratch, Short};
 use crate::naive::Pair;
 use crate::pairs::{ID_BITS, Pairs};
 use crate::tokens::Tokens;
@@ -139,6 +139,12 @@ impl Vocab {
     #[inline]
     pub(crate) fn whole_piece(&self, piece: &[u8]) -> Option<u32> {
         if self.unreachable.is_empty() || self.ignore_merges { self.tokens.id(piece) } else { None }
+    }
+
+    /// The ids of each of four pieces of at most 16 bytes, see [`Merges::encode_four`].
+    #[inline]
+    pub(crate) fn merge_four(&self, pieces: [&[u8]; 4]) -> [Short; 4] {
+        Merges { pairs: &self.pairs, byte_ids: &self.byte_ids }.encode_four(pieces)
     }
 
     /// Where pieces fall apart; the first call takes some milliseconds.
