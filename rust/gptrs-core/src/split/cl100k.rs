@@ -48,7 +48,7 @@ impl Scheme for Cl100k {
 }
 
 /// Length of the ending that follows an apostrophe, in either case; the long s folds to s.
-fn contraction(rest: &[u8]) -> usize {
+pub(super) fn contraction(rest: &[u8]) -> usize {
     match rest {
         [b's' | b'd' | b'm' | b't' | b'S' | b'D' | b'M' | b'T', ..] => 1,
         [b'l' | b'L', b'l' | b'L', ..] | [b'v' | b'V' | b'r' | b'R', b'e' | b'E', ..] | [0xC5, 0xBF, ..] => 2,

@@ -37,8 +37,8 @@ const fn byte_classes() -> [Class; 256] {
 }
 
 /// The class of a code point.
-pub(super) fn class_of(code: u32) -> Class {
-    let block = usize::from(BLOCK_OF[(code >> 8) as usize]);
+pub(super) const fn class_of(code: u32) -> Class {
+    let block = BLOCK_OF[(code >> 8) as usize] as usize;
     CLASSES[block << 8 | (code & 0xFF) as usize]
 }
 

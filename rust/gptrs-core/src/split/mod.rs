@@ -20,13 +20,15 @@ mod cl100k;
 mod class;
 mod custom;
 mod gpt2;
+mod mask;
 
 use cl100k::Cl100k;
 use class::Class;
 use custom::Custom;
 use gpt2::Gpt2;
 
-use crate::error::Result;
+use crate::error::{Error, Result};
+use crate::simd::Level;
 
 /// A pattern with a scanner of its own.
 trait Scheme {
@@ -42,6 +44,8 @@ trait Scheme {
 #[derive(Debug, Clone)]
 pub struct Splitter {
     kind: Kind,
+    /// One that the processor has.
+    level: Level,
 }
 
 #[derive(Debug, Clone)]
@@ -62,7 +66,19 @@ impl Splitter {
             "cl100k_base" | "cl100k" | cl100k::REGEX | cl100k::ONIG_REGEX => Kind::Cl100k,
             regex => Kind::Custom(Custom::new(regex)?),
         };
-        Ok(Self { kind })
+        Ok(Self { kind, level: Level::detected() })
+    }
+
+    /// The same splitter with these vector instructions instead of the highest that the processor has; the pieces are
+    /// the same. Fails with [`Error::Argument`] when the processor lacks them.
+    pub fn with_level(self, level: Level) -> Result<Self> {
+        let detected = Level::detected();
+        if level > detected {
+            return Err(Error::Argument(format!(
+                "level {level} needs a processor that has it, and this one has {detected}"
+            )));
+        }
+        Ok(Self { level, ..self })
     }
 
     /// The pattern's name, or its regular expression when it has none.
@@ -111,13 +127,34 @@ impl Splitter {
     where
         F: FnMut(&'t [u8], usize, usize) -> Result<()>,
     {
-        match &self.kind {
-            Kind::Gpt2 => for_each_part(text, f, scan::<Gpt2, F>),
-            Kind::Cl100k => for_each_part(text, f, scan::<Cl100k, F>),
-            Kind::Custom(custom) => for_each_part(text, f, |part, f| {
-                custom.for_each_span(part, |start, end| f(part.as_bytes(), start, end))
-            }),
-        }
+        let (fill, piece_end): (Fill, PieceEnd) = match &self.kind {
+            Kind::Gpt2 => (mask::fill::<Gpt2>, Gpt2::piece_end),
+            Kind::Cl100k => (mask::fill::<Cl100k>, Cl100k::piece_end),
+            Kind::Custom(custom) => {
+                return for_each_part(text, f, |part, f| {
+                    custom.for_each_span(part, |start, end| f(part.as_bytes(), start, end))
+                });
+            }
+        };
+        for_each_part(text, f, |part, f| {
+            let mut rest = part.as_bytes();
+            while !rest.is_empty() {
+                let (text, right) = rest.split_at(self.window_end(rest));
+                if u32::try_from(text.len()).is_ok() {
+                    scan(text, |walk, ends| fill(self.level, walk, text, ends), f)?;
+                } else {
+                    scan_whole(text, piece_end, f)?;
+                }
+                rest = right;
+            }
+            Ok(())
+        })
+    }
+
+    /// Where the part of `text` ends that is scanned at once: ends of pieces in it are 32 bits.
+    fn window_end(&self, text: &[u8]) -> usize {
+        const WINDOW: usize = 1 << 30;
+        if text.len() <= WINDOW { text.len() } else { self.safe_cut(text, WINDOW) }
     }
 
     /// The first place at or after `at` where `text` can be cut so that the pieces of both sides are the pieces of the
@@ -170,15 +207,35 @@ where
     }
 }
 
+type Fill = fn(Level, &mut mask::Walk, &[u8], &mut mask::Ends);
+type PieceEnd = fn(&[u8], usize) -> usize;
+
+/// Calls `f` with every piece of `text`; `fill` gives their ends, many at a time.
 #[inline(always)]
-fn scan<'t, S: Scheme, F>(text: &'t str, f: &mut F) -> Result<()>
+fn scan<'t, F>(text: &'t [u8], fill: impl Fn(&mut mask::Walk, &mut mask::Ends), f: &mut F) -> Result<()>
 where
     F: FnMut(&'t [u8], usize, usize) -> Result<()>,
 {
-    let text = text.as_bytes();
+    let (mut walk, mut ends, mut at) = (mask::Walk::default(), mask::Ends::new(), 0);
+    while at < text.len() {
+        fill(&mut walk, &mut ends);
+        for &end in ends.as_slice() {
+            f(text, at, end as usize)?;
+            at = end as usize;
+        }
+    }
+    Ok(())
+}
+
+/// As [`scan`], piece by piece, for a text of any length.
+#[cold]
+fn scan_whole<'t, F>(text: &'t [u8], piece_end: PieceEnd, f: &mut F) -> Result<()>
+where
+    F: FnMut(&'t [u8], usize, usize) -> Result<()>,
+{
     let mut at = 0;
     while at < text.len() {
-        let end = S::piece_end(text, at);
+        let end = piece_end(text, at);
         f(text, at, end)?;
         at = end;
     }
