@@ -5,14 +5,13 @@
 use std::path::PathBuf;
 
 use gptrs_core::simd::Level;
+use gptrs_core::split::NAMES;
 use gptrs_core::{Error, Splitter};
 use proptest::prelude::*;
 
-const NAMED: [&str; 2] = ["gpt2", "cl100k_base"];
-
 /// The scalar splitter of each named pattern, and its twins at every higher level that the processor has.
 fn twins() -> Vec<(Splitter, Vec<Splitter>)> {
-    NAMED
+    NAMES
         .iter()
         .map(|name| {
             let splitter = Splitter::new(name).unwrap();
@@ -248,4 +247,96 @@ fn whole_corpora_split_alike() {
         }
     }
     assert!(n_texts > 0, "{} holds no .txt", directory.display());
+}
+
+/// Long texts are scanned in windows; the regex engine reads them whole.
+#[test]
+fn a_text_of_many_windows_splits_as_the_regex_does() {
+    let words =
+        ["word ", "12345", "!\n", "中文。", "  \n\t", "жизнь ", "don't", "\u{3000}", "HTTPServer(", "😀", "é", "\r\n"];
+    let mut seed = 1u64;
+    let mut random = |n: usize| {
+        seed = seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        (seed >> 33) as usize % n
+    };
+    let mixed: String = (0..100_000).map(|_| words[random(words.len())]).collect();
+    // No place to cut for longer than a window, and only a few.
+    let runs = ["a".repeat(300_000), " ".repeat(200_000), "中".repeat(70_000), "\n".repeat(150_000)].join("!x 1");
+    for (scalar, higher) in twins() {
+        let regex = Splitter::new(&format!("(?:{})", scalar.regex())).unwrap();
+        assert_eq!(regex.pattern(), regex.regex(), "the regex engine, not a scanner");
+        for text in [&mixed, &runs] {
+            let expected = ends(&regex, text.as_bytes());
+            for splitter in higher.iter().chain([&scalar]) {
+                assert!(ends(splitter, text.as_bytes()) == expected, "{splitter:?}");
+            }
+        }
+    }
+}
+
+#[test]
+fn invalid_bytes_around_the_end_of_a_window_split_alike() {
+    let invalid: [&[u8]; 9] = [
+        b"\xff",
+        b"\x80",
+        b"\xe2\x82",
+        b"\xf0\x9f\x98",
+        b"\xed\xa0\x80",
+        b"\xc0\xaf",
+        b"\xf4\x90\x80\x80",
+        b"\x80\x80\x80\x80\x80",
+        "😀\u{301}中é".as_bytes(),
+    ];
+    let gpt2 = Splitter::new("gpt2").unwrap();
+    let levels: Vec<_> = Level::ALL.into_iter().filter(|level| level.is_available()).collect();
+    let filler = "word é 中 ".repeat(20_000).into_bytes();
+    for bytes in invalid {
+        for at in (1 << 17) - 8..(1 << 17) + 4 {
+            let text = [&vec![b'x'; at - 100][..], b" ", &[b'y'; 99], bytes, &filler].concat();
+            let mut expected = Vec::new();
+            for chunk in text.utf8_chunks() {
+                let custom = Splitter::new(&format!("(?:{})", gpt2.regex())).unwrap();
+                let from = chunk.valid().as_ptr() as usize - text.as_ptr() as usize;
+                expected.extend(ends(&custom, chunk.valid().as_bytes()).into_iter().map(|end| from + end));
+                expected.extend(
+                    Some(from + chunk.valid().len() + chunk.invalid().len()).filter(|_| !chunk.invalid().is_empty()),
+                );
+            }
+            for &level in &levels {
+                let got = ends(&gpt2.clone().with_level(level).unwrap(), &text);
+                assert!(got == expected, "{level}, {bytes:x?} at {at}");
+            }
+        }
+    }
+}
+
+proptest! {
+    /// Each invalid sequence is a piece, as the standard library finds them, at every place of a block.
+    #[test]
+    fn invalid_sequences_are_found_where_the_standard_library_finds_them(
+        lead in 0usize..130,
+        middle in prop::collection::vec(prop_oneof![any::<u8>(), prop::sample::select(&[
+            0x80u8, 0x8F, 0x90, 0x9F, 0xA0, 0xBF, 0xC0, 0xC1, 0xC2, 0xDF, 0xE0, 0xED, 0xEE, 0xEF, 0xF0, 0xF1, 0xF4, 0xF5, 0xFF,
+        ][..])], 0..12),
+        tail in 0usize..80,
+    ) {
+        let text = [&vec![b'a'; 100 + lead][..], &middle, &vec![b'b'; tail]].concat();
+        for level in Level::ALL.into_iter().filter(|level| level.is_available()) {
+            let splitter = Splitter::new("gpt2").unwrap().with_level(level).unwrap();
+            let mut expected = Vec::new();
+            for chunk in text.utf8_chunks() {
+                splitter.for_each_piece(chunk.valid().as_bytes(), |piece| {
+                    expected.push(piece);
+                    Ok(())
+                }).unwrap();
+                expected.extend(Some(chunk.invalid()).filter(|invalid| !invalid.is_empty()));
+            }
+            let mut got = Vec::new();
+            splitter.for_each_piece(&text, |piece| {
+                got.push(piece);
+                Ok(())
+            }).unwrap();
+            prop_assert_eq!(got, expected, "{}", level);
+        }
+    }
 }

@@ -4,7 +4,11 @@
 
 use std::arch::x86_64::*;
 
-use super::chars::{ASCII, Ascii, EASY_LEADS, High, IS_BLANK, IS_LETTER, IS_LINE, IS_NUMBER, IS_QUOTE, IS_SPACE};
+use super::chars::{
+    ASCII, Ascii, High, IS_BLANK, IS_CONTROL, IS_LETTER, IS_LINE, IS_NUMBER, IS_QUOTE, IS_SPACE, IS_UPPER,
+};
+use super::kinds::Kinds;
+use super::utf8::{self, Shape};
 use super::walk::{Borders, Ends, Vectors, Walk};
 
 /// [`Walk::fill`] with these instructions.
@@ -12,7 +16,7 @@ use super::walk::{Borders, Ends, Vectors, Walk};
 pub(super) fn fill<B: Borders>(walk: &mut Walk, text: &[u8], ends: &mut Ends) {
     let vectors = Vectors {
         ascii: |block: &[u8; 64]| ascii(block),
-        high: |block: &[u8; 64]| high(block),
+        high: |block: &[u8; 64], kinds: &Kinds| high(block, kinds),
         flatten: |starts, base, list: &mut [u32; 64]| flatten(starts, base, list),
     };
     walk.fill::<B>(text, ends, &vectors);
@@ -33,19 +37,44 @@ fn ascii(block: &[u8; 64]) -> Ascii {
         blank: has(IS_BLANK),
         line: has(IS_LINE),
         quote: has(IS_QUOTE),
+        upper: has(IS_UPPER),
+        control: has(IS_CONTROL),
+        slash: _mm512_cmpeq_epi8_mask(bytes, _mm512_set1_epi8(b'/' as i8)),
         high,
     }
 }
 
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512vbmi")]
-fn high(block: &[u8; 64]) -> High {
+fn high(block: &[u8; 64], kinds: &Kinds) -> High {
     let bytes = load(block);
-    let easy = _mm512_permutexvar_epi8(bytes, load(&EASY_LEADS));
+    let easy = _mm512_permutexvar_epi8(bytes, load(&kinds.easy));
     let is_lead = _mm512_cmpge_epu8_mask(bytes, _mm512_set1_epi8(0xC0_u8 as i8));
     High {
         cont: _mm512_cmplt_epi8_mask(bytes, _mm512_set1_epi8(0xC0_u8 as i8)),
         easy: _mm512_mask_test_epi8_mask(is_lead, easy, easy),
+    }
+}
+
+/// See [`utf8::is_valid`].
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vbmi,avx512vbmi2,avx2,bmi1,bmi2,lzcnt,popcnt")]
+pub(super) fn is_utf8(text: &[u8]) -> bool {
+    utf8::is_valid(text, |block| _mm512_movepi8_mask(load(block)), |block| shape(block))
+}
+
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw")]
+fn shape(block: &[u8; 64]) -> Shape {
+    let bytes = load(block);
+    let from = |byte: u8| _mm512_cmpge_epu8_mask(bytes, _mm512_set1_epi8(byte as i8));
+    let is = |byte: u8| _mm512_cmpeq_epi8_mask(bytes, _mm512_set1_epi8(byte as i8));
+    let leads = from(0xC0);
+    Shape {
+        cont: from(0x80) & !leads,
+        leads: [leads, from(0xE0), from(0xF0)],
+        never: leads & !from(0xC2) | from(0xF5),
+        bounded: [is(0xE0), is(0xED), is(0xF0), is(0xF4)],
+        below: [!from(0x90), !from(0xA0)],
     }
 }
 

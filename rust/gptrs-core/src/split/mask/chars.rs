@@ -1,6 +1,6 @@
 //! Class masks of a block: ASCII by vector instructions, other characters by table.
 
-use super::super::class::{self, class_of};
+use super::kinds::{EXTRA, Kinds, LETTER, NUMBERS, Rule, SPACES};
 
 /// What the ASCII bytes of a block are: bit i is byte i.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -14,6 +14,12 @@ pub(super) struct Ascii {
     pub(super) line: u64,
     /// Apostrophe.
     pub(super) quote: u64,
+    /// Upper case letters.
+    pub(super) upper: u64,
+    /// Controls that are no white space.
+    pub(super) control: u64,
+    /// Slash.
+    pub(super) slash: u64,
     /// Not ASCII.
     pub(super) high: u64,
 }
@@ -23,7 +29,7 @@ pub(super) struct Ascii {
 pub(super) struct High {
     /// Bytes of a character after its first.
     pub(super) cont: u64,
-    /// First bytes that [`EASY_LEADS`] names.
+    /// First bytes that [`Kinds::easy`] names.
     pub(super) easy: u64,
 }
 
@@ -33,12 +39,14 @@ pub(super) const ASCII: [u8; 128] = {
     let mut byte = 0;
     while byte < 128 {
         flags[byte] = match byte as u8 {
-            b'a'..=b'z' | b'A'..=b'Z' => IS_LETTER,
+            b'a'..=b'z' => IS_LETTER,
+            b'A'..=b'Z' => IS_LETTER | IS_UPPER,
             b'0'..=b'9' => IS_NUMBER,
             b' ' => IS_SPACE | IS_BLANK,
             b'\r' | b'\n' => IS_SPACE | IS_LINE,
             b'\t'..=b'\x0C' => IS_SPACE,
             b'\'' => IS_QUOTE,
+            0..b' ' | 0x7F => IS_CONTROL,
             _ => 0,
         };
         byte += 1;
@@ -51,65 +59,31 @@ pub(super) const IS_SPACE: u8 = 4;
 pub(super) const IS_BLANK: u8 = 8;
 pub(super) const IS_LINE: u8 = 16;
 pub(super) const IS_QUOTE: u8 = 32;
+pub(super) const IS_UPPER: u8 = 64;
+pub(super) const IS_CONTROL: u8 = 128;
 
-/// The classes of the characters in a block; every byte of a character has its class.
-#[derive(Debug, Clone, Copy)]
+/// The kinds of the characters in a block; every byte of a character has its kind.
+#[derive(Debug, Clone, Copy, Default)]
 pub(in crate::split) struct Masks {
+    /// See [`LETTER`].
     pub(super) letter: u64,
     pub(super) number: u64,
     pub(super) space: u64,
     pub(super) other: u64,
+    /// See [`EXTRA`].
+    pub(super) extra: [u64; 4],
     pub(super) blank: u64,
     pub(super) line: u64,
     pub(super) quote: u64,
+    pub(super) slash: u64,
+    /// Not ASCII.
+    pub(super) high: u64,
     /// Bytes of a character after its first.
     pub(super) cont: u64,
     /// First bytes of white space that is not ASCII.
     pub(super) wide_space: u64,
     /// First bytes of numbers that are not ASCII.
     pub(super) wide_number: u64,
-}
-
-/// By the low six bits of a first byte 0xC0..=0xFF: not 0 when all characters that start with it are letters.
-pub(super) const EASY_LEADS: [u8; 64] = {
-    let mut easy = [0; 64];
-    let mut lead = 0xC2;
-    while lead < 0xF0 {
-        let (first, n) = if lead < 0xE0 { ((lead & 0x1F) << 6, 1 << 6) } else { ((lead & 0x0F) << 12, 1 << 12) };
-        let mut code = first;
-        while code < first + n && class_of(code) == class::LETTER {
-            code += 1;
-        }
-        easy[(lead & 0x3F) as usize] = (code == first + n) as u8;
-        lead += 1;
-    }
-    easy
-};
-
-/// Classes of the first plane, two bits each.
-static PLANE: [u64; 2048] = {
-    let mut plane = [0; 2048];
-    let mut code = 0;
-    while code < 0x1_0000 {
-        plane[code >> 5] |= (class_of(code as u32) as u64) << (2 * (code & 31));
-        code += 1;
-    }
-    plane
-};
-
-/// The class of the character of several bytes at the start of `text`.
-#[inline(always)]
-fn wide_class(text: &[u8]) -> u64 {
-    let tail = |byte: u8| (byte & 0x3F) as usize;
-    let code = match *text {
-        [a, b, c, ..] if (0xE0..0xF0).contains(&a) => (a as usize & 0x0F) << 12 | tail(b) << 6 | tail(c),
-        [a, b, ..] if a < 0xE0 => (a as usize & 0x1F) << 6 | tail(b),
-        [a, b, c, d, ..] => {
-            return class_of((a as u32 & 0x07) << 18 | (tail(b) << 12 | tail(c) << 6 | tail(d)) as u32).into();
-        }
-        _ => return 0,
-    };
-    PLANE[code >> 5 & 2047] >> (2 * (code & 31)) & 3
 }
 
 /// A mask as seen `N` bytes further on, over the borders of blocks.
@@ -155,6 +129,12 @@ impl Spread {
         runs & !sum
     }
 
+    /// Whether the last block left nothing.
+    #[inline(always)]
+    pub(super) fn is_empty(self) -> bool {
+        self.0 == 0
+    }
+
     /// `leads` and the rest of their characters.
     #[inline(always)]
     pub(super) fn whole(&mut self, leads: u64, cont: u64) -> u64 {
@@ -164,46 +144,78 @@ impl Spread {
     }
 }
 
-/// Makes class masks of block after block.
+/// Makes masks of block after block.
 #[derive(Debug, Clone, Copy, Default)]
 pub(super) struct Chars {
-    letter: Spread,
-    number: Spread,
-    space: Spread,
+    /// One for each kind but the others.
+    spreads: [Spread; 8],
 }
 
 impl Chars {
     /// The masks of the block that starts at `at` in `text`; `high_of` is asked when it is not all ASCII.
     #[inline(always)]
-    pub(super) fn masks(&mut self, ascii: Ascii, high_of: impl FnOnce() -> High, text: &[u8], at: usize) -> Masks {
-        let Ascii { letter, number, space, blank, line, quote, high } = ascii;
-        let (cont, wide_space, wide_number, other) = (0, 0, 0, 0);
-        let mut masks = Masks { letter, number, space, other, blank, line, quote, cont, wide_space, wide_number };
+    pub(super) fn masks(
+        &mut self,
+        rule: Rule,
+        kinds: &Kinds,
+        ascii: Ascii,
+        high_of: impl FnOnce() -> High,
+        text: &[u8],
+        at: usize,
+    ) -> Masks {
+        let Ascii { letter, number, space, blank, line, quote, upper, control, slash, high } = ascii;
+        let mut masks = Masks { letter, number, space, blank, line, quote, slash, high, ..Masks::default() };
+        match rule {
+            Rule::Coarse => {}
+            Rule::Case => (masks.letter, masks.extra) = (0, [0, upper, letter & !upper, 0]),
+            Rule::Script => masks.extra[0] = control,
+        }
         if high == 0 {
             *self = Self::default();
         } else {
-            let High { cont, easy } = high_of();
-            self.add_wide(text, at, high & !cont, easy, cont, &mut masks);
+            self.add_wide(rule, kinds, high_of(), text, at, &mut masks);
         }
-        masks.other = !(masks.letter | masks.number | masks.space);
+        let [a, b, c, d] = masks.extra;
+        masks.other = !(masks.letter | masks.number | masks.space | a | b | c | d);
         masks
     }
 
     #[inline(always)]
-    fn add_wide(&mut self, text: &[u8], at: usize, leads: u64, easy: u64, cont: u64, masks: &mut Masks) {
-        let (mut low, mut high) = (easy, 0);
+    fn add_wide(&mut self, rule: Rule, kinds: &Kinds, high: High, text: &[u8], at: usize, masks: &mut Masks) {
+        let High { cont, easy } = high;
+        let leads = masks.high & !cont;
+        // The bits of each lead's kind.
+        let mut bits = [0, 1, 2].map(|bit| if kinds.easy_kind >> bit & 1 != 0 { easy } else { 0 });
         let mut hard = leads & !easy;
         while hard != 0 {
             let place = hard.trailing_zeros();
-            let class = wide_class(&text[at + place as usize..]);
-            low |= (class & 1) << place;
-            high |= (class >> 1) << place;
+            let kind = kinds.wide(&text[at + place as usize..]);
+            bits[0] |= (kind & 1) << place;
+            bits[1] |= (kind >> 1 & 1) << place;
+            if rule != Rule::Coarse {
+                bits[2] |= (kind >> 2) << place;
+            }
             hard &= hard - 1;
         }
         masks.cont = cont;
-        masks.letter |= self.letter.whole(low & !high, cont);
-        masks.number |= self.number.whole(high & !low, cont);
-        masks.space |= self.space.whole(high & low, cont);
-        (masks.wide_number, masks.wide_space) = (high & !low, high & low);
+        let of = |kind: u8| {
+            let has = |bit: usize| if kind >> bit & 1 != 0 { bits[bit] } else { !bits[bit] };
+            leads & has(0) & has(1) & has(2)
+        };
+        let mut spread = |kind: u8, mask: &mut u64| {
+            let (marked, spread) = (of(kind), &mut self.spreads[kind as usize]);
+            if marked != 0 || !spread.is_empty() {
+                *mask |= spread.whole(marked, cont);
+            }
+        };
+        spread(LETTER, &mut masks.letter);
+        spread(NUMBERS, &mut masks.number);
+        spread(SPACES, &mut masks.space);
+        if rule != Rule::Coarse {
+            for (kind, mask) in (EXTRA..).zip(&mut masks.extra) {
+                spread(kind, mask);
+            }
+        }
+        (masks.wide_number, masks.wide_space) = (of(NUMBERS), of(SPACES));
     }
 }

@@ -1,13 +1,16 @@
-//! The borders of [`Cl100k`]. In doubt: numbers that are not ASCII.
+//! The borders of [`Cl100kLike`]. In doubt: numbers that are not ASCII, where a piece has several.
 
-use super::super::cl100k::{Cl100k, contraction};
+use super::super::cl100k::{Cl100kLike, contraction};
 use super::super::class::{SPACE, class_at};
 use super::chars::{Masks, run_starts};
+use super::kinds::{COARSE, Kinds, Rule};
 use super::last_spaces;
 use super::walk::{Borders, Carry, Digits, Starts};
 
-impl Borders for Cl100k {
-    const PAD: u8 = b'\n';
+impl<const DIGITS: usize, const WHOLE_END: bool> Borders for Cl100kLike<DIGITS, WHOLE_END> {
+    const PAD: u8 = if WHOLE_END { b'\n' } else { b' ' };
+    const RULE: Rule = Rule::Coarse;
+    const KINDS: &'static Kinds = &COARSE;
 
     #[inline(always)]
     fn starts(here: &Masks, carry: &mut Carry, text: &[u8], at: usize) -> Starts {
@@ -22,7 +25,7 @@ impl Borders for Cl100k {
         let indents = indents::<Self>(here, flat, flat & carry.line.of(here.line) & !after_joined, text, at);
         let spaces = run_starts(here.space, &mut carry.space) & !first_joined | flat & after_joined | indents;
         let words = run_starts(here.letter, &mut carry.letter) & !carry.flat.of(flat) & !after_leader;
-        let numbers = number_starts::<3>(here, carry);
+        let numbers = number_starts::<DIGITS>(here, carry);
         let mut starts = others | spaces | words | numbers | std::mem::take(&mut carry.starts);
         let mut endings = carry.quotes.of(here.quote & others) & here.letter;
         while endings != 0 {
@@ -35,13 +38,17 @@ impl Borders for Cl100k {
             }
             endings &= endings - 1;
         }
-        Starts { here: starts, later: last_spaces(here, flat, carry), doubts: here.wide_number }
+        Starts {
+            here: starts,
+            later: last_spaces(here, flat, !here.space, carry),
+            doubts: if DIGITS == 1 { 0 } else { here.wide_number },
+        }
     }
 }
 
 /// Which of `firsts`, white space after a line break, start a piece: not when another line break follows in the run.
 #[inline(always)]
-fn indents<B: Borders>(here: &Masks, flat: u64, firsts: u64, text: &[u8], at: usize) -> u64 {
+pub(super) fn indents<B: Borders>(here: &Masks, flat: u64, firsts: u64, text: &[u8], at: usize) -> u64 {
     // A one added to the first of a run of bits moves past its last.
     let (sum, over) = flat.overflowing_add(firsts);
     let mut ends = sum & here.line;
@@ -77,10 +84,13 @@ fn line_follows<B: Borders>(text: &[u8], mut at: usize) -> bool {
 
 /// Starts of pieces of at most `MOST` numbers, each of one byte.
 #[inline(always)]
-fn number_starts<const MOST: u32>(here: &Masks, carry: &mut Carry) -> u64 {
+pub(super) fn number_starts<const MOST: usize>(here: &Masks, carry: &mut Carry) -> u64 {
+    if MOST == 1 {
+        return here.number & !here.cont;
+    }
     let Digits { numbers, starts } = carry.digits;
     let number = here.number;
-    let shifted = |n: u32| (number << n).wrapping_add(numbers >> (64 - n));
+    let shifted = |n: usize| (number << n).wrapping_add(numbers >> (64 - n));
     let mut inner = number & shifted(1);
     let mut all = number & !inner;
     for n in 2..=MOST {

@@ -2,11 +2,14 @@
 
 use super::super::gpt2::{Gpt2, contraction};
 use super::chars::{Masks, run_starts};
+use super::kinds::{COARSE, Kinds, Rule};
 use super::last_spaces;
 use super::walk::{Borders, Carry, Starts};
 
 impl Borders for Gpt2 {
     const PAD: u8 = b' ';
+    const RULE: Rule = Rule::Coarse;
+    const KINDS: &'static Kinds = &COARSE;
 
     #[inline(always)]
     fn starts(here: &Masks, carry: &mut Carry, text: &[u8], at: usize) -> Starts {
@@ -27,6 +30,6 @@ impl Borders for Gpt2 {
             }
             endings &= endings - 1;
         }
-        Starts { here: starts, later: last_spaces(here, here.space, carry), doubts: 0 }
+        Starts { here: starts, later: last_spaces(here, here.space, !here.space, carry), doubts: 0 }
     }
 }

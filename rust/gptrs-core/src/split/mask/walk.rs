@@ -2,6 +2,7 @@
 
 use super::super::Scheme;
 use super::chars::{Ascii, Behind, Chars, High, Masks, Spread};
+use super::kinds::{Kinds, Rule};
 
 /// Ends of pieces handed on at once.
 const BATCH: usize = 512;
@@ -57,9 +58,17 @@ pub(in crate::split) struct Carry {
     pub(super) wide: (Behind<2>, Behind<3>),
     pub(super) joined: (Spread, Behind<1>),
     pub(super) leaders: (Spread, Behind<1>),
+    /// Letters after an ASCII mark that leads them.
+    pub(super) led: (Spread, Behind<1>),
+    pub(super) lower: Behind<1>,
+    pub(super) caseless: Behind<1>,
+    pub(super) ideograph: Behind<1>,
+    pub(super) ideograph_mark: Behind<1>,
     pub(super) quotes: Behind<1>,
     /// Starts of pieces after contractions of the last block.
     pub(super) starts: u64,
+    /// Bytes inside contractions of the last block.
+    pub(super) inside: u64,
     /// Numbers and starts of pieces of numbers, for as many bytes as a piece has.
     pub(super) digits: Digits,
 }
@@ -86,6 +95,10 @@ pub(in crate::split) struct Starts {
 pub(in crate::split) trait Borders: Scheme {
     /// What stands after the end of the text: white space, so that a run of it there has no last character.
     const PAD: u8;
+    /// How characters are told apart.
+    const RULE: Rule;
+    /// What `RULE` says.
+    const KINDS: &'static Kinds;
 
     /// Starts in the block at `at`.
     fn starts(here: &Masks, carry: &mut Carry, text: &[u8], at: usize) -> Starts;
@@ -133,7 +146,7 @@ impl Walk {
         ends: &mut Ends,
         vectors: &Vectors<
             impl Fn(&[u8; BLOCK]) -> Ascii,
-            impl Fn(&[u8; BLOCK]) -> High,
+            impl Fn(&[u8; BLOCK], &Kinds) -> High,
             impl Fn(u64, u32, &mut [u32; BLOCK]),
         >,
     ) {
@@ -147,7 +160,8 @@ impl Walk {
                 padding = padded::<B>(text, at);
                 &padding
             };
-            let masks = chars.masks((vectors.ascii)(block), || (vectors.high)(block), text, at);
+            let high = || (vectors.high)(block, B::KINDS);
+            let masks = chars.masks(B::RULE, B::KINDS, (vectors.ascii)(block), high, text, at);
             let (mut starts, doubts) = lag.of(&B::starts(&masks, &mut carry, text, at));
             if at + BLOCK > text.len() + LAG {
                 starts &= (1 << (text.len() + LAG - at)) - 1;
