@@ -29,6 +29,7 @@ pub mod permute;
 pub mod prepare;
 mod sealed;
 pub mod shard;
+pub mod simd;
 pub mod special;
 pub mod split;
 
