@@ -10,7 +10,7 @@ use std::sync::OnceLock;
 use crate::borders::Borders;
 use crate::control::Control;
 use crate::error::{Error, Result};
-use crate::merge::{Merges, Scratch};
+use crate::merge::{Merges, Scratch, Short};
 use crate::naive::Pair;
 use crate::pairs::{ID_BITS, NO_RANK, Pairs};
 use crate::reach::{each_token, unreachable};
@@ -193,6 +193,12 @@ impl Vocab {
             return Ok(());
         }
         self.merge_piece(piece, &mut Scratch::default(), control, out)
+    }
+
+    /// The ids of each of four pieces of at most 16 bytes, see [`Merges::encode_four`].
+    #[inline]
+    pub(crate) fn merge_four(&self, pieces: [&[u8]; 4]) -> [Short; 4] {
+        Merges { pairs: &self.pairs, byte_ids: &self.byte_ids }.encode_four(pieces)
     }
 
     /// Where pieces fall apart; the first call takes some milliseconds.
