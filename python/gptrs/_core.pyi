@@ -4,13 +4,28 @@ from typing import Any, Literal, final
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["Dataset", "Loader", "Ring", "StreamDecoder", "Tokenizer", "Trainer", "__version__", "prepare"]
+__all__ = [
+    "Dataset",
+    "Loader",
+    "Ring",
+    "StreamDecoder",
+    "Tokenizer",
+    "Trainer",
+    "__version__",
+    "count",
+    "count_pattern",
+    "measure",
+    "merge_counts",
+    "prepare",
+]
 
 __version__: str
 
 _Text = str | bytes
 _Ids = Sequence[int] | npt.NDArray[Any]
 _Names = Literal["all"] | Collection[str]
+_Arrays = tuple[npt.NDArray[np.uint16] | npt.NDArray[np.uint32], npt.NDArray[np.int64]]
+_Merge = tuple[int, tuple[int, int, int], tuple[int, int, int]]
 _Part = tuple[bool | None, list[int], int]
 _Report = Callable[[str, int, int], object]
 
@@ -28,17 +43,38 @@ class Tokenizer:
     def write(self, path: str) -> None: ...
     def encode(self, text: _Text, allowed_special: _Names, disallowed_special: _Names) -> list[int]: ...
     def encode_ordinary(self, text: _Text) -> list[int]: ...
+    def encode_dropout(
+        self, text: _Text, allowed_special: _Names, disallowed_special: _Names, dropout: float, seed: int
+    ) -> list[int]: ...
+    def encode_spans(self, spans: Iterable[tuple[_Text, bool]], allowed_special: _Names) -> list[int]: ...
     def encode_batch(
-        self, texts: Iterable[_Text], allowed_special: _Names, threads: int = 0
-    ) -> tuple[npt.NDArray[np.uint16] | npt.NDArray[np.uint32], npt.NDArray[np.int64]]: ...
-    def encode_with_offsets(self, text: _Text) -> tuple[list[int], list[tuple[int, int]]]: ...
+        self,
+        texts: Iterable[_Text],
+        allowed_special: _Names,
+        disallowed_special: _Names,
+        dropout: float = 0.0,
+        seed: int = 0,
+        threads: int = 0,
+    ) -> _Arrays: ...
+    def encode_files(
+        self, paths: list[str], text_field: str, append_eot: bool, threads: int = 0, progress: _Report | None = None
+    ) -> _Arrays: ...
+    def encode_with_offsets(self, text: _Text, unit: str) -> tuple[list[int], list[tuple[int, int]]]: ...
+    def encode_batch_with_offsets(
+        self, texts: Iterable[_Text], unit: str, threads: int = 0
+    ) -> tuple[_Arrays, npt.NDArray[np.int64]]: ...
     def count(self, text: _Text) -> int: ...
+    def count_batch(self, texts: Iterable[_Text], threads: int = 0) -> npt.NDArray[np.int64]: ...
+    def decode_batch(self, batch: Iterable[_Ids]) -> list[bytes]: ...
+    def trace(
+        self, text: _Text, allowed_special: _Names
+    ) -> list[tuple[tuple[int, int], Literal["merges", "whole", "special"], list[_Merge], list[int]]]: ...
     def decode_bytes(self, ids: _Ids) -> bytes: ...
     def decoder(self) -> StreamDecoder: ...
     def token_bytes(self, id: int) -> bytes | None: ...
     def token_id(self, token: _Text) -> int | None: ...
     def normalize(self, text: _Text) -> bytes: ...
-    def encode_spans(
+    def encode_with_places(
         self, text: str, allowed_special: list[str]
     ) -> tuple[list[int], list[tuple[int, int]], list[int]]: ...
     @property
@@ -67,17 +103,51 @@ class StreamDecoder:
 
 @final
 class Trainer:
-    def __new__(cls, pattern: str, vocab_size: int, special_tokens: list[str], min_count: int) -> Trainer: ...
+    def __new__(
+        cls,
+        pattern: str,
+        vocab_size: int,
+        special_tokens: list[str],
+        min_count: int,
+        *,
+        max_token_bytes: int | None = None,
+        tie: str = "id",
+        base: Tokenizer | None = None,
+        superbpe_from: int | None = None,
+    ) -> Trainer: ...
     def add_files(
         self, paths: list[str], text_field: str, threads: int = 0, progress: _Report | None = None
     ) -> None: ...
     def add_texts(self, texts: Iterable[_Text], threads: int = 0, progress: _Report | None = None) -> None: ...
+    def add_counts(self, paths: list[str], threads: int = 0, progress: _Report | None = None) -> None: ...
     def finish(self, threads: int = 0, progress: _Report | None = None) -> Tokenizer: ...
+    def usage(
+        self, tokenizer: Tokenizer, threads: int = 0, progress: _Report | None = None
+    ) -> npt.NDArray[np.uint64]: ...
     @property
     def n_words(self) -> int: ...
     @property
     def n_bytes(self) -> int: ...
+    @property
+    def n_documents(self) -> int: ...
+    @property
+    def seconds(self) -> dict[str, float]: ...
 
+def count(
+    paths: list[str],
+    out: str,
+    *,
+    pattern: str,
+    text_field: str,
+    superwords: bool = False,
+    threads: int = 0,
+    progress: _Report | None = None,
+) -> dict[str, Any]: ...
+def merge_counts(paths: list[str], out: str, progress: _Report | None = None) -> dict[str, Any]: ...
+def count_pattern(paths: list[str]) -> str: ...
+def measure(
+    tokenizer: Tokenizer, paths: list[str], text_field: str, threads: int = 0, progress: _Report | None = None
+) -> tuple[int, int, int]: ...
 def prepare(
     paths: list[str],
     tokenizer: Tokenizer,

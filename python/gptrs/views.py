@@ -329,7 +329,7 @@ class HuggingFaceView:
         offsets: list[tuple[int, int]] = []
         word_ids: list[int | None] = []
         for i, word in enumerate(words):
-            new_ids, new_offsets, pieces = self._core.encode_spans(word, allowed)
+            new_ids, new_offsets, pieces = self._core.encode_with_places(word, allowed)
             ids += new_ids
             offsets += new_offsets
             word_ids += [i] * len(new_ids) if is_pretokenized else pieces

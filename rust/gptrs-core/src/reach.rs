@@ -7,7 +7,7 @@
 
 use crate::control::Control;
 use crate::error::Result;
-use crate::merge::{Scratch, merge_piece};
+use crate::merge::{Merges, Scratch};
 use crate::naive::Pair;
 use crate::pairs::Pairs;
 use crate::parallel;
@@ -32,7 +32,7 @@ fn by_encoding(tokens: &Tokens, pairs: &Pairs, byte_ids: &[u32; 256]) -> Result<
     let control = Control::new();
     let states = each_token(tokens, |id, token, (found, ids, scratch): &mut (Vec<_>, Vec<u32>, Scratch)| {
         ids.clear();
-        merge_piece(pairs, byte_ids, token, scratch, &control, ids)?;
+        Merges { pairs, byte_ids }.encode(token, scratch, &control, ids)?;
         if *ids != [id] {
             found.push(id);
         }

@@ -1,80 +1,89 @@
-//! Ids with their places in the text and their pieces, as Hugging Face's `Encoding` has them.
+//! Text from several sources in one call: special tokens only where the source is trusted.
 
-use crate::error::Result;
+use std::borrow::Cow;
+
+use crate::batch::How;
+use crate::cache::Cache;
+use crate::control::Control;
+use crate::error::{Error, Result};
 use crate::special::Specials;
 use crate::tokenizer::Tokenizer;
 
-/// Ids of a text and where they come from; all lists have one entry for each id.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Spans {
-    /// The ids.
-    pub ids: Vec<u32>,
-    /// Start and end in characters of the (normalized) text: those that have a byte of the token.
-    pub chars: Vec<(usize, usize)>,
-    /// Which piece of the text, special tokens being pieces too.
-    pub pieces: Vec<u32>,
-}
-
-/// Where a walk through a text stands.
-struct Walk {
-    spans: Spans,
-    /// Characters before the part under way.
-    n_chars: usize,
-    n_pieces: u32,
-}
-
 impl Tokenizer {
-    /// The ids of `text`, where each `allowed` special token becomes its id, with their places.
+    /// The ids of spans of text, each with whether it is trusted: `allowed` special tokens are recognised there and
+    /// nowhere else.
     ///
-    /// Places are those of the normalized text where the tokenizer has a normalizer.
-    pub fn encode_spans(&self, text: &str, allowed: Specials) -> Result<Spans> {
-        let finder = self.special_finder(allowed)?;
-        let mut walk = Walk { spans: Spans::default(), n_chars: 0, n_pieces: 0 };
-        finder.for_each(
-            text.as_bytes(),
-            &mut walk,
-            |walk, part| {
-                let normal = self.splitter().normalize(part);
-                self.walk_part(walk, normal.as_deref().unwrap_or(part))
-            },
-            |walk, found, bytes| {
-                let n_chars = count_chars(bytes);
-                walk.spans.ids.push(found.id);
-                walk.spans.chars.push((walk.n_chars, walk.n_chars + n_chars));
-                walk.spans.pieces.push(walk.n_pieces);
-                walk.n_chars += n_chars;
-                walk.n_pieces += 1;
-            },
-        )?;
-        Ok(walk.spans)
-    }
-
-    fn walk_part(&self, walk: &mut Walk, part: &[u8]) -> Result<()> {
-        let ids = self.encode_ordinary(part)?;
-        let mut piece_ends = Vec::new();
-        self.splitter().for_each_piece(part, |piece| {
-            piece_ends.push(piece_ends.last().copied().unwrap_or(0) + piece.len());
+    /// Each span is a text of its own: no piece, no token and no special token crosses a border between two spans,
+    /// trusted or not. The ids are those of [`Tokenizer::encode`] of each trusted span and of
+    /// [`Tokenizer::encode_ordinary`] of each other one, with one exception: where a vocabulary has a special token
+    /// among its ordinary ones, an untrusted span gets what that token is merged from instead. So untrusted text never
+    /// yields the id of a special token.
+    ///
+    /// ```
+    /// # use gptrs_core::{Control, SpecialToken, Specials, Splitter, Tokenizer, Vocab};
+    /// let end = SpecialToken { text: "<e>".to_owned(), id: 256 };
+    /// let tokenizer = Tokenizer::new(Vocab::from_merges(&[])?, Splitter::new("gpt2")?, vec![end])?;
+    /// let spans = [("<e>", true), ("<e>", false), ("<", true), ("e>", true)];
+    /// let ids = tokenizer.encode_spans(&spans, Specials::All, &Control::new())?;
+    /// assert_eq!(ids, [256, 60, 101, 62, 60, 101, 62]);
+    /// # Ok::<(), gptrs_core::Error>(())
+    /// ```
+    pub fn encode_spans<T: AsRef<[u8]>>(
+        &self,
+        spans: &[(T, bool)],
+        allowed: Specials,
+        control: &Control,
+    ) -> Result<Vec<u32>> {
+        let finder = self.special_set().finder(allowed)?;
+        control.begin("encode bytes", spans.iter().map(|(text, _)| text.as_ref().len() as u64).sum());
+        let mut ids = Vec::new();
+        self.with_cache(|cache| {
+            for (text, is_trusted) in spans {
+                let text = text.as_ref();
+                if *is_trusted {
+                    let how = How { finder: Cow::Borrowed(&*finder), dropout: None };
+                    self.encode_range(cache, text, 0, 0..text.len(), &how, control, &mut ids)?;
+                } else {
+                    self.encode_untrusted(cache, text, control, &mut ids)?;
+                }
+            }
             Ok(())
         })?;
-        // Characters that begin before the byte at `at`, and before the last byte of the token there.
-        let (mut at, mut n_before, mut piece) = (0, 0, 0);
-        for id in ids {
-            let end = at + self.vocab().token(id).map_or(0, <[u8]>::len);
-            let n_through = n_before + count_chars(&part[at..end]);
-            let is_inside = part.get(at).is_some_and(|byte| byte & 0xC0 == 0x80);
-            walk.spans.ids.push(id);
-            walk.spans.chars.push((walk.n_chars + n_before - usize::from(is_inside), walk.n_chars + n_through));
-            walk.spans.pieces.push(walk.n_pieces + piece);
-            (at, n_before) = (end, n_through);
-            piece += u32::from(piece_ends.get(piece as usize).is_some_and(|&piece_end| piece_end <= at));
+        Ok(ids)
+    }
+
+    fn encode_untrusted(&self, cache: &mut Cache, text: &[u8], control: &Control, ids: &mut Vec<u32>) -> Result<()> {
+        let start = ids.len();
+        self.encode_stretch(cache, text, control, ids)?;
+        let is_special = |id: u32| self.special_set().text(id).is_some();
+        if self.special_set().is_apart() || !ids[start..].iter().any(|&id| is_special(id)) {
+            return Ok(());
         }
-        walk.n_chars += n_before;
-        walk.n_pieces += piece_ends.len() as u32;
+        let mut todo: Vec<u32> = ids.drain(start..).rev().collect();
+        while let Some(id) = todo.pop() {
+            if is_special(id) {
+                let (left, right) = self.halves(id)?;
+                todo.extend([right, left]);
+            } else {
+                ids.push(id);
+            }
+        }
         Ok(())
     }
-}
 
-/// Characters that begin in `bytes`.
-fn count_chars(bytes: &[u8]) -> usize {
-    bytes.iter().filter(|&byte| byte & 0xC0 != 0x80).count()
+    /// The two tokens that merge into `id`.
+    fn halves(&self, id: u32) -> Result<(u32, u32)> {
+        let token = self.vocab().token(id).unwrap_or_default();
+        let spells = |&&(left, right): &&(u32, u32)| {
+            let (left, right) = (self.vocab().token(left), self.vocab().token(right));
+            left.zip(right).is_some_and(|(left, right)| token.strip_prefix(left) == Some(right))
+        };
+        self.vocab().merges().iter().find(spells).copied().ok_or_else(|| {
+            Error::Argument(format!(
+                "the special token \"{}\" is also an ordinary token that no merge makes, so text that is not trusted \
+                 cannot be spelt without it; hint: give the special token another text",
+                token.escape_ascii()
+            ))
+        })
+    }
 }

@@ -80,6 +80,7 @@ pub(crate) struct SpecialSet {
     by_text: HashMap<String, usize>,
     by_id: HashMap<u32, usize>,
     finder: Finder,
+    is_apart: bool,
 }
 
 impl SpecialSet {
@@ -109,7 +110,13 @@ impl SpecialSet {
         }
         let all: Vec<_> = tokens.iter().zip(matching.iter().copied()).collect();
         let finder = Finder::new(&all, normalizer)?;
-        Ok(Self { tokens, matching, normalizer, by_text, by_id, finder })
+        let is_apart = tokens.iter().all(|token| vocab.token(token.id).is_none());
+        Ok(Self { tokens, matching, normalizer, by_text, by_id, finder, is_apart })
+    }
+
+    /// Whether no special token shares its id with an ordinary one.
+    pub(crate) fn is_apart(&self) -> bool {
+        self.is_apart
     }
 
     /// How each of the tokens is found.
@@ -298,6 +305,16 @@ impl Finder {
             at = found.end;
         }
         on_text(state, &normal[at..])
+    }
+
+    /// Whether one look decides, and an occurrence does not depend on what stands around it.
+    pub(crate) fn is_plain(&self) -> bool {
+        self.second.is_none() && !self.search.looks_around
+    }
+
+    /// The first occurrence from `from` on, where [`Finder::is_plain`] holds.
+    pub(crate) fn find(&self, text: &[u8], from: usize) -> Option<Occurrence> {
+        self.search.find(text, from)
     }
 
     /// The first occurrence of all; its place is about right where the second look found it.

@@ -5,12 +5,14 @@
 //! last merge: BPE restricted to a span behaves as on the span alone, so no other pair can ever make this token.
 
 use std::collections::BTreeSet;
+use std::sync::OnceLock;
 
+use crate::borders::Borders;
 use crate::control::Control;
 use crate::error::{Error, Result};
-use crate::merge::{Scratch, merge_piece};
+use crate::merge::{Merges, Scratch, Short};
 use crate::naive::Pair;
-use crate::pairs::{ID_BITS, Pairs};
+use crate::pairs::{ID_BITS, NO_RANK, Pairs};
 use crate::reach::{each_token, unreachable};
 use crate::tokens::Tokens;
 
@@ -40,6 +42,8 @@ pub struct Vocab {
     byte_ids: [u32; 256],
     unreachable: Vec<u32>,
     ignore_merges: bool,
+    /// Made when the first long text needs it.
+    borders: OnceLock<Borders>,
 }
 
 impl Vocab {
@@ -99,7 +103,7 @@ impl Vocab {
         }
         let pairs = pair_table(&tokens, &merges, &products)?;
         let ignore_merges = !unreachable.is_empty();
-        Ok(Self { tokens, merges, pairs, byte_ids, unreachable, ignore_merges })
+        Ok(Self { tokens, merges, pairs, byte_ids, unreachable, ignore_merges, borders: OnceLock::new() })
     }
 
     /// The vocabulary of a file whose merges are known to make the products.
@@ -109,7 +113,7 @@ impl Vocab {
         let pairs = pair_table(&tokens, &merges, &products)?;
         let unreachable = unreachable(&tokens, &pairs, &merges, &byte_ids)?;
         let ignore_merges = ignore_merges && !unreachable.is_empty();
-        Ok(Self { tokens, merges, pairs, byte_ids, unreachable, ignore_merges })
+        Ok(Self { tokens, merges, pairs, byte_ids, unreachable, ignore_merges, borders: OnceLock::new() })
     }
 
     fn from_parts(tokens: Tokens, merges: Vec<Pair>, ignore_merges: bool) -> Result<Self> {
@@ -139,6 +143,12 @@ impl Vocab {
         &self.merges
     }
 
+    /// Rank and product of the merge of two tokens; `None` when they never merge.
+    pub fn merge_of(&self, left: u32, right: u32) -> Option<(u32, u32)> {
+        let rank = self.pairs.rank(left, right);
+        (rank != NO_RANK).then(|| (rank, self.pairs.product(rank)))
+    }
+
     /// The id of every single byte.
     pub fn byte_ids(&self) -> &[u32; 256] {
         &self.byte_ids
@@ -166,6 +176,40 @@ impl Vocab {
         if self.unreachable.is_empty() || self.ignore_merges { self.tokens.id(piece) } else { None }
     }
 
+    /// The rank of the merge of two ids, if there is one.
+    pub(crate) fn merge_rank(&self, left: u32, right: u32) -> Option<u32> {
+        Some(self.pairs.rank(left, right)).filter(|&rank| rank != NO_RANK)
+    }
+
+    /// The id that the merge of `rank` makes.
+    pub(crate) fn merge_product(&self, rank: u32) -> u32 {
+        self.pairs.product(rank)
+    }
+
+    /// Appends the ids of `piece`, as encoding makes them.
+    pub(crate) fn encode_piece(&self, piece: &[u8], control: &Control, out: &mut Vec<u32>) -> Result<()> {
+        if let Some(id) = self.whole_piece(piece) {
+            out.push(id);
+            return Ok(());
+        }
+        self.merge_piece(piece, &mut Scratch::default(), control, out)
+    }
+
+    /// The ids of each of four pieces of at most 16 bytes, see [`Merges::encode_four`].
+    #[inline]
+    pub(crate) fn merge_four(&self, pieces: [&[u8]; 4]) -> [Short; 4] {
+        Merges { pairs: &self.pairs, byte_ids: &self.byte_ids }.encode_four(pieces)
+    }
+
+    /// Where pieces fall apart; the first call takes some milliseconds.
+    pub(crate) fn borders(&self) -> &Borders {
+        self.borders.get_or_init(|| {
+            let (mut scratch, control) = (Scratch::default(), Control::new());
+            // Short pieces cannot fail.
+            Borders::new(&self.tokens, |char, ids| drop(self.merge_piece(char, &mut scratch, &control, ids)))
+        })
+    }
+
     /// Appends the ids of `piece` by merges alone.
     pub(crate) fn merge_piece(
         &self,
@@ -174,7 +218,7 @@ impl Vocab {
         control: &Control,
         out: &mut Vec<u32>,
     ) -> Result<()> {
-        merge_piece(&self.pairs, &self.byte_ids, piece, scratch, control, out)
+        Merges { pairs: &self.pairs, byte_ids: &self.byte_ids }.encode(piece, scratch, control, out)
     }
 }
 

@@ -64,14 +64,14 @@ impl Tokenizer {
     }
 
     #[expect(clippy::type_complexity, reason = "three lists of one length")]
-    fn encode_spans(
+    fn encode_with_places(
         &self,
         py: Python<'_>,
         text: PyBackedStr,
         allowed_special: Vec<String>,
     ) -> PyResult<(Vec<u32>, Vec<Span>, Vec<u32>)> {
-        let spans = detached(py, || self.0.encode_spans(&text, Specials::Set(&allowed_special)))?;
-        Ok((spans.ids, spans.chars, spans.pieces))
+        let places = detached(py, || self.0.encode_with_places(&text, Specials::Set(&allowed_special)))?;
+        Ok((places.ids, places.chars, places.pieces))
     }
 }
 

@@ -57,6 +57,13 @@ pub(super) fn extend(bytes: &mut Vec<u8>, text: &str) -> Result<(), char> {
     Ok(())
 }
 
+/// All bytes in the order of their characters.
+pub(crate) fn order() -> [u8; 256] {
+    let mut order = std::array::from_fn(|byte| byte as u8);
+    order.sort_unstable_by_key(|&byte| CHARS[usize::from(byte)]);
+    order
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -66,6 +73,13 @@ mod tests {
         assert_eq!(spell(b" a\n"), "ĠaĊ");
         assert_eq!(bytes("ĠaĊ"), Ok(b" a\n".to_vec()));
         assert_eq!(bytes("a b"), Err(' '));
+    }
+
+    #[test]
+    fn printable_bytes_come_first_in_order() {
+        let expected: Vec<u8> =
+            (33..=126).chain(161..=172).chain(174..=255).chain(0..=32).chain(127..=160).chain([173]).collect();
+        assert_eq!(order()[..], expected);
     }
 
     #[test]

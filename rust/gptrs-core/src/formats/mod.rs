@@ -7,7 +7,7 @@ pub mod merges;
 pub mod tiktoken;
 pub mod tokenizer_json;
 
-mod alphabet;
+pub(crate) mod alphabet;
 mod entries;
 mod pre_tokenizer;
 
@@ -52,7 +52,8 @@ pub fn read(path: &Path, pattern: Option<&str>) -> Result<Tokenizer> {
     }
 }
 
-/// Writes a tokenizer atomically: `*.json` and a directory get tokenizer.json, `*.tiktoken` gets ranks.
+/// Writes a tokenizer atomically: `*.json` and a directory get tokenizer.json, `*.tiktoken` gets ranks. The words that its
+/// training text has most of go into a file beside it, which only saves time, see [`WarmWords`](crate::WarmWords).
 pub fn write(tokenizer: &Tokenizer, path: &Path) -> Result<()> {
     let path = if path.is_dir() { path.join("tokenizer.json") } else { path.to_path_buf() };
     let text = match path.extension().and_then(|extension| extension.to_str()) {
@@ -65,7 +66,11 @@ pub fn write(tokenizer: &Tokenizer, path: &Path) -> Result<()> {
             )));
         }
     };
-    io::write_atomic(&path, text.as_bytes())
+    io::write_atomic(&path, text.as_bytes())?;
+    match tokenizer.warm_words() {
+        Some(words) => words.write_beside(&path, &tokenizer.digest()),
+        None => Ok(()),
+    }
 }
 
 fn read_directory(path: &Path, pattern: Option<&str>) -> Result<Tokenizer> {
@@ -93,7 +98,7 @@ fn read_json(path: &Path, pattern: Option<&str>) -> Result<Tokenizer> {
     {
         return read_merges(path, &path.with_file_name(merges), pattern);
     }
-    let tokenizer = tokenizer_json::from_str(&text, path)?;
+    let tokenizer = tokenizer_json::from_str(&text, path)?.with_warm_words_beside(path);
     let Some(pattern) = pattern else { return Ok(tokenizer) };
     let (wanted, own) = (Splitter::new(pattern)?, tokenizer.splitter());
     if wanted.pattern() != own.pattern() {

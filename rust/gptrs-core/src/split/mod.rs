@@ -22,8 +22,10 @@ mod class;
 mod custom;
 mod deepseek;
 mod gpt2;
+mod mask;
 mod named;
 mod o200k;
+mod spans;
 mod traits;
 
 use chain::Chain;
@@ -33,12 +35,14 @@ use deepseek::DeepSeekV3;
 use gpt2::Gpt2;
 use named::Known;
 use o200k::O200k;
+use spans::Scanner;
 use traits::Traits;
 
 use std::borrow::Cow;
 
 use crate::error::{Error, Result};
 use crate::normalizer::Normalizer;
+use crate::simd::Level;
 use crate::special::last_char;
 
 /// A pattern with a scanner of its own.
@@ -55,6 +59,8 @@ trait Scheme {
 #[derive(Debug, Clone)]
 pub struct Splitter {
     kind: Kind,
+    /// One that the processor has.
+    level: Level,
     /// What the text goes through first; a splitter itself is given normal text.
     normalizer: Option<Normalizer>,
 }
@@ -90,7 +96,7 @@ impl Splitter {
             None if pattern.starts_with('{') => Kind::Chain(Chain::new(pattern)?),
             None => Kind::Custom(Custom::new(pattern)?),
         };
-        Ok(Self { kind, normalizer: None })
+        Ok(Self { kind, level: Level::detected(), normalizer: None })
     }
 
     /// The same splitter for text that [`encode`](crate::Tokenizer::encode) first brings into a normal form.
@@ -111,6 +117,18 @@ impl Splitter {
             Cow::Owned(normal) => Some(normal),
             Cow::Borrowed(_) => None,
         }
+    }
+
+    /// The same splitter with these vector instructions instead of the highest that the processor has; the pieces are
+    /// the same. Fails with [`Error::Argument`] when the processor lacks them.
+    pub fn with_level(self, level: Level) -> Result<Self> {
+        let detected = Level::detected();
+        if level > detected {
+            return Err(Error::Argument(format!(
+                "level {level} needs a processor that has it, and this one has {detected}"
+            )));
+        }
+        Ok(Self { level, ..self })
     }
 
     /// The splitter for expressions applied one after the other, each inside the pieces that the one before left: Hugging
@@ -136,7 +154,7 @@ impl Splitter {
             reason: "expected one expression, or the three of deepseek-v3, got another sequence".to_owned(),
         };
         let kind = Known::find_sequence(&regexes).ok_or_else(unknown)?.kind.clone();
-        Ok(Self { kind, normalizer: None })
+        Ok(Self { kind, level: Level::detected(), normalizer: None })
     }
 
     /// The pattern's name, or its regular expression when it has none.
@@ -192,21 +210,26 @@ impl Splitter {
     where
         F: FnMut(&'t [u8], usize, usize) -> Result<()>,
     {
-        match &self.kind {
-            Kind::Gpt2 => for_each_part(text, f, scan::<Gpt2, F>),
-            Kind::Cl100k => for_each_part(text, f, scan::<Cl100k, F>),
-            Kind::O200k => for_each_part(text, f, scan::<O200k, F>),
-            Kind::Llama3 => for_each_part(text, f, scan::<Llama3, F>),
-            Kind::Qwen2 => for_each_part(text, f, scan::<Qwen2, F>),
-            Kind::DeepSeekV3 => for_each_part(text, f, scan::<DeepSeekV3, F>),
-            Kind::Nanochat => for_each_part(text, f, scan::<Nanochat, F>),
-            Kind::Custom(custom) => for_each_part(text, f, |part, f| {
-                custom.for_each_span(part, |start, end| f(part.as_bytes(), start, end))
-            }),
-            Kind::Chain(chain) => {
-                for_each_part(text, f, |part, f| chain.for_each_span(part, |start, end| f(part.as_bytes(), start, end)))
-            }
+        match (self.scanner(), &self.kind) {
+            (Some(scanner), _) => scanner.for_each_span(self.level, text, f),
+            (None, Kind::Chain(chain)) => for_each_part(text, f, |part, f| chain.for_each_span(part, f)),
+            (None, Kind::Custom(custom)) => for_each_part(text, f, |part, f| custom.for_each_span(part, f)),
+            (None, kind) => unreachable!("{kind:?} has a scanner"),
         }
+    }
+
+    /// The scanner of a named pattern.
+    fn scanner(&self) -> Option<Scanner> {
+        Some(match &self.kind {
+            Kind::Gpt2 => Scanner::of::<Gpt2>(),
+            Kind::Cl100k => Scanner::of::<Cl100k>(),
+            Kind::O200k => Scanner::of::<O200k>(),
+            Kind::Llama3 => Scanner::of::<Llama3>(),
+            Kind::Qwen2 => Scanner::of::<Qwen2>(),
+            Kind::DeepSeekV3 => Scanner::of::<DeepSeekV3>(),
+            Kind::Nanochat => Scanner::of::<Nanochat>(),
+            Kind::Custom(_) | Kind::Chain(_) => return None,
+        })
     }
 
     /// The first place at or after `at` where `text` can be cut so that the pieces of both sides are the pieces of the
@@ -221,18 +244,8 @@ impl Splitter {
     /// # Ok::<(), gptrs_core::Error>(())
     /// ```
     pub fn safe_cut(&self, text: &[u8], at: usize) -> usize {
-        let is_cut = match &self.kind {
-            Kind::Gpt2 => Gpt2::is_cut,
-            Kind::Cl100k => Cl100k::is_cut,
-            Kind::O200k => O200k::is_cut,
-            Kind::Llama3 => Llama3::is_cut,
-            Kind::Qwen2 => Qwen2::is_cut,
-            Kind::DeepSeekV3 => DeepSeekV3::is_cut,
-            Kind::Nanochat => Nanochat::is_cut,
-            Kind::Custom(_) | Kind::Chain(_) => return text.len(),
-        };
-        let is_cut = |cut: &usize| is_safe(text, *cut, is_cut) && self.is_border(text, *cut);
-        (at..text.len()).find(is_cut).unwrap_or(text.len())
+        let is_cut = |scanner: Scanner, cut: usize| scanner.is_safe(text, cut) && self.is_border(text, cut);
+        self.scanner().and_then(|scanner| (at..text.len()).find(|&cut| is_cut(scanner, cut))).unwrap_or(text.len())
     }
 
     /// Whether normalization changes nothing across `cut`: both characters there stay as they are, and ASCII on the
@@ -244,46 +257,21 @@ impl Splitter {
     }
 }
 
-fn is_safe(text: &[u8], cut: usize, is_cut: impl Fn(Traits, Traits, u8) -> bool) -> bool {
-    if cut == 0 {
-        return true;
-    }
-    match traits::traits_before(text, cut) {
-        Some(left) => traits::traits_after(text, cut).is_some_and(|right| is_cut(left, right, text[cut])),
-        // Not the end of a character. Before ASCII it is not the inside of one either, so an invalid piece ends here.
-        None => text[cut].is_ascii(),
-    }
-}
-
-/// Calls `scan` for each stretch of valid UTF-8 and `f` for each invalid sequence, in order.
-#[inline(always)]
-fn for_each_part<'t, F>(text: &'t [u8], mut f: F, scan: impl Fn(&'t str, &mut F) -> Result<()>) -> Result<()>
+/// Calls `split` with each stretch of valid UTF-8, for the ends of its pieces, and `f` with every piece and every
+/// invalid sequence, in order.
+fn for_each_part<'t, F>(
+    text: &'t [u8],
+    mut f: F,
+    split: impl Fn(&'t str, &mut dyn FnMut(usize, usize) -> Result<()>) -> Result<()>,
+) -> Result<()>
 where
     F: FnMut(&'t [u8], usize, usize) -> Result<()>,
 {
-    let mut rest = text;
-    loop {
-        if let Ok(valid) = std::str::from_utf8(rest) {
-            return scan(valid, &mut f);
+    for chunk in text.utf8_chunks() {
+        split(chunk.valid(), &mut |start, end| f(chunk.valid().as_bytes(), start, end))?;
+        if !chunk.invalid().is_empty() {
+            f(chunk.invalid(), 0, chunk.invalid().len())?;
         }
-        let Some(chunk) = rest.utf8_chunks().next() else { return Ok(()) };
-        scan(chunk.valid(), &mut f)?;
-        f(chunk.invalid(), 0, chunk.invalid().len())?;
-        rest = &rest[chunk.valid().len() + chunk.invalid().len()..];
-    }
-}
-
-#[inline(always)]
-fn scan<'t, S: Scheme, F>(text: &'t str, f: &mut F) -> Result<()>
-where
-    F: FnMut(&'t [u8], usize, usize) -> Result<()>,
-{
-    let text = text.as_bytes();
-    let mut at = 0;
-    while at < text.len() {
-        let end = S::piece_end(text, at);
-        f(text, at, end)?;
-        at = end;
     }
     Ok(())
 }
