@@ -155,6 +155,12 @@ def test_a_token_that_is_not_there_is_refused_before_a_file_is_written(chat_like
     assert list(tmp_path.iterdir()) == []
 
 
+def test_merges_are_written_with_their_vocabulary(gpt2_like: Tokenizer, tmp_path: Path):
+    gpt2_like.save(tmp_path / "merges.txt")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["merges.txt", "vocab.json"]
+    assert Tokenizer.from_file(tmp_path) == gpt2_like
+
+
 def test_a_rank_file_of_any_vocabulary_reads_back(gpt2_like: Tokenizer, tmp_path: Path):
     path = tmp_path / "llama3.tiktoken"
     ranks = oracles.tiktoken_of(gpt2_like)._mergeable_ranks
