@@ -88,6 +88,28 @@ pub fn encode_piece(piece: &[u8], byte_ids: &[u32; 256], ranked: &[(Pair, u32)])
     ids
 }
 
+/// The ids of one piece under BPE-dropout: at each step the merges that could be made are taken in order of rank and
+/// place, `skips` says for each whether it is dropped, and the first that is not is made.
+///
+/// Source: Provilkov et al. 2020 (arXiv 1910.13267), algorithm 1; draws that cannot matter are not taken.
+pub fn encode_piece_dropout(
+    piece: &[u8],
+    byte_ids: &[u32; 256],
+    ranked: &[(Pair, u32)],
+    mut skips: impl FnMut() -> bool,
+) -> Vec<u32> {
+    let ranks: BTreeMap<Pair, usize> = ranked.iter().enumerate().map(|(rank, &(pair, _))| (pair, rank)).collect();
+    let mut ids: Vec<u32> = piece.iter().map(|&b| byte_ids[usize::from(b)]).collect();
+    loop {
+        let pairs = ids.windows(2).enumerate();
+        let mut possible: Vec<(usize, usize)> =
+            pairs.filter_map(|(at, w)| ranks.get(&(w[0], w[1])).map(|&rank| (rank, at))).collect();
+        possible.sort_unstable();
+        let Some((rank, at)) = possible.into_iter().find(|_| !skips()) else { return ids };
+        ids.splice(at..at + 2, [ranked[rank].1]);
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -3,18 +3,60 @@
 #![allow(clippy::unwrap_used)] // clippy.toml allows it in tests, but not in the functions that tests share
 
 use fancy_regex::Regex;
-use gptrs_core::split::Splitter;
+use gptrs_core::split::{NAMES, Splitter};
 use gptrs_core::{Error, Result};
 use proptest::prelude::*;
 
-const NAMED: [&str; 2] = ["gpt2", "cl100k_base"];
+/// A pattern's scanner and what it must agree with.
+struct Pattern {
+    name: &'static str,
+    splitter: Splitter,
+    /// Leaves no gap.
+    regex: Regex,
+    /// Applied one after the other, when there are several.
+    sequence: Vec<Regex>,
+}
 
-fn named() -> [(Splitter, Regex); 2] {
-    NAMED.map(|name| {
+impl Pattern {
+    fn new(name: &'static str) -> Self {
         let splitter = Splitter::new(name).unwrap();
-        let regex = Regex::new(splitter.regex()).unwrap();
-        (splitter, regex)
-    })
+        let compile = |regex: &str| Regex::new(regex).unwrap();
+        let sequence = splitter.onig_sequence();
+        let sequence = if sequence.len() > 1 { sequence.iter().map(|regex| compile(regex)).collect() } else { vec![] };
+        Self { name, regex: compile(splitter.regex()), splitter, sequence }
+    }
+
+    fn all() -> [Self; NAMES.len()] {
+        NAMES.map(Self::new)
+    }
+
+    /// Panics where the scanner differs from the expression, or the expression from the sequence.
+    fn check(&self, text: &str) {
+        let pieces = pieces(&self.splitter, text.as_bytes());
+        assert_eq!(pieces, matches(&self.regex, text), "{text:?} by {}", self.name);
+        if !self.sequence.is_empty() {
+            assert_eq!(pieces, isolate(&self.sequence, text), "{text:?} by the sequence of {}", self.name);
+        }
+    }
+}
+
+/// What Hugging Face's `Sequence` of `Split`s with `Isolated` makes: each expression cuts each piece so far into its
+/// matches and the gaps between them.
+fn isolate<'t>(sequence: &[Regex], text: &'t str) -> Vec<&'t [u8]> {
+    let mut pieces = vec![text];
+    for regex in sequence {
+        let mut cut = Vec::new();
+        for piece in pieces {
+            let mut at = 0;
+            for found in regex.find_iter(piece).map(|found| found.unwrap()) {
+                cut.extend([&piece[at..found.start()], found.as_str()]);
+                at = found.end();
+            }
+            cut.push(&piece[at..]);
+        }
+        pieces = cut.into_iter().filter(|piece| !piece.is_empty()).collect();
+    }
+    pieces.into_iter().map(str::as_bytes).collect()
 }
 
 fn pieces<'t>(splitter: &Splitter, text: &'t [u8]) -> Vec<&'t [u8]> {
@@ -32,76 +74,29 @@ fn matches<'t>(regex: &Regex, text: &'t str) -> Vec<&'t [u8]> {
 }
 
 /// What every scanner branches on, and what others have got wrong.
-const NASTY: &[char] = &[
-    'a',
-    'z',
-    'A',
-    's',
-    'S',
-    't',
-    'd',
-    'm',
-    'l',
-    'L',
-    'v',
-    'V',
-    'e',
-    'E',
-    'r',
-    'R',
-    'k',
-    '\'',
-    '\'',
-    '\'',
-    ' ',
-    ' ',
-    ' ',
-    '\n',
-    '\n',
-    '\r',
-    '\t',
-    '\u{b}',
-    '\u{1c}',
-    '\u{85}',
-    '\u{a0}',
-    '\u{3000}',
-    '\u{2009}',
-    '\u{200b}',
-    '0',
-    '7',
-    '²',
-    '½',
-    '٣',
-    '९',
-    '!',
-    '.',
-    '_',
-    '-',
-    '/',
-    'é',
-    'ſ',
-    'K',
-    'ß',
-    'ж',
-    '中',
-    'の',
-    '한',
-    'ก',
-    '\u{301}',
-    '\u{94d}',
-    '\u{200d}',
-    '😀',
-    '𝒜',
-    '𝟗',
-    '\u{10ffff}',
-    '\0',
-    '\u{7f}',
-    '\u{feff}',
-    '’',
-];
+const NASTY: &str = concat!(
+    "azAZssSStdmlLvVeErRkK''''      \n\n\n\r\r\t\u{b}\u{1c}\u{85}\u{a0}\u{3000}\u{2009}\u{200b}",
+    "07²½٣९Ⅷ!.,_-//|€^éÉſ\u{212a}ßßжЖǅʰªΣς中一龥\u{9fa6}々のアァー・ゟ゠゛\u{3099}\u{3040}\u{3098}한กİı",
+    "\u{301}\u{301}\u{94d}\u{903}\u{20dd}\u{200d}\u{fe0f}😀👩\u{1f3fd}𝒜𝗮𝟗\u{10ffff}\u{378}\u{e000}\0\u{7f}\u{feff}’"
+);
+
+fn nasty_char() -> impl Strategy<Value = char> {
+    prop::sample::select(NASTY.chars().collect::<Vec<_>>())
+}
 
 fn nasty_text() -> impl Strategy<Value = String> {
-    prop::collection::vec(prop::sample::select(NASTY), 0..24).prop_map(String::from_iter)
+    prop::collection::vec(nasty_char(), 0..24).prop_map(String::from_iter)
+}
+
+/// A nasty text that starts at any place in a block of 64 bytes and crosses into later ones.
+fn nasty_text_at_any_phase() -> impl Strategy<Value = String> {
+    let unit = prop::sample::select(vec!["a", " ", "!", "7", "é", "中", "Aa", " a", "\n"]);
+    (unit, 0..64usize, prop::collection::vec(nasty_char(), 0..80)).prop_map(|(unit, phase, text)| {
+        let mut padded = unit.repeat(phase / unit.len());
+        padded.extend(std::iter::repeat_n('x', phase % unit.len()));
+        padded.extend(text);
+        padded
+    })
 }
 
 /// Nasty characters mixed with bytes that are no UTF-8 and with cut-off characters.
@@ -109,7 +104,7 @@ fn nasty_bytes() -> impl Strategy<Value = Vec<u8>> {
     let broken: &[&[u8]] =
         &[b"\xff", b"\x80", b"\xc5", b"\xe2\x82", b"\xf0\x9f\x98", b"\xed\xa0\x80", b"\xc0\xaf", b"\xf4\x90", b"\xc2"];
     let part = prop_oneof![
-        5 => prop::sample::select(NASTY).prop_map(|c| c.to_string().into_bytes()),
+        5 => nasty_char().prop_map(|c| c.to_string().into_bytes()),
         1 => prop::sample::select(broken).prop_map(<[u8]>::to_vec),
     ];
     prop::collection::vec(part, 0..16).prop_map(|parts| parts.concat())
@@ -129,54 +124,107 @@ fn the_readme_examples_split_as_their_authors_say() {
     assert_eq!(split("cl100k", "'ſx"), ["'ſ", "x"], "the long s is an s");
     assert_eq!(split("gpt2", "'ſx"), ["'", "ſx"]);
     assert_eq!(split("gpt2", ""), [""; 0]);
+    assert_eq!(split("llama3", "a\n  "), ["a", "\n", "  "], "white space at the end, but for tiktoken's cl100k_base");
+    assert_eq!(split("llama3", "'ſx 1234"), ["'ſ", "x", " ", "123", "4"]);
+    assert_eq!(split("qwen2", "I'm 12"), ["I", "'m", " ", "1", "2"]);
+    assert_eq!(split("nanochat", "in 2026"), ["in", " ", "20", "26"]);
+    assert_eq!(split("o200k", "They'RE camelCase HTTPServer"), ["They'RE", " camel", "Case", " HTTPServer"]);
+    assert_eq!(split("o200k", "中文ABC x.//\n/!"), ["中文", "ABC", " x", ".//\n/", "!"], "caseless ends a word");
+    assert_eq!(split("o200k", "\u{301}'s"), ["\u{301}'s"], "a combining mark alone is a word");
+    assert_eq!(split("deepseek-v3", "x=f('été') 12345"), ["x", "=f", "('", "été", "')", " ", "123", "45"]);
+    assert_eq!(split("deepseek-v3", "東京・アa  1"), ["東京", "・", "ア", "a", "  ", "1"], "borders are ends of text");
+    assert_eq!(split("deepseek-v3", "\0\0\0a\0!"), ["\0\0", "\0a", "\0", "!"], "what no expression takes");
 }
 
-#[test]
-fn every_character_alone_and_between_others_splits_as_the_regex_does() {
-    let contexts = ["{}", "a{}a", " {} {}", "1{}'{}", "'{}x\n", "{}{}\n a", "\r\n{} !", ".{}\n{}1"];
-    for (splitter, regex) in named() {
+const CONTEXTS: [&str; 12] = [
+    "{}",
+    "a{}a",
+    " {} {}",
+    "1{}'{}",
+    "'{}x\n",
+    "{}{}\n a",
+    "\r\n{} !",
+    ".{}\n{}1",
+    "A{}B{}c",
+    "中{}ア{}",
+    "{}'s{}/",
+    "!{}\0{}",
+];
+
+fn check_every_character(contexts_beyond_the_first_blocks: usize) {
+    for pattern in Pattern::all() {
         for c in '\0'..=char::MAX {
-            // Most characters only need to be told from each other by class: a few contexts, all for the first plane.
-            let n = if (c as u32) < 0x3100 { contexts.len() } else { 2 };
-            for context in &contexts[..n] {
-                let text = context.replace("{}", c.encode_utf8(&mut [0; 4]));
-                assert_eq!(pieces(&splitter, text.as_bytes()), matches(&regex, &text), "{text:?} {splitter:?}");
+            let n = if (c as u32) < 0x3100 { CONTEXTS.len() } else { contexts_beyond_the_first_blocks };
+            for context in &CONTEXTS[..n] {
+                pattern.check(&context.replace("{}", c.encode_utf8(&mut [0; 4])));
             }
         }
     }
 }
 
 #[test]
+fn every_character_alone_and_between_letters_splits_as_the_regex_does() {
+    // Beyond the first blocks characters only need to be told from each other by class.
+    check_every_character(2);
+}
+
+#[test]
+#[ignore = "minutes: every character in every context"]
+fn every_character_in_every_context_splits_as_the_regex_does() {
+    check_every_character(CONTEXTS.len());
+}
+
+#[test]
 fn long_runs_split_as_the_regex_does_at_every_length() {
-    for (splitter, regex) in named() {
-        for unit in ["a", "é", "7", "!", " ", "\n", "\u{3000}", "中", " a", "'s", "aé"] {
-            for n in 0..40 {
-                for tail in ["", "x", " ", "\n", "9", "é"] {
-                    let text = unit.repeat(n) + tail;
-                    assert_eq!(pieces(&splitter, text.as_bytes()), matches(&regex, &text), "{text:?} {splitter:?}");
+    for pattern in Pattern::all() {
+        for unit in
+            ["a", "A", "é", "7", "!", " ", "\n", "\u{3000}", "中", " a", "'s", "aé", "Aa", "\u{301}", "\0", "・"]
+        {
+            for n in (0..40).chain([62, 63, 64, 65, 127, 128, 129]) {
+                for tail in ["", "x", "X", " ", "\n", "9", "é", "中", "/", "'s"] {
+                    pattern.check(&(unit.repeat(n) + tail));
                 }
             }
         }
     }
 }
 
+thread_local!(static ALL: [Pattern; NAMES.len()] = Pattern::all());
+
+fn check_all(text: &str) {
+    ALL.with(|patterns| patterns.iter().for_each(|pattern| pattern.check(text)));
+}
+
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(100_000))]
+    #![proptest_config(ProptestConfig::with_cases(50_000))]
 
     #[test]
     fn nasty_text_splits_as_the_regex_does(text in nasty_text()) {
-        thread_local!(static BOTH: [(Splitter, Regex); 2] = named());
-        BOTH.with(|both| {
-            for (splitter, regex) in both {
-                prop_assert_eq!(pieces(splitter, text.as_bytes()), matches(regex, &text), "{:?}", splitter);
-            }
-            Ok(())
-        })?;
+        check_all(&text);
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(2_000_000))]
+
+    #[test]
+    #[ignore = "minutes: two million texts"]
+    fn much_nasty_text_splits_as_the_regex_does(text in nasty_text()) {
+        check_all(&text);
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(10_000))]
+
+    #[test]
+    fn nasty_text_at_any_place_of_a_block_splits_as_the_regex_does(text in nasty_text_at_any_phase()) {
+        check_all(&text);
     }
 
     #[test]
     fn a_safe_cut_changes_no_piece(text in nasty_bytes(), broken in nasty_bytes()) {
-        for name in NAMED {
+        for name in NAMES {
             let splitter = Splitter::new(name).unwrap();
             for text in [&text[..], &[&text[..], &broken[..]].concat()] {
                 let whole = pieces(&splitter, text);
@@ -193,7 +241,7 @@ proptest! {
 
     #[test]
     fn each_valid_stretch_is_a_text_and_each_invalid_sequence_a_piece(text in nasty_bytes()) {
-        for name in NAMED {
+        for name in NAMES {
             check_stretches(&Splitter::new(name).unwrap(), &text)?;
         }
     }
@@ -218,7 +266,7 @@ fn check_stretches(splitter: &Splitter, text: &[u8]) -> std::result::Result<(), 
 
 #[test]
 fn ordinary_text_has_a_safe_cut_every_few_characters() {
-    for name in NAMED {
+    for name in NAMES {
         let splitter = Splitter::new(name).unwrap();
         for text in ["It was the best of times, it was the worst of times", "天地玄黄，宇宙洪荒。日月盈昃，辰宿列张。"]
         {
@@ -239,17 +287,6 @@ fn a_custom_pattern_keeps_its_gaps_and_is_never_cut() {
     );
     assert_eq!(splitter.safe_cut(b"ab cd", 1), 5);
     assert_eq!((splitter.pattern(), splitter.regex()), (r"\p{L}+(?=!)|\d", r"\p{L}+(?=!)|\d"));
-}
-
-#[test]
-fn every_spelling_of_a_named_pattern_gives_its_scanner() {
-    for name in NAMED {
-        let splitter = Splitter::new(name).unwrap();
-        assert_eq!(splitter.pattern(), name);
-        for spelling in [splitter.regex(), &splitter.onig_regex()] {
-            assert_eq!(Splitter::new(spelling).unwrap().pattern(), name);
-        }
-    }
 }
 
 #[test]

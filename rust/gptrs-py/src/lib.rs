@@ -5,6 +5,7 @@
 
 mod call;
 mod data;
+mod formats;
 mod text;
 mod tokenizer;
 mod trainer;

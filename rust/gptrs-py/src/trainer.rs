@@ -10,7 +10,7 @@ use gptrs_core::count::{self as counting, WordCounts, join};
 use gptrs_core::count_files::{count_files, for_each_batch};
 use gptrs_core::split::Splitter;
 use gptrs_core::train::{self, Recipe, Tie, superbpe};
-use gptrs_core::{Control, Error, Result, Specials};
+use gptrs_core::{Control, Error, Result, Specials, WarmWords};
 use numpy::PyArray1;
 use numpy::prelude::*;
 use pyo3::prelude::*;
@@ -211,8 +211,10 @@ impl Trainer {
         let (recipe, splitter, base) = (&self.recipe, &self.splitter, self.base.as_deref());
         let corpus = &self.corpus;
         let tokenizer = watched(py, progress, |control| match corpus {
-            Corpus::Words(counts) => recipe.train(counts, splitter, base, threads, control),
-            Corpus::Stages(transition, stages) => superbpe::train(recipe, *transition, stages, threads, control),
+            Corpus::Words(counts) => Ok(warm(recipe.train(counts, splitter, base, threads, control)?, counts)),
+            Corpus::Stages(transition, stages) => {
+                Ok(warm(superbpe::train(recipe, *transition, stages, threads, control)?, &stages.run_counts))
+            }
             Corpus::Runs(..) | Corpus::Lost => Err(lost()),
         })?;
         self.note("merge", start);
@@ -273,6 +275,11 @@ impl Corpus {
     fn runs(&mut self) -> Result<&mut Superwords> {
         if let Self::Runs(_, runs) = self { Ok(runs) } else { Err(lost()) }
     }
+}
+
+/// The tokenizer with the most frequent of the words that it will be asked for.
+fn warm(tokenizer: gptrs_core::Tokenizer, counts: &WordCounts) -> gptrs_core::Tokenizer {
+    tokenizer.with_warm_words(WarmWords::most_frequent(counts, WarmWords::DEFAULT_LEN))
 }
 
 fn lost() -> Error {

@@ -1,10 +1,10 @@
-//! Character classes, and runs of them in UTF-8 text. Unicode 16, as the regex engine of the same release line.
+//! Coarse character classes, and runs of them in UTF-8 text. Unicode 16, as the regex engine of the same release line.
 //!
 //! Every function takes bytes that are valid UTF-8 and positions that are character borders.
 
 include!(concat!(env!("OUT_DIR"), "/unicode_classes.rs"));
 
-/// A character's class; the patterns know no finer difference, but for a few ASCII characters.
+/// A character's class; most patterns know no finer difference, but for a few ASCII characters.
 pub(super) type Class = u8;
 /// Neither letter, number nor white space.
 pub(super) const OTHER: Class = 0;
@@ -38,8 +38,8 @@ const fn byte_classes() -> [Class; 256] {
 
 /// The class of a code point.
 pub(super) fn class_of(code: u32) -> Class {
-    let block = usize::from(BLOCK_OF[(code >> 8) as usize]);
-    CLASSES[block << 8 | (code & 0xFF) as usize]
+    let block = usize::from(CLASS_BLOCK_OF[(code >> 8) as usize]);
+    CLASS_BLOCKS[block << 8 | (code & 0xFF) as usize]
 }
 
 /// The class and the length in bytes of the character at `at`; ([`END`], 0) at the end.
@@ -55,12 +55,18 @@ pub(super) fn class_at(text: &[u8], at: usize) -> (Class, usize) {
 /// The class and the length of the character of two to four bytes that `text` starts with.
 #[inline]
 fn wide_class(text: &[u8]) -> (Class, usize) {
+    decode(text).map_or((END, 0), |(code, len)| (class_of(code), len))
+}
+
+/// The code point and the length of the character of two to four bytes that `text` starts with.
+#[inline(always)]
+pub(super) fn decode(text: &[u8]) -> Option<(u32, usize)> {
     let tail = |byte: u8| u32::from(byte & 0x3F);
     match *text {
-        [a, b, ..] if a < 0xE0 => (class_of(u32::from(a & 0x1F) << 6 | tail(b)), 2),
-        [a, b, c, ..] if a < 0xF0 => (class_of(u32::from(a & 0x0F) << 12 | tail(b) << 6 | tail(c)), 3),
-        [a, b, c, d, ..] => (class_of(u32::from(a & 0x07) << 18 | tail(b) << 12 | tail(c) << 6 | tail(d)), 4),
-        _ => (END, 0),
+        [a, b, ..] if a < 0xE0 => Some((u32::from(a & 0x1F) << 6 | tail(b), 2)),
+        [a, b, c, ..] if a < 0xF0 => Some((u32::from(a & 0x0F) << 12 | tail(b) << 6 | tail(c), 3)),
+        [a, b, c, d, ..] => Some((u32::from(a & 0x07) << 18 | tail(b) << 12 | tail(c) << 6 | tail(d), 4)),
+        _ => None,
     }
 }
 
@@ -68,7 +74,7 @@ fn wide_class(text: &[u8]) -> (Class, usize) {
 #[inline]
 pub(super) fn letters_end(text: &[u8], mut at: usize) -> usize {
     loop {
-        at = ascii_letters_end(text, at);
+        at = ascii_letters_end::<ANY_CASE>(text, at);
         loop {
             match text.get(at) {
                 Some(&byte) if byte >= 0x80 => match wide_class(&text[at..]) {
@@ -82,18 +88,23 @@ pub(super) fn letters_end(text: &[u8], mut at: usize) -> usize {
     }
 }
 
+/// As a parameter of [`ascii_letters_end`]: letters of both cases.
+pub(super) const ANY_CASE: u8 = 0x20;
+/// As a parameter of [`ascii_letters_end`]: lower case only.
+pub(super) const LOWER_CASE: u8 = 0;
+
 /// The end of the run of ASCII letters that continues at `at`: eight bytes a step, so a word costs no loop exit of its
 /// own length for the branch predictor to miss.
 #[inline(always)]
-fn ascii_letters_end(text: &[u8], mut at: usize) -> usize {
+pub(super) fn ascii_letters_end<const CASE: u8>(text: &[u8], mut at: usize) -> usize {
     while let Some(bytes) = text.get(at..).and_then(|rest| rest.first_chunk::<8>()) {
-        let n = leading_letters(u64::from_le_bytes(*bytes));
+        let n = leading_letters::<CASE>(u64::from_le_bytes(*bytes));
         at += n;
         if n < 8 {
             return at;
         }
     }
-    while text.get(at).is_some_and(u8::is_ascii_alphabetic) {
+    while text.get(at).is_some_and(|byte| (byte | CASE).is_ascii_lowercase()) {
         at += 1;
     }
     at
@@ -101,9 +112,9 @@ fn ascii_letters_end(text: &[u8], mut at: usize) -> usize {
 
 /// How many of the eight bytes, lowest first, are ASCII letters before the first that is not.
 #[inline(always)]
-fn leading_letters(word: u64) -> usize {
+fn leading_letters<const CASE: u8>(word: u64) -> usize {
     const ONES: u64 = u64::MAX / 255;
-    let lower = (word | (0x20 * ONES)) & (0x7F * ONES);
+    let lower = (word | (u64::from(CASE) * ONES)) & (0x7F * ONES);
     let from_a = lower + (0x80 - u64::from(b'a')) * ONES; // high bit: at least 'a'
     let past_z = lower + (0x7F - u64::from(b'z')) * ONES; // high bit: beyond 'z'
     let letters = from_a & !past_z & !word & (0x80 * ONES);
@@ -119,32 +130,6 @@ pub(super) fn run_end(text: &[u8], mut at: usize, class: Class) -> usize {
             _ => return at,
         }
     }
-}
-
-/// The class of the character that ends right before `at`, if the bytes there make one; no assumption on `text`.
-pub(super) fn class_before(text: &[u8], at: usize) -> Option<Class> {
-    let before = &text[..at];
-    let longest = before.len().min(4);
-    let start = (1..=longest).map(|n| at - n).find(|&start| text[start] & 0xC0 != 0x80)?;
-    class_of_only(&before[start..])
-}
-
-/// The class of the character that starts at `at`, if the bytes there make one; no assumption on `text`.
-pub(super) fn class_after(text: &[u8], at: usize) -> Option<Class> {
-    let len = match *text.get(at)? {
-        0..0x80 => 1,
-        0xC0..0xE0 => 2,
-        0xE0..0xF0 => 3,
-        0xF0.. => 4,
-        _ => return None,
-    };
-    class_of_only(text.get(at..at + len)?)
-}
-
-fn class_of_only(bytes: &[u8]) -> Option<Class> {
-    let mut chars = std::str::from_utf8(bytes).ok()?.chars();
-    let class = class_of(u32::from(chars.next()?));
-    chars.next().is_none().then_some(class)
 }
 
 #[cfg(test)]
@@ -167,7 +152,11 @@ mod tests {
                 let mut bytes = *b"azAZmMqQ";
                 bytes[place] = byte;
                 let expected = bytes.iter().take_while(|b| b.is_ascii_alphabetic()).count();
-                assert_eq!(leading_letters(u64::from_le_bytes(bytes)), expected, "{bytes:?}");
+                assert_eq!(leading_letters::<ANY_CASE>(u64::from_le_bytes(bytes)), expected, "{bytes:?}");
+                let mut bytes = *b"azqzmmaq";
+                bytes[place] = byte;
+                let expected = bytes.iter().take_while(|b| b.is_ascii_lowercase()).count();
+                assert_eq!(leading_letters::<LOWER_CASE>(u64::from_le_bytes(bytes)), expected, "{bytes:?}");
             }
         }
     }

@@ -1,7 +1,8 @@
 //! GPT-2's pattern (also r50k and p50k).
 
 use super::Scheme;
-use super::class::{Class, LETTER, NUMBER, OTHER, SPACE, class_at, letters_end, run_end};
+use super::class::{LETTER, NUMBER, OTHER, SPACE, class_at, letters_end, run_end};
+use super::traits::{self, Traits};
 
 /// As tiktoken 0.14 spells it.
 pub(super) const REGEX: &str = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s";
@@ -34,17 +35,19 @@ impl Scheme for Gpt2 {
         }
     }
 
-    fn is_cut(left: Class, right: Class, _: u8) -> bool {
-        match left {
-            LETTER | NUMBER => left != right,
-            OTHER => right == SPACE || right == NUMBER,
-            _ => false,
+    fn is_cut(left: Traits, right: Traits, _: u8) -> bool {
+        if traits::is_letter(left) {
+            !traits::is_letter(right)
+        } else if left & traits::NUMBER != 0 {
+            right & traits::NUMBER == 0
+        } else {
+            left & traits::SPACE == 0 && right & (traits::SPACE | traits::NUMBER) != 0
         }
     }
 }
 
 /// Length of the ending that follows an apostrophe; lower case only.
-fn contraction(rest: &[u8]) -> usize {
+pub(super) fn contraction(rest: &[u8]) -> usize {
     match rest {
         [b's' | b'd' | b'm' | b't', ..] => 1,
         [b'l', b'l', ..] | [b'v' | b'r', b'e', ..] => 2,
