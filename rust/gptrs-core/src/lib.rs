@@ -20,6 +20,7 @@ mod dropout;
 mod encode;
 pub mod error;
 pub mod formats;
+mod guess;
 pub mod io;
 pub mod loader;
 pub mod manifest;

@@ -85,7 +85,7 @@ impl Tokenizer {
         let dropout = Dropout::new(dropout, seed).map_err(py_err)?;
         let options = options(&allowed_special, &disallowed_special, Some(dropout), 0);
         let ids = run(py, text.as_ref().len(), |control| self.0.encode_with(text.as_ref(), &options, control))?;
-        id_list(py, &ids)
+        id_list(py, ids)
     }
 
     fn encode_spans<'py>(
@@ -98,7 +98,7 @@ impl Tokenizer {
         let n_bytes = spans.iter().map(|(text, _)| text.as_ref().len()).sum();
         let allowed = specials(&allowed_special);
         let ids = run(py, n_bytes, |control| self.0.encode_spans(&spans, allowed, control))?;
-        PyList::new(py, ids)
+        id_list(py, Ids::U32(ids))
     }
 
     #[pyo3(signature = (texts, allowed_special, disallowed_special, dropout=0.0, seed=0, threads=0))]
@@ -269,10 +269,14 @@ impl Tokenizer {
         let bytes = text.as_ref();
         if bytes.len() > SMALL_BYTES {
             let ids = watched(py, None, |control| self.0.encode_with(bytes, options, control))?;
-            return id_list(py, &ids);
+            return id_list(py, ids);
         }
         let encode = || self.0.encode(bytes, options.allowed, options.disallowed);
-        PyList::new(py, if bytes.len() <= QUICK_BYTES { quick(encode)? } else { detached(py, encode)? })
+        if bytes.len() <= QUICK_BYTES {
+            PyList::new(py, quick(encode)?)
+        } else {
+            id_list(py, Ids::U32(detached(py, encode)?))
+        }
     }
 }
 
@@ -292,11 +296,13 @@ fn arrays(py: Python<'_>, encoded: Encoded) -> Arrays<'_> {
     (ids, encoded.offsets.into_pyarray(py))
 }
 
-fn id_list<'py>(py: Python<'py>, ids: &Ids) -> PyResult<Bound<'py, PyList>> {
-    match ids {
-        Ids::U16(ids) => PyList::new(py, ids),
-        Ids::U32(ids) => PyList::new(py, ids),
-    }
+/// A list of many ids, made by numpy: an item through the stable ABI takes several times as long.
+fn id_list(py: Python<'_>, ids: Ids) -> PyResult<Bound<'_, PyList>> {
+    let list = match ids {
+        Ids::U16(ids) => ids.into_pyarray(py).call_method0("tolist")?,
+        Ids::U32(ids) => ids.into_pyarray(py).call_method0("tolist")?,
+    };
+    Ok(list.cast_into()?)
 }
 
 fn n_bytes(texts: &[Text]) -> usize {

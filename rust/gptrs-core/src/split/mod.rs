@@ -195,6 +195,23 @@ impl Splitter {
         };
         (at..text.len()).find(|&cut| is_safe(text, cut, is_cut)).unwrap_or(text.len())
     }
+
+    /// Whether the pattern runs in the regex engine, so that [`Splitter::safe_cut`] knows no place.
+    pub(crate) fn is_custom(&self) -> bool {
+        matches!(self.kind, Kind::Custom(_))
+    }
+
+    /// Calls `f` with the start and end of the pieces of a custom pattern that begin in `range`, when one begins at its
+    /// start, and returns the end of the last; `None` when the pieces do not follow from the place alone.
+    pub(crate) fn for_each_custom_span<F>(&self, text: &str, range: std::ops::Range<usize>, f: F) -> Result<Option<usize>>
+    where
+        F: FnMut(usize, usize) -> Result<()>,
+    {
+        match &self.kind {
+            Kind::Custom(custom) => custom.for_each_span_in(text, range, f),
+            _ => Ok(None),
+        }
+    }
 }
 
 fn is_safe(text: &[u8], cut: usize, is_cut: impl Fn(Traits, Traits, u8) -> bool) -> bool {
