@@ -13,6 +13,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from gptrs import cli_training
+from gptrs.cli_training import Files, Progress, TextField, Threads
+
 if TYPE_CHECKING:
     from gptrs.model import Transformer
     from gptrs.tokenizer import Tokenizer
@@ -30,13 +33,9 @@ data_app = typer.Typer(help="Look into token shards and check them.", no_args_is
 app.add_typer(tokenizer_app, name="tokenizer")
 app.add_typer(data_app, name="data")
 
-Files = Annotated[list[str], typer.Argument(help="Text files, globs or folders (*.txt, *.jsonl).", metavar="FILES…")]
 TokenizerFile = Annotated[str, typer.Argument(help="tokenizer.json, *.tiktoken, or a folder.", metavar="TOKENIZER")]
 TokenizerOption = Annotated[str, typer.Option("--tokenizer", "-t", help="tokenizer.json, *.tiktoken, or a folder.")]
 Pattern = Annotated[str | None, typer.Option(help="Splitting pattern of a .tiktoken file: a name or a regex.")]
-TextField = Annotated[str, typer.Option(help="The field of a .jsonl line that holds the text.")]
-Threads = Annotated[int, typer.Option(help="Threads; 0 means all cores.", min=0)]
-Progress = Annotated[bool, typer.Option("--progress/--no-progress", help="A progress bar on a terminal.")]
 Overrides = Annotated[list[str] | None, typer.Argument(help="Settings that differ.", metavar="[SECTION.KEY=VALUE…]")]
 Fresh = Annotated[bool, typer.Option("--fresh", help="Remove what an earlier run left in the run directory.")]
 Folder = Annotated[str, typer.Argument(help="The folder that `gptrs prepare` wrote.", metavar="DIR")]
@@ -86,36 +85,9 @@ def _root(
     pass
 
 
-@tokenizer_app.command("train")
-def tokenizer_train(
-    files: Files,
-    vocab_size: Annotated[int, typer.Option("--vocab-size", "-n", help="Ids: 256 bytes, merges, special tokens.")],
-    out: Annotated[str, typer.Option("--out", "-o", help="The file to write.")] = "tokenizer.json",
-    pattern: Annotated[str, typer.Option(help="How text is split: a name (gpt2, o200k_base, …) or a regex.")] = "gpt2",
-    special: Annotated[
-        list[str] | None, typer.Option(help="A special token; may be repeated. [default: <|endoftext|>]")
-    ] = None,
-    min_count: Annotated[int, typer.Option(help="A pair must occur this often to be merged.", min=1)] = 1,
-    text_field: TextField = "text",
-    threads: Threads = 0,
-    progress: Progress = True,
-) -> None:
-    """Train a byte-level BPE tokenizer on text files and write tokenizer.json."""
-    from gptrs.tokenizer import Tokenizer
-
-    _check_out(out, "--out")
-    tokenizer = Tokenizer.train(
-        files,
-        vocab_size,
-        pattern=pattern,
-        special_tokens=["<|endoftext|>"] if special is None else special,
-        min_count=min_count,
-        text_field=text_field,
-        threads=threads,
-        progress=progress,
-    )
-    tokenizer.save(out)
-    typer.echo(f"{out}: {tokenizer.vocab_size} ids, pattern {tokenizer.pattern}, digest {tokenizer.digest[:16]}")
+tokenizer_app.command("train")(cli_training.train)
+tokenizer_app.command("count")(cli_training.count)
+tokenizer_app.command("merge-counts")(cli_training.merge_counts)
 
 
 @tokenizer_app.command("encode")

@@ -1,14 +1,9 @@
 //! Many texts, or one long one, on all threads.
 //!
 //! ```text
-//! texts ─ cut ─▶ tasks ─ encode (threads) ─▶ each thread's ids ─ copy (threads) ─▶ one array
+//! texts ─ cut (tasks.rs) ─▶ tasks ─ encode (threads) ─▶ each thread's ids ─ copy (threads) ─▶ one array
 //! ```
-//! Short texts are gathered into a task; a long one is cut where cutting changes nothing: at [`Splitter::safe_cut`] and
-//! at the end of a special token. So the ids depend neither on the number of threads nor on who took which task.
-//!
-//! A custom pattern has no such places, see [`crate::guess`].
-//!
-//! [`Splitter::safe_cut`]: crate::split::Splitter::safe_cut
+//! The ids depend neither on the number of threads nor on who took which task.
 
 use std::borrow::Cow;
 use std::ops::Range;
@@ -23,10 +18,8 @@ use crate::guess::Guess;
 use crate::parallel;
 use crate::special::{Finder, Specials};
 use crate::split::Splitter;
+use crate::tasks::{Plan, Task};
 use crate::tokenizer::Tokenizer;
-
-/// Bytes of text that one task takes, so that a task outweighs its hand-out.
-const TASK_BYTES: usize = 256 << 10;
 
 /// Below this many bytes a batch stays on the calling thread.
 const PARALLEL_BYTES: usize = 64 << 10;
@@ -126,30 +119,6 @@ impl Store for Count {
 pub(crate) struct How<'a> {
     pub(crate) finder: Cow<'a, Finder>,
     pub(crate) dropout: Option<Dropout>,
-}
-
-/// The texts `first..last` whole, or the range `start..end` of the text `first`.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct Task {
-    pub(crate) first: usize,
-    last: usize,
-    pub(crate) start: usize,
-    pub(crate) end: usize,
-    /// The range is a [`Guess`]; its text is this one of those that are known to be UTF-8.
-    pub(crate) guess: Option<usize>,
-}
-
-impl Task {
-    fn whole(first: usize, last: usize) -> Self {
-        Self { first, last, start: 0, end: usize::MAX, guess: None }
-    }
-}
-
-/// What to do, and the texts that guesses are about.
-#[derive(Default)]
-struct Plan<'t> {
-    tasks: Vec<Task>,
-    valid: Vec<&'t str>,
 }
 
 /// What a task made: a range of its thread's ids, and one of its thread's list of ids a text.
@@ -289,20 +258,17 @@ impl Tokenizer {
         let workers = parallel::run(threads, tasks.len(), control, make, |worker, index| {
             let Task { first, last, start, end, guess } = tasks[index];
             let (ids_start, lengths_start) = (worker.store.n_ids(), worker.lengths.len());
-            let guess = match (guess, &worker.splitter) {
-                (Some(text), Some(splitter)) => {
-                    Some(self.guess(splitter, valid[text], start..end, control, &mut worker.store)?)
+            let guess = if let (Some(text), Some(splitter)) = (guess, &worker.splitter) {
+                Some(self.guess(splitter, valid[text], start..end, control, &mut worker.store)?)
+            } else {
+                for (i, text) in (first..last).zip(&texts[first..last]) {
+                    let before = worker.store.n_ids();
+                    let text = text.as_ref();
+                    let range = start..end.min(text.len());
+                    self.encode_range(&mut worker.cache, text, i, range, how, control, &mut worker.store)?;
+                    worker.lengths.push(worker.store.n_ids() - before);
                 }
-                _ => {
-                    for (i, text) in (first..last).zip(&texts[first..last]) {
-                        let before = worker.store.n_ids();
-                        let text = text.as_ref();
-                        let range = start..end.min(text.len());
-                        self.encode_range(&mut worker.cache, text, i, range, how, control, &mut worker.store)?;
-                        worker.lengths.push(worker.store.n_ids() - before);
-                    }
-                    None
-                }
+                None
             };
             let (ids, lengths) = (ids_start..worker.store.n_ids(), lengths_start..worker.lengths.len());
             worker.parts.push(Part { task: index, thread: 0, ids, lengths, guess });
@@ -323,71 +289,23 @@ impl Tokenizer {
         control: &Control,
         sink: &mut S,
     ) -> Result<()> {
-        let text = &text[..range.end];
-        let mut at = range.start;
-        loop {
-            let found = how.finder.find(text, at);
-            let end = found.map_or(text.len(), |found| found.start);
-            match how.dropout {
-                Some(dropout) => self.encode_dropout(text, at..end, index, dropout, control, sink)?,
-                None => self.encode_stretch(cache, &text[at..end], control, sink)?,
-            }
-            let Some(found) = found else { return Ok(()) };
-            sink.push(&[found.id]);
-            control.advance((found.end - found.start) as u64);
-            at = found.end;
-        }
-    }
-
-    /// Gathers short texts into tasks of about [`TASK_BYTES`] and, for several threads, cuts long ones.
-    fn plan<'t, T: AsRef<[u8]>>(&self, texts: &'t [T], how: &How, threads: usize) -> Plan<'t> {
-        let (mut plan, mut first, mut n_bytes) = (Plan::default(), 0, 0);
-        for (i, text) in texts.iter().enumerate() {
-            let text = text.as_ref();
-            if threads > 1 && text.len() >= 2 * TASK_BYTES {
-                if i > first {
-                    plan.tasks.push(Task::whole(first, i));
+        how.finder.for_each(
+            &text[range.clone()],
+            &mut (sink, range.start),
+            |(sink, at), part| {
+                match how.dropout {
+                    Some(dropout) => self.encode_dropout(part, *at, index, dropout, control, *sink)?,
+                    None => self.encode_stretch(cache, part, control, *sink)?,
                 }
-                self.cut(text, i, how, threads, &mut plan);
-                (first, n_bytes) = (i + 1, 0);
-                continue;
-            }
-            n_bytes += text.len();
-            if n_bytes >= TASK_BYTES || i + 1 == texts.len() {
-                plan.tasks.push(Task::whole(first, i + 1));
-                (first, n_bytes) = (i + 1, 0);
-            }
-        }
-        plan
-    }
-
-    /// Cuts the text `i` into ranges of about [`TASK_BYTES`], never inside a special token that is looked for.
-    fn cut<'t>(&self, text: &'t [u8], i: usize, how: &How, threads: usize, plan: &mut Plan<'t>) {
-        let mut special = how.finder.find(text, 0);
-        if self.splitter().is_custom() && special.is_none() && how.dropout.is_none() {
-            if let Ok(valid) = std::str::from_utf8(text) {
-                return cut_anywhere(valid, i, threads, plan);
-            }
-        }
-        let mut start = 0;
-        while start < text.len() {
-            let mut end = text.len();
-            if end - start >= 2 * TASK_BYTES {
-                end = self.splitter().safe_cut(text, start + TASK_BYTES);
-                // A special token ends the text before it: behind it is a cut, inside it is none.
-                while let Some(found) = special
-                    && found.start < end
-                {
-                    if found.end >= start + TASK_BYTES {
-                        end = found.end;
-                        break;
-                    }
-                    special = how.finder.find(text, found.end);
-                }
-            }
-            plan.tasks.push(Task { first: i, last: i + 1, start, end, guess: None });
-            start = end;
-        }
+                *at += part.len();
+                Ok(())
+            },
+            |(sink, at), found, bytes| {
+                sink.push(&[found.id]);
+                control.advance(bytes.len() as u64);
+                *at += bytes.len();
+            },
+        )
     }
 
     /// Gives the caches back and joins what the threads noted.
@@ -408,19 +326,6 @@ impl Tokenizer {
         }
         parts.sort_unstable_by_key(|part: &Part| part.task);
         Made { stores, parts, offsets }
-    }
-}
-
-/// Cuts the text `i` between any two characters, for guesses: some for each thread, as the engine may look far ahead.
-fn cut_anywhere<'t>(text: &'t str, i: usize, threads: usize, plan: &mut Plan<'t>) {
-    let guess = Some(plan.valid.len());
-    plan.valid.push(text);
-    let size = TASK_BYTES.max(text.len() / (8 * threads));
-    let mut start = 0;
-    while start < text.len() {
-        let end = (start + size..text.len()).find(|&end| text.is_char_boundary(end)).unwrap_or(text.len());
-        plan.tasks.push(Task { first: i, last: i + 1, start, end, guess });
-        start = end;
     }
 }
 

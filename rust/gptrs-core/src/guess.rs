@@ -8,10 +8,11 @@
 use std::collections::HashMap;
 use std::ops::Range;
 
-use crate::batch::{Made, Store, Task};
+use crate::batch::{Made, Store};
 use crate::control::Control;
 use crate::error::Result;
 use crate::split::Splitter;
+use crate::tasks::Task;
 use crate::tokenizer::Tokenizer;
 
 /// Pieces that are remembered as places where two scans may meet; in practice they do within a few.

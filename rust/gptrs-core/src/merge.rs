@@ -76,50 +76,27 @@ impl Merges<'_> {
         Ok(())
     }
 
-    #[inline]
-    fn append<const N: usize>(self, piece: &[u8], out: &mut Vec<u32>) {
-        let mut ids = [0; N];
-        let n = self.scan(piece, &mut ids).fold(0, |n, at| {
-            ids[n] = ids[at];
-            n + 1
-        });
-        out.extend_from_slice(&ids[..n]);
+    /// The ids of up to four pieces of 1 to 16 bytes (an empty one stands for none), merged in turn: most of the time
+    /// goes by waiting for the table of pairs, and four can wait at once.
+    pub(crate) fn encode_four(self, pieces: [&[u8]; 4]) -> [Short; 4] {
+        let mut scans = pieces.map(|piece| Scan::new(self, piece));
+        loop {
+            let mut is_done = true;
+            for scan in &mut scans {
+                is_done &= !scan.step(self);
+            }
+            if is_done {
+                return scans.map(Scan::finish);
+            }
+        }
     }
 
-    /// Merges a piece of at most `N` ≤ 64 bytes: the tokens' starts, and `ids[start]` is the id.
-    ///
-    /// Symbols stay where they start. `order[i]` is the rank of the pair of symbol `i` and the next one, then `i`, so
-    /// that the least is the leftmost of the lowest, and the search takes no branch.
     #[inline]
-    fn scan<const N: usize>(self, piece: &[u8], ids: &mut [u32; N]) -> Bits {
-        let mut order = [NOTHING; N];
-        for (id, &byte) in ids.iter_mut().zip(piece) {
-            *id = self.byte_ids[usize::from(byte)];
-        }
-        for ((i, order), pair) in (0..).zip(&mut order).zip(piece.windows(2)) {
-            *order = place(self.pairs.byte_rank(pair[0], pair[1]), i);
-        }
-        let mut alive = u64::MAX >> (64 - piece.len());
-        loop {
-            let least = order.iter().fold(NOTHING, |least, &order| least.min(order));
-            if least >= NOTHING {
-                return Bits(alive);
-            }
-            let at = least as usize & (SHORT - 1);
-            let above = |i: usize| alive & (u64::MAX << i << 1);
-            let merged = above(at).trailing_zeros() as usize % N;
-            let next = above(merged).trailing_zeros() as usize;
-            let before = alive & !(u64::MAX << at);
-            alive &= !(1 << merged);
-            let id = self.pairs.product(least as u32 >> PLACE_BITS);
-            ids[at] = id;
-            order[merged] = NOTHING;
-            order[at] = if next < 64 { place(self.pairs.rank(id, ids[next % N]), at) } else { NOTHING };
-            if before != 0 {
-                let previous = before.ilog2() as usize;
-                order[previous] = place(self.pairs.rank(ids[previous], id), previous);
-            }
-        }
+    fn append<const N: usize>(self, piece: &[u8], out: &mut Vec<u32>) {
+        let mut scan = Scan::<N>::new(self, piece);
+        while scan.step(self) {}
+        let Short { ids, n } = scan.finish();
+        out.extend_from_slice(&ids[..n]);
     }
 
     /// Encodes a long piece window by window, `size` bytes each at first.
@@ -177,9 +154,10 @@ impl Merges<'_> {
         if window.len() > SHORT {
             return self.heap(window, scratch, control);
         }
-        let mut ids = [0; SHORT];
+        let mut scan = Scan::<SHORT>::new(self, window);
+        while scan.step(self) {}
         scratch.tokens.clear();
-        scratch.tokens.extend(self.scan(window, &mut ids).map(|start| (ids[start], start as u32)));
+        scratch.tokens.extend(Bits(scan.alive).map(|start| (scan.ids[start], start as u32)));
         Ok(())
     }
 
@@ -256,6 +234,79 @@ impl Merges<'_> {
     }
 }
 
+/// The ids of a short piece.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Short<const N: usize = 16> {
+    ids: [u32; N],
+    n: usize,
+}
+
+impl<const N: usize> Short<N> {
+    pub(crate) fn as_slice(&self) -> &[u32] {
+        &self.ids[..self.n]
+    }
+}
+
+/// A piece of at most `N` ≤ 64 bytes under way.
+///
+/// Symbols stay where they start. `order[i]` is the rank of the pair of symbol `i` and the next one, then `i`, so that
+/// the least is the leftmost of the lowest, and the search takes no branch.
+struct Scan<const N: usize> {
+    ids: [u32; N],
+    order: [i32; N],
+    /// A bit for each symbol.
+    alive: u64,
+}
+
+impl<const N: usize> Scan<N> {
+    #[inline]
+    fn new(merges: Merges<'_>, piece: &[u8]) -> Self {
+        let (mut ids, mut order) = ([0; N], [NOTHING; N]);
+        for (id, &byte) in ids.iter_mut().zip(piece) {
+            *id = merges.byte_ids[usize::from(byte)];
+        }
+        for ((i, order), pair) in (0..).zip(&mut order).zip(piece.windows(2)) {
+            *order = place(merges.pairs.byte_rank(pair[0], pair[1]), i);
+        }
+        let alive = if piece.is_empty() { 0 } else { u64::MAX >> (64 - piece.len()) };
+        Self { ids, order, alive }
+    }
+
+    /// Merges the lowest pair; false when there is none.
+    #[inline]
+    fn step(&mut self, merges: Merges<'_>) -> bool {
+        let Self { ids, order, alive } = self;
+        let least = order.iter().fold(NOTHING, |least, &order| least.min(order));
+        if least >= NOTHING {
+            return false;
+        }
+        let at = least as usize % N;
+        let above = |i: usize| *alive & (u64::MAX << i << 1);
+        let gone = above(at).trailing_zeros() as usize % N;
+        let next = above(gone).trailing_zeros() as usize;
+        let before = *alive & !(u64::MAX << at);
+        *alive &= !(1 << gone);
+        let id = merges.pairs.product(least as u32 >> PLACE_BITS);
+        ids[at] = id;
+        order[gone] = NOTHING;
+        order[at] = if next < 64 { place(merges.pairs.rank(id, ids[next % N]), at) } else { NOTHING };
+        if before != 0 {
+            let previous = before.ilog2() as usize % N;
+            order[previous] = place(merges.pairs.rank(ids[previous], id), previous);
+        }
+        true
+    }
+
+    #[inline]
+    fn finish(mut self) -> Short<N> {
+        let n = Bits(self.alive).fold(0, |n, at| {
+            self.ids[n] = self.ids[at];
+            n + 1
+        });
+        Short { ids: self.ids, n }
+    }
+}
+
 /// A place in a piece where a window begins.
 #[derive(Clone, Copy)]
 struct Join {
@@ -267,7 +318,6 @@ struct Join {
 }
 
 /// The places of the set bits, ascending.
-#[derive(Clone, Copy)]
 struct Bits(u64);
 
 impl Iterator for Bits {

@@ -61,22 +61,30 @@ pub struct Merge {
 impl Tokenizer {
     /// The pieces of `text` with their merges, slower than [`Tokenizer::encode`] and with the same ids; special tokens
     /// that are not `allowed` are ordinary text.
+    ///
+    /// Spans are places in the normalized text where the tokenizer has a normalizer.
     pub fn trace(&self, text: &[u8], allowed: Specials) -> Result<Vec<Piece>> {
-        let mut pieces = Vec::new();
-        let mut at = 0;
-        for (start, end, id) in self.special_spans(text, allowed)? {
-            self.trace_ordinary(&text[at..start], at, &mut pieces)?;
-            pieces.push(Piece { span: (start, end), origin: Origin::Special, merges: Vec::new(), ids: vec![id] });
-            at = end;
-        }
-        self.trace_ordinary(&text[at..], at, &mut pieces)?;
+        let mut pieces: Vec<Piece> = Vec::new();
+        self.special_finder(allowed)?.for_each(
+            text,
+            &mut pieces,
+            |pieces, part| {
+                let normal = self.splitter().normalize(part);
+                self.trace_ordinary(normal.as_deref().unwrap_or(part), pieces)
+            },
+            |pieces, found, bytes| {
+                let at = end_of(pieces);
+                let span = (at, at + bytes.len());
+                pieces.push(Piece { span, origin: Origin::Special, merges: Vec::new(), ids: vec![found.id] });
+            },
+        )?;
         Ok(pieces)
     }
 
-    fn trace_ordinary(&self, text: &[u8], mut at: usize, pieces: &mut Vec<Piece>) -> Result<()> {
+    fn trace_ordinary(&self, text: &[u8], pieces: &mut Vec<Piece>) -> Result<()> {
         self.splitter().for_each_piece(text, |piece| {
+            let at = end_of(pieces);
             let span = (at, at + piece.len());
-            at = span.1;
             let (merges, ids) = trace_piece(self.vocab(), piece);
             pieces.push(match self.vocab().whole_piece(piece) {
                 Some(id) if ids != [id] => Piece { span, origin: Origin::Whole, merges: Vec::new(), ids: vec![id] },
@@ -85,6 +93,11 @@ impl Tokenizer {
             Ok(())
         })
     }
+}
+
+/// Where the next piece starts.
+fn end_of(pieces: &[Piece]) -> usize {
+    pieces.last().map_or(0, |piece| piece.span.1)
 }
 
 /// The tokens of a piece under way, each known by where it starts.

@@ -174,8 +174,8 @@ fn a_merge_never_spells_a_special_token() {
 #[test]
 fn the_second_stage_joins_words_that_often_stand_together() {
     let text = "by the way, by the sea. by the way\n".repeat(5);
-    let mut counted = Superwords::new(&gpt2(), DEFAULT_BUDGET, 1).unwrap();
-    counted.add_texts(&[&text], &Control::new()).unwrap();
+    let mut counted = Superwords::new(&gpt2(), DEFAULT_BUDGET).unwrap();
+    counted.add_texts(&[&text], 1, &Control::new()).unwrap();
     let stages = counted.finish().unwrap();
     let tokenizer = superbpe::train(&recipe(271), 266, &stages, 2, &Control::new()).unwrap();
     let tokens = tokens(&tokenizer);
@@ -269,8 +269,8 @@ proptest! {
         n_first in 0..12usize, n_second in 0..20usize,
     ) {
         let (text, control) = (parts.concat(), Control::new());
-        let mut counted = Superwords::new(&gpt2(), DEFAULT_BUDGET, 2).unwrap();
-        counted.add_texts(&[&text], &control).unwrap();
+        let mut counted = Superwords::new(&gpt2(), DEFAULT_BUDGET).unwrap();
+        counted.add_texts(&[&text], 2, &control).unwrap();
         let recipe = recipe(256 + n_first + n_second);
         let tokenizer = superbpe::train(&recipe, 256 + n_first, &counted.finish().unwrap(), 2, &control).unwrap();
 

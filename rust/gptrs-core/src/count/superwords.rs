@@ -68,7 +68,6 @@ pub fn run_pattern(words: &Splitter) -> Result<String> {
 pub struct Superwords {
     words: Splitter,
     runs: Splitter,
-    threads: usize,
     budget: usize,
     /// Runs whose hash has this many leading zeros are kept.
     level: u32,
@@ -93,10 +92,10 @@ pub struct Stages {
 
 impl Superwords {
     /// Nothing counted yet; `words` cuts words, the distinct runs may take about `budget` bytes.
-    pub fn new(words: &Splitter, budget: usize, threads: usize) -> Result<Self> {
+    pub fn new(words: &Splitter, budget: usize) -> Result<Self> {
         let runs = Splitter::new(&run_pattern(words)?)?;
         let (word_counts, run_counts) = (WordCounts::new(), WordCounts::new());
-        Ok(Self { words: words.clone(), runs, threads, budget, level: 0, word_counts, run_counts, n_seen: 0 })
+        Ok(Self { words: words.clone(), runs, budget, level: 0, word_counts, run_counts, n_seen: 0 })
     }
 
     /// What cuts runs.
@@ -105,7 +104,7 @@ impl Superwords {
     }
 
     /// Counts every text as a document of its own; advances `control` by the bytes.
-    pub fn add_texts<T: AsRef<[u8]> + Sync>(&mut self, texts: &[T], control: &Control) -> Result<()> {
+    pub fn add_texts<T: AsRef<[u8]> + Sync>(&mut self, texts: &[T], threads: usize, control: &Control) -> Result<()> {
         let mut batch: Vec<&[u8]> = Vec::new();
         let mut n_bytes = 0;
         for text in texts {
@@ -116,25 +115,25 @@ impl Superwords {
                 n_bytes += block.len();
                 rest = later;
                 if n_bytes >= BATCH_BYTES {
-                    self.add_blocks(&std::mem::take(&mut batch), control)?;
+                    self.add_blocks(&std::mem::take(&mut batch), threads, control)?;
                     n_bytes = 0;
                 }
             }
         }
-        self.add_blocks(&batch, control)
+        self.add_blocks(&batch, threads, control)
     }
 
-    fn add_blocks(&mut self, blocks: &[&[u8]], control: &Control) -> Result<()> {
-        let counts = Counter::new(&self.runs, self.threads).add_texts(blocks, control)?.finish(control)?;
-        self.add_runs(&counts, control)
+    fn add_blocks(&mut self, blocks: &[&[u8]], threads: usize, control: &Control) -> Result<()> {
+        let counts = Counter::new(&self.runs, threads).add_texts(blocks, control)?.finish(control)?;
+        self.add_runs(&counts, threads, control)
     }
 
     /// Adds counted runs, as of a count file.
-    pub fn add_runs(&mut self, runs: &WordCounts, control: &Control) -> Result<()> {
+    pub fn add_runs(&mut self, runs: &WordCounts, threads: usize, control: &Control) -> Result<()> {
         let listed: Vec<(&[u8], u64)> = runs.iter().collect();
         let n_tasks = listed.len().div_ceil(TASK_RUNS);
         let make_state = || (self.words.clone(), WordCounts::new());
-        let parts = parallel::run(self.threads, n_tasks, control, make_state, |(words, counts), task| {
+        let parts = parallel::run(threads, n_tasks, control, make_state, |(words, counts), task| {
             let range = task * TASK_RUNS..listed.len().min((task + 1) * TASK_RUNS);
             listed[range].iter().try_for_each(|&(run, n)| words.for_each_piece(run, |word| counts.add(word, n)))
         })?;
@@ -161,6 +160,16 @@ impl Superwords {
         }
         self.n_seen = self.run_counts.len();
         Ok(())
+    }
+
+    /// Number of distinct words so far.
+    pub fn n_words(&self) -> usize {
+        self.word_counts.len()
+    }
+
+    /// Bytes of the text so far.
+    pub fn n_bytes(&self) -> u64 {
+        self.word_counts.n_bytes()
     }
 
     /// What was counted.
@@ -249,9 +258,9 @@ mod tests {
         let splitter = Splitter::new("gpt2").unwrap();
         let control = Control::new();
         let count = |texts: &[String], budget, threads| {
-            let mut counted = Superwords::new(&splitter, budget, threads).unwrap();
+            let mut counted = Superwords::new(&splitter, budget).unwrap();
             for batch in texts.chunks(777) {
-                counted.add_texts(batch, &control).unwrap();
+                counted.add_texts(batch, threads, &control).unwrap();
             }
             counted.finish().unwrap()
         };
@@ -284,7 +293,7 @@ mod tests {
         MADE.get_or_init(|| {
             ["gpt2", "cl100k_base"].map(|pattern| {
                 let words = Splitter::new(pattern).unwrap();
-                let counted = Superwords::new(&words, 1, 1).unwrap();
+                let counted = Superwords::new(&words, 1).unwrap();
                 (words, counted)
             })
         })

@@ -43,7 +43,18 @@ pub(super) fn spell(bytes: &[u8]) -> String {
 
 /// The bytes that `text` spells; the first character outside the alphabet otherwise.
 pub(super) fn bytes(text: &str) -> Result<Vec<u8>, char> {
-    text.chars().map(|c| BYTES.get(c as usize).copied().flatten().ok_or(c)).collect()
+    let mut bytes = Vec::new();
+    extend(&mut bytes, text).map(|()| bytes)
+}
+
+/// Appends the bytes that `text` spells. Fails with the first character outside the alphabet; some are appended then.
+#[inline]
+pub(super) fn extend(bytes: &mut Vec<u8>, text: &str) -> Result<(), char> {
+    bytes.reserve(text.len());
+    for c in text.chars() {
+        bytes.push(BYTES.get(c as usize).copied().flatten().ok_or(c)?);
+    }
+    Ok(())
 }
 
 /// All bytes in the order of their characters.

@@ -71,12 +71,10 @@ impl<'c, S: Symbol> Merger<'c, S> {
                 self.count_pairs()?;
                 continue;
             };
-            let (left, right) = pair(best);
-            let length = self.layout.lengths[left as usize] + self.layout.lengths[right as usize];
-            if !self.rules.allow((left, right), length, &merges) {
+            if !self.rules.admit(pair(best)) {
                 continue; // it stays in the table, where its count goes on falling, but not in the heap
             }
-            merges.push((left, right));
+            merges.push(pair(best));
             self.merge(best)?;
             self.control.advance(1);
             if merges.len() >= 512 && merges.len().is_power_of_two() {

@@ -18,11 +18,13 @@ mod options;
 mod pairs;
 mod resume;
 pub mod superbpe;
+mod usage;
 
 use layout::{Layout, Symbol};
 use merge::Merger;
 use options::Rules;
 pub use options::{Recipe, Tie};
+pub use usage::usage;
 
 use crate::control::Control;
 use crate::count::WordCounts;
@@ -60,7 +62,7 @@ pub fn train(
     threads: usize,
     control: &Control,
 ) -> Result<Vec<(u32, u32)>> {
-    train_words(sorted_words(counts)?, options, Rules::default(), threads, control)
+    train_with(counts, options, Rules::default(), threads, control)
 }
 
 /// The words that have a pair, heaviest first.
@@ -73,14 +75,15 @@ fn sorted_words(counts: &WordCounts) -> Result<Vec<(u64, &[u8])>> {
     Ok(words)
 }
 
-/// As [`train`] on sorted words, with rules.
-fn train_words(
-    words: Vec<(u64, &[u8])>,
+/// As [`train`], with rules.
+fn train_with(
+    counts: &WordCounts,
     options: &TrainOptions,
     rules: Rules,
     threads: usize,
     control: &Control,
 ) -> Result<Vec<(u32, u32)>> {
+    let words = sorted_words(counts)?;
     let n_borders = check_sizes(&words)?;
     let options = TrainOptions { n_merges: options.n_merges.min(n_borders), min_count: options.min_count.max(1) };
     control.begin("merge pairs", options.n_merges as u64);

@@ -3,7 +3,7 @@
 use std::collections::HashSet;
 
 use super::resume::{Start, resume};
-use super::{TrainOptions, sorted_words, train_words};
+use super::{TrainOptions, train_with};
 use crate::control::Control;
 use crate::count::WordCounts;
 use crate::error::{Error, Result};
@@ -113,7 +113,7 @@ impl Recipe {
         let mut rules =
             Rules::new(self.max_token_bytes, self.special_tokens.iter().map(|text| text.as_bytes().to_vec()));
         if self.tie == Tie::Id {
-            return train_words(sorted_words(counts)?, &options, rules, threads, control);
+            return train_with(counts, &options, rules, threads, control);
         }
         // The loop orders ties by symbol: each byte becomes its place in the order, and comes back afterwards.
         let order = alphabet::order();
@@ -122,19 +122,7 @@ impl Recipe {
             places[usize::from(byte)] = place;
         }
         rules.rename(&places);
-        let words = sorted_words(counts)?;
-        let renamed: Vec<u8> =
-            words.iter().flat_map(|(_, word)| word.iter().map(|&byte| places[usize::from(byte)])).collect();
-        let mut rest = &renamed[..];
-        let words = words
-            .into_iter()
-            .map(|(n, word)| {
-                let (now, later) = rest.split_at(word.len());
-                rest = later;
-                (n, now)
-            })
-            .collect();
-        let merges = train_words(words, &options, rules, threads, control)?;
+        let merges = train_with(&renamed(counts, &places, control)?, &options, rules, threads, control)?;
         let byte_of = |id: u32| order.get(id as usize).map_or(id, |&byte| u32::from(byte));
         Ok(merges.into_iter().map(|(left, right)| (byte_of(left), byte_of(right))).collect())
     }
@@ -201,20 +189,40 @@ fn push_products(tokens: &mut Vec<Vec<u8>>, merges: &[Pair]) {
     }
 }
 
+/// The same words with every byte replaced.
+fn renamed(counts: &WordCounts, names: &[u8; 256], control: &Control) -> Result<WordCounts> {
+    let (mut all, mut word) = (WordCounts::new(), Vec::new());
+    for (i, (bytes, n)) in counts.iter().enumerate() {
+        if i.is_multiple_of(1 << 12) {
+            control.check()?;
+        }
+        word.clear();
+        word.extend(bytes.iter().map(|&byte| names[usize::from(byte)]));
+        all.add(&word, n)?;
+    }
+    Ok(all)
+}
+
 /// Which pairs may merge; asked once for each pair that is about to.
 #[derive(Debug, Default)]
 pub(super) struct Rules<'v> {
-    max_bytes: Option<u32>,
+    max_bytes: Option<usize>,
     /// What no merge may spell.
     reserved: HashSet<Vec<u8>>,
     /// Tokens that do not come from merges of this run; symbols below 256 are bytes without it.
-    pub(super) start: Option<Start<'v>>,
+    start: Option<Start<'v>>,
+    /// The merges so far with the lengths of their products.
+    made: Vec<(Pair, usize)>,
 }
 
-impl Rules<'_> {
-    fn new(max_token_bytes: Option<usize>, reserved: impl Iterator<Item = Vec<u8>>) -> Self {
-        let max_bytes = max_token_bytes.map(|n| u32::try_from(n).unwrap_or(u32::MAX));
-        Self { max_bytes, reserved: reserved.collect(), start: None }
+impl<'v> Rules<'v> {
+    fn new(max_bytes: Option<usize>, reserved: impl Iterator<Item = Vec<u8>>) -> Self {
+        Self { max_bytes, reserved: reserved.collect(), start: None, made: Vec::new() }
+    }
+
+    /// The same rules for merges that follow those of `start`.
+    pub(super) fn after(self, start: Start<'v>) -> Self {
+        Self { start: Some(start), ..self }
     }
 
     /// Spells what is reserved in symbols instead of bytes.
@@ -223,26 +231,44 @@ impl Rules<'_> {
         self.reserved = std::mem::take(&mut self.reserved).into_iter().map(renamed).collect();
     }
 
-    /// Whether a pair that makes a token of `len` bytes may merge after `merges`.
-    pub(super) fn allow(&self, pair: Pair, len: u32, merges: &[Pair]) -> bool {
-        if self.max_bytes.is_some_and(|max| len > max) {
-            return false;
-        }
-        if self.reserved.is_empty() || self.reserved.iter().all(|text| text.len() != len as usize) {
+    /// Whether the pair may merge now; it becomes the next id when it may.
+    pub(super) fn admit(&mut self, pair: Pair) -> bool {
+        if self.max_bytes.is_none() && self.reserved.is_empty() {
             return true;
         }
-        let mut token = Vec::with_capacity(len as usize);
-        let mut rest = vec![pair.1, pair.0];
+        let len = self.len(pair.0) + self.len(pair.1);
+        let is_reserved =
+            || self.reserved.iter().any(|text| text.len() == len) && self.reserved.contains(&self.spell(pair));
+        if self.max_bytes.is_some_and(|max| len > max) || is_reserved() {
+            return false;
+        }
+        self.made.push((pair, len));
+        true
+    }
+
+    /// The merge that made `id`, with the length of its product; `None` for an id that was there before.
+    fn merge(&self, id: u32) -> Option<(Pair, usize)> {
+        let n_known = self.start.map_or(256, |start| start.n_ids);
+        (id as usize).checked_sub(n_known).and_then(|merge| self.made.get(merge).copied())
+    }
+
+    fn len(&self, id: u32) -> usize {
+        match (self.merge(id), &self.start) {
+            (Some((_, len)), _) => len,
+            (None, Some(start)) => start.vocab.token(id).unwrap_or_default().len(),
+            (None, None) => 1,
+        }
+    }
+
+    fn spell(&self, (left, right): Pair) -> Vec<u8> {
+        let (mut token, mut rest) = (Vec::new(), vec![right, left]);
         while let Some(id) = rest.pop() {
-            let known = self.start.as_ref().map_or(256, |start| start.n_ids as u32);
-            match merges.get(id.wrapping_sub(known) as usize) {
-                Some(&(left, right)) => rest.extend([right, left]),
-                None => match &self.start {
-                    Some(start) => token.extend_from_slice(start.vocab.token(id).unwrap_or_default()),
-                    None => token.push(id as u8),
-                },
+            match (self.merge(id), &self.start) {
+                (Some(((left, right), _)), _) => rest.extend([right, left]),
+                (None, Some(start)) => token.extend_from_slice(start.vocab.token(id).unwrap_or_default()),
+                (None, None) => token.push(id as u8),
             }
         }
-        !self.reserved.contains(&token)
+        token
     }
 }

@@ -36,7 +36,7 @@ pub(super) fn resume<'v>(
     counts: &WordCounts,
     start: Start<'v>,
     options: &TrainOptions,
-    mut rules: Rules<'v>,
+    rules: Rules<'v>,
     threads: usize,
     control: &'v Control,
 ) -> Result<Vec<Pair>> {
@@ -44,7 +44,7 @@ pub(super) fn resume<'v>(
     let n_borders = check_sizes(&words)?;
     let segmented = segment(&words, start.vocab, threads, control)?;
     drop(words);
-    rules.start = Some(start);
+    let rules = rules.after(start);
     let options = TrainOptions { n_merges: options.n_merges.min(n_borders), min_count: options.min_count.max(1) };
     control.begin("merge pairs", options.n_merges as u64);
     let mut lengths: Vec<u32> =
