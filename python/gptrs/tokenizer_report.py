@@ -113,7 +113,7 @@ def html(summary: dict[str, Any]) -> str:
         ("Result", _result(summary)),
         ("Time by stage", _time(summary["seconds"])),
         ("Lengths of tokens", _lengths(summary["tokens"]["lengths"])),
-        ("How much the most used tokens cover", _curve(summary["tokens"]["coverage"])),
+        ("What the most used ids leave", _curve(summary["tokens"]["coverage"])),
         ("Longest tokens", _tokens(summary["tokens"]["longest"])),
         ("Most used tokens", _tokens(summary["tokens"]["most_used"])),
         ("Least used merges", _tokens(summary["tokens"]["least_used"])),
@@ -158,10 +158,9 @@ def _lengths(lengths: dict[str, int]) -> str:
 def _curve(coverage: list[tuple[int, float]]) -> str:
     if not coverage:
         return "<p>The text has no tokens.</p>"
-    line = chart.Line(
-        label="share of all tokens", points=[(k, 100 * share) for k, share in coverage], color="var(--val)"
-    )
-    return chart.svg([line], x_label="most used ids", y_label="% of the text's tokens")
+    points = [(k, 100 - 100 * share) for k, share in coverage]
+    line = chart.Line(label="tokens of the text that are rarer ids", points=points, color="var(--val)")
+    return chart.svg([line], x_label="most used ids", y_label="% of the text's tokens outside")
 
 
 def _tokens(rows: list[dict[str, Any]]) -> str:

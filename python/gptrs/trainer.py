@@ -188,15 +188,16 @@ class _Training:
         held_out = None
         if self.held_out_files:
             held_out = _core.measure(tokenizer, self.held_out_files, self.text_field, self.threads, report)
-        shown = ("min_count", "max_token_bytes", "tie", "superbpe_from", "held_out")
+        shown = ("min_count", "max_token_bytes", "tie", "superbpe_from")
         options = {name: self.options[name] for name in shown if self.options.get(name) is not None}
         if self.options.get("base") is not None:
             options["base"] = self.options["base"].digest
+        if self.held_out is not None:
+            is_fraction = isinstance(self.held_out, float)
+            options["held_out"] = self.held_out if is_fraction else ", ".join(self.held_out_files)
         return tokenizer_report.Facts(
             tokenizer=tokenizer,
-            options={
-                name: value if isinstance(value, int | float | str) else str(value) for name, value in options.items()
-            },
+            options=options,
             n_bytes=self.trainer.n_bytes,
             n_words=self.trainer.n_words,
             n_documents=self.trainer.n_documents,
