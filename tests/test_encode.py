@@ -79,6 +79,16 @@ def test_one_large_file_is_cut_where_no_id_changes(gpt2_like: Tokenizer, long_te
     assert got.ids.tolist() == gpt2_like.encode_ordinary(long_text * 2) and len(got) == 1
 
 
+def test_one_large_file_under_a_pattern_of_the_user_keeps_its_ids(long_text: str, tmp_path: Path):
+    tok = Tokenizer.train_from_iterator([long_text[:50_000]], 500, pattern=r"\w+(?=\s)|\s+|.")
+    path = tmp_path / "long.txt"
+    path.write_text(long_text * 3, "utf-8", newline="")  # more than four segments that cannot be cut
+    expected = tok.encode_batch([long_text * 3], threads=1).ids
+    for threads in (1, 3):
+        assert (tok.encode_files(path, append_eot=False, threads=threads).ids == expected).all()
+        assert (tok.encode_batch([long_text * 3], threads=threads).ids == expected).all()
+
+
 @pytest.mark.parametrize("at", [0, 100, 1_500_000])
 def test_a_file_that_is_not_utf8_is_refused_with_the_place(gpt2_like: Tokenizer, tmp_path: Path, at: int):
     data = bytearray(b"one two three\n" * 150_000)

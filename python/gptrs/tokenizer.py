@@ -399,7 +399,7 @@ class Tokenizer:
         Raises:
             ValueError: An id is not in the vocabulary.
         """
-        return self.core.decode_bytes(ids).decode("utf-8", errors)
+        return self.core.decode(ids, errors)
 
     def decode_batch(self, batch: Iterable[Ids], *, errors: str = "replace") -> list[str]:
         """The texts of many sequences of ids (lists, arrays, an `Encoded`), decoded in parallel."""

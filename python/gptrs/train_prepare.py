@@ -5,11 +5,13 @@
 The shards are byte for byte those of `Tokenizer.train` followed by `prepare`.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
+from typing import Unpack
 
 from gptrs.corpus import AnyPath, expand
 from gptrs.data import Dataset, prepare
 from gptrs.tokenizer import Tokenizer
+from gptrs.trainer import Options
 
 
 def train_and_prepare(
@@ -17,52 +19,41 @@ def train_and_prepare(
     vocab_size: int,
     out: AnyPath,
     *,
-    pattern: str = "gpt2",
-    special_tokens: Sequence[str] = ("<|endoftext|>",),
-    min_count: int = 1,
-    text_field: str = "text",
+    save: AnyPath | None = None,
     shard_tokens: int = 1 << 27,
     append_eot: bool = True,
-    save: AnyPath | None = None,
-    threads: int = 0,
-    progress: bool = True,
+    **options: Unpack[Options],
 ) -> tuple[Tokenizer, Dataset]:
     """A tokenizer trained on files, and the same files as token shards in the folder `out`.
 
     When the work is cut off, the same call again trains the same tokenizer and goes on behind the last whole shard.
 
     Args:
-        files, vocab_size, pattern, special_tokens, min_count, text_field: As for `Tokenizer.train`.
-        out, shard_tokens, append_eot: As for `prepare`.
+        files: Paths, globs and folders, as for `Tokenizer.train`.
+        vocab_size: Ids in all.
+        out: The folder to write; one that holds another dataset is refused.
         save: Where to write tokenizer.json, before the first shard; None leaves that to the caller.
-        threads: Threads to use; 0 means all cores. The bytes do not depend on it.
-        progress: Show a progress bar when stderr is a terminal.
+        shard_tokens: Tokens in a shard, the last one excepted.
+        append_eot: Write the tokenizer's end-of-text id after each document, if it has one.
+        options: Those of `Tokenizer.train`; `text_field`, `threads` and `progress` hold for both steps. What
+            `held_out` keeps from training is encoded as well.
 
     Raises:
         ValueError: An argument is out of range, the corpus is empty or not UTF-8, or `out` holds another dataset.
         OSError: A file cannot be read or written.
     """
     paths = expand(files)
-    tokenizer = Tokenizer.train(
-        paths,
-        vocab_size,
-        pattern=pattern,
-        special_tokens=special_tokens,
-        min_count=min_count,
-        text_field=text_field,
-        threads=threads,
-        progress=progress,
-    )
+    tokenizer = Tokenizer.train(paths, vocab_size, **options)
     if save is not None:
         tokenizer.save(save)
     dataset = prepare(
         paths,
         tokenizer,
         out,
-        text_field=text_field,
         shard_tokens=shard_tokens,
         append_eot=append_eot,
-        threads=threads,
-        progress=progress,
+        text_field=options.get("text_field", "text"),
+        threads=options.get("threads", 0),
+        progress=options.get("progress", True),
     )
     return tokenizer, dataset

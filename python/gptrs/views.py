@@ -71,7 +71,7 @@ class TiktokenView:
         return self._batch(text, allowed_special, num_threads)
 
     def _batch(self, texts: Sequence[str], allowed_special: _Names, threads: int) -> list[list[int]]:
-        ids, offsets = self._core.encode_batch(texts, allowed_special, threads)
+        ids, offsets = self._core.encode_batch(texts, allowed_special, (), threads=threads)
         flat: list[int] = ids.tolist()
         ends: list[int] = offsets.tolist()
         return [flat[start:end] for start, end in pairwise(ends)]

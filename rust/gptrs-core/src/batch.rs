@@ -1,12 +1,9 @@
 //! Many texts, or one long one, on all threads.
 //!
 //! ```text
-//! texts ─ cut ─▶ tasks ─ encode (threads) ─▶ each thread's ids ─ copy (threads) ─▶ one array
+//! texts ─ cut (tasks.rs) ─▶ tasks ─ encode (threads) ─▶ each thread's ids ─ copy (threads) ─▶ one array
 //! ```
-//! Short texts are gathered into a task; a long one is cut where cutting changes nothing: at [`Splitter::safe_cut`] and
-//! at the end of a special token. So the ids depend neither on the number of threads nor on who took which task.
-//!
-//! [`Splitter::safe_cut`]: crate::split::Splitter::safe_cut
+//! The ids depend neither on the number of threads nor on who took which task.
 
 use std::borrow::Cow;
 use std::ops::Range;
@@ -17,12 +14,12 @@ use crate::control::Control;
 use crate::dropout::Dropout;
 use crate::encode::{Count, Sink};
 use crate::error::Result;
+use crate::guess::Guess;
 use crate::parallel;
 use crate::special::{Finder, Specials};
+use crate::split::Splitter;
+use crate::tasks::{Plan, Task};
 use crate::tokenizer::Tokenizer;
-
-/// Bytes of text that one task takes, so that a task outweighs its hand-out.
-const TASK_BYTES: usize = 256 << 10;
 
 /// Below this many bytes a batch stays on the calling thread.
 const PARALLEL_BYTES: usize = 64 << 10;
@@ -88,7 +85,10 @@ impl Default for EncodeOptions<'_> {
 }
 
 /// Where the ids of a thread go.
-pub(crate) trait Store: Sink + Default + Send {
+pub(crate) trait Store: Sink + Send {
+    /// An empty one with room for `n` ids.
+    fn with_room(n: usize) -> Self;
+
     fn n_ids(&self) -> usize;
 }
 
@@ -96,12 +96,20 @@ impl<I: Send> Store for Vec<I>
 where
     Vec<I>: Sink,
 {
+    fn with_room(n: usize) -> Self {
+        Self::with_capacity(n)
+    }
+
     fn n_ids(&self) -> usize {
         self.len()
     }
 }
 
 impl Store for Count {
+    fn with_room(_: usize) -> Self {
+        Self::default()
+    }
+
     fn n_ids(&self) -> usize {
         self.0
     }
@@ -113,35 +121,30 @@ pub(crate) struct How<'a> {
     pub(crate) dropout: Option<Dropout>,
 }
 
-/// The texts `first..last` whole, or the range `start..end` of the text `first`.
-#[derive(Debug, Clone, Copy)]
-struct Task {
-    first: usize,
-    last: usize,
-    start: usize,
-    end: usize,
-}
-
 /// What a task made: a range of its thread's ids, and one of its thread's list of ids a text.
-struct Part {
-    task: usize,
-    thread: usize,
-    ids: Range<usize>,
+pub(crate) struct Part {
+    pub(crate) task: usize,
+    pub(crate) thread: usize,
+    pub(crate) ids: Range<usize>,
     lengths: Range<usize>,
+    pub(crate) guess: Option<Guess>,
 }
 
 struct Worker<S> {
     cache: Cache,
+    /// A custom pattern's, with scratch space of its own.
+    splitter: Option<Splitter>,
     store: S,
     lengths: Vec<usize>,
     parts: Vec<Part>,
 }
 
 /// What all threads made; the parts stand in order of the tasks.
-struct Made<S> {
-    stores: Vec<S>,
-    parts: Vec<Part>,
-    offsets: Vec<i64>,
+pub(crate) struct Made<S> {
+    pub(crate) stores: Vec<S>,
+    pub(crate) parts: Vec<Part>,
+    /// The number of ids of text `i` at `i + 1`, then the sums.
+    pub(crate) offsets: Vec<i64>,
 }
 
 impl Tokenizer {
@@ -216,26 +219,62 @@ impl Tokenizer {
         control: &Control,
     ) -> Result<Made<S>> {
         let n_bytes: usize = texts.iter().map(|text| text.as_ref().len()).sum();
-        control.begin("encode bytes", n_bytes as u64);
         let threads = if n_bytes < PARALLEL_BYTES { 1 } else { parallel::resolve_threads(threads) };
-        let tasks = self.tasks(texts, &how.finder, threads > 1 && self.may_cut(how));
         self.warm_up(n_bytes, threads, control)?;
-        let make = || Worker { cache: self.cache(), store: S::default(), lengths: Vec::new(), parts: Vec::new() };
+        control.begin("encode bytes", n_bytes as u64);
+        let plan = self.plan(texts, how, threads);
+        let mut made = self.work(texts, how, &plan, threads, n_bytes, control)?;
+        if !plan.valid.is_empty() && !self.settle(&plan.valid, &plan.tasks, &mut made, control)? {
+            let plan = Plan { tasks: vec![Task::whole(0, texts.len())], valid: Vec::new() };
+            made = self.work(texts, how, &plan, 1, n_bytes, control)?;
+        }
+        let mut end = 0;
+        for offset in &mut made.offsets {
+            end += *offset;
+            *offset = end;
+        }
+        Ok(made)
+    }
+
+    fn work<S: Store, T: AsRef<[u8]> + Sync>(
+        &self,
+        texts: &[T],
+        how: &How,
+        Plan { tasks, valid }: &Plan,
+        threads: usize,
+        n_bytes: usize,
+        control: &Control,
+    ) -> Result<Made<S>> {
+        // Most text has more than three bytes a token, and room that is not used costs nothing; growing an array on a
+        // thread copies it.
+        let room = n_bytes / threads.min(tasks.len()).max(1) / 3 + 16;
+        let make = || Worker {
+            cache: self.cache(),
+            splitter: self.splitter().is_custom().then(|| self.splitter().clone()),
+            store: S::with_room(room),
+            lengths: Vec::with_capacity(texts.len()),
+            parts: Vec::with_capacity(tasks.len()),
+        };
         let workers = parallel::run(threads, tasks.len(), control, make, |worker, index| {
-            let Task { first, last, start, end } = tasks[index];
+            let Task { first, last, start, end, guess } = tasks[index];
             let (ids_start, lengths_start) = (worker.store.n_ids(), worker.lengths.len());
-            for (i, text) in (first..last).zip(&texts[first..last]) {
-                let before = worker.store.n_ids();
-                let text = text.as_ref();
-                let range = start..end.min(text.len());
-                self.encode_range(&mut worker.cache, text, i, range, how, control, &mut worker.store)?;
-                worker.lengths.push(worker.store.n_ids() - before);
-            }
+            let guess = if let (Some(text), Some(splitter)) = (guess, &worker.splitter) {
+                Some(self.guess(splitter, valid[text], start..end, control, &mut worker.store)?)
+            } else {
+                for (i, text) in (first..last).zip(&texts[first..last]) {
+                    let before = worker.store.n_ids();
+                    let text = text.as_ref();
+                    let range = start..end.min(text.len());
+                    self.encode_range(&mut worker.cache, text, i, range, how, control, &mut worker.store)?;
+                    worker.lengths.push(worker.store.n_ids() - before);
+                }
+                None
+            };
             let (ids, lengths) = (ids_start..worker.store.n_ids(), lengths_start..worker.lengths.len());
-            worker.parts.push(Part { task: index, thread: 0, ids, lengths });
+            worker.parts.push(Part { task: index, thread: 0, ids, lengths, guess });
             Ok(())
         })?;
-        Ok(self.collect(workers, &tasks, texts.len()))
+        Ok(self.collect(workers, tasks, texts.len()))
     }
 
     /// Encodes the range of `text`, the text `index` of its batch; an id for each special token that is found.
@@ -269,58 +308,6 @@ impl Tokenizer {
         )
     }
 
-    /// Whether a text may be cut at [`Splitter::safe_cut`](crate::split::Splitter::safe_cut) outside special tokens: not
-    /// where one is known by what stands around it, nor where the draws of dropout follow the normalized text.
-    fn may_cut(&self, how: &How) -> bool {
-        how.finder.is_plain() && (how.dropout.is_none() || self.splitter().normalizer().is_none())
-    }
-
-    /// Gathers short texts into tasks of about [`TASK_BYTES`] and, with `may_cut`, cuts long ones.
-    fn tasks<T: AsRef<[u8]>>(&self, texts: &[T], finder: &Finder, may_cut: bool) -> Vec<Task> {
-        let (mut tasks, mut first, mut n_bytes) = (Vec::new(), 0, 0);
-        for (i, text) in texts.iter().enumerate() {
-            let text = text.as_ref();
-            if may_cut && text.len() >= 2 * TASK_BYTES {
-                if i > first {
-                    tasks.push(Task { first, last: i, start: 0, end: usize::MAX });
-                }
-                self.cut(text, finder, |start, end| tasks.push(Task { first: i, last: i + 1, start, end }));
-                (first, n_bytes) = (i + 1, 0);
-                continue;
-            }
-            n_bytes += text.len();
-            if n_bytes >= TASK_BYTES || i + 1 == texts.len() {
-                tasks.push(Task { first, last: i + 1, start: 0, end: usize::MAX });
-                (first, n_bytes) = (i + 1, 0);
-            }
-        }
-        tasks
-    }
-
-    /// Cuts `text` into ranges of about [`TASK_BYTES`], never inside a special token that `finder` finds.
-    fn cut(&self, text: &[u8], finder: &Finder, mut f: impl FnMut(usize, usize)) {
-        let mut start = 0;
-        let mut special = finder.find(text, 0);
-        while start < text.len() {
-            let mut end = text.len();
-            if end - start >= 2 * TASK_BYTES {
-                end = self.splitter().safe_cut(text, start + TASK_BYTES);
-                // A special token ends the text before it: behind it is a cut, inside it is none.
-                while let Some(found) = special
-                    && found.start < end
-                {
-                    if found.end >= start + TASK_BYTES {
-                        end = found.end;
-                        break;
-                    }
-                    special = finder.find(text, found.end);
-                }
-            }
-            f(start, end);
-            start = end;
-        }
-    }
-
     /// Gives the caches back and joins what the threads noted.
     fn collect<S>(&self, workers: Vec<Worker<S>>, tasks: &[Task], n_texts: usize) -> Made<S> {
         let mut offsets = vec![0; n_texts + 1];
@@ -329,6 +316,7 @@ impl Tokenizer {
             self.give_back(worker.cache);
             stores.push(worker.store);
             for part in worker.parts {
+                // What is right of a guess is not known yet, and it has no lengths.
                 let texts = &mut offsets[tasks[part.task].first + 1..];
                 for (n, &more) in texts.iter_mut().zip(&worker.lengths[part.lengths.clone()]) {
                     *n += more as i64;
@@ -336,12 +324,7 @@ impl Tokenizer {
                 parts.push(Part { thread, ..part });
             }
         }
-        parts.sort_unstable_by_key(|part| part.task);
-        let mut end = 0;
-        for offset in &mut offsets {
-            end += *offset;
-            *offset = end;
-        }
+        parts.sort_unstable_by_key(|part: &Part| part.task);
         Made { stores, parts, offsets }
     }
 }
@@ -357,7 +340,7 @@ fn gather<I: Copy + Default + Send + Sync>(
         return Ok(stores.swap_remove(0));
     }
     // Zeros come from the system as they are touched: each thread gets the pages that it fills.
-    let mut ids = vec![I::default(); stores.iter().map(Vec::len).sum()];
+    let mut ids = vec![I::default(); parts.iter().map(|part| part.ids.len()).sum()];
     let (mut rest, mut places) = (ids.as_mut_slice(), Vec::with_capacity(parts.len()));
     for part in parts {
         let (place, later) = rest.split_at_mut(part.ids.len());

@@ -82,7 +82,7 @@ pub enum Error {
     /// Text contains a special token that the caller did not allow.
     #[error(
         "the text contains the special token {token:?} at byte {offset}; hint: pass allowed_special={{{token:?}}} to \
-         encode it as one id, or use encode_ordinary to treat it as text"
+         encode it as one id, or disallowed_special=() to treat it as text"
     )]
     SpecialToken {
         /// The special token's text.

@@ -69,6 +69,30 @@ fn one_long_text_has_the_same_ids_on_any_number_of_threads() {
 }
 
 #[test]
+fn a_long_text_under_any_pattern_is_shared_by_threads_and_keeps_its_ids() {
+    let words = prose(600_000);
+    // Runs in which a guess from the middle is wrong for a while, or to the end of its range.
+    let runs = ["ab".repeat(270_000), format!("{}c", "\u{e9}x ".repeat(140_000)), " ".repeat(530_001)];
+    for pattern in
+        [r"\s+|\S+", r"(?s)ab|..", r"\w+(?=\s)", r"(?<= )\w+|\s|\w", r"\w+|\b", "x*", "zzz", r"(?s).{1,1000}"]
+    {
+        let tok = tokenizer(pattern, &["<|x|>"]);
+        for text in runs.iter().map(String::as_str).chain([words.as_str()]) {
+            let expected = tok.encode_ordinary(text.as_bytes()).unwrap();
+            for (threads, allowed) in [(2, Specials::None), (5, Specials::All)] {
+                let options = EncodeOptions { allowed, threads, ..EncodeOptions::default() };
+                let batch = tok.encode_batch_with(&["a", text, text, "b"], &options, &Control::new()).unwrap();
+                let ids: Vec<u32> = batch.ids.iter().collect();
+                let place = |i: usize| batch.offsets[i] as usize..batch.offsets[i + 1] as usize;
+                assert!(ids[place(1)] == expected && ids[place(2)] == expected, "{pattern}, {threads} threads");
+                assert_eq!([ids[place(0)].to_vec(), ids[place(3)].to_vec()], [[97], [98]]);
+            }
+            assert_eq!(tok.count_batch(&[text], 3, &Control::new()).unwrap(), [expected.len() as i64]);
+        }
+    }
+}
+
+#[test]
 fn a_long_text_is_never_cut_inside_a_special_token() {
     let special = format!("<|{}|>", "a b ".repeat(100_000));
     let tok = tokenizer("gpt2", &[&special, "<|x|>"]);

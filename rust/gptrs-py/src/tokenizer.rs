@@ -10,7 +10,7 @@ use gptrs_core::{Control, Dropout, EncodeOptions, Encoded, Error, Ids, Result, S
 use numpy::prelude::*;
 use numpy::{PyArray1, PyArray2};
 use pyo3::prelude::*;
-use pyo3::types::{PyBytes, PyDict, PyList};
+use pyo3::types::{PyBytes, PyDict, PyList, PyString};
 
 use crate::call::{detached, py_err, quick, watched};
 use crate::text::{self, Names, Text};
@@ -78,7 +78,7 @@ impl Tokenizer {
         let dropout = Dropout::new(dropout, seed).map_err(py_err)?;
         let options = options(&allowed_special, &disallowed_special, Some(dropout), 0);
         let ids = run(py, text.as_ref().len(), |control| self.0.encode_with(text.as_ref(), &options, control))?;
-        id_list(py, &ids)
+        id_list(py, ids)
     }
 
     fn encode_spans<'py>(
@@ -91,7 +91,7 @@ impl Tokenizer {
         let n_bytes = spans.iter().map(|(text, _)| text.as_ref().len()).sum();
         let allowed = specials(&allowed_special);
         let ids = run(py, n_bytes, |control| self.0.encode_spans(&spans, allowed, control))?;
-        PyList::new(py, ids)
+        id_list(py, Ids::U32(ids))
     }
 
     #[pyo3(signature = (texts, allowed_special, disallowed_special, dropout=0.0, seed=0, threads=0))]
@@ -184,6 +184,17 @@ impl Tokenizer {
         Ok(PyBytes::new(py, &bytes))
     }
 
+    /// The text that `ids` spell: made from the bytes at once where they are UTF-8, else as `errors` says.
+    fn decode<'py>(&self, py: Python<'py>, ids: &Bound<'py, PyAny>, errors: &str) -> PyResult<Bound<'py, PyAny>> {
+        let ids = text::ids(ids)?;
+        let decode = || self.0.decode_bytes(&ids).map(String::from_utf8);
+        let text = if ids.len() <= QUICK_BYTES { quick(decode)? } else { detached(py, decode)? };
+        match text {
+            Ok(text) => Ok(PyString::new(py, &text).into_any()),
+            Err(other) => PyBytes::new(py, other.as_bytes()).call_method1("decode", ("utf-8", errors)),
+        }
+    }
+
     /// The bytes of each of many sequences of ids.
     fn decode_batch<'py>(&self, py: Python<'py>, batch: &Bound<'py, PyAny>) -> PyResult<Vec<Bound<'py, PyBytes>>> {
         let batch: Vec<Vec<u32>> = batch.try_iter()?.map(|ids| text::ids(&ids?)).collect::<PyResult<_>>()?;
@@ -262,10 +273,14 @@ impl Tokenizer {
         let bytes = text.as_ref();
         if bytes.len() > SMALL_BYTES {
             let ids = watched(py, None, |control| self.0.encode_with(bytes, options, control))?;
-            return id_list(py, &ids);
+            return id_list(py, ids);
         }
         let encode = || self.0.encode(bytes, options.allowed, options.disallowed);
-        PyList::new(py, if bytes.len() <= QUICK_BYTES { quick(encode)? } else { detached(py, encode)? })
+        if bytes.len() <= QUICK_BYTES {
+            PyList::new(py, quick(encode)?)
+        } else {
+            id_list(py, Ids::U32(detached(py, encode)?))
+        }
     }
 }
 
@@ -285,11 +300,13 @@ fn arrays(py: Python<'_>, encoded: Encoded) -> Arrays<'_> {
     (ids, encoded.offsets.into_pyarray(py))
 }
 
-fn id_list<'py>(py: Python<'py>, ids: &Ids) -> PyResult<Bound<'py, PyList>> {
-    match ids {
-        Ids::U16(ids) => PyList::new(py, ids),
-        Ids::U32(ids) => PyList::new(py, ids),
-    }
+/// A list of many ids, made by numpy: an item through the stable ABI takes several times as long.
+fn id_list(py: Python<'_>, ids: Ids) -> PyResult<Bound<'_, PyList>> {
+    let list = match ids {
+        Ids::U16(ids) => ids.into_pyarray(py).call_method0("tolist")?,
+        Ids::U32(ids) => ids.into_pyarray(py).call_method0("tolist")?,
+    };
+    Ok(list.cast_into()?)
 }
 
 fn n_bytes(texts: &[Text]) -> usize {

@@ -2,10 +2,13 @@
 
 use aho_corasick::{AhoCorasick, AhoCorasickKind};
 
-use super::Encode;
 use super::segments::{Body, Segment};
+use super::{Encode, PrepareOptions};
 use crate::corpus::{self, Input, LinePosition};
 use crate::error::{Error, Result};
+
+/// A text of so many segments could not be cut, or is one line: all threads encode it.
+const LONG: usize = 4;
 
 /// The ids of a segment.
 pub(super) struct Encoded {
@@ -34,7 +37,7 @@ pub(super) struct Span {
 pub(super) struct Encoder<'a, E> {
     inputs: &'a [Input],
     pub(super) tokenizer: &'a E,
-    text_field: &'a str,
+    options: &'a PrepareOptions,
     eot_id: Option<u32>,
     specials: Option<AhoCorasick>,
     n_specials: usize,
@@ -46,7 +49,7 @@ impl<'a, E: Encode> Encoder<'a, E> {
     pub(super) fn new(
         inputs: &'a [Input],
         tokenizer: &'a E,
-        text_field: &'a str,
+        options: &'a PrepareOptions,
         eot_id: Option<u32>,
         texts: &[String],
     ) -> Result<Self> {
@@ -58,7 +61,7 @@ impl<'a, E: Encode> Encoder<'a, E> {
         let longest_special = texts.iter().map(String::len).max().unwrap_or(1);
         let n_specials = texts.len();
         let checks_utf8 = false;
-        Ok(Self { inputs, tokenizer, text_field, eot_id, specials, n_specials, longest_special, checks_utf8 })
+        Ok(Self { inputs, tokenizer, options, eot_id, specials, n_specials, longest_special, checks_utf8 })
     }
 
     /// The same encoder for inputs that nobody has read yet: what is not UTF-8 is an error.
@@ -86,7 +89,7 @@ impl<'a, E: Encode> Encoder<'a, E> {
                 let mut start = 0;
                 for (at, end) in lines {
                     let path = &self.inputs[input].path;
-                    let text = corpus::document(&bytes[start..end], self.text_field, at, path)?;
+                    let text = corpus::document(&bytes[start..end], &self.options.text_field, at, path)?;
                     self.span(state, text.as_bytes(), text.len(), at, true, &mut encoded)?;
                     start = end;
                 }
@@ -105,7 +108,11 @@ impl<'a, E: Encode> Encoder<'a, E> {
         ends_document: bool,
         encoded: &mut Encoded,
     ) -> Result<()> {
-        self.tokenizer.encode_into(state, &text[..n], &mut encoded.ids)?;
+        if n < LONG * self.options.segment_bytes {
+            self.tokenizer.encode_into(state, &text[..n], &mut encoded.ids)?;
+        } else {
+            self.tokenizer.encode_long(state, &text[..n], self.options.threads, &mut encoded.ids)?;
+        }
         if ends_document {
             encoded.ids.extend(self.eot_id);
         }

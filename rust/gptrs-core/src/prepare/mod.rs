@@ -21,6 +21,7 @@ mod sink;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
+use crate::batch::EncodeOptions;
 use crate::cache::Cache;
 use crate::control::Control;
 use crate::corpus::{self, Input};
@@ -52,6 +53,11 @@ pub trait Encode: Sync {
     /// Appends the ids of `text` to `out`; the texts of special tokens are ordinary text.
     fn encode_into(&self, state: &mut Self::State, text: &[u8], out: &mut Vec<u32>) -> Result<()>;
 
+    /// As [`Encode::encode_into`] for a text that cannot be cut: on several threads.
+    fn encode_long(&self, state: &mut Self::State, text: &[u8], _threads: usize, out: &mut Vec<u32>) -> Result<()> {
+        self.encode_into(state, text, out)
+    }
+
     /// The smallest place from `at` on where `text` may be cut: both sides give the ids of the whole.
     fn safe_cut(&self, text: &[u8], at: usize) -> usize;
 
@@ -81,6 +87,12 @@ impl Encode for Tokenizer {
 
     fn encode_into(&self, cache: &mut Self::State, text: &[u8], out: &mut Vec<u32>) -> Result<()> {
         self.encode_into(cache, text, out)
+    }
+
+    fn encode_long(&self, _: &mut Self::State, text: &[u8], threads: usize, out: &mut Vec<u32>) -> Result<()> {
+        let options = EncodeOptions { threads, ..EncodeOptions::default() };
+        out.extend(self.encode_with(text, &options, &Control::new())?.iter());
+        Ok(())
     }
 
     fn safe_cut(&self, text: &[u8], at: usize) -> usize {
@@ -235,7 +247,7 @@ fn encode_all<E: Encode>(
     control.advance(before + start.offset);
     let eot_id = if options.append_eot { tokenizer.eot_id() } else { None };
     let texts = tokenizer.special_texts();
-    let encoder = encode::Encoder::new(inputs, tokenizer, &options.text_field, eot_id, &texts)?;
+    let encoder = encode::Encoder::new(inputs, tokenizer, options, eot_id, &texts)?;
     let segments = segments::Segments::new(inputs, start, options.segment_bytes);
     let mut sink = sink::Sink::new(inputs, &texts, journal)?;
     pipeline::run(segments, &encoder, threads, control, |encoded| sink.write(&encoded))?;

@@ -1,5 +1,7 @@
 //! Any other pattern, through fancy-regex.
 
+use std::ops::Range;
+
 use fancy_regex::Regex;
 
 use crate::error::{Error, Result};
@@ -42,6 +44,34 @@ impl Custom {
             at = found.end();
         }
         if at < text.len() { f(at, text.len()) } else { Ok(()) }
+    }
+
+    /// Calls `f` with the pieces that begin in `range` when one begins at its start, and returns the end of the last.
+    ///
+    /// What follows a match depends on nothing but its end, so two scans that meet stay together. That fails for a
+    /// pattern that can match nothing: `None` when it does.
+    pub(super) fn for_each_span_in(
+        &self,
+        text: &str,
+        range: Range<usize>,
+        mut f: impl FnMut(usize, usize) -> Result<()>,
+    ) -> Result<Option<usize>> {
+        let mut at = range.start;
+        while at < range.end {
+            let found = self.regex.find_from_pos(text, at).map_err(|error| failure(self.regex(), &error))?;
+            let (start, end) = found.map_or((text.len(), text.len()), |found| (found.start(), found.end()));
+            if found.is_some() && start == end {
+                return Ok(None);
+            }
+            if start > at {
+                f(at, start)?; // a gap; the match begins in the range or is the next one's
+                at = start;
+            } else {
+                f(start, end)?;
+                at = end;
+            }
+        }
+        Ok(Some(at))
     }
 }
 

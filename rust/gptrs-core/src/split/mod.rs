@@ -255,6 +255,28 @@ impl Splitter {
         let left = last_char(&text[..cut]);
         cut == 0 || (text[cut].is_ascii() && left.is_none_or(|left| form.is_border(left)))
     }
+
+    /// Whether the pattern runs in the regex engine, so that [`Splitter::safe_cut`] knows no place.
+    pub(crate) fn is_custom(&self) -> bool {
+        matches!(self.kind, Kind::Custom(_))
+    }
+
+    /// Calls `f` with the start and end of the pieces of a custom pattern that begin in `range`, when one begins at its
+    /// start, and returns the end of the last; `None` when the pieces do not follow from the place alone.
+    pub(crate) fn for_each_custom_span<F>(
+        &self,
+        text: &str,
+        range: std::ops::Range<usize>,
+        f: F,
+    ) -> Result<Option<usize>>
+    where
+        F: FnMut(usize, usize) -> Result<()>,
+    {
+        match &self.kind {
+            Kind::Custom(custom) => custom.for_each_span_in(text, range, f),
+            _ => Ok(None),
+        }
+    }
 }
 
 /// Calls `split` with each stretch of valid UTF-8, for the ends of its pieces, and `f` with every piece and every
