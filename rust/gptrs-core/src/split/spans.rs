@@ -40,7 +40,7 @@ impl Scanner {
         while !rest.is_empty() {
             let Window { valid, invalid } = self.window(level, rest);
             let (part, after) = rest.split_at(valid);
-            if u32::try_from(valid).is_ok() {
+            if valid >= mask::SHORT && u32::try_from(valid).is_ok() {
                 let (mut walk, mut ends, mut at) = (Walk::default(), Ends::new(), 0);
                 while at < valid {
                     (self.fill)(level, &mut walk, part, &mut ends);
@@ -60,8 +60,8 @@ impl Scanner {
         Ok(())
     }
 
-    /// The pieces of a text whose ends are too far for 32 bits, there being no cut.
-    #[cold]
+    /// The pieces of a text too short for blocks, or whose ends are too far for 32 bits, there being no cut.
+    #[inline]
     fn whole<'t, F>(&self, text: &'t [u8], f: &mut F) -> Result<()>
     where
         F: FnMut(&'t [u8], usize, usize) -> Result<()>,

@@ -28,13 +28,13 @@ pub(super) use walk::{Borders, Ends, Walk};
 
 use crate::simd::Level;
 
-/// Text shorter than this is not worth a block.
-const SHORT: usize = 96;
+/// Text shorter than this is not worth the start of a [`Walk`].
+pub(super) const SHORT: usize = 96;
 
 /// Scans on: replaces `ends` by the next ends in `text`, at least one; none when the last call gave its end.
 pub(super) fn fill<B: Borders>(level: Level, walk: &mut Walk, text: &[u8], ends: &mut Ends) {
     #[cfg(target_arch = "x86_64")]
-    if level > Level::Scalar && text.len() >= SHORT {
+    if level > Level::Scalar {
         // SAFETY: a splitter's level is one that this processor was found to have.
         return unsafe {
             if level == Level::Avx512 { avx512::fill::<B>(walk, text, ends) } else { avx2::fill::<B>(walk, text, ends) }
