@@ -30,6 +30,9 @@ pub(crate) const NOWHERE: u32 = u32::MAX;
 /// Buckets looked at before a piece counts as unseen; bounds the work on keys chosen to collide.
 const MAX_PROBES: usize = 12;
 
+/// Bytes of text after which a cache learns the tokens: this takes some milliseconds.
+const SEED_BYTES: usize = 1 << 18;
+
 const FIRST_SLOTS: usize = 1 << 12;
 
 /// How much larger the next table is.
@@ -60,6 +63,8 @@ pub struct Cache {
     ids: Vec<u32>,
     bytes: Vec<u8>,
     max_arena: usize,
+    /// Bytes of text seen so far.
+    expected_bytes: usize,
     /// Bytes of pieces that may fall apart, seen so far.
     pub(crate) wide_bytes: usize,
     pub(crate) buffers: Buffers,
@@ -68,8 +73,6 @@ pub struct Cache {
 /// Memory that encoding reuses from call to call.
 #[derive(Debug, Default, Clone)]
 pub(crate) struct Buffers {
-    /// Keys of the pieces under way.
-    pub(crate) keys: Vec<u128>,
     /// Ids of one piece.
     pub(crate) ids: Vec<u32>,
     pub(crate) scratch: Scratch,
@@ -101,6 +104,7 @@ impl Cache {
             ids: Vec::new(),
             bytes: Vec::new(),
             max_arena: max_bytes / 2,
+            expected_bytes: 0,
             wide_bytes: 0,
             buffers: Buffers::default(),
         }
@@ -110,6 +114,7 @@ impl Cache {
     pub(crate) fn claim(&mut self, owner: u64) {
         if self.owner != owner {
             self.owner = owner;
+            self.expected_bytes = 0;
             self.wipe();
         }
     }
@@ -126,6 +131,28 @@ impl Cache {
             if self.find(key) == NOWHERE {
                 let [ids, ..] = vocab.merge_four([word, &[], &[], &[]]);
                 self.insert(key, ids.as_slice());
+            }
+        }
+    }
+
+    /// Counts `n_bytes` of text to come; when a new cache has seen enough for it to pay, it learns the tokens themselves,
+    /// each of which is a likely piece that encodes to one id.
+    pub(crate) fn expect(&mut self, n_bytes: usize, vocab: &Vocab) {
+        let before = self.expected_bytes;
+        self.expected_bytes = before.saturating_add(n_bytes);
+        let n_slots = (4 * vocab.len()).next_power_of_two().min(self.max_slots);
+        if before >= SEED_BYTES || self.expected_bytes < SEED_BYTES || n_slots < 2 * (vocab.len() + self.used) {
+            return;
+        }
+        self.resize(n_slots.max(self.table.n_slots()));
+        for id in 0..vocab.len() as u32 {
+            let token = vocab.token(id).unwrap_or_default();
+            if !(1..=PACKED).contains(&token.len()) || !vocab.is_piece(id) {
+                continue;
+            }
+            let key = packed_key(token, 0, token);
+            if self.find(key) == NOWHERE {
+                self.put(Slot { key, ids: [id, 0, 0], n: 1 });
             }
         }
     }
@@ -248,6 +275,10 @@ impl Cache {
             self.wipe();
             return;
         }
+        self.resize(n_slots);
+    }
+
+    fn resize(&mut self, n_slots: usize) {
         let old = std::mem::replace(&mut self.table, Table::new(n_slots));
         self.used = 0;
         for slot in (0..old.n_slots()).map(|number| old.slot(number)).filter(|slot| slot.key != 0) {

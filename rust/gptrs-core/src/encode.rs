@@ -11,8 +11,12 @@ use crate::split::Splitter;
 use crate::table::content;
 use crate::vocab::Vocab;
 
-/// Pieces collected before they are looked up.
-const BATCH: usize = 256;
+/// Pieces collected before they are looked up. Two batches are under way, and their cache lines must fit beside all else
+/// into the first cache.
+const BATCH: usize = 128;
+
+/// Pieces among which others are looked for when one is unseen.
+const AHEAD: usize = 96;
 
 /// Top byte of a batch entry that is a place in the text instead of a key.
 const PLACE: u128 = 0xFF << 120;
@@ -34,6 +38,17 @@ const LONG_LEAD: u8 = 0xE0;
 
 /// Ids collected before they are given to the sink.
 const READY: usize = 1024;
+
+/// The key of a piece, or its place.
+#[inline]
+fn key_of(text: &[u8], start: usize, end: usize) -> u128 {
+    let piece = &text[start..end];
+    if (1..=PACKED).contains(&piece.len()) && piece[0] < WIDE_LEAD {
+        packed_key(text, start, piece)
+    } else {
+        PLACE | (piece.len() as u128) << 64 | start as u128
+    }
+}
 
 /// Where ids go.
 pub(crate) trait Sink {
@@ -77,25 +92,27 @@ pub(crate) fn encode_text<S: Sink>(
     if let Some(normal) = splitter.normalize(text) {
         return encode_text(vocab, splitter, cache, &normal, control, sink);
     }
-    let mut keys = std::mem::take(&mut cache.buffers.keys);
-    keys.clear();
-    keys.resize(BATCH, 0);
+    cache.expect(text.len(), vocab);
+    let mut ends = [0; BATCH];
     let (mut n, mut at, mut reported) = (0, 0, 0);
-    let mut encoder = Encoder { vocab, cache, text, control, sink, ready: [0; READY + INLINE] };
+    let mut encoder = Encoder {
+        vocab,
+        cache,
+        text,
+        control,
+        sink,
+        at: 0,
+        keys: [[0; BATCH]; 2],
+        n_waiting: 0,
+        ready: [0; READY + INLINE],
+    };
     let ended = splitter.for_each_piece(text, |piece| {
-        debug_assert!(std::ptr::eq(piece.as_ptr(), text[at..].as_ptr()), "pieces follow each other");
-        keys[n] = if (1..=PACKED).contains(&piece.len()) && piece[0] < WIDE_LEAD {
-            let key = packed_key(text, at, piece);
-            encoder.cache.prefetch(key);
-            key
-        } else {
-            PLACE | (piece.len() as u128) << 64 | at as u128
-        };
         at += piece.len();
+        ends[n] = at;
         n += 1;
         if n == BATCH {
             n = 0;
-            encoder.batch(&keys)?;
+            encoder.batch(&ends)?;
             if at - reported >= REPORT_EVERY {
                 control.check()?;
                 control.advance((at - reported) as u64);
@@ -104,8 +121,7 @@ pub(crate) fn encode_text<S: Sink>(
         }
         Ok(())
     });
-    let ended = ended.and_then(|()| encoder.batch(&keys[..n]));
-    cache.buffers.keys = keys;
+    let ended = ended.and_then(|()| encoder.batch(&ends[..n])).and_then(|()| encoder.batch(&[]));
     control.advance((at - reported) as u64);
     ended
 }
@@ -116,31 +132,47 @@ struct Encoder<'a, S> {
     text: &'a [u8],
     control: &'a Control,
     sink: &'a mut S,
+    /// How much of the text is encoded.
+    at: usize,
+    /// Keys of the batch that waits for its part of the cache, and room for the next one.
+    keys: [[u128; BATCH]; 2],
+    n_waiting: usize,
     /// Ids on their way to the sink; of no meaning between calls.
     ready: [u32; READY + INLINE],
 }
 
 impl<S: Sink> Encoder<'_, S> {
-    fn batch(&mut self, keys: &[u128]) -> Result<()> {
-        debug_assert!(keys.len() * INLINE <= READY);
-        let (mut at, mut is_resolved) = (0, false);
-        while let Some(&key) = keys.get(at) {
+    /// Takes the pieces with these ends, asks for what the cache has of them, and encodes the batch before.
+    #[inline(never)]
+    fn batch(&mut self, ends: &[usize]) -> Result<()> {
+        const { assert!(BATCH * INLINE <= READY) };
+        let (text, mut start) = (self.text, self.at);
+        self.keys.swap(0, 1);
+        for (key, &end) in self.keys[1].iter_mut().zip(ends) {
+            *key = key_of(text, start, end);
+            self.cache.prefetch(*key);
+            start = end;
+        }
+        self.at = start;
+        let n_keys = std::mem::replace(&mut self.n_waiting, ends.len());
+        let (mut at, mut resolved) = (0, 0);
+        while at < n_keys {
+            let key = self.keys[0][at];
             if key >= PLACE {
                 let (start, len) = (key as u64 as usize, (key >> 64 & ((1 << 56) - 1)) as usize);
-                let text = self.text;
                 self.place(&text[start..start + len])?;
                 at += 1;
                 continue;
             }
-            let n_hits = self.hits(&keys[at..]);
+            let n_hits = self.hits(at, n_keys);
             at += n_hits;
             if n_hits > 0 {
                 continue;
             }
             let number = self.cache.find(key);
-            if number == NOWHERE && !is_resolved {
-                self.resolve(&keys[at..]);
-                is_resolved = true;
+            if number == NOWHERE && at >= resolved {
+                resolved = n_keys.min(at + AHEAD);
+                self.resolve(at, resolved);
                 continue;
             }
             self.other(key, number)?;
@@ -151,10 +183,10 @@ impl<S: Sink> Encoder<'_, S> {
 
     /// Gives out the ids of pieces up to the first that is not stored or has more than [`INLINE`] of them; how many these
     /// are. Ids are gathered without branches: always [`INLINE`] stores, then a step of their number.
-    fn hits(&mut self, keys: &[u128]) -> usize {
+    fn hits(&mut self, from: usize, to: usize) -> usize {
         let table = self.cache.view();
         let (mut n, mut n_hits) = (0, 0);
-        for &key in keys {
+        for &key in &self.keys[0][from..to] {
             if key >= PLACE {
                 break;
             }
@@ -171,14 +203,15 @@ impl<S: Sink> Encoder<'_, S> {
         n_hits
     }
 
-    /// Computes and stores the unseen pieces among `keys`, four at a time where merging alone gives the ids.
+    /// Computes and stores the unseen pieces among keys of the batch, four at a time where merging alone gives the ids.
     #[inline(never)]
-    fn resolve(&mut self, keys: &[u128]) {
+    fn resolve(&mut self, from: usize, to: usize) {
         let mut group = [0; 4];
         let mut n = 0;
-        for &key in keys.iter().filter(|&&key| key < PLACE) {
+        for i in from..to {
+            let key = self.keys[0][i];
             let (bytes, len) = unpack(key);
-            if self.cache.find(key) == NOWHERE && self.merges_alone(&bytes[..len]) {
+            if key < PLACE && self.cache.find(key) == NOWHERE && self.merges_alone(&bytes[..len]) {
                 group[n] = key;
                 n += 1;
                 if n == group.len() {

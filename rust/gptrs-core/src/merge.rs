@@ -81,12 +81,14 @@ impl Merges<'_> {
     pub(crate) fn encode_four(self, pieces: [&[u8]; 4]) -> [Short; 4] {
         let mut scans = pieces.map(|piece| Scan::new(self, piece));
         loop {
-            let mut is_done = true;
-            for scan in &mut scans {
-                is_done &= !scan.step(self);
-            }
-            if is_done {
+            let changes = scans.each_mut().map(|scan| scan.merge(self));
+            if changes.iter().all(Option::is_none) {
                 return scans.map(Scan::finish);
+            }
+            for (scan, change) in scans.iter_mut().zip(changes) {
+                if let Some(change) = change {
+                    scan.rank(self, change);
+                }
             }
         }
     }
@@ -272,29 +274,42 @@ impl<const N: usize> Scan<N> {
         Self { ids, order, alive }
     }
 
-    /// Merges the lowest pair; false when there is none.
     #[inline]
     fn step(&mut self, merges: Merges<'_>) -> bool {
-        let Self { ids, order, alive } = self;
-        let least = order.iter().fold(NOTHING, |least, &order| least.min(order));
+        let change = self.merge(merges);
+        if let Some(change) = change {
+            self.rank(merges, change);
+        }
+        change.is_some()
+    }
+
+    /// Merges the lowest pair; the ranks of the pairs beside it are still to be found.
+    #[inline]
+    fn merge(&mut self, merges: Merges<'_>) -> Option<Change> {
+        let least = self.order.iter().fold(NOTHING, |least, &order| least.min(order));
         if least >= NOTHING {
-            return false;
+            return None;
         }
         let at = least as usize % N;
-        let above = |i: usize| *alive & (u64::MAX << i << 1);
+        let above = |i: usize| self.alive & (u64::MAX << i << 1);
         let gone = above(at).trailing_zeros() as usize % N;
         let next = above(gone).trailing_zeros() as usize;
-        let before = *alive & !(u64::MAX << at);
-        *alive &= !(1 << gone);
-        let id = merges.pairs.product(least as u32 >> PLACE_BITS);
-        ids[at] = id;
-        order[gone] = NOTHING;
-        order[at] = if next < 64 { place(merges.pairs.rank(id, ids[next % N]), at) } else { NOTHING };
-        if before != 0 {
-            let previous = before.ilog2() as usize % N;
-            order[previous] = place(merges.pairs.rank(ids[previous], id), previous);
-        }
-        true
+        // The first symbol lives always, so there is one before any other; before the first it stands for itself.
+        let previous = ((self.alive & !(u64::MAX << at)) | 1).ilog2() as usize % N;
+        self.alive &= !(1 << gone);
+        self.ids[at] = merges.pairs.product(least as u32 >> PLACE_BITS);
+        self.order[gone] = NOTHING;
+        Some(Change { previous, at, next })
+    }
+
+    #[inline]
+    fn rank(&mut self, merges: Merges<'_>, Change { previous, at, next }: Change) {
+        let id = self.ids[at];
+        let left = merges.pairs.rank(self.ids[previous], id);
+        let right = merges.pairs.rank(id, self.ids[next % N]);
+        self.order[previous] = place(left, previous);
+        // After the other: where nothing stands before, both are the same place.
+        self.order[at] = if next < 64 { place(right, at) } else { NOTHING };
     }
 
     #[inline]
@@ -305,6 +320,14 @@ impl<const N: usize> Scan<N> {
         });
         Short { ids: self.ids, n }
     }
+}
+
+/// The places of a merged symbol and of those beside it; the next one is 64 when there is none.
+#[derive(Clone, Copy)]
+struct Change {
+    previous: usize,
+    at: usize,
+    next: usize,
 }
 
 /// A place in a piece where a window begins.

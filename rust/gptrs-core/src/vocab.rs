@@ -204,6 +204,11 @@ impl Vocab {
         self.merge_piece(piece, &mut Scratch::default(), control, out)
     }
 
+    /// Whether a piece spelled as the token `id` has this id alone.
+    pub(crate) fn is_piece(&self, id: u32) -> bool {
+        self.ignore_merges || self.unreachable.binary_search(&id).is_err()
+    }
+
     /// The ids of each of four pieces of at most 16 bytes, see [`Merges::encode_four`].
     #[inline]
     pub(crate) fn merge_four(&self, pieces: [&[u8]; 4]) -> [Short; 4] {
