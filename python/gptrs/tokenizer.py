@@ -172,7 +172,10 @@ class Tokenizer:
         return self.core.to_json()
 
     def save(self, path: AnyPath) -> None:
-        """Writes tokenizer.json; an earlier file stays whole until the new one is complete."""
+        """Writes tokenizer.json, or by the name ranks (*.tiktoken) or merges.txt with vocab.json beside it.
+
+        An earlier file stays whole until the new one is complete.
+        """
         self.core.write(fspath(path))
 
     def save_pretrained(

@@ -335,20 +335,20 @@ class HuggingFaceView:
             word_ids += [i] * len(new_ids) if is_pretokenized else pieces
         n = len(ids)
         tokens = [self.id_to_token(i) or "" for i in ids]
-        template = self._core.template
-        if template is not None and template[2] is not None:
-            offsets = [_trimmed(i, *place, template[2]) for i, place in enumerate(zip(tokens, offsets, strict=True))]
         return Encoding(ids, [index] * n, tokens, offsets, [1] * n, [0] * n, word_ids, [index] * n)
 
     def _wrap(self, texts: list[Encoding], is_wrapped: bool) -> Encoding:
         """Joins the texts with what the template puts around them."""
         template = self._core.template
         plain: list[tuple[bool | None, list[int], int]] = [(bool(i), [], i) for i in range(len(texts))]
-        slots = plain if template is None else template[0] if len(texts) == 1 else template[1]
+        single, pair, trims = (plain, plain, None) if template is None else template
+        slots = single if len(texts) == 1 else pair
         parts = []
         for is_second, ids, type_id in slots:
             if is_second is not None:
-                parts.append(replace(texts[is_second], type_ids=[type_id] * len(texts[is_second])))
+                text = texts[is_second]
+                offsets = text.offsets if trims is None else _trimmed(text, keeps_first=trims)
+                parts.append(replace(text, type_ids=[type_id] * len(text), offsets=offsets))
             elif is_wrapped:
                 n = len(ids)
                 tokens = [self.id_to_token(i) or "" for i in ids]
@@ -518,15 +518,18 @@ def _shares(first: int, second: int, room: int) -> list[int]:
     return [long, short] if first > second else [short, long]
 
 
-def _trimmed(index: int, token: str, offsets: tuple[int, int], keeps_first: bool) -> tuple[int, int]:
-    """Offsets without the white space at a token's ends, as Hugging Face's ByteLevel post-processor counts it."""
-    start, end = offsets
-    n_left = len(token) - len(token.lstrip("\u0120 \t\n\r\x0b\x0c\x85\xa0"))
-    n_right = len(token) - len(token.rstrip("\u0120 \t\n\r\x0b\x0c\x85\xa0"))
-    if keeps_first and n_left == 1 and (index == 0 or start == 0):
-        n_left = 0
-    start = min(start + n_left, end)
-    return start, max(end - n_right, start) if end >= n_right else end
+def _trimmed(text: Encoding, *, keeps_first: bool) -> list[tuple[int, int]]:
+    """Offsets without the white space at the tokens' ends, as Hugging Face's ByteLevel post-processor counts it."""
+    spaces = "\u0120 \t\n\r\x0b\x0c\x85\xa0"
+    offsets = []
+    for i, (token, (start, end)) in enumerate(zip(text.tokens, text.offsets, strict=True)):
+        n_left = len(token) - len(token.lstrip(spaces))
+        n_right = len(token) - len(token.rstrip(spaces))
+        if keeps_first and n_left == 1 and (i == 0 or start == 0):
+            n_left = 0
+        first = min(start + n_left, end)
+        offsets.append((first, max(end - n_right, first) if end >= n_right else end))
+    return offsets
 
 
 def _byte_alphabet() -> list[str]:

@@ -117,7 +117,7 @@ impl<'a> Origins<'a> {
 }
 
 /// Calls `f` with every token on all cores; the states of runs of tokens, ascending.
-pub(crate) fn each_token<S: Default + Send>(
+fn each_token<S: Default + Send>(
     tokens: &Tokens,
     f: impl Fn(u32, &[u8], &mut S) -> Result<()> + Sync,
 ) -> Result<Vec<S>> {

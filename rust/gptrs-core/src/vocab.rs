@@ -13,7 +13,7 @@ use crate::error::{Error, Result};
 use crate::merge::{Merges, Scratch, Short};
 use crate::naive::Pair;
 use crate::pairs::{ID_BITS, NO_RANK, Pairs};
-use crate::reach::{each_token, unreachable};
+use crate::reach::unreachable;
 use crate::tokens::Tokens;
 
 /// The longest token of a rank file; finding its merge is quadratic. The largest vocabularies in use have 128 bytes.
@@ -82,26 +82,35 @@ impl Vocab {
     }
 
     /// [`Vocab::from_ranks`] of tokens that are collected.
+    ///
+    /// The merges of lower ranks bring most tokens down to two, which merge. One that they do not may still come down by
+    /// tokens of higher ranks.
     pub(crate) fn from_ranked(tokens: Tokens) -> Result<Self> {
         let byte_ids = byte_ids(&tokens)?;
-        let grid = byte_pairs(&tokens);
-        let last_pairs = each_token(&tokens, |id, token, (found, parts): &mut (Vec<_>, _)| {
-            if token.len() > 1 {
-                found.push((id, last_pair(&tokens, &grid, &byte_ids, id, token, parts)?));
+        let mut pairs = Pairs::with_capacity(tokens.len());
+        let (mut merges, mut unreachable) = (Vec::with_capacity(tokens.len()), Vec::new());
+        let (mut ids, mut scratch, mut parts, control) = (Vec::new(), Scratch::default(), Vec::new(), Control::new());
+        for id in 0..tokens.len() as u32 {
+            let token = tokens.get(id).unwrap_or_default();
+            check_ranked(id, token)?;
+            if token.len() < 2 {
+                continue;
             }
-            Ok(())
-        })?;
-        let (mut merges, mut products, mut unreachable) = (Vec::new(), Vec::new(), Vec::new());
-        for (id, pair) in last_pairs.into_iter().flat_map(|(found, _)| found) {
+            ids.clear();
+            Merges { pairs: &pairs, byte_ids: &byte_ids }.encode(token, &mut scratch, &control, &mut ids)?;
+            let pair = match ids[..] {
+                [left, right] => Some((left, right)),
+                _ => last_pair(&tokens, token, &mut parts),
+            };
             match pair {
                 Some(pair) => {
+                    let is_new = pairs.push(pair, id, token);
+                    debug_assert!(is_new, "two tokens of the same bytes");
                     merges.push(pair);
-                    products.push(id);
                 }
                 None => unreachable.push(id),
             }
         }
-        let pairs = pair_table(&tokens, &merges, &products)?;
         let ignore_merges = !unreachable.is_empty();
         Ok(Self { tokens, merges, pairs, byte_ids, unreachable, ignore_merges, borders: OnceLock::new() })
     }
@@ -279,15 +288,12 @@ fn pair_table(tokens: &Tokens, merges: &[Pair], products: &[u32]) -> Result<Pair
     Ok(pairs)
 }
 
-/// The id of every pair of bytes, `u32::MAX` where it is no token.
-fn byte_pairs(tokens: &Tokens) -> Vec<u32> {
-    let mut grid = vec![u32::MAX; 1 << 16];
-    for id in 0..tokens.len() as u32 {
-        if let Some(&[left, right]) = tokens.get(id) {
-            grid[usize::from(left) << 8 | usize::from(right)] = id;
-        }
+fn check_ranked(id: u32, token: &[u8]) -> Result<()> {
+    if token.len() <= MAX_RANKED_BYTES {
+        return Ok(());
     }
-    grid
+    let n = token.len();
+    Err(Error::Vocab(format!("token {id} has {n} bytes, expected at most {MAX_RANKED_BYTES} in a rank file")))
 }
 
 /// A span of the token under way and the rank of the bytes that it and the next span spell.
@@ -298,27 +304,8 @@ struct Part {
 }
 
 /// The two tokens that merge into `token` under the order of ranks; `None` when its bytes never come down to two.
-fn last_pair(
-    tokens: &Tokens,
-    grid: &[u32],
-    byte_ids: &[u32; 256],
-    id: u32,
-    token: &[u8],
-    parts: &mut Vec<Part>,
-) -> Result<Option<Pair>> {
-    if let &[left, right] = token {
-        return Ok(Some((byte_ids[usize::from(left)], byte_ids[usize::from(right)])));
-    }
-    if token.len() > MAX_RANKED_BYTES {
-        let n = token.len();
-        return Err(Error::Vocab(format!(
-            "token {id} has {n} bytes, expected at most {MAX_RANKED_BYTES} in a rank file"
-        )));
-    }
-    let rank = |start: usize, end: usize| match token[start..end] {
-        [left, right] => grid[usize::from(left) << 8 | usize::from(right)],
-        ref longer => tokens.id(longer).unwrap_or(u32::MAX),
-    };
+fn last_pair(tokens: &Tokens, token: &[u8], parts: &mut Vec<Part>) -> Option<Pair> {
+    let rank = |start: usize, end: usize| tokens.id(&token[start..end]).unwrap_or(u32::MAX);
     let n = token.len();
     parts.clear();
     parts.extend(
@@ -329,7 +316,7 @@ fn last_pair(
         let (at, lowest) =
             parts.iter().enumerate().min_by_key(|(_, part)| part.rank).map_or((0, u32::MAX), |(i, p)| (i, p.rank));
         if lowest == u32::MAX {
-            return Ok(None);
+            return None;
         }
         parts.remove(at + 1);
         if at > 0 {
@@ -339,5 +326,5 @@ fn last_pair(
         parts[at].rank = if is_last { u32::MAX } else { rank(parts[at].start, start_of(parts, at + 2)) };
     }
     let middle = start_of(parts, 1);
-    Ok(tokens.id(&token[..middle]).zip(tokens.id(&token[middle..])))
+    tokens.id(&token[..middle]).zip(tokens.id(&token[middle..]))
 }

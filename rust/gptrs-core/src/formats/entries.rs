@@ -16,6 +16,9 @@ use crate::vocab::Resolved;
 /// Merges that one task turns into ids.
 const TASK: usize = 1 << 13;
 
+/// Merges whose tokens are looked up together.
+const TOGETHER: usize = 16;
+
 /// No entry.
 const NONE: u32 = u32::MAX;
 
@@ -211,28 +214,50 @@ struct Part {
     used: Vec<u32>,
 }
 
+impl Part {
+    /// Adds the merge of `rank`, whose sides are `ids` where they are ordinary tokens.
+    fn push(
+        &mut self,
+        tokens: &Tokens,
+        left_out: &HashMap<&[u8], u32>,
+        rank: usize,
+        both: &[u8],
+        middle: usize,
+        ids: (Option<u32>, Option<u32>),
+    ) -> crate::Result<()> {
+        let (left, right) = both.split_at(middle);
+        let mut id = |bytes: &[u8], known: Option<u32>| {
+            let other = || left_out.get(bytes).copied().inspect(|&id| self.used.push(id));
+            known.or_else(other).ok_or_else(|| {
+                let [left, right, missing] = [left, right, bytes].map(alphabet::spell);
+                let reason = format!("merge {rank} ({left:?}, {right:?}) needs token {missing:?}, which is missing");
+                crate::Error::Vocab(reason)
+            })
+        };
+        let pair = (id(left, ids.0)?, id(right, ids.1)?);
+        // Merges mostly make the tokens in their order: looking at the next one spares a search.
+        let next = self.products.last().map_or(0, |last| last + 1);
+        let product = if tokens.get(next) == Some(both) { next } else { id(both, tokens.id(both))? };
+        self.pairs.push(pair);
+        self.products.push(product);
+        Ok(())
+    }
+}
+
 fn resolve_merges(tokens: &Tokens, left_out: &HashMap<&[u8], u32>, merges: &Merges) -> Checked<Vec<Part>> {
     let n_tasks = merges.len().div_ceil(TASK);
     let states = parallel::run(0, n_tasks, &Control::new(), Vec::new, |parts: &mut Vec<Part>, task| {
         let mut part = Part { start: task * TASK, ..Part::default() };
-        for rank in part.start..merges.len().min(part.start + TASK) {
-            let (both, middle) = merges.get(rank);
-            let (left, right) = both.split_at(middle);
-            let mut id = |bytes: &[u8]| {
-                let other = || left_out.get(bytes).copied().inspect(|&id| part.used.push(id));
-                tokens.id(bytes).or_else(other).ok_or_else(|| {
-                    let [left, right, missing] = [left, right, bytes].map(alphabet::spell);
-                    let reason =
-                        format!("merge {rank} ({left:?}, {right:?}) needs token {missing:?}, which is missing");
-                    crate::Error::Vocab(reason)
-                })
-            };
-            let pair = (id(left)?, id(right)?);
-            // Merges mostly make the tokens in their order: looking at the next one spares a search.
-            let next = part.products.last().map_or(0, |last| last + 1);
-            let product = if tokens.get(next) == Some(both) { next } else { id(both)? };
-            part.pairs.push(pair);
-            part.products.push(product);
+        let ranks = part.start..merges.len().min(part.start + TASK);
+        for start in ranks.clone().step_by(TOGETHER) {
+            // The last few merges of a run stand for those that are missing.
+            let rank_of = |i: usize| (start + i).min(ranks.end - 1);
+            let both: [_; TOGETHER] = std::array::from_fn(|i| merges.get(rank_of(i)));
+            let lefts = tokens.ids(both.map(|(both, middle)| &both[..middle]));
+            let rights = tokens.ids(both.map(|(both, middle)| &both[middle..]));
+            for (i, (both, middle)) in both.into_iter().enumerate().take(ranks.end - start) {
+                part.push(tokens, left_out, start + i, both, middle, (lefts[i], rights[i]))?;
+            }
         }
         parts.push(part);
         Ok(())

@@ -61,7 +61,7 @@ pub fn write(tokenizer: &Tokenizer, path: &Path) -> Result<()> {
         Some("tiktoken") => tiktoken::to_string(tokenizer)?,
         _ => {
             return Err(Error::Argument(format!(
-                "cannot tell the format of {} by its name, expected *.json or *.tiktoken",
+                "cannot tell the format of {} by its name, expected *.json, *.tiktoken or merges.txt",
                 path.display()
             )));
         }
