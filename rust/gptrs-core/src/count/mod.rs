@@ -103,9 +103,19 @@ impl WordCounts {
         self.iter().fold(0, |sum, (word, n)| sum.saturating_add(n.saturating_mul(word.len() as u64)))
     }
 
+    /// Number of parts that can be read apart.
+    pub(crate) fn n_parts(&self) -> usize {
+        self.shards.len()
+    }
+
+    /// The words of one part with their counts.
+    pub(crate) fn part(&self, part: usize) -> impl Iterator<Item = (&[u8], u64)> {
+        self.shards[part].short.iter().chain(self.shards[part].long.iter())
+    }
+
     /// Every word with its count, in no particular order.
     pub fn iter(&self) -> impl Iterator<Item = (&[u8], u64)> {
-        self.shards.iter().flat_map(|shard| shard.short.iter().chain(shard.long.iter()))
+        (0..self.n_parts()).flat_map(|part| self.part(part))
     }
 }
 

@@ -1,22 +1,26 @@
 //! All words in one array: heaviest first, a gap between two, so that a position alone tells its word's count.
 
 use std::ops::Range;
+use std::sync::{Mutex, PoisonError};
 
+use super::classes::Classes;
 use crate::control::Control;
+use crate::count::WordCounts;
 use crate::error::Result;
+use crate::parallel;
 
 /// An id as it is stored: half the memory while ids fit 16 bits.
-pub(super) trait Symbol: Copy + Eq + Sync {
-    /// What stands between words; no id.
-    const GAP: Self;
-    /// The symbol of `id`, which is below [`Symbol::GAP`].
+pub(super) trait Symbol: Copy + Eq + Send + Sync {
+    /// Ids and the gap stay at or below.
+    const LARGEST: u32;
+    /// The symbol of `id`.
     fn new(id: u32) -> Self;
     /// The id.
     fn id(self) -> u32;
 }
 
 impl Symbol for u16 {
-    const GAP: Self = Self::MAX;
+    const LARGEST: u32 = Self::MAX as u32;
     fn new(id: u32) -> Self {
         id as Self
     }
@@ -26,7 +30,7 @@ impl Symbol for u16 {
 }
 
 impl Symbol for u32 {
-    const GAP: Self = Self::MAX;
+    const LARGEST: u32 = Self::MAX - 1;
     fn new(id: u32) -> Self {
         id
     }
@@ -35,67 +39,126 @@ impl Symbol for u32 {
     }
 }
 
-/// The words as tokens. A token of n bytes keeps n places and writes its id at the first and the last one: what stands
-/// left and right of a border between tokens is one load away, and nothing ever moves. Places inside a token are stale.
+/// The words as tokens. A token of n places writes its id at the first and the last one: what stands left and right of a
+/// border between tokens is one load away, and nothing moves until [`Layout::compact`]. Places inside a token are stale.
 #[derive(Debug)]
 pub(super) struct Layout<S> {
     pub(super) symbols: Vec<S>,
-    /// Length in bytes, by id.
+    /// What stands before, between and behind words: one above the largest id.
+    pub(super) gap: S,
+    /// Number of places, by id.
     pub(super) lengths: Vec<u32>,
     pub(super) weights: Weights,
 }
 
 impl<S: Symbol> Layout<S> {
-    /// Lays out words of at least two bytes, sorted by falling count.
-    pub(super) fn new(words: Vec<(u64, &[u8])>, control: &Control) -> Result<Self> {
-        let mut symbols = Vec::with_capacity(1 + words.iter().map(|(_, word)| word.len() + 1).sum::<usize>());
-        let mut weights = Weights { starts: Vec::new(), weights: Vec::new() };
-        symbols.push(S::GAP);
-        for (n, word) in words {
-            control.check()?;
-            if weights.weights.last() != Some(&n) {
-                weights.starts.push(symbols.len() as u32);
-                weights.weights.push(n);
+    /// Lays out the words of at least two bytes, on all threads; ids stay below `gap`.
+    pub(super) fn new(
+        counts: &WordCounts,
+        classes: &Classes,
+        gap: u32,
+        threads: usize,
+        control: &Control,
+    ) -> Result<Self> {
+        let gap = S::new(gap);
+        let mut symbols = vec![S::new(0); classes.n_places()];
+        symbols[0] = gap;
+        let (mut rest, mut start) = (&mut symbols[1..], 1);
+        let mut weights = Weights { starts: Vec::new(), of_segment: classes.counts.clone(), index: Vec::new() };
+        let mut shares: Vec<Vec<&mut [S]>> = classes.groups.iter().map(|_| Vec::new()).collect();
+        for class in 0..classes.counts.len() {
+            weights.starts.push(start);
+            for (share, group) in shares.iter_mut().zip(&classes.groups) {
+                let n_places = group.n_places[class];
+                share.push(rest.split_off_mut(..n_places).unwrap_or_default());
+                start += n_places as u32;
             }
-            symbols.extend(word.iter().map(|&byte| S::new(u32::from(byte))));
-            symbols.push(S::GAP);
         }
-        weights.starts.push(u32::MAX);
-        Ok(Self { symbols, lengths: vec![1; 256], weights })
+        let shares: Vec<_> = shares.into_iter().map(Mutex::new).collect();
+        let lay_out = |(): &mut (), index: usize| {
+            let mut share = shares[index].lock().unwrap_or_else(PoisonError::into_inner);
+            for part in classes.groups[index].parts.clone() {
+                control.check()?;
+                for (word, n) in counts.part(part).filter(|(word, _)| word.len() > 1) {
+                    let places = share[classes.class_of(n)].split_off_mut(..=word.len()).unwrap_or_default();
+                    for (place, &byte) in places.iter_mut().zip(word) {
+                        *place = S::new(u32::from(byte));
+                    }
+                    places[word.len()] = gap;
+                }
+            }
+            Ok(())
+        };
+        parallel::run(threads, shares.len(), control, || (), lay_out)?;
+        drop(shares);
+        weights.finish(symbols.len());
+        Ok(Self { symbols, gap, lengths: vec![1; 256], weights })
     }
 
-    /// Calls `f(left id, right id, border, weight)` for every border between two tokens of a word, left to right.
-    pub(super) fn for_each_border(&self, control: &Control, mut f: impl FnMut(u32, u32, u32, u64)) -> Result<()> {
-        let mut segment = 0;
-        let mut at = 1;
-        while at < self.symbols.len() {
+    /// Lays out words that are tokens already, by falling count; ids below `n_ids` are taken, and all stay below `gap`.
+    pub(super) fn of_tokens<'w>(
+        words: impl Iterator<Item = (u64, &'w [u32])>,
+        n_ids: usize,
+        gap: u32,
+        control: &Control,
+    ) -> Result<Self> {
+        let gap = S::new(gap);
+        let mut symbols = vec![gap];
+        let mut weights = Weights { starts: Vec::new(), of_segment: Vec::new(), index: Vec::new() };
+        for (n, word) in words {
             control.check()?;
-            segment = self.weights.segment_of(at as u32, segment);
-            let weight = self.weights.weights[segment];
-            let mut left = self.symbols[at];
-            loop {
-                at += self.lengths[left.id() as usize] as usize;
-                let right = self.symbols[at];
-                if right == S::GAP {
-                    break;
-                }
-                f(left.id(), right.id(), at as u32, weight);
-                left = right;
+            if weights.of_segment.last() != Some(&n) {
+                weights.starts.push(symbols.len() as u32);
+                weights.of_segment.push(n);
             }
-            at += 1;
+            symbols.extend(word.iter().map(|&id| S::new(id)));
+            symbols.push(gap);
         }
+        weights.finish(symbols.len());
+        Ok(Self { symbols, gap, lengths: vec![1; n_ids], weights })
+    }
+
+    /// Gives every token one place and drops words of one token.
+    pub(super) fn compact(&mut self, control: &Control) -> Result<()> {
+        let mut lengths = self.lengths.clone();
+        lengths.resize(self.gap.id() as usize + 1, 1);
+        let (mut at, mut to, mut word) = (1, 1, 1);
+        for segment in 0..self.weights.of_segment.len() {
+            control.check()?;
+            let end = self.symbols.len().min(self.weights.starts[segment + 1] as usize);
+            self.weights.starts[segment] = to as u32;
+            while at < end {
+                let symbol = self.symbols[at];
+                self.symbols[to] = symbol;
+                at += lengths[symbol.id() as usize] as usize;
+                to += 1;
+                if symbol == self.gap {
+                    to = if to - word > 2 { to } else { word };
+                    word = to;
+                }
+            }
+        }
+        self.symbols.truncate(to);
+        self.symbols.shrink_to_fit();
+        self.lengths.fill(1);
+        self.weights.starts.pop();
+        self.weights.finish(to);
         Ok(())
     }
-    /// As above for the borders in `places`, while every token is a byte: no place depends on the one before.
+
+    /// Calls `f(left id, right id, border, weight)` for every border between two tokens of one place each, left to right.
     #[inline]
-    pub(super) fn for_each_byte_border(&self, places: Range<usize>, mut f: impl FnMut(u32, u32, u32, u64)) {
+    pub(super) fn for_each_border(&self, places: Range<usize>, mut f: impl FnMut(u32, u32, u32, u64)) {
+        if places.is_empty() {
+            return;
+        }
         let mut segment = self.weights.segment_of(places.start as u32, 0);
         let mut start = places.start;
         while start < places.end {
             let end = places.end.min(self.weights.starts[segment + 1] as usize);
             let weight = self.weights.of(segment);
             for (at, pair) in (start as u32..).zip(self.symbols[start - 1..end].windows(2)) {
-                if pair[0] != S::GAP && pair[1] != S::GAP {
+                if pair[0] != self.gap && pair[1] != self.gap {
                     f(pair[0].id(), pair[1].id(), at, weight);
                 }
             }
@@ -108,49 +171,111 @@ impl<S: Symbol> Layout<S> {
 #[derive(Debug)]
 pub(super) struct Weights {
     /// Where each segment starts; `u32::MAX` ends the list.
-    pub(super) starts: Vec<u32>,
-    pub(super) weights: Vec<u64>,
+    starts: Vec<u32>,
+    of_segment: Vec<u64>,
+    /// The segment of the first place of every block.
+    index: Vec<u32>,
 }
 
+/// Places that share an index entry.
+const BLOCK: usize = 128;
+
 impl Weights {
-    /// The weight of segment `segment`.
-    pub(super) fn of(&self, segment: usize) -> u64 {
-        self.weights[segment]
+    /// Ends the list of segments, of `n_places` together; those that became empty are dropped.
+    fn finish(&mut self, n_places: usize) {
+        let ends = self.starts.iter().copied().skip(1).chain([n_places as u32]);
+        let is_kept: Vec<bool> =
+            self.starts.iter().zip(ends).map(|(&start, end)| start < end).take(self.of_segment.len()).collect();
+        let mut kept = is_kept.iter().copied();
+        self.of_segment.retain(|_| kept.next() == Some(true));
+        let mut kept = is_kept.iter().copied();
+        self.starts.retain(|_| kept.next() == Some(true));
+        self.starts.push(u32::MAX);
+        self.index.clear();
+        if self.of_segment.is_empty() {
+            return;
+        }
+        let mut segment = 0;
+        self.index.extend((0..n_places as u32).step_by(BLOCK).map(|at| {
+            while at >= self.starts[segment + 1] {
+                segment += 1;
+            }
+            segment as u32
+        }));
     }
 
-    /// The segment of `at`, not left of `segment`: a walk to the right stays in one or steps to a near one.
+    /// The weight of segment `segment`.
+    pub(super) fn of(&self, segment: usize) -> u64 {
+        self.of_segment[segment]
+    }
+
+    /// The segment of `at`, not left of `segment`.
     #[inline]
-    pub(super) fn segment_of(&self, at: u32, mut segment: usize) -> usize {
-        for _ in 0..4 {
-            if at < self.starts[segment + 1] {
-                return segment;
-            }
+    pub(super) fn segment_of(&self, at: u32, segment: usize) -> usize {
+        if at < self.starts[segment + 1] {
+            return segment;
+        }
+        let mut segment = self.index[at as usize / BLOCK] as usize;
+        while at >= self.starts[segment + 1] {
             segment += 1;
         }
-        segment + self.starts[segment + 1..].partition_point(|&start| start <= at)
+        segment
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeMap;
+
     use super::*;
 
-    #[test]
-    fn positions_know_their_words_count() {
-        let words: Vec<(u64, &[u8])> = (0..40).rev().map(|n| (1 + n / 2, &b"abc"[..])).collect();
-        let layout = Layout::<u16>::new(words.clone(), &Control::new()).unwrap();
+    type Border = (Vec<u32>, u32, u32, u64);
+
+    /// Every border with the word up to it, in no order of words.
+    fn borders<S: Symbol>(layout: &Layout<S>, step: usize) -> Vec<Border> {
         let mut borders = Vec::new();
-        layout.for_each_border(&Control::new(), |left, right, at, n| borders.push((left, right, at, n))).unwrap();
-        let expected: Vec<_> =
-            (0u32..).zip(&words).flat_map(|(i, &(n, _))| [(97, 98, 4 * i + 2, n), (98, 99, 4 * i + 3, n)]).collect();
-        assert_eq!(borders, expected);
-        let mut of_bytes = Vec::new();
-        for places in [1..7, 7..8, 8..layout.symbols.len()] {
-            layout.for_each_byte_border(places, |left, right, at, n| of_bytes.push((left, right, at, n)));
+        for start in (1..layout.symbols.len()).step_by(step) {
+            let places = start..(start + step).min(layout.symbols.len());
+            layout.for_each_border(places, |left, right, at, weight| {
+                let word = layout.symbols[..at as usize].iter().rev().take_while(|s| **s != layout.gap);
+                borders.push((word.map(|s| s.id()).collect(), left, right, weight));
+                assert_eq!(layout.weights.of(layout.weights.segment_of(at, 0)), weight);
+            });
         }
-        assert_eq!(of_bytes, expected);
-        for &(_, _, at, weight) in &borders {
-            assert_eq!(layout.weights.of(layout.weights.segment_of(at, 0)), weight);
+        borders
+    }
+
+    #[test]
+    fn positions_know_their_words_count_and_compacting_keeps_it() {
+        let words: BTreeMap<Vec<u8>, u64> = (0..3000u64)
+            .map(|i| (format!("{i}{}", "x".repeat(i as usize % 7)).into_bytes(), 1 + i * i / 5000))
+            .collect();
+        let mut counts = WordCounts::new();
+        for (word, n) in &words {
+            counts.add(word, *n).unwrap();
+        }
+        let control = Control::new();
+        for threads in [1, 3] {
+            let classes = Classes::new(&counts, threads, &control).unwrap();
+            assert!(classes.counts.is_sorted_by(|a, b| a > b) && classes.counts.iter().any(|&n| n > 1024));
+            let mut layout = Layout::<u16>::new(&counts, &classes, 300, threads, &control).unwrap();
+            let mut expected = Vec::new();
+            for (word, &n) in &words {
+                for at in 1..word.len() {
+                    let before = word[..at].iter().rev().map(|&b| u32::from(b)).collect();
+                    expected.push((before, u32::from(word[at - 1]), u32::from(word[at]), n));
+                }
+            }
+            expected.sort();
+            for step in [1 << 20, 1000, 7] {
+                let mut got = borders(&layout, step);
+                got.sort();
+                assert_eq!(got, expected);
+            }
+            layout.compact(&control).unwrap();
+            let mut got = borders(&layout, 1000);
+            got.sort();
+            assert_eq!(got, expected, "nothing was merged");
         }
     }
 }

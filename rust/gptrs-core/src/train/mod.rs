@@ -3,25 +3,31 @@
 //! ```text
 //! WordCounts ─▶ Layout: every word once, one flat array of symbols, heaviest first
 //!                 ├─▶ PairTable: pair ─▶ exact count, where its borders stand (postings): all threads
-//!                 └─▶ heap of (count, pair): the next merge
+//!                 └─▶ Queue of (count, pair): the next merge
 //! merge (a, b) ─▶ z:  walk the postings, rewrite, tally the neighbours by id  ─▶ one table update a distinct neighbour
 //! ```
 //! The first counts and postings are made on all threads, the merges one after the other on the caller's.
 //! A merge costs a few memory accesses an occurrence and no hashing there. Counts are exact at every step and only fall
-//! once a pair exists, so a heap whose entries are refreshed when they surface always finds the true maximum.
+//! once a pair exists, so a queue whose entries are refreshed when they surface always finds the true maximum.
 
-mod bytes;
+mod census;
+mod classes;
 mod layout;
 mod merge;
 mod neighbours;
 mod options;
 mod pairs;
+mod queue;
 mod resume;
 pub mod superbpe;
 mod usage;
 
+use std::borrow::Cow;
+use std::time::Instant;
+
+use classes::Classes;
 use layout::{Layout, Symbol};
-use merge::Merger;
+use merge::{Choices, Merged, Merger};
 use options::Rules;
 pub use options::{Recipe, Tie};
 pub use usage::usage;
@@ -62,50 +68,86 @@ pub fn train(
     threads: usize,
     control: &Control,
 ) -> Result<Vec<(u32, u32)>> {
+    train_with_stats(Cow::Borrowed(counts), options, threads, control).map(|(merges, _)| merges)
+}
+
+/// As [`train`], with what was done and how long it took. Counts that are given away are freed as soon as they are read.
+pub fn train_with_stats(
+    counts: Cow<'_, WordCounts>,
+    options: &TrainOptions,
+    threads: usize,
+    control: &Control,
+) -> Result<(Vec<(u32, u32)>, TrainStats)> {
     train_with(counts, options, Rules::default(), threads, control)
 }
 
-/// The words that have a pair, heaviest first.
-fn sorted_words(counts: &WordCounts) -> Result<Vec<(u64, &[u8])>> {
-    if counts.is_empty() {
-        return Err(Error::EmptyCorpus);
-    }
-    let mut words: Vec<(u64, &[u8])> = counts.iter().map(|(word, n)| (n, word)).filter(|(_, w)| w.len() > 1).collect();
-    words.sort_unstable_by_key(|&(n, _)| std::cmp::Reverse(n));
-    Ok(words)
-}
-
-/// As [`train`], with rules.
+/// As [`train_with_stats`], with rules.
 fn train_with(
-    counts: &WordCounts,
+    counts: Cow<'_, WordCounts>,
     options: &TrainOptions,
     rules: Rules,
     threads: usize,
     control: &Control,
-) -> Result<Vec<(u32, u32)>> {
-    let words = sorted_words(counts)?;
-    let n_borders = check_sizes(&words)?;
-    let options = TrainOptions { n_merges: options.n_merges.min(n_borders), min_count: options.min_count.max(1) };
-    control.begin("merge pairs", options.n_merges as u64);
-    if 256 + options.n_merges < usize::from(u16::GAP) {
-        Merger::new(Layout::<u16>::new(words, control)?, options, rules, threads, control)?.run()
+) -> Result<(Vec<(u32, u32)>, TrainStats)> {
+    let start = Instant::now();
+    if counts.is_empty() {
+        return Err(Error::EmptyCorpus);
+    }
+    let classes = Classes::new(&counts, threads, control)?;
+    let n_merges = options.n_merges.min(classes.n_borders);
+    let options = TrainOptions { n_merges, min_count: options.min_count.max(1) };
+    control.begin("merge pairs", n_merges as u64);
+    let gap = 256 + n_merges as u64;
+    if gap <= u64::from(u16::LARGEST) {
+        run::<u16>(counts, &classes, options, rules, threads, control, start)
     } else {
-        Merger::new(Layout::<u32>::new(words, control)?, options, rules, threads, control)?.run()
+        run::<u32>(counts, &classes, options, rules, threads, control, start)
     }
 }
 
-/// The number of pairs in all words; positions must fit 32 bits and sums of counts 64.
-fn check_sizes(words: &[(u64, &[u8])]) -> Result<usize> {
-    let n_symbols: usize = 1 + words.iter().map(|(_, word)| word.len() + 1).sum::<usize>();
-    if u32::try_from(n_symbols).is_err() {
-        return Err(Error::Argument(format!(
-            "the distinct words must hold less than 4 GiB together, got {n_symbols} bytes; hint: use a pattern that cuts \
-             the text into shorter pieces"
-        )));
+fn run<S: Symbol>(
+    counts: Cow<'_, WordCounts>,
+    classes: &Classes,
+    options: TrainOptions,
+    rules: Rules,
+    threads: usize,
+    control: &Control,
+    start: Instant,
+) -> Result<(Vec<(u32, u32)>, TrainStats)> {
+    let mut stats = TrainStats {
+        n_words: classes.n_words,
+        n_symbols: classes.n_places() - 1 - classes.n_words,
+        ..TrainStats::default()
+    };
+    if options.n_merges == 0 {
+        return Ok((Vec::new(), stats));
     }
-    let n_pairs: u128 = words.iter().map(|&(n, word)| u128::from(n) * (word.len() as u128 - 1)).sum();
-    if n_pairs > u128::from(u64::MAX) {
-        return Err(Error::Argument(format!("the pairs of all words must occur less than 2^64 times, got {n_pairs}")));
-    }
-    Ok(n_symbols - 1 - 2 * words.len())
+    let layout = Layout::<S>::new(&counts, classes, 256 + options.n_merges as u32, threads, control)?;
+    drop(counts);
+    stats.layout_seconds = start.elapsed().as_secs_f64();
+    let start = Instant::now();
+    let merger = Merger::new(layout, options, rules, Choices::default(), threads, control)?;
+    stats.first_pairs_seconds = start.elapsed().as_secs_f64();
+    let start = Instant::now();
+    let Merged { merges, n_applied } = merger.run()?;
+    stats.merge_seconds = start.elapsed().as_secs_f64();
+    stats.n_applied = n_applied;
+    Ok((merges, stats))
+}
+
+/// What a training run did.
+#[derive(Debug, Clone, Copy, PartialEq, Default)]
+pub struct TrainStats {
+    /// Distinct words of at least two bytes.
+    pub n_words: usize,
+    /// Bytes of these words together.
+    pub n_symbols: usize,
+    /// Places where a merge was applied, over all merges.
+    pub n_applied: u64,
+    /// Seconds for laying out the words.
+    pub layout_seconds: f64,
+    /// Seconds for the counts and places of all pairs of bytes.
+    pub first_pairs_seconds: f64,
+    /// Seconds for the merges.
+    pub merge_seconds: f64,
 }

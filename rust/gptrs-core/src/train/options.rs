@@ -1,5 +1,6 @@
 //! What training may merge and how its ids are numbered: ties, limits, special tokens, a vocabulary to go on from.
 
+use std::borrow::Cow;
 use std::collections::HashSet;
 
 use super::resume::{Start, resume};
@@ -113,7 +114,7 @@ impl Recipe {
         let mut rules =
             Rules::new(self.max_token_bytes, self.special_tokens.iter().map(|text| text.as_bytes().to_vec()));
         if self.tie == Tie::Id {
-            return train_with(counts, &options, rules, threads, control);
+            return Ok(train_with(Cow::Borrowed(counts), &options, rules, threads, control)?.0);
         }
         // The loop orders ties by symbol: each byte becomes its place in the order, and comes back afterwards.
         let order = alphabet::order();
@@ -122,7 +123,8 @@ impl Recipe {
             places[usize::from(byte)] = place;
         }
         rules.rename(&places);
-        let merges = train_with(&renamed(counts, &places, control)?, &options, rules, threads, control)?;
+        let counts = Cow::Owned(renamed(counts, &places, control)?);
+        let (merges, _) = train_with(counts, &options, rules, threads, control)?;
         let byte_of = |id: u32| order.get(id as usize).map_or(id, |&byte| u32::from(byte));
         Ok(merges.into_iter().map(|(left, right)| (byte_of(left), byte_of(right))).collect())
     }

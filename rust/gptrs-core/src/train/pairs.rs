@@ -10,6 +10,39 @@ pub(super) fn pair(key: u64) -> (u32, u32) {
     ((key >> 32) as u32, key as u32)
 }
 
+/// Spreads the bits of a key.
+#[inline]
+fn hash(key: u64) -> usize {
+    (key.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 32) as usize
+}
+
+/// Counts of pairs by hash alone: a sum may be of several pairs, so it is never below the count of one.
+pub(super) struct Sketch {
+    sums: Vec<u32>,
+}
+
+impl Sketch {
+    /// A sketch for `n` pairs.
+    pub(super) fn new(n: usize) -> Self {
+        Self { sums: vec![0; n.clamp(1 << 8, 1 << 21).next_power_of_two()] }
+    }
+
+    #[inline]
+    pub(super) fn add(&mut self, key: u64, weight: u64) {
+        let at = hash(key) & (self.sums.len() - 1);
+        self.sums[at] = self.sums[at].saturating_add(u32::try_from(weight).unwrap_or(u32::MAX));
+    }
+
+    /// The sum of all pairs with the hash of `key`; `u64::MAX` when it left 32 bits.
+    #[inline]
+    pub(super) fn sum(&self, key: u64) -> u64 {
+        match self.sums[hash(key) & (self.sums.len() - 1)] {
+            u32::MAX => u64::MAX,
+            sum => u64::from(sum),
+        }
+    }
+}
+
 /// What is known of a pair.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Entry {
@@ -43,7 +76,7 @@ impl PairTable {
     #[inline]
     fn slot(&self, key: u64) -> usize {
         let mask = self.slots.len() - 1;
-        let mut at = (key.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 32) as usize & mask;
+        let mut at = hash(key) & mask;
         while self.slots[at].key != key && self.slots[at].key != FREE.key {
             at = (at + 1) & mask;
         }

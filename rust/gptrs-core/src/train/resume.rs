@@ -1,12 +1,12 @@
 //! Training that goes on from a vocabulary: its merges have been applied to every word before the first new one.
 
-use super::layout::{Layout, Symbol, Weights};
-use super::merge::Merger;
+use super::TrainOptions;
+use super::layout::{Layout, Symbol};
+use super::merge::{Choices, Merger};
 use super::options::Rules;
-use super::{TrainOptions, check_sizes, sorted_words};
 use crate::control::Control;
 use crate::count::WordCounts;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::merge::Scratch;
 use crate::naive::Pair;
 use crate::parallel;
@@ -47,14 +47,53 @@ pub(super) fn resume<'v>(
     let rules = rules.after(start);
     let options = TrainOptions { n_merges: options.n_merges.min(n_borders), min_count: options.min_count.max(1) };
     control.begin("merge pairs", options.n_merges as u64);
-    let mut lengths: Vec<u32> =
-        (0..start.n_ids as u32).map(|id| start.vocab.token(id).unwrap_or_default().len() as u32).collect();
-    lengths.reserve(options.n_merges);
-    if start.n_ids + options.n_merges < usize::from(u16::GAP) {
-        Merger::resume(Layout::<u16>::of_tokens(&segmented, lengths, control)?, options, rules, control)?.run()
+    let gap = start.n_ids as u64 + options.n_merges as u64;
+    if gap <= u64::from(u16::LARGEST) {
+        go_on::<u16>(&segmented, start.n_ids, gap as u32, options, rules, threads, control)
+    } else if gap <= u64::from(u32::LARGEST) {
+        go_on::<u32>(&segmented, start.n_ids, gap as u32, options, rules, threads, control)
     } else {
-        Merger::resume(Layout::<u32>::of_tokens(&segmented, lengths, control)?, options, rules, control)?.run()
+        Err(Error::Argument(format!("ids must stay below 2^32, got {gap} of them")))
     }
+}
+
+fn go_on<'v, S: Symbol>(
+    words: &Segmented,
+    n_ids: usize,
+    gap: u32,
+    options: TrainOptions,
+    rules: Rules<'v>,
+    threads: usize,
+    control: &'v Control,
+) -> Result<Vec<Pair>> {
+    let layout = Layout::<S>::of_tokens(words.words(), n_ids, gap, control)?;
+    Ok(Merger::new(layout, options, rules, Choices::default(), threads, control)?.run()?.merges)
+}
+
+/// The words that have a pair, heaviest first.
+fn sorted_words(counts: &WordCounts) -> Result<Vec<(u64, &[u8])>> {
+    if counts.is_empty() {
+        return Err(Error::EmptyCorpus);
+    }
+    let mut words: Vec<(u64, &[u8])> = counts.iter().map(|(word, n)| (n, word)).filter(|(_, w)| w.len() > 1).collect();
+    words.sort_unstable_by_key(|&(n, _)| std::cmp::Reverse(n));
+    Ok(words)
+}
+
+/// The number of pairs in all words; positions must fit 32 bits and sums of counts 64.
+fn check_sizes(words: &[(u64, &[u8])]) -> Result<usize> {
+    let n_symbols: usize = 1 + words.iter().map(|(_, word)| word.len() + 1).sum::<usize>();
+    if u32::try_from(n_symbols).is_err() {
+        return Err(Error::Argument(format!(
+            "the distinct words must hold less than 4 GiB together, got {n_symbols} bytes; hint: use a pattern that cuts \
+             the text into shorter pieces"
+        )));
+    }
+    let n_pairs: u128 = words.iter().map(|&(n, word)| u128::from(n) * (word.len() as u128 - 1)).sum();
+    if n_pairs > u128::from(u64::MAX) {
+        return Err(Error::Argument(format!("the pairs of all words must occur less than 2^64 times, got {n_pairs}")));
+    }
+    Ok(n_symbols - 1 - 2 * words.len())
 }
 
 /// Encodes every word as the vocabulary does; words that are one token have no pair and are left out.
@@ -98,27 +137,5 @@ impl Segmented {
     pub(super) fn words(&self) -> impl Iterator<Item = (u64, &[u32])> {
         let starts = std::iter::once(0).chain(self.ends.iter().copied());
         starts.zip(&self.ends).zip(&self.counts).map(|((start, &end), &n)| (n, &self.ids[start..end]))
-    }
-}
-
-impl<S: Symbol> Layout<S> {
-    /// Lays out words that are tokens of these lengths already, sorted by falling count.
-    pub(super) fn of_tokens(words: &Segmented, lengths: Vec<u32>, control: &Control) -> Result<Self> {
-        let mut symbols = vec![S::GAP];
-        let mut weights = Weights { starts: Vec::new(), weights: Vec::new() };
-        for (n, word) in words.words() {
-            control.check()?;
-            if weights.weights.last() != Some(&n) {
-                weights.starts.push(symbols.len() as u32);
-                weights.weights.push(n);
-            }
-            for &id in word {
-                // The first and the last place of a token hold its id; those between are never read.
-                symbols.resize(symbols.len() + lengths[id as usize] as usize, S::new(id));
-            }
-            symbols.push(S::GAP);
-        }
-        weights.starts.push(u32::MAX);
-        Ok(Self { symbols, lengths, weights })
     }
 }
