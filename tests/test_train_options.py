@@ -9,7 +9,7 @@ from tokenizers import Regex, models, pre_tokenizers, trainers
 from tokenizers import Tokenizer as HuggingFace
 
 import oracles
-from gptrs import Tokenizer
+from gptrs import Tokenizer, trainer
 
 SPECIAL = ["<|endoftext|>", "<pad>"]
 SCRIPTS = (
@@ -44,10 +44,10 @@ def hugging_face(texts: list[str], vocab_size: int, regex: str | None = None, **
         spell = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
         tokenizer.pre_tokenizer = pre_tokenizers.Sequence([split, spell])
     alphabet = pre_tokenizers.ByteLevel.alphabet()
-    trainer = trainers.BpeTrainer(
+    learner = trainers.BpeTrainer(
         vocab_size=vocab_size, special_tokens=SPECIAL, initial_alphabet=alphabet, show_progress=False, **options
     )
-    tokenizer.train_from_iterator(texts, trainer)
+    tokenizer.train_from_iterator(texts, learner)
     return tokenizer
 
 
@@ -134,6 +134,20 @@ def test_going_on_with_the_same_text_is_training_at_once(corpora: dict[str, list
     )
 
 
+def test_a_base_brings_its_normalizer(corpora: dict[str, list[str]], tmp_path: Path):
+    file = json.loads(Tokenizer.train_from_iterator(corpora["code"], 400, special_tokens=[]).to_json())
+    base = Tokenizer.from_json(json.dumps({**file, "normalizer": {"type": "NFC"}}))
+    text = "cafe\u0301 " * 50
+    more = Tokenizer.train_from_iterator([text], 405, base=base, special_tokens=[])
+    composed = Tokenizer.train_from_iterator([text.replace("e\u0301", "\u00e9")], 405, base=base, special_tokens=[])
+    assert more == composed and more.encode(text) == HuggingFace.from_str(more.to_json()).encode(text).ids
+    assert any("\u00e9".encode() in (more.id_to_token(i) or b"") for i in range(400, 405))
+    (tmp_path / "a.txt").write_text(text)
+    trainer.count(tmp_path / "a.txt", tmp_path / "a.gtc")
+    with pytest.raises(ValueError, match=r"the form NFC first; hint: train on the files"):
+        Tokenizer.train_from_counts(tmp_path / "a.gtc", 405, base=base)
+
+
 # ── merges across spaces ──
 
 
@@ -155,8 +169,10 @@ def test_merges_may_cross_spaces_after_the_transition(tmp_path: Path):
         assert whole.encode(case) == HuggingFace.from_str(whole.to_json()).encode(case).ids
 
 
-def test_runs_of_any_text_equal_the_textbook(corpora: dict[str, list[str]]):
-    whole = Tokenizer.train_from_iterator(corpora["code"], 900, superbpe_from=600, pattern="cl100k_base")
+@pytest.mark.parametrize("pattern", ["gpt2", "cl100k_base", "llama3", "qwen2", "nanochat"])
+def test_runs_of_any_text_equal_the_textbook(corpora: dict[str, list[str]], pattern: str):
+    whole = Tokenizer.train_from_iterator(corpora["code"], 900, superbpe_from=600, pattern=pattern)
+    assert Tokenizer.from_json(whole.to_json()) == whole
     for text in (corpora["code"][1][:5000], *corpora["scripts"], few_letters(500)):
         assert whole.encode_ordinary(text) == oracles.encode(whole, text.encode())
 

@@ -11,7 +11,7 @@ Threads = Annotated[int, typer.Option(help="Threads; 0 means all cores.", min=0)
 Progress = Annotated[bool, typer.Option("--progress/--no-progress", help="A progress bar on a terminal.")]
 _CountFiles = Annotated[list[str], typer.Argument(help="Count files or globs (*.gtc).", metavar="FILES…")]
 _Out = Annotated[str, typer.Option("--out", "-o", help="The count file to write (*.gtc).")]
-_PATTERN = "How text is split: gpt2, cl100k_base or a regex."
+_PATTERN = "How text is split: gpt2, cl100k_base, o200k_base, llama3, qwen2, deepseek-v3, nanochat or a regex."
 
 
 def train(

@@ -71,7 +71,9 @@ impl Trainer {
                 _ => return Err(Error::Argument(format!("tie must be \"id\" or \"hf\", got {tie:?}"))),
             };
             let recipe = Recipe { vocab_size, special_tokens, min_count, max_token_bytes, tie };
-            let splitter = Splitter::new(pattern)?;
+            // The base's own splitter brings its normalizer as well.
+            let own = base.as_ref().map(|base| base.splitter()).filter(|own| own.pattern() == pattern);
+            let splitter = own.map_or_else(|| Splitter::new(pattern), |own| Ok(own.clone()))?;
             recipe.check(base.as_deref())?;
             let corpus = match superbpe_from {
                 None => Corpus::Words(WordCounts::new()),
@@ -141,6 +143,12 @@ impl Trainer {
     ) -> PyResult<()> {
         let splitter = self.splitter.clone();
         self.add(py, "read counts", progress, |corpus, control| {
+            if let Some(normalizer) = splitter.normalizer() {
+                return Err(Error::Argument(format!(
+                    "count files hold text as it is, the base brings it into the form {} first; hint: train on the files",
+                    normalizer.name()
+                )));
+            }
             let theirs = join::splitter(&paths)?;
             let ours = if let Corpus::Runs(_, runs) = &*corpus { runs.runs() } else { &splitter };
             if theirs.regex() != ours.regex() {

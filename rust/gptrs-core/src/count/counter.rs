@@ -92,7 +92,8 @@ impl Worker<'_> {
         let Self { splitter, front, shards, control } = self;
         let mut n_pieces = 0u32;
         let mut long = LongBatch::default();
-        splitter.for_each_span(text, |part, start, end| {
+        let normal = splitter.normalize(text);
+        splitter.for_each_span(normal.as_deref().unwrap_or(text), |part, start, end| {
             n_pieces = n_pieces.wrapping_add(1);
             if n_pieces.is_multiple_of(CHECK_PIECES) {
                 control.check()?;

@@ -14,12 +14,10 @@ use xxhash_rust::xxh3::xxh3_64;
 
 use super::{Counter, WordCounts};
 use crate::control::Control;
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::parallel;
 use crate::split::Splitter;
 
-/// Words in a run at most. It bounds what a regex engine keeps on its stack.
-const MAX_WORDS: usize = 64;
 /// Text that a thread gets at once.
 const BLOCK_BYTES: usize = 1 << 20;
 /// Text between two looks at the budget.
@@ -32,36 +30,7 @@ const TASK_RUNS: usize = 1 << 12;
 /// What memory the distinct runs may take unless the caller says otherwise, in bytes.
 pub const DEFAULT_BUDGET: usize = 256 << 20;
 
-/// The alternatives of known patterns that match a word, and how a contraction is spelled there.
-const WORDS: [(&str, &str); 5] = [
-    (r" ?\p{L}++", r"'(?:[sdmt]|ll|ve|re)"),
-    (r" ?\p{L}+", r"'(?:[sdmt]|ll|ve|re)"),
-    (r"[^\r\n\p{L}\p{N}]?+\p{L}++", r"'(?i:[sdmt]|ll|ve|re)"),
-    (r"[^\r\n\p{L}\p{N}]?+\p{L}+", r"'(?i:[sdmt]|ll|ve|re)"),
-    (r"[^\r\n\p{L}\p{N}]?\p{L}+", r"'(?i:[sdmt]|ll|ve|re)"),
-];
-
-/// The pattern of runs that belongs to a pattern of words; the finished tokenizer encodes with it.
-///
-/// Fails for a pattern whose words are not known here: all but the named ones that take a word as letters.
-pub fn run_pattern(words: &Splitter) -> Result<String> {
-    let regex = words.onig_regex();
-    let parts: Vec<&str> = regex.split('|').collect();
-    for (word, contraction) in WORDS {
-        if let Some(at) = parts.iter().position(|&part| part == word) {
-            // Atomic, so that the engine keeps no place to come back to.
-            let more = MAX_WORDS - 1;
-            let run = format!(r"(?>{word}(?:{contraction}| \p{{L}}++){{0,{more}}})");
-            let parts = [&parts[..at], &[run.as_str()], &parts[at + 1..]].concat();
-            return Ok(parts.join("|"));
-        }
-    }
-    let pattern = words.pattern();
-    Err(Error::Argument(format!(
-        "merges across spaces need a pattern whose words are runs of letters, got {pattern:?}; hint: use \
-         pattern=\"gpt2\" or \"cl100k_base\""
-    )))
-}
+pub use crate::split::run_pattern;
 
 /// Counts runs and their words, text by text.
 #[derive(Debug)]
@@ -110,7 +79,7 @@ impl Superwords {
         for text in texts {
             let mut rest = text.as_ref();
             while !rest.is_empty() {
-                let (block, later) = rest.split_at(self.safe_cut(rest, rest.len().min(BLOCK_BYTES)));
+                let (block, later) = rest.split_at(self.runs.safe_cut(rest, rest.len().min(BLOCK_BYTES)));
                 batch.push(block);
                 n_bytes += block.len();
                 rest = later;
@@ -177,15 +146,6 @@ impl Superwords {
         self.keep_budget()?;
         let Self { runs, word_counts, run_counts, level, .. } = self;
         Ok(Stages { runs, word_counts, run_counts, level })
-    }
-
-    /// A place at or after `at` where neither a word nor a run is cut: a safe one for words that no run crosses.
-    fn safe_cut(&self, text: &[u8], at: usize) -> usize {
-        let mut cut = self.words.safe_cut(text, at);
-        while matches!(text.get(cut), Some(b' ' | b'\'')) {
-            cut = self.words.safe_cut(text, cut + 1);
-        }
-        cut
     }
 }
 
@@ -323,7 +283,7 @@ mod tests {
         fn no_cut_changes_a_run(text in nasty(), at in 0..60usize) {
             for (words, counted) in splitters() {
                 let text = text.as_bytes();
-                let (left, right) = text.split_at(counted.safe_cut(text, at.min(text.len())));
+                let (left, right) = text.split_at(counted.runs.safe_cut(text, at.min(text.len())));
                 let (whole, parts) = (count(&counted.runs, &[text]), count(&counted.runs, &[left, right]));
                 prop_assert_eq!(sorted(&parts), sorted(&whole), "{}", words.pattern());
             }

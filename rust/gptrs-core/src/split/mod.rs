@@ -25,6 +25,7 @@ mod gpt2;
 mod mask;
 mod named;
 mod o200k;
+mod runs;
 mod spans;
 mod traits;
 
@@ -35,6 +36,8 @@ use deepseek::DeepSeekV3;
 use gpt2::Gpt2;
 use named::Known;
 use o200k::O200k;
+use runs::Runs;
+pub use runs::run_pattern;
 use spans::Scanner;
 use traits::Traits;
 
@@ -76,6 +79,23 @@ enum Kind {
     Nanochat,
     Custom(Custom),
     Chain(Chain),
+    Runs(Box<Runs>),
+}
+
+impl Kind {
+    /// The scanner of a named pattern.
+    fn scanner(&self) -> Option<Scanner> {
+        Some(match self {
+            Kind::Gpt2 => Scanner::of::<Gpt2>(),
+            Kind::Cl100k => Scanner::of::<Cl100k>(),
+            Kind::O200k => Scanner::of::<O200k>(),
+            Kind::Llama3 => Scanner::of::<Llama3>(),
+            Kind::Qwen2 => Scanner::of::<Qwen2>(),
+            Kind::DeepSeekV3 => Scanner::of::<DeepSeekV3>(),
+            Kind::Nanochat => Scanner::of::<Nanochat>(),
+            Kind::Custom(_) | Kind::Chain(_) | Kind::Runs(_) => return None,
+        })
+    }
 }
 
 /// The names of the patterns that have a scanner of their own.
@@ -94,9 +114,16 @@ impl Splitter {
         let kind = match Known::find(pattern) {
             Some(known) => known.kind.clone(),
             None if pattern.starts_with('{') => Kind::Chain(Chain::new(pattern)?),
-            None => Kind::Custom(Custom::new(pattern)?),
+            None => match Runs::find(pattern) {
+                Some(runs) => Kind::Runs(Box::new(runs)),
+                None => Kind::Custom(Custom::new(pattern)?),
+            },
         };
-        Ok(Self { kind, level: Level::detected(), normalizer: None })
+        Ok(Self::of(kind))
+    }
+
+    fn of(kind: Kind) -> Self {
+        Self { kind, level: Level::detected(), normalizer: None }
     }
 
     /// The same splitter for text that [`encode`](crate::Tokenizer::encode) first brings into a normal form.
@@ -154,7 +181,7 @@ impl Splitter {
             reason: "expected one expression, or the three of deepseek-v3, got another sequence".to_owned(),
         };
         let kind = Known::find_sequence(&regexes).ok_or_else(unknown)?.kind.clone();
-        Ok(Self { kind, level: Level::detected(), normalizer: None })
+        Ok(Self::of(kind))
     }
 
     /// The pattern's name, or its regular expression when it has none.
@@ -162,6 +189,7 @@ impl Splitter {
         match &self.kind {
             Kind::Custom(custom) => custom.regex(),
             Kind::Chain(chain) => chain.pattern(),
+            Kind::Runs(runs) => runs.regex(),
             kind => Known::of(kind).name(),
         }
     }
@@ -172,6 +200,7 @@ impl Splitter {
         match &self.kind {
             Kind::Custom(custom) => custom.regex(),
             Kind::Chain(chain) => chain.pattern(),
+            Kind::Runs(runs) => runs.regex(),
             kind => Known::of(kind).regex,
         }
     }
@@ -189,6 +218,7 @@ impl Splitter {
         match &self.kind {
             Kind::Custom(custom) => vec![custom.regex().to_owned()],
             Kind::Chain(chain) => vec![chain.pattern().to_owned()],
+            Kind::Runs(runs) => vec![runs.regex().to_owned()],
             kind => Known::of(kind).onig.iter().map(|&regex| regex.to_owned()).collect(),
         }
     }
@@ -210,26 +240,13 @@ impl Splitter {
     where
         F: FnMut(&'t [u8], usize, usize) -> Result<()>,
     {
-        match (self.scanner(), &self.kind) {
+        match (self.kind.scanner(), &self.kind) {
             (Some(scanner), _) => scanner.for_each_span(self.level, text, f),
+            (None, Kind::Runs(runs)) => runs.for_each_span(self.level, text, f),
             (None, Kind::Chain(chain)) => for_each_part(text, f, |part, f| chain.for_each_span(part, f)),
             (None, Kind::Custom(custom)) => for_each_part(text, f, |part, f| custom.for_each_span(part, f)),
             (None, kind) => unreachable!("{kind:?} has a scanner"),
         }
-    }
-
-    /// The scanner of a named pattern.
-    fn scanner(&self) -> Option<Scanner> {
-        Some(match &self.kind {
-            Kind::Gpt2 => Scanner::of::<Gpt2>(),
-            Kind::Cl100k => Scanner::of::<Cl100k>(),
-            Kind::O200k => Scanner::of::<O200k>(),
-            Kind::Llama3 => Scanner::of::<Llama3>(),
-            Kind::Qwen2 => Scanner::of::<Qwen2>(),
-            Kind::DeepSeekV3 => Scanner::of::<DeepSeekV3>(),
-            Kind::Nanochat => Scanner::of::<Nanochat>(),
-            Kind::Custom(_) | Kind::Chain(_) => return None,
-        })
     }
 
     /// The first place at or after `at` where `text` can be cut so that the pieces of both sides are the pieces of the
@@ -244,8 +261,14 @@ impl Splitter {
     /// # Ok::<(), gptrs_core::Error>(())
     /// ```
     pub fn safe_cut(&self, text: &[u8], at: usize) -> usize {
-        let is_cut = |scanner: Scanner, cut: usize| scanner.is_safe(text, cut) && self.is_border(text, cut);
-        self.scanner().and_then(|scanner| (at..text.len()).find(|&cut| is_cut(scanner, cut))).unwrap_or(text.len())
+        let find = |is_safe: &dyn Fn(usize) -> bool| {
+            (at..text.len()).find(|&cut| is_safe(cut) && self.is_border(text, cut)).unwrap_or(text.len())
+        };
+        match (self.kind.scanner(), &self.kind) {
+            (Some(scanner), _) => find(&|cut| scanner.is_safe(text, cut)),
+            (None, Kind::Runs(runs)) => find(&|cut| runs.is_safe(text, cut)),
+            _ => text.len(),
+        }
     }
 
     /// Whether normalization changes nothing across `cut`: both characters there stay as they are, and ASCII on the
