@@ -11,7 +11,7 @@ RUST_SOURCES := $(shell find rust Cargo.toml Cargo.lock -name '*.rs' -o -name 'C
 # The requirements of an extra alone: installing `.[dev]` would build the extension again.
 extra = $(BIN)/python -c "import tomllib; print(*tomllib.load(open('pyproject.toml', 'rb'))['project']['optional-dependencies']['$(1)'])"
 
-.PHONY: help demo test test-long test-gpu fuzz lint format bench build clean tools
+.PHONY: help demo test test-long test-gpu fuzz lint check-free-threaded format bench build clean tools
 
 help:
 	@echo 'make demo       raw text to a trained model: tokenizer, shards, training, report.html (about 5 minutes)'
@@ -20,6 +20,7 @@ help:
 	@echo 'make test-gpu   CUDA tests with the wheel in dist/ and $$PYTHON as it is (no network)'
 	@echo 'make fuzz       every fuzz target for a minute: FUZZ_S=600 for longer; new inputs go to rust/fuzz/found/'
 	@echo 'make lint       rustfmt, clippy, ruff, mypy, stub check'
+	@echo 'make check-free-threaded  the extension compiles for a Python without GIL (nothing more is claimed)'
 	@echo 'make bench      all benchmarks; rows go to benches/results/'
 	@echo 'make build      abi3 wheel and sdist in dist/'
 
@@ -58,6 +59,11 @@ lint: $(VENV)/.dev
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/python -m mypy.stubtest gptrs._core
+
+# A free-threaded Python need not be there: its configuration is a file.
+check-free-threaded: | tools
+	PYO3_CONFIG_FILE=$(CURDIR)/rust/gptrs-py/free-threaded.cfg CARGO_TARGET_DIR=target/free-threaded \
+	cargo check --package gptrs-py --no-default-features --quiet
 
 format: $(VENV)/.dev
 	cargo fmt --all

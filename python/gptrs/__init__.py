@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from gptrs.data import Batch, Dataset, Loader, prepare
     from gptrs.encoded import Encoded, Padded
     from gptrs.tokenizer import Tokenizer
+    from gptrs.train_prepare import train_and_prepare
 
 __all__ = [
     "Batch",
@@ -22,6 +23,7 @@ __all__ = [
     "Tokenizer",
     "__version__",
     "prepare",
+    "train_and_prepare",
 ]
 
 _MODULES = {
@@ -29,6 +31,7 @@ _MODULES = {
     "gptrs.data": ("Batch", "Dataset", "Loader", "prepare"),
     "gptrs.encoded": ("Encoded", "Padded"),
     "gptrs.tokenizer": ("Tokenizer",),
+    "gptrs.train_prepare": ("train_and_prepare",),
 }
 
 

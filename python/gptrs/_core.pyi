@@ -4,7 +4,20 @@ from typing import Any, Literal, final
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["Dataset", "Loader", "Ring", "StreamDecoder", "Tokenizer", "Trainer", "__version__", "prepare"]
+__all__ = [
+    "Dataset",
+    "Loader",
+    "Ring",
+    "StreamDecoder",
+    "Tokenizer",
+    "Trainer",
+    "__version__",
+    "count",
+    "count_pattern",
+    "measure",
+    "merge_counts",
+    "prepare",
+]
 
 __version__: str
 
@@ -12,6 +25,8 @@ _Text = str | bytes
 _Ids = Sequence[int] | npt.NDArray[Any]
 _Names = Literal["all"] | Collection[str]
 _Arrays = tuple[npt.NDArray[np.uint16] | npt.NDArray[np.uint32], npt.NDArray[np.int64]]
+_Merge = tuple[int, tuple[int, int, int], tuple[int, int, int]]
+_Part = tuple[bool | None, list[int], int]
 _Report = Callable[[str, int, int], object]
 
 @final
@@ -20,6 +35,10 @@ class Tokenizer:
     def read(path: str, pattern: str | None = None) -> Tokenizer: ...
     @staticmethod
     def from_json(text: str) -> Tokenizer: ...
+    @staticmethod
+    def from_ranks(
+        ranks: list[tuple[bytes, int]], pattern: str, special_tokens: list[tuple[str, int]], name: str
+    ) -> Tokenizer: ...
     def to_json(self) -> str: ...
     def write(self, path: str) -> None: ...
     def encode(self, text: _Text, allowed_special: _Names, disallowed_special: _Names) -> list[int]: ...
@@ -47,10 +66,23 @@ class Tokenizer:
     def count(self, text: _Text) -> int: ...
     def count_batch(self, texts: Iterable[_Text], threads: int = 0) -> npt.NDArray[np.int64]: ...
     def decode_batch(self, batch: Iterable[_Ids]) -> list[bytes]: ...
+    def trace(
+        self, text: _Text, allowed_special: _Names
+    ) -> list[tuple[tuple[int, int], Literal["merges", "whole", "special"], list[_Merge], list[int]]]: ...
     def decode_bytes(self, ids: _Ids) -> bytes: ...
     def decoder(self) -> StreamDecoder: ...
     def token_bytes(self, id: int) -> bytes | None: ...
     def token_id(self, token: _Text) -> int | None: ...
+    def normalize(self, text: _Text) -> bytes: ...
+    def encode_with_places(
+        self, text: str, allowed_special: list[str]
+    ) -> tuple[list[int], list[tuple[int, int]], list[int]]: ...
+    @property
+    def normalizer(self) -> str | None: ...
+    @property
+    def added_tokens(self) -> list[tuple[int, str, bool, bool, bool, bool, bool]]: ...
+    @property
+    def template(self) -> tuple[list[_Part], list[_Part], bool | None] | None: ...
     @property
     def vocab_size(self) -> int: ...
     @property
@@ -71,17 +103,51 @@ class StreamDecoder:
 
 @final
 class Trainer:
-    def __new__(cls, pattern: str, vocab_size: int, special_tokens: list[str], min_count: int) -> Trainer: ...
+    def __new__(
+        cls,
+        pattern: str,
+        vocab_size: int,
+        special_tokens: list[str],
+        min_count: int,
+        *,
+        max_token_bytes: int | None = None,
+        tie: str = "id",
+        base: Tokenizer | None = None,
+        superbpe_from: int | None = None,
+    ) -> Trainer: ...
     def add_files(
         self, paths: list[str], text_field: str, threads: int = 0, progress: _Report | None = None
     ) -> None: ...
     def add_texts(self, texts: Iterable[_Text], threads: int = 0, progress: _Report | None = None) -> None: ...
+    def add_counts(self, paths: list[str], threads: int = 0, progress: _Report | None = None) -> None: ...
     def finish(self, threads: int = 0, progress: _Report | None = None) -> Tokenizer: ...
+    def usage(
+        self, tokenizer: Tokenizer, threads: int = 0, progress: _Report | None = None
+    ) -> npt.NDArray[np.uint64]: ...
     @property
     def n_words(self) -> int: ...
     @property
     def n_bytes(self) -> int: ...
+    @property
+    def n_documents(self) -> int: ...
+    @property
+    def seconds(self) -> dict[str, float]: ...
 
+def count(
+    paths: list[str],
+    out: str,
+    *,
+    pattern: str,
+    text_field: str,
+    superwords: bool = False,
+    threads: int = 0,
+    progress: _Report | None = None,
+) -> dict[str, Any]: ...
+def merge_counts(paths: list[str], out: str, progress: _Report | None = None) -> dict[str, Any]: ...
+def count_pattern(paths: list[str]) -> str: ...
+def measure(
+    tokenizer: Tokenizer, paths: list[str], text_field: str, threads: int = 0, progress: _Report | None = None
+) -> tuple[int, int, int]: ...
 def prepare(
     paths: list[str],
     tokenizer: Tokenizer,

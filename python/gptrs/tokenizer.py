@@ -7,28 +7,25 @@ token, so any text, and any bytes at all, can be encoded and come back unchanged
                     tokenizer.json ◀──▶ (Hugging Face's own format)
 """
 
-import warnings
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from os import fspath
-from typing import Any, Literal, overload
+from pathlib import Path
+from typing import Any, Literal, Unpack, overload
 
 import numpy as np
 import numpy.typing as npt
 
-from gptrs import _core
+from gptrs import _core, pretrained, trainer
 from gptrs._core import StreamDecoder
 from gptrs.corpus import AnyPath, expand
 from gptrs.data import Dataset, prepare
 from gptrs.encoded import Encoded
 from gptrs.progress import bar
+from gptrs.views import HuggingFaceView, TiktokenView
 
 Text = str | bytes
 Ids = Sequence[int] | npt.NDArray[Any]
 SpecialNames = Literal["all"] | Collection[str]
-
-# Texts of an iterator are counted in blocks: large enough to keep the threads busy, small enough to hold in memory.
-_BLOCK_BYTES = 1 << 25
-_BLOCK_TEXTS = 1 << 16
 
 
 class Tokenizer:
@@ -58,16 +55,7 @@ class Tokenizer:
 
     @classmethod
     def train(
-        cls,
-        files: AnyPath | Iterable[AnyPath],
-        vocab_size: int,
-        *,
-        pattern: str = "gpt2",
-        special_tokens: Sequence[str] = ("<|endoftext|>",),
-        min_count: int = 1,
-        text_field: str = "text",
-        threads: int = 0,
-        progress: bool = True,
+        cls, files: AnyPath | Iterable[AnyPath], vocab_size: int, **options: Unpack[trainer.Options]
     ) -> "Tokenizer":
         """A tokenizer trained on files; the result does not depend on `threads` or on the order of the files.
 
@@ -76,9 +64,23 @@ class Tokenizer:
                 line of a .jsonl file is one.
             vocab_size: Ids in all: 256 bytes, then merges, then special tokens. Warns when the corpus has too few
                 different pairs to fill it.
-            pattern: How text is split into pieces before merging: "gpt2", "cl100k_base" or a regular expression.
-            special_tokens: Texts with an id of their own. They are ordinary text in the corpus.
-            min_count: A pair must occur at least this often to be merged.
+            pattern: How text is split into pieces before merging: "gpt2" (the default), "cl100k_base", "o200k_base",
+                "llama3", "qwen2", "deepseek-v3", "nanochat" or a regular expression.
+            special_tokens: Texts with an id of their own, ("<|endoftext|>",) by default. They are ordinary text in the
+                corpus, and no merge spells one. One may begin another: the longest that stands in a text wins.
+            min_count: A pair must occur at least this often to be merged; 1 by default.
+            max_token_bytes: A pair whose product is longer is not merged; None for no limit. Hugging Face's trainer
+                merges what is shorter than its `max_token_length`, so that is one more.
+            tie: Which of several pairs with the same count merges first. "id" takes the smallest left id, then the
+                smallest right id. "hf" does so over Hugging Face's ids, special tokens first, then the bytes in the
+                order of the byte-level alphabet: merges and ids are those of its BpeTrainer over that alphabet.
+            base: A tokenizer to go on from: its merges are applied to the text first and come first in the result, its
+                ids stay, new merges and then new special tokens follow. Brings its pattern unless one is given.
+            superbpe_from: Once the vocabulary has this many ids, merges may cross single spaces between words
+                (SuperBPE). The tokenizer then splits text into runs of words, and its `pattern` says so.
+            report: A .html or .json file for a report: bytes per token, longest tokens, time by stage and more.
+            held_out: Files for the report to encode, which training does not see; or a fraction of `files`, the end of
+                a single file or some of several, that is then not trained on.
             text_field: The field of a .jsonl line that holds the text.
             threads: Threads to use; 0 means all cores.
             progress: Show a progress bar when stderr is a terminal.
@@ -87,25 +89,13 @@ class Tokenizer:
             ValueError: An argument is out of range, or the corpus is empty or not UTF-8.
             OSError: A file cannot be read.
         """
-        trainer = _trainer(pattern, vocab_size, special_tokens, min_count, threads)
-        paths = expand(files)
-        with bar(progress) as report:
-            trainer.add_files(paths, text_field, threads, report)
-            return cls._finish(trainer, vocab_size, threads, report)
+        return cls(trainer.from_files(files, vocab_size, options))
 
     @classmethod
     def train_from_iterator(
-        cls,
-        texts: Iterable[Text],
-        vocab_size: int,
-        *,
-        pattern: str = "gpt2",
-        special_tokens: Sequence[str] = ("<|endoftext|>",),
-        min_count: int = 1,
-        threads: int = 0,
-        progress: bool = True,
+        cls, texts: Iterable[Text], vocab_size: int, **options: Unpack[trainer.Options]
     ) -> "Tokenizer":
-        """A tokenizer trained on an iterable of texts, each a document of its own; arguments as for `train`.
+        """A tokenizer trained on an iterable of texts, each a document of its own; options as for `train`.
 
         Texts are taken in blocks of some 32 MB, so the iterable may be longer than memory.
 
@@ -114,24 +104,20 @@ class Tokenizer:
             >>> [tok.id_to_token(i) for i in range(256, 259)]
             [b'aa', b'ab', b'aaab']
         """
-        trainer = _trainer(pattern, vocab_size, special_tokens, min_count, threads)
-        if isinstance(texts, str | bytes):
-            raise TypeError("expected an iterable of texts, got one text; hint: wrap it in a list")
-        with bar(progress) as report:
-            for block in _blocks(iter(texts)):
-                trainer.add_texts(block, threads, report)
-            return cls._finish(trainer, vocab_size, threads, report)
+        return cls(trainer.from_iterator(texts, vocab_size, options))
 
     @classmethod
-    def _finish(cls, trainer: _core.Trainer, vocab_size: int, threads: int, report: Any) -> "Tokenizer":
-        tokenizer = cls(trainer.finish(threads, report))
-        if tokenizer.vocab_size < vocab_size:
-            warnings.warn(
-                f"the corpus ({trainer.n_bytes} bytes, {trainer.n_words} different pieces) has pairs for a vocabulary "
-                f"of {tokenizer.vocab_size}, not {vocab_size}; hint: use more text or a smaller vocab_size",
-                stacklevel=3,
-            )
-        return tokenizer
+    def train_from_counts(
+        cls, files: AnyPath | Iterable[AnyPath], vocab_size: int, **options: Unpack[trainer.Options]
+    ) -> "Tokenizer":
+        """The tokenizer that `train` makes of the texts behind count files (`gptrs tokenizer count`), byte for byte.
+
+        The pattern is that of the files; options as for `train`.
+
+        Raises:
+            ValueError: The files have different patterns, or one is damaged; the message names it.
+        """
+        return cls(trainer.from_counts(files, vocab_size, options))
 
     @classmethod
     def from_file(cls, path: AnyPath, *, pattern: str | None = None) -> "Tokenizer":
@@ -148,6 +134,35 @@ class Tokenizer:
         return cls(_core.Tokenizer.read(fspath(path), pattern))
 
     @classmethod
+    def from_pretrained(cls, name: AnyPath, *, pattern: str | None = None, **options: Any) -> "Tokenizer":
+        """The tokenizer of a folder, or of a repository on the Hugging Face hub, which huggingface_hub fetches.
+
+        Args:
+            name: A path that exists, else a repository as `owner/name`.
+            pattern: As for `from_file`.
+            options: Arguments of `huggingface_hub.hf_hub_download`: revision, token, cache_dir, local_files_only, …
+
+        Raises:
+            ImportError: The name has to be looked up and huggingface_hub is not installed.
+            OSError: The hub cannot be reached and the local cache has no such tokenizer.
+            ValueError: It is no tokenizer that can be read; what is not supported is named.
+        """
+        path = fspath(name)
+        return cls.from_file(path if Path(path).exists() else pretrained.download(path, **options), pattern=pattern)
+
+    @classmethod
+    def from_tiktoken(cls, encoding: Any) -> "Tokenizer":
+        """The tokenizer of a `tiktoken.Encoding`, or of the name of an encoding or model that tiktoken knows.
+
+        Raises:
+            ImportError: A name has to be looked up and tiktoken is not installed.
+            OSError: tiktoken cannot download the vocabulary.
+            ValueError: tiktoken does not know the name, or the vocabulary lacks a byte.
+        """
+        encoding = pretrained.encoding_of(encoding) if isinstance(encoding, str) else encoding
+        return cls(_core.Tokenizer.from_ranks(*pretrained.ranks_of(encoding)))
+
+    @classmethod
     def from_json(cls, text: str) -> "Tokenizer":
         """The tokenizer of the text of a tokenizer.json."""
         return cls(_core.Tokenizer.from_json(text))
@@ -157,8 +172,51 @@ class Tokenizer:
         return self.core.to_json()
 
     def save(self, path: AnyPath) -> None:
-        """Writes tokenizer.json; an earlier file stays whole until the new one is complete."""
+        """Writes tokenizer.json, or by the name ranks (*.tiktoken) or merges.txt with vocab.json beside it.
+
+        An earlier file stays whole until the new one is complete.
+        """
         self.core.write(fspath(path))
+
+    def save_pretrained(
+        self,
+        folder: AnyPath,
+        *,
+        chat_template: str | None = None,
+        bos_token: str | None = None,
+        eos_token: str | None = None,
+        pad_token: str | None = None,
+        model_max_length: int | None = None,
+    ) -> None:
+        """Writes a folder that transformers loads: `AutoTokenizer.from_pretrained(folder)`.
+
+        Args:
+            folder: Made when it is not there.
+            chat_template: A Jinja template for `apply_chat_template`.
+            bos_token: The special token that begins a text; by default what a template of the file puts there.
+            eos_token: The one that ends it; by default that of `eot_id`.
+            pad_token: The one that fills; by default there is none.
+            model_max_length: The longest input, for transformers' warnings.
+        """
+        pretrained.save(
+            self.core,
+            folder,
+            chat_template=chat_template,
+            bos_token=bos_token,
+            eos_token=eos_token,
+            pad_token=pad_token,
+            model_max_length=model_max_length,
+        )
+
+    # ── for code written for others ──
+
+    def as_tiktoken(self, name: str = "gptrs") -> TiktokenView:
+        """This tokenizer with the methods of `tiktoken.Encoding`."""
+        return TiktokenView(self.core, name)
+
+    def as_hf(self) -> HuggingFaceView:
+        """This tokenizer with the methods of `tokenizers.Tokenizer`: special-token text becomes its id there."""
+        return HuggingFaceView(self.core)
 
     # ── text to ids ──
 
@@ -305,6 +363,8 @@ class Tokenizer:
                 begins or ends inside a character has the place of the characters that it touches, as in Hugging Face.
                 Of `bytes` that are not UTF-8, each sequence that decodes to one U+FFFD is a character.
 
+        Where the tokenizer has a normalizer, these are places in `normalize(text)`.
+
         Example:
             >>> tok = Tokenizer.train_from_iterator(["abab"], 258)
             >>> tok.encode_with_offsets("abé")
@@ -379,13 +439,22 @@ class Tokenizer:
 
     @property
     def pattern(self) -> str:
-        """The splitting pattern: its name ("gpt2", "cl100k_base") or the regular expression."""
+        """The splitting pattern: its name ("gpt2", "llama3", …), its regular expression, or the JSON of its steps."""
         return self.core.pattern
 
     @property
     def digest(self) -> str:
-        """64 hex digits over pattern, tokens, merges and special tokens: the same for every spelling of the file."""
+        """64 hex digits over all that decides ids: normalizer, pattern, tokens, merges, special tokens."""
         return self.core.digest
+
+    @property
+    def normalizer(self) -> str | None:
+        """The normal form that text is brought into before it is split: "NFC", "NFD", "NFKC", "NFKD" or None."""
+        return self.core.normalizer
+
+    def normalize(self, text: Text) -> bytes:
+        """The UTF-8 of `text` in the tokenizer's normal form, which is what its ids spell."""
+        return self.core.normalize(text)
 
     def id_to_token(self, token_id: int) -> bytes | None:
         """The bytes of a token, for a special token its text; None for an id without one."""
@@ -409,32 +478,6 @@ class Tokenizer:
         return Tokenizer.from_json, (self.to_json(),)
 
 
-def _trainer(
-    pattern: str, vocab_size: int, special_tokens: Sequence[str], min_count: int, threads: int
-) -> _core.Trainer:
-    """A trainer; every argument is checked here, before the work starts."""
-    for name, value in (("vocab_size", vocab_size), ("min_count", min_count), ("threads", threads)):
-        if not 0 <= value < 1 << 32:
-            raise ValueError(f"{name} must be 0 to 2**32 - 1, got {value}")
-    if isinstance(special_tokens, str):
-        raise ValueError(f"expected a list of special tokens, got {special_tokens!r}; hint: [{special_tokens!r}]")
-    return _core.Trainer(pattern, vocab_size, list(special_tokens), min_count)
-
-
 def _check_threads(threads: int) -> None:
     if threads < 0:
         raise ValueError(f"threads must be 0 (all cores) or more, got {threads}")
-
-
-def _blocks(texts: Iterator[Text]) -> Iterator[list[Text]]:
-    """`texts` in lists of bounded size."""
-    block: list[Text] = []
-    size = 0
-    for text in texts:
-        block.append(text)
-        size += len(text)
-        if size >= _BLOCK_BYTES or len(block) >= _BLOCK_TEXTS:
-            yield block
-            block, size = [], 0
-    if block:
-        yield block

@@ -218,7 +218,7 @@ impl Tokenizer {
         let n_bytes: usize = texts.iter().map(|text| text.as_ref().len()).sum();
         control.begin("encode bytes", n_bytes as u64);
         let threads = if n_bytes < PARALLEL_BYTES { 1 } else { parallel::resolve_threads(threads) };
-        let tasks = self.tasks(texts, &how.finder, threads > 1);
+        let tasks = self.tasks(texts, &how.finder, threads > 1 && self.may_cut(how));
         self.warm_up(n_bytes, threads, control)?;
         let make = || Worker { cache: self.cache(), store: S::default(), lengths: Vec::new(), parts: Vec::new() };
         let workers = parallel::run(threads, tasks.len(), control, make, |worker, index| {
@@ -250,20 +250,29 @@ impl Tokenizer {
         control: &Control,
         sink: &mut S,
     ) -> Result<()> {
-        let text = &text[..range.end];
-        let mut at = range.start;
-        loop {
-            let found = how.finder.find(text, at);
-            let end = found.map_or(text.len(), |found| found.start);
-            match how.dropout {
-                Some(dropout) => self.encode_dropout(text, at..end, index, dropout, control, sink)?,
-                None => self.encode_stretch(cache, &text[at..end], control, sink)?,
-            }
-            let Some(found) = found else { return Ok(()) };
-            sink.push(&[found.id]);
-            control.advance((found.end - found.start) as u64);
-            at = found.end;
-        }
+        how.finder.for_each(
+            &text[range.clone()],
+            &mut (sink, range.start),
+            |(sink, at), part| {
+                match how.dropout {
+                    Some(dropout) => self.encode_dropout(part, *at, index, dropout, control, *sink)?,
+                    None => self.encode_stretch(cache, part, control, *sink)?,
+                }
+                *at += part.len();
+                Ok(())
+            },
+            |(sink, at), found, bytes| {
+                sink.push(&[found.id]);
+                control.advance(bytes.len() as u64);
+                *at += bytes.len();
+            },
+        )
+    }
+
+    /// Whether a text may be cut at [`Splitter::safe_cut`](crate::split::Splitter::safe_cut) outside special tokens: not
+    /// where one is known by what stands around it, nor where the draws of dropout follow the normalized text.
+    fn may_cut(&self, how: &How) -> bool {
+        how.finder.is_plain() && (how.dropout.is_none() || self.splitter().normalizer().is_none())
     }
 
     /// Gathers short texts into tasks of about [`TASK_BYTES`] and, with `may_cut`, cuts long ones.

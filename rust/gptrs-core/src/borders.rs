@@ -230,8 +230,7 @@ fn is_tail(byte: u8) -> bool {
 /// Adds the character borders inside of `token`: codes of whole characters, bytes of others. What no UTF-8 text has at a
 /// border is left out, and so is what stands between two ASCII characters: there is always a border that may be spanned.
 fn collect(token: &[u8], whole: &mut Vec<(u32, u32)>, partial: &mut Vec<(u32, u32)>) {
-    for at in (1..token.len()).filter(|&at| !is_tail(token[at]) && !(token[at - 1].is_ascii() && token[at].is_ascii()))
-    {
+    for at in (1..token.len()).filter(|&at| !is_tail(token[at]) && !token[at - 1..=at].is_ascii()) {
         let n_tail = token[..at].iter().rev().take_while(|&&byte| is_tail(byte)).count();
         let from = at - (n_tail + 1).min(at);
         let (left, rest) = (&token[from..at], &token[at..]);
@@ -313,7 +312,7 @@ mod tests {
                     let n = 1 + self.below(4);
                     let word = self.text(n).into_bytes();
                     let from = self.below(word.len());
-                    (word[from..][..1 + self.below(word.len() - from)].to_vec(), 1 + self.below(9) as u64)
+                    (word[from..][..=self.below(word.len() - from)].to_vec(), 1 + self.below(9) as u64)
                 })
                 .collect();
             naive::train(&words, 1 + self.below(80), 1)

@@ -9,7 +9,6 @@
 
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
-use std::ops::Range;
 
 use crate::control::Control;
 use crate::encode::Sink;
@@ -77,19 +76,19 @@ fn mix(mut z: u64) -> u64 {
 }
 
 impl Tokenizer {
-    /// Encodes `text[range]`, ordinary text of the text `index` of a batch, with dropout.
+    /// Encodes `part`, ordinary text from byte `at` of the text `index` of a batch on, with dropout.
     pub(crate) fn encode_dropout<S: Sink>(
         &self,
-        text: &[u8],
-        range: Range<usize>,
+        part: &[u8],
+        mut at: usize,
         index: usize,
         dropout: Dropout,
         control: &Control,
         sink: &mut S,
     ) -> Result<()> {
-        let mut merger = Merger::default();
-        let (mut at, mut ids) = (range.start, Vec::new());
-        self.splitter().for_each_piece(&text[range], |piece| {
+        let (mut merger, mut ids) = (Merger::default(), Vec::new());
+        let normal = self.splitter().normalize(part);
+        self.splitter().for_each_piece(normal.as_deref().unwrap_or(part), |piece| {
             ids.clear();
             merger.encode(self.vocab(), piece, dropout.draws(index, at), control, &mut ids)?;
             sink.push(&ids);

@@ -4,10 +4,11 @@
 //! processor; the batch then goes piece by piece through cache, whole-piece lookup and merging.
 
 use crate::borders::{CHAR_BYTES, Part};
-use crate::cache::{Buffers, Cache, INLINE, LONGEST, PACKED, packed_key, unpack};
+use crate::cache::{Buffers, Cache, INLINE, LONGEST, NOWHERE, PACKED, packed_key, unpack};
 use crate::control::Control;
 use crate::error::Result;
 use crate::split::Splitter;
+use crate::table::content;
 use crate::vocab::Vocab;
 
 /// Pieces collected before they are looked up.
@@ -73,6 +74,9 @@ pub(crate) fn encode_text<S: Sink>(
     control: &Control,
     sink: &mut S,
 ) -> Result<()> {
+    if let Some(normal) = splitter.normalize(text) {
+        return encode_text(vocab, splitter, cache, &normal, control, sink);
+    }
     let mut keys = std::mem::take(&mut cache.buffers.keys);
     keys.clear();
     keys.resize(BATCH, 0);
@@ -117,42 +121,105 @@ struct Encoder<'a, S> {
 }
 
 impl<S: Sink> Encoder<'_, S> {
-    /// Encodes a batch. Ids of cached pieces are gathered without branches: always [`INLINE`] stores, then a step of n.
     fn batch(&mut self, keys: &[u128]) -> Result<()> {
         debug_assert!(keys.len() * INLINE <= READY);
-        let mut n = 0;
-        for &key in keys {
-            let slot = if key < PLACE { self.cache.get(key) } else { None };
-            match slot {
-                Some(slot) if slot.n as usize <= INLINE => {
-                    self.ready[n..n + INLINE].copy_from_slice(&slot.ids);
-                    n += slot.n as usize;
-                }
-                slot => {
-                    self.sink.push(&self.ready[..n]);
-                    n = 0;
-                    match slot {
-                        Some(slot) => self.sink.push(self.cache.ids(&slot)),
-                        None if key >= PLACE => {
-                            let (at, len) = (key as u64 as usize, (key >> 64 & ((1 << 56) - 1)) as usize);
-                            let text = self.text;
-                            self.place(&text[at..at + len])?;
-                        }
-                        None => self.miss(key)?,
-                    }
-                }
+        let (mut at, mut is_resolved) = (0, false);
+        while let Some(&key) = keys.get(at) {
+            if key >= PLACE {
+                let (start, len) = (key as u64 as usize, (key >> 64 & ((1 << 56) - 1)) as usize);
+                let text = self.text;
+                self.place(&text[start..start + len])?;
+                at += 1;
+                continue;
             }
+            let n_hits = self.hits(&keys[at..]);
+            at += n_hits;
+            if n_hits > 0 {
+                continue;
+            }
+            let number = self.cache.find(key);
+            if number == NOWHERE && !is_resolved {
+                self.resolve(&keys[at..]);
+                is_resolved = true;
+                continue;
+            }
+            self.other(key, number)?;
+            at += 1;
         }
-        self.sink.push(&self.ready[..n]);
         Ok(())
     }
 
-    #[cold]
+    /// Gives out the ids of pieces up to the first that is not stored or has more than [`INLINE`] of them; how many these
+    /// are. Ids are gathered without branches: always [`INLINE`] stores, then a step of their number.
+    fn hits(&mut self, keys: &[u128]) -> usize {
+        let table = self.cache.view();
+        let (mut n, mut n_hits) = (0, 0);
+        for &key in keys {
+            if key >= PLACE {
+                break;
+            }
+            let Some(slot) = table.get(key) else { break };
+            let (ids, n_ids) = content(slot);
+            self.ready[n..n + INLINE].copy_from_slice(&ids);
+            if n_ids as usize > INLINE {
+                break;
+            }
+            n += n_ids as usize;
+            n_hits += 1;
+        }
+        self.sink.push(&self.ready[..n]);
+        n_hits
+    }
+
+    /// Computes and stores the unseen pieces among `keys`, four at a time where merging alone gives the ids.
     #[inline(never)]
-    fn miss(&mut self, key: u128) -> Result<()> {
+    fn resolve(&mut self, keys: &[u128]) {
+        let mut group = [0; 4];
+        let mut n = 0;
+        for &key in keys.iter().filter(|&&key| key < PLACE) {
+            let (bytes, len) = unpack(key);
+            if self.cache.find(key) == NOWHERE && self.merges_alone(&bytes[..len]) {
+                group[n] = key;
+                n += 1;
+                if n == group.len() {
+                    self.resolve_four(&group);
+                    n = 0;
+                }
+            }
+        }
+        self.resolve_four(&group[..n]);
+    }
+
+    /// Whether nothing but merging the bytes one by one is asked for.
+    fn merges_alone(&self, piece: &[u8]) -> bool {
+        !self.vocab.ignore_merges() && piece.iter().all(|&byte| byte < LONG_LEAD)
+    }
+
+    fn resolve_four(&mut self, keys: &[u128]) {
+        let mut unpacked = [([0; 16], 0); 4];
+        for (unpacked, &key) in unpacked.iter_mut().zip(keys) {
+            *unpacked = unpack(key);
+        }
+        let merged = self.vocab.merge_four(std::array::from_fn(|i| &unpacked[i].0[..unpacked[i].1]));
+        for (ids, &key) in merged.iter().zip(keys) {
+            if self.cache.find(key) == NOWHERE {
+                self.cache.insert(key, ids.as_slice());
+            }
+        }
+    }
+
+    /// A piece whose ids are many, or not stored.
+    #[inline(never)]
+    fn other(&mut self, key: u128, number: u32) -> Result<()> {
+        if number != NOWHERE {
+            let slot = self.cache.slot(number);
+            self.sink.push(self.cache.ids(&slot));
+            return Ok(());
+        }
         let (bytes, len) = unpack(key);
         self.compute(&bytes[..len], true)?;
-        self.keep(key)
+        self.keep(key);
+        Ok(())
     }
 
     /// A piece that is long, or has no spaces around it by the custom of its script.
@@ -203,12 +270,15 @@ impl<S: Sink> Encoder<'_, S> {
         let is_other = !is_piece && self.vocab.ignore_merges();
         if (1..=PACKED).contains(&bytes.len()) {
             let key = packed_key(bytes, 0, bytes) | if is_other { PART } else { 0 };
-            if let Some(slot) = self.cache.get(key) {
+            let number = self.cache.find(key);
+            if number != NOWHERE {
+                let slot = self.cache.slot(number);
                 self.sink.push(self.cache.ids(&slot));
                 return Ok(());
             }
             self.compute(bytes, is_piece)?;
-            return self.keep(key);
+            self.keep(key);
+            return Ok(());
         }
         if !is_other && let Some(ids) = self.cache.get_long(bytes) {
             self.sink.push(ids);
@@ -225,12 +295,11 @@ impl<S: Sink> Encoder<'_, S> {
     }
 
     /// Stores the ids in the buffer under `key` and gives them out.
-    fn keep(&mut self, key: u128) -> Result<()> {
+    fn keep(&mut self, key: u128) {
         let ids = std::mem::take(&mut self.cache.buffers.ids);
         self.cache.insert(key, &ids);
         self.sink.push(&ids);
         self.cache.buffers.ids = ids;
-        Ok(())
     }
 
     /// Leaves the ids of `bytes` in the buffer.

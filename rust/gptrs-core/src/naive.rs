@@ -19,8 +19,20 @@ pub type Pair = (u32, u32);
 /// assert_eq!(merges, [(97, 97), (97, 98), (256, 257)]); // aa, ab, aaab
 /// ```
 pub fn train(words: &[(Vec<u8>, u64)], n_merges: usize, min_count: u64) -> Vec<Pair> {
-    let mut words: Vec<(Vec<u32>, u64)> =
-        words.iter().map(|(word, n)| (word.iter().map(|&b| u32::from(b)).collect(), *n)).collect();
+    let words = words.iter().map(|(word, n)| (word.iter().map(|&b| u32::from(b)).collect(), *n)).collect();
+    resume(words, 256, n_merges, min_count, |_, _| true)
+}
+
+/// As [`train`] over words that are tokens already: merge `i` makes id `first_id + i`.
+///
+/// A pair for which `allow(merges so far, pair)` is false is passed over.
+pub fn resume(
+    mut words: Vec<(Vec<u32>, u64)>,
+    first_id: u32,
+    n_merges: usize,
+    min_count: u64,
+    allow: impl Fn(&[Pair], Pair) -> bool,
+) -> Vec<Pair> {
     let mut merges = Vec::new();
     while merges.len() < n_merges {
         let mut counts: BTreeMap<Pair, u64> = BTreeMap::new();
@@ -29,9 +41,10 @@ pub fn train(words: &[(Vec<u8>, u64)], n_merges: usize, min_count: u64) -> Vec<P
                 *counts.entry((pair[0], pair[1])).or_default() += n;
             }
         }
+        counts.retain(|&pair, _| allow(&merges, pair));
         let best = counts.into_iter().max_by_key(|&(pair, n)| (n, std::cmp::Reverse(pair)));
         let Some((pair, _)) = best.filter(|&(_, n)| n >= min_count.max(1)) else { break };
-        let id = 256 + merges.len() as u32;
+        let id = first_id + merges.len() as u32;
         for (ids, _) in &mut words {
             *ids = merge(ids, pair, id);
         }

@@ -72,7 +72,8 @@ impl Tokenizer {
                     Ids::U32(ids) => self.locate(ids[*first..].iter().copied(), spans),
                 }
                 if unit == Unit::Chars {
-                    to_chars(text, spans);
+                    let normal = self.splitter().normalize(text);
+                    to_chars(normal.as_deref().unwrap_or(text), spans);
                 }
                 Ok(())
             },

@@ -1,5 +1,6 @@
 //! A vocabulary, a splitter and special tokens, ready to encode and decode on any number of threads.
 
+use std::borrow::Cow;
 use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
@@ -10,8 +11,9 @@ use crate::control::Control;
 use crate::decode::{StreamDecoder, decode};
 use crate::encode::{Count, Sink, encode_text};
 use crate::error::{Error, Result};
-use crate::special::{SpecialSet, SpecialToken, Specials};
+use crate::special::{Finder, Matching, SpecialSet, SpecialToken, Specials};
 use crate::split::Splitter;
+use crate::template::Template;
 use crate::vocab::Vocab;
 use crate::warm::{Warm, WarmWords};
 
@@ -27,6 +29,7 @@ pub struct Tokenizer {
     vocab: Vocab,
     splitter: Splitter,
     specials: SpecialSet,
+    template: Option<Template>,
     /// Tells the caches of one tokenizer from those of another.
     identity: u64,
     cache_bytes: usize,
@@ -37,11 +40,17 @@ pub struct Tokenizer {
 impl Tokenizer {
     /// Joins the parts; fails when a special token is empty, doubled, or has the id of another token.
     pub fn new(vocab: Vocab, splitter: Splitter, specials: Vec<SpecialToken>) -> Result<Self> {
+        let exact = specials.into_iter().map(|token| (token, Matching::EXACT));
+        Self::with_matching(vocab, splitter, exact.collect())
+    }
+
+    /// [`Tokenizer::new`] with special tokens that are found as Hugging Face's files say.
+    pub fn with_matching(vocab: Vocab, splitter: Splitter, specials: Vec<(SpecialToken, Matching)>) -> Result<Self> {
         static NEXT_IDENTITY: AtomicU64 = AtomicU64::new(0);
-        let specials = SpecialSet::new(specials, &vocab)?;
+        let specials = SpecialSet::new(specials, splitter.normalizer(), &vocab)?;
         let identity = NEXT_IDENTITY.fetch_add(1, Ordering::Relaxed);
-        let (idle, warm) = (Mutex::new(Vec::new()), Warm::default());
-        Ok(Self { vocab, splitter, specials, identity, cache_bytes: DEFAULT_BYTES, idle, warm })
+        let (template, idle, warm) = (None, Mutex::new(Vec::new()), Warm::default());
+        Ok(Self { vocab, splitter, specials, template, identity, cache_bytes: DEFAULT_BYTES, idle, warm })
     }
 
     /// The same tokenizer with another bound on the memory of each thread's cache; 64 MiB by default.
@@ -86,6 +95,23 @@ impl Tokenizer {
         self.specials.tokens()
     }
 
+    /// How each of the special tokens is found.
+    pub fn matching(&self) -> &[Matching] {
+        self.specials.matching()
+    }
+
+    /// What Hugging Face puts around a text; nothing here does, the format and its users keep it.
+    pub fn template(&self) -> Option<&Template> {
+        self.template.as_ref()
+    }
+
+    /// The same tokenizer with another template.
+    #[must_use]
+    pub fn with_template(mut self, template: Option<Template>) -> Self {
+        self.template = template;
+        self
+    }
+
     /// The largest id + 1; ids below it may be holes.
     pub fn vocab_size(&self) -> usize {
         let special = self.specials().last().map_or(0, |token| token.id as usize + 1);
@@ -97,7 +123,8 @@ impl Tokenizer {
         self.specials.end_of_text()
     }
 
-    /// What this tokenizer is, whatever file it came from: blake3 over pattern, tokens, merges and special tokens.
+    /// What this tokenizer is, whatever file it came from: blake3 over all that decides ids, which are pattern, tokens,
+    /// merges, special tokens, and where there is one the normalizer and how special tokens are found.
     pub fn digest(&self) -> [u8; 32] {
         let mut hasher = blake3::Hasher::new_derive_key("gptrs tokenizer identity 1");
         let mut field = |bytes: &[u8]| {
@@ -113,9 +140,16 @@ impl Tokenizer {
         let merges: Vec<u8> =
             self.vocab.merges().iter().flat_map(|&(l, r)| [l.to_le_bytes(), r.to_le_bytes()]).flatten().collect();
         field(&merges);
-        for token in self.specials() {
+        let normalizer = self.splitter.normalizer();
+        for (token, matching) in self.specials().iter().zip(self.matching()) {
             field(&token.id.to_le_bytes());
             field(token.text.as_bytes());
+            if let Some(flags) = matching.digest_field(normalizer) {
+                field(flags);
+            }
+        }
+        if let Some(normalizer) = normalizer {
+            field(normalizer.name().as_bytes());
         }
         *hasher.finalize().as_bytes()
     }
@@ -212,6 +246,11 @@ impl Tokenizer {
         self.vocab.id(bytes).or_else(|| self.specials.id(bytes))
     }
 
+    /// Finds the chosen special tokens.
+    pub(crate) fn special_finder(&self, choice: Specials) -> Result<Cow<'_, Finder>> {
+        self.specials.finder(choice)
+    }
+
     pub(crate) fn known_bytes(&self, id: u32, position: usize) -> Result<&[u8]> {
         self.token_bytes(id).ok_or_else(|| Error::UnknownId { id, position, vocab_size: self.vocab_size() })
     }
@@ -229,9 +268,9 @@ impl Tokenizer {
             return Ok(());
         }
         let spared = if matches!(disallowed, Specials::All) { allowed } else { Specials::None };
-        match self.specials.finder_except(disallowed, spared)?.find(text, 0) {
+        match self.specials.finder_except(disallowed, spared)?.first(text) {
             Some(found) => {
-                let token = String::from_utf8_lossy(&text[found.start..found.end]).into_owned();
+                let token = self.specials.text(found.id).unwrap_or_default().to_owned();
                 Err(Error::SpecialToken { token, offset: found.start })
             }
             None => Ok(()),

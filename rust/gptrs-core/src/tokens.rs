@@ -98,6 +98,28 @@ impl Tokens {
         if entry == EMPTY { None } else { Some(entry as u32) }
     }
 
+    /// [`Tokens::id`] of many tokens: their memory is fetched side by side instead of one after the other.
+    pub(crate) fn ids<const N: usize>(&self, tokens: [&[u8]; N]) -> [Option<u32>; N] {
+        let mask = self.index.len() - 1;
+        let hashes = tokens.map(hash_bytes);
+        let entries = hashes.map(|hash| self.index[hash as usize & mask]);
+        let places = entries.map(|entry| {
+            let id = entry as u32 as usize;
+            self.starts.get(id).copied().zip(self.starts.get(id.wrapping_add(1)).copied())
+        });
+        std::array::from_fn(|i| {
+            let (entry, hash, token) = (entries[i], hashes[i], tokens[i]);
+            match places[i] {
+                Some((start, end))
+                    if (entry ^ hash) & UPPER == 0 && self.bytes[start as usize..end as usize] == *token =>
+                {
+                    Some(entry as u32)
+                }
+                _ => self.id(token),
+            }
+        })
+    }
+
     /// Where `token` is in the index, or the empty slot where it would be.
     fn slot(&self, token: &[u8], hash: u64) -> usize {
         let mask = self.index.len() - 1;

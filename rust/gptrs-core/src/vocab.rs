@@ -4,18 +4,31 @@
 //! Both become one table of pairs. For ranks, the pair that makes a token is what is left of its bytes just before the
 //! last merge: BPE restricted to a span behaves as on the span alone, so no other pair can ever make this token.
 
+use std::collections::BTreeSet;
 use std::sync::OnceLock;
 
 use crate::borders::Borders;
 use crate::control::Control;
 use crate::error::{Error, Result};
-use crate::merge::{Scratch, merge_piece};
+use crate::merge::{Merges, Scratch, Short};
 use crate::naive::Pair;
 use crate::pairs::{ID_BITS, NO_RANK, Pairs};
+use crate::reach::unreachable;
 use crate::tokens::Tokens;
 
 /// The longest token of a rank file; finding its merge is quadratic. The largest vocabularies in use have 128 bytes.
 const MAX_RANKED_BYTES: usize = 1024;
+
+/// What a file says: ids are known, the invariants are not checked.
+#[derive(Debug)]
+pub(crate) struct Resolved {
+    pub(crate) tokens: Tokens,
+    pub(crate) merges: Vec<Pair>,
+    /// The token that each merge makes.
+    pub(crate) products: Vec<u32>,
+    /// Ids whose token is left out of `tokens` as a special one.
+    pub(crate) special: BTreeSet<u32>,
+}
 
 /// Tokens, merges and what follows from them.
 ///
@@ -65,31 +78,56 @@ impl Vocab {
     /// Token `i` has id and rank `i` (an empty one is a hole), as in tiktoken: a piece that is a token is that token,
     /// else the two neighbours whose bytes together have the lowest rank merge.
     pub fn from_ranks<T: AsRef<[u8]>>(tokens: &[T]) -> Result<Self> {
-        let tokens = collect(tokens)?;
+        Self::from_ranked(collect(tokens)?)
+    }
+
+    /// [`Vocab::from_ranks`] of tokens that are collected.
+    ///
+    /// The merges of lower ranks bring most tokens down to two, which merge. One that they do not may still come down by
+    /// tokens of higher ranks.
+    pub(crate) fn from_ranked(tokens: Tokens) -> Result<Self> {
         let byte_ids = byte_ids(&tokens)?;
-        let (mut merges, mut unreachable) = (Vec::new(), Vec::new());
-        let mut parts = Vec::new();
+        let mut pairs = Pairs::with_capacity(tokens.len());
+        let (mut merges, mut unreachable) = (Vec::with_capacity(tokens.len()), Vec::new());
+        let (mut ids, mut scratch, mut parts, control) = (Vec::new(), Scratch::default(), Vec::new(), Control::new());
         for id in 0..tokens.len() as u32 {
             let token = tokens.get(id).unwrap_or_default();
+            check_ranked(id, token)?;
             if token.len() < 2 {
                 continue;
             }
-            match last_pair(&tokens, &byte_ids, id, token, &mut parts)? {
-                Some(pair) => merges.push(pair),
+            ids.clear();
+            Merges { pairs: &pairs, byte_ids: &byte_ids }.encode(token, &mut scratch, &control, &mut ids)?;
+            let pair = match ids[..] {
+                [left, right] => Some((left, right)),
+                _ => last_pair(&tokens, token, &mut parts),
+            };
+            match pair {
+                Some(pair) => {
+                    let is_new = pairs.push(pair, id, token);
+                    debug_assert!(is_new, "two tokens of the same bytes");
+                    merges.push(pair);
+                }
                 None => unreachable.push(id),
             }
         }
-        let pairs = pair_table(&tokens, &merges)?;
         let ignore_merges = !unreachable.is_empty();
         Ok(Self { tokens, merges, pairs, byte_ids, unreachable, ignore_merges, borders: OnceLock::new() })
     }
 
-    fn from_parts(tokens: Tokens, merges: Vec<Pair>, ignore_merges: bool) -> Result<Self> {
+    /// The vocabulary of a file whose merges are known to make the products.
+    pub(crate) fn from_resolved(parts: Resolved, ignore_merges: bool) -> Result<Self> {
+        let Resolved { tokens, merges, products, .. } = parts;
         let byte_ids = byte_ids(&tokens)?;
-        let pairs = pair_table(&tokens, &merges)?;
-        let unreachable = unreachable(&tokens, &pairs, &byte_ids)?;
+        let pairs = pair_table(&tokens, &merges, &products)?;
+        let unreachable = unreachable(&tokens, &pairs, &merges, &byte_ids)?;
         let ignore_merges = ignore_merges && !unreachable.is_empty();
         Ok(Self { tokens, merges, pairs, byte_ids, unreachable, ignore_merges, borders: OnceLock::new() })
+    }
+
+    fn from_parts(tokens: Tokens, merges: Vec<Pair>, ignore_merges: bool) -> Result<Self> {
+        let products = products(&tokens, &merges)?;
+        Self::from_resolved(Resolved { tokens, merges, products, special: BTreeSet::new() }, ignore_merges)
     }
 
     /// Number of ids, holes included.
@@ -112,6 +150,12 @@ impl Vocab {
     /// The merges in order of rank.
     pub fn merges(&self) -> &[Pair] {
         &self.merges
+    }
+
+    /// Rank and product of the merge of two tokens; `None` when they never merge.
+    pub fn merge_of(&self, left: u32, right: u32) -> Option<(u32, u32)> {
+        let rank = self.pairs.rank(left, right);
+        (rank != NO_RANK).then(|| (rank, self.pairs.product(rank)))
     }
 
     /// The id of every single byte.
@@ -160,6 +204,12 @@ impl Vocab {
         self.merge_piece(piece, &mut Scratch::default(), control, out)
     }
 
+    /// The ids of each of four pieces of at most 16 bytes, see [`Merges::encode_four`].
+    #[inline]
+    pub(crate) fn merge_four(&self, pieces: [&[u8]; 4]) -> [Short; 4] {
+        Merges { pairs: &self.pairs, byte_ids: &self.byte_ids }.encode_four(pieces)
+    }
+
     /// Where pieces fall apart; the first call takes some milliseconds.
     pub(crate) fn borders(&self) -> &Borders {
         self.borders.get_or_init(|| {
@@ -177,7 +227,7 @@ impl Vocab {
         control: &Control,
         out: &mut Vec<u32>,
     ) -> Result<()> {
-        merge_piece(&self.pairs, &self.byte_ids, piece, scratch, control, out)
+        Merges { pairs: &self.pairs, byte_ids: &self.byte_ids }.encode(piece, scratch, control, out)
     }
 }
 
@@ -211,37 +261,39 @@ fn byte_ids(tokens: &Tokens) -> Result<[u32; 256]> {
     Ok(ids)
 }
 
-fn pair_table(tokens: &Tokens, merges: &[Pair]) -> Result<Pairs> {
+/// The token that each merge makes.
+fn products(tokens: &Tokens, merges: &[Pair]) -> Result<Vec<u32>> {
+    let product = |(rank, &pair): (usize, &Pair)| {
+        let token = spell(tokens, pair, rank)?;
+        tokens.id(&token).ok_or_else(|| {
+            let text = token.escape_ascii();
+            Error::Vocab(format!("merge {rank} is {pair:?} and spells \"{text}\", which is not a token"))
+        })
+    };
+    merges.iter().enumerate().map(product).collect()
+}
+
+fn pair_table(tokens: &Tokens, merges: &[Pair], products: &[u32]) -> Result<Pairs> {
     if merges.len() >= 1 << ID_BITS {
         return Err(Error::Vocab(format!("expected fewer than {} merges, got {}", 1 << ID_BITS, merges.len())));
     }
     let mut pairs = Pairs::with_capacity(merges.len());
-    for (rank, &pair) in merges.iter().enumerate() {
-        let token = spell(tokens, pair, rank)?;
-        let text = token.escape_ascii();
-        let Some(product) = tokens.id(&token) else {
-            return Err(Error::Vocab(format!("merge {rank} is {pair:?} and spells \"{text}\", which is not a token")));
-        };
-        if !pairs.push(pair, product, &token) {
+    for (rank, (&pair, &product)) in merges.iter().zip(products).enumerate() {
+        let token = tokens.get(product).unwrap_or_default();
+        if !pairs.push(pair, product, token) {
+            let text = token.escape_ascii();
             return Err(Error::Vocab(format!("merge {rank} repeats {pair:?}, which spells \"{text}\"")));
         }
     }
     Ok(pairs)
 }
 
-/// Encodes every token; those that do not come out as themselves.
-fn unreachable(tokens: &Tokens, pairs: &Pairs, byte_ids: &[u32; 256]) -> Result<Vec<u32>> {
-    let (mut scratch, control) = (Scratch::default(), Control::new());
-    let (mut ids, mut unreachable) = (Vec::new(), Vec::new());
-    for id in 0..tokens.len() as u32 {
-        let token = tokens.get(id).unwrap_or_default();
-        ids.clear();
-        merge_piece(pairs, byte_ids, token, &mut scratch, &control, &mut ids)?;
-        if ids != [id] && !token.is_empty() {
-            unreachable.push(id);
-        }
+fn check_ranked(id: u32, token: &[u8]) -> Result<()> {
+    if token.len() <= MAX_RANKED_BYTES {
+        return Ok(());
     }
-    Ok(unreachable)
+    let n = token.len();
+    Err(Error::Vocab(format!("token {id} has {n} bytes, expected at most {MAX_RANKED_BYTES} in a rank file")))
 }
 
 /// A span of the token under way and the rank of the bytes that it and the next span spell.
@@ -252,22 +304,7 @@ struct Part {
 }
 
 /// The two tokens that merge into `token` under the order of ranks; `None` when its bytes never come down to two.
-fn last_pair(
-    tokens: &Tokens,
-    byte_ids: &[u32; 256],
-    id: u32,
-    token: &[u8],
-    parts: &mut Vec<Part>,
-) -> Result<Option<Pair>> {
-    if let &[left, right] = token {
-        return Ok(Some((byte_ids[usize::from(left)], byte_ids[usize::from(right)])));
-    }
-    if token.len() > MAX_RANKED_BYTES {
-        let n = token.len();
-        return Err(Error::Vocab(format!(
-            "token {id} has {n} bytes, expected at most {MAX_RANKED_BYTES} in a rank file"
-        )));
-    }
+fn last_pair(tokens: &Tokens, token: &[u8], parts: &mut Vec<Part>) -> Option<Pair> {
     let rank = |start: usize, end: usize| tokens.id(&token[start..end]).unwrap_or(u32::MAX);
     let n = token.len();
     parts.clear();
@@ -279,7 +316,7 @@ fn last_pair(
         let (at, lowest) =
             parts.iter().enumerate().min_by_key(|(_, part)| part.rank).map_or((0, u32::MAX), |(i, p)| (i, p.rank));
         if lowest == u32::MAX {
-            return Ok(None);
+            return None;
         }
         parts.remove(at + 1);
         if at > 0 {
@@ -289,5 +326,5 @@ fn last_pair(
         parts[at].rank = if is_last { u32::MAX } else { rank(parts[at].start, start_of(parts, at + 2)) };
     }
     let middle = start_of(parts, 1);
-    Ok(tokens.id(&token[..middle]).zip(tokens.id(&token[middle..])))
+    tokens.id(&token[..middle]).zip(tokens.id(&token[middle..]))
 }

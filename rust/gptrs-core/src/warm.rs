@@ -220,7 +220,7 @@ fn hot_cache(words: &WarmWords, tokenizer: &Tokenizer, threads: usize, control: 
     for Encodings { task, ids, ends } in done {
         let mut start = 0;
         for (i, end) in (TASK_WORDS * task..).zip(ends) {
-            cache.seed(words.word(i), &ids[start..end]);
+            cache.store(words.word(i), &ids[start..end]);
             start = end;
         }
     }

@@ -1,18 +1,12 @@
-//! `Tokenizer`, `StreamDecoder` and `Trainer`.
+//! `Tokenizer` and `StreamDecoder`.
 
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use gptrs_core::count::{self, WordCounts};
-use gptrs_core::count_files::count_files;
 use gptrs_core::formats::{self, tokenizer_json};
 use gptrs_core::prepare::{PrepareOptions, encode_files};
-use gptrs_core::split::Splitter;
-use gptrs_core::train::{self, TrainOptions};
-use gptrs_core::vocab::Vocab;
-use gptrs_core::{
-    Control, Dropout, EncodeOptions, Encoded, Error, Ids, Result, SpecialToken, Specials, Unit, WarmWords,
-};
+use gptrs_core::trace::{Merge, Origin, Piece};
+use gptrs_core::{Control, Dropout, EncodeOptions, Encoded, Error, Ids, Result, Specials, Unit};
 use numpy::prelude::*;
 use numpy::{PyArray1, PyArray2};
 use pyo3::prelude::*;
@@ -28,6 +22,9 @@ const SMALL_BYTES: usize = 1 << 16;
 
 /// Where a token's bytes begin and end in the text.
 type Span = (usize, usize);
+
+type TracedMerge = (u32, (usize, usize, usize), (u32, u32, u32));
+type TracedPiece = (Span, &'static str, Vec<TracedMerge>, Vec<u32>);
 
 /// Text to ids and back; immutable, safe to share between threads and after `fork`.
 #[pyclass(frozen, module = "gptrs._core")]
@@ -195,6 +192,21 @@ impl Tokenizer {
         Ok(texts.iter().map(|bytes| PyBytes::new(py, bytes)).collect())
     }
 
+    /// Each piece: start and end of its bytes, origin, merges, ids. A merge: rank, three places in the piece, three ids.
+    fn trace(&self, py: Python<'_>, text: Text, allowed_special: Names) -> PyResult<Vec<TracedPiece>> {
+        let pieces = detached(py, || self.0.trace(text.as_ref(), specials(&allowed_special)))?;
+        let merge = |m: Merge| (m.rank, m.span, (m.left, m.right, m.product));
+        let plain = |piece: Piece| {
+            let origin = match piece.origin {
+                Origin::Merges => "merges",
+                Origin::Whole => "whole",
+                Origin::Special => "special",
+            };
+            (piece.span, origin, piece.merges.into_iter().map(merge).collect(), piece.ids)
+        };
+        Ok(pieces.into_iter().map(plain).collect())
+    }
+
     fn decoder(&self) -> StreamDecoder {
         StreamDecoder(self.0.decoder())
     }
@@ -322,98 +334,5 @@ impl StreamDecoder {
 
     fn finish(&mut self) -> String {
         self.0.finish()
-    }
-}
-
-/// Counts words of files and texts, then learns the merges; arguments are checked before any work.
-#[pyclass(module = "gptrs._core")]
-pub struct Trainer {
-    splitter: Splitter,
-    special_tokens: Vec<String>,
-    options: TrainOptions,
-    counts: WordCounts,
-}
-
-#[pymethods]
-impl Trainer {
-    #[new]
-    fn new(pattern: &str, vocab_size: usize, special_tokens: Vec<String>, min_count: u64) -> PyResult<Self> {
-        let splitter = Splitter::new(pattern).map_err(py_err)?;
-        let n_smallest = 256 + special_tokens.len();
-        let n_merges = vocab_size.checked_sub(n_smallest).ok_or_else(|| {
-            py_err(Error::Argument(format!(
-                "vocab_size must be at least {n_smallest} (256 bytes and {} special tokens), got {vocab_size}; hint: use \
-                 vocab_size={n_smallest} for a vocabulary without merges",
-                special_tokens.len()
-            )))
-        })?;
-        let trainer =
-            Self { splitter, special_tokens, options: TrainOptions { n_merges, min_count }, counts: WordCounts::new() };
-        trainer.tokenizer(&[]).map_err(py_err)?;
-        Ok(trainer)
-    }
-
-    #[pyo3(signature = (paths, text_field, threads=0, progress=None))]
-    fn add_files(
-        &mut self,
-        py: Python<'_>,
-        paths: Vec<PathBuf>,
-        text_field: &str,
-        threads: usize,
-        progress: Option<&Bound<'_, PyAny>>,
-    ) -> PyResult<()> {
-        let splitter = &self.splitter;
-        let (counts, _) = watched(py, progress, |control| count_files(&paths, text_field, splitter, threads, control))?;
-        self.add(py, counts)
-    }
-
-    #[pyo3(signature = (texts, threads=0, progress=None))]
-    fn add_texts(
-        &mut self,
-        py: Python<'_>,
-        texts: &Bound<'_, PyAny>,
-        threads: usize,
-        progress: Option<&Bound<'_, PyAny>>,
-    ) -> PyResult<()> {
-        let texts = text::texts(texts)?;
-        let splitter = &self.splitter;
-        let counts = watched(py, progress, |control| count::count_texts(&texts, splitter, threads, control))?;
-        self.add(py, counts)
-    }
-
-    #[getter]
-    fn n_words(&self) -> usize {
-        self.counts.len()
-    }
-
-    #[getter]
-    fn n_bytes(&self) -> u64 {
-        self.counts.n_bytes()
-    }
-
-    #[pyo3(signature = (threads=0, progress=None))]
-    fn finish(&self, py: Python<'_>, threads: usize, progress: Option<&Bound<'_, PyAny>>) -> PyResult<Tokenizer> {
-        watched(py, progress, |control| {
-            let merges = train::train(&self.counts, &self.options, threads, control)?;
-            let words = WarmWords::most_frequent(&self.counts, WarmWords::DEFAULT_LEN);
-            self.tokenizer(&merges).map(|tokenizer| tokenizer.with_warm_words(words))
-        })
-        .map(|tokenizer| Tokenizer(Arc::new(tokenizer)))
-    }
-}
-
-impl Trainer {
-    fn add(&mut self, py: Python<'_>, counts: WordCounts) -> PyResult<()> {
-        let all = &mut self.counts;
-        detached(py, || all.merge(counts))
-    }
-
-    /// Bytes, then merges, then the special tokens in the order given.
-    fn tokenizer(&self, merges: &[(u32, u32)]) -> Result<gptrs_core::tokenizer::Tokenizer> {
-        let vocab = Vocab::from_merges(merges)?;
-        let first = vocab.len() as u32;
-        let specials = self.special_tokens.iter().zip(first..);
-        let specials = specials.map(|(text, id)| SpecialToken { text: text.clone(), id }).collect();
-        gptrs_core::tokenizer::Tokenizer::new(vocab, self.splitter.clone(), specials)
     }
 }

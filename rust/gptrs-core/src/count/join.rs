@@ -72,26 +72,38 @@ pub fn join(paths: &[PathBuf], out: &Path, control: &Control) -> Result<Header> 
     writer.finish(n_documents)
 }
 
+/// What cut the words of all count files at `paths`; fails when they differ.
+pub fn splitter(paths: &[PathBuf]) -> Result<Splitter> {
+    Ok(Plan::new(paths)?.splitter)
+}
+
 /// The words of the count files at `paths`, summed in memory.
 pub fn read(paths: &[PathBuf], control: &Control) -> Result<Joined> {
+    let mut counts = WordCounts::new();
+    let (n_documents, splitter) = for_each_word(paths, control, |word, n| counts.add(word, n))?;
+    if counts.is_empty() { Err(Error::EmptyCorpus) } else { Ok(Joined { counts, n_documents, splitter }) }
+}
+
+/// Calls `f` with every word and count of the count files at `paths`, one file after the other; returns the number of
+/// documents and what cut the words.
+pub fn for_each_word(
+    paths: &[PathBuf],
+    control: &Control,
+    mut f: impl FnMut(&[u8], u64) -> Result<()>,
+) -> Result<(u64, Splitter)> {
     let plan = Plan::new(paths)?;
     control.begin("read words", plan.n_words);
-    let (mut counts, mut n_documents) = (WordCounts::new(), 0u64);
-    let mut word = Vec::new();
+    let (mut n_documents, mut word) = (0u64, Vec::new());
     for path in paths {
         let mut file = CountFile::open(path)?;
         n_documents = add_documents(n_documents, &file)?;
         let mut n_read = 0;
         while let Some(n) = file.next(&mut word)? {
-            counts.add(&word, n).map_err(|error| in_file(error, path))?;
+            f(&word, n).map_err(|error| in_file(error, path))?;
             watch(control, &mut n_read)?;
         }
     }
-    if counts.is_empty() {
-        Err(Error::EmptyCorpus)
-    } else {
-        Ok(Joined { counts, n_documents, splitter: plan.splitter })
-    }
+    Ok((n_documents, plan.splitter))
 }
 
 /// What is known before a word is read.

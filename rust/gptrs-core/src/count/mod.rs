@@ -11,6 +11,7 @@ mod counter;
 pub mod file;
 mod front;
 pub mod join;
+pub mod superwords;
 mod table;
 
 use std::sync::{Mutex, MutexGuard, PoisonError};

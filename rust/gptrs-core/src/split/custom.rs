@@ -45,6 +45,6 @@ impl Custom {
     }
 }
 
-fn failure(pattern: &str, error: &fancy_regex::Error) -> Error {
+pub(super) fn failure(pattern: &str, error: &fancy_regex::Error) -> Error {
     Error::Pattern { pattern: pattern.to_owned(), reason: error.to_string() }
 }

@@ -47,7 +47,7 @@ impl Scheme for Gpt2 {
 }
 
 /// Length of the ending that follows an apostrophe; lower case only.
-fn contraction(rest: &[u8]) -> usize {
+pub(super) fn contraction(rest: &[u8]) -> usize {
     match rest {
         [b's' | b'd' | b'm' | b't', ..] => 1,
         [b'l', b'l', ..] | [b'v' | b'r', b'e', ..] => 2,

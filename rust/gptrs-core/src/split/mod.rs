@@ -16,24 +16,34 @@
 // A scanner is one loop: its steps and its caller's closure belong inside, and the inliner leaves them out.
 #![allow(clippy::inline_always)]
 
+pub(crate) mod chain;
 mod cl100k;
 mod class;
 mod custom;
 mod deepseek;
 mod gpt2;
+mod mask;
 mod named;
 mod o200k;
+mod spans;
 mod traits;
 
+use chain::Chain;
 use cl100k::{Cl100k, Llama3, Nanochat, Qwen2};
 use custom::Custom;
 use deepseek::DeepSeekV3;
 use gpt2::Gpt2;
 use named::Known;
 use o200k::O200k;
+use spans::Scanner;
 use traits::Traits;
 
+use std::borrow::Cow;
+
 use crate::error::{Error, Result};
+use crate::normalizer::Normalizer;
+use crate::simd::Level;
+use crate::special::last_char;
 
 /// A pattern with a scanner of its own.
 trait Scheme {
@@ -49,6 +59,10 @@ trait Scheme {
 #[derive(Debug, Clone)]
 pub struct Splitter {
     kind: Kind,
+    /// One that the processor has.
+    level: Level,
+    /// What the text goes through first; a splitter itself is given normal text.
+    normalizer: Option<Normalizer>,
 }
 
 #[derive(Debug, Clone)]
@@ -61,13 +75,15 @@ enum Kind {
     DeepSeekV3,
     Nanochat,
     Custom(Custom),
+    Chain(Chain),
 }
 
 /// The names of the patterns that have a scanner of their own.
 pub const NAMES: [&str; 7] = ["gpt2", "cl100k_base", "o200k_base", "llama3", "qwen2", "deepseek-v3", "nanochat"];
 
 impl Splitter {
-    /// The splitter for a pattern's name, or for a regular expression in fancy-regex's syntax.
+    /// The splitter for a pattern's name, for a regular expression in fancy-regex's syntax, or for a chain of steps as
+    /// tokenizer.json has it (`{"type":"Sequence","pretokenizers":[...]}`).
     ///
     /// A name is one of [`NAMES`], or what another vocabulary calls the same pattern: `r50k_base`, `p50k_base` (gpt2),
     /// `cl100k`, `o200k`, `o200k_harmony`, `llama-3`, `olmo2`, `olmo3` (llama3), `qwen2.5`, `qwen3`, `deepseek_v3`,
@@ -77,9 +93,42 @@ impl Splitter {
     pub fn new(pattern: &str) -> Result<Self> {
         let kind = match Known::find(pattern) {
             Some(known) => known.kind.clone(),
+            None if pattern.starts_with('{') => Kind::Chain(Chain::new(pattern)?),
             None => Kind::Custom(Custom::new(pattern)?),
         };
-        Ok(Self { kind })
+        Ok(Self { kind, level: Level::detected(), normalizer: None })
+    }
+
+    /// The same splitter for text that [`encode`](crate::Tokenizer::encode) first brings into a normal form.
+    #[must_use]
+    pub fn with_normalizer(mut self, normalizer: Option<Normalizer>) -> Self {
+        self.normalizer = normalizer;
+        self
+    }
+
+    /// The normal form that text is brought into before it is split.
+    pub fn normalizer(&self) -> Option<Normalizer> {
+        self.normalizer
+    }
+
+    /// The normal form of `text`; `None` when it is that already.
+    pub(crate) fn normalize(&self, text: &[u8]) -> Option<Vec<u8>> {
+        match self.normalizer?.apply(text) {
+            Cow::Owned(normal) => Some(normal),
+            Cow::Borrowed(_) => None,
+        }
+    }
+
+    /// The same splitter with these vector instructions instead of the highest that the processor has; the pieces are
+    /// the same. Fails with [`Error::Argument`] when the processor lacks them.
+    pub fn with_level(self, level: Level) -> Result<Self> {
+        let detected = Level::detected();
+        if level > detected {
+            return Err(Error::Argument(format!(
+                "level {level} needs a processor that has it, and this one has {detected}"
+            )));
+        }
+        Ok(Self { level, ..self })
     }
 
     /// The splitter for expressions applied one after the other, each inside the pieces that the one before left: Hugging
@@ -104,13 +153,15 @@ impl Splitter {
             pattern: regexes.join(" then "),
             reason: "expected one expression, or the three of deepseek-v3, got another sequence".to_owned(),
         };
-        Ok(Self { kind: Known::find_sequence(&regexes).ok_or_else(unknown)?.kind.clone() })
+        let kind = Known::find_sequence(&regexes).ok_or_else(unknown)?.kind.clone();
+        Ok(Self { kind, level: Level::detected(), normalizer: None })
     }
 
     /// The pattern's name, or its regular expression when it has none.
     pub fn pattern(&self) -> &str {
         match &self.kind {
             Kind::Custom(custom) => custom.regex(),
+            Kind::Chain(chain) => chain.pattern(),
             kind => Known::of(kind).name(),
         }
     }
@@ -120,6 +171,7 @@ impl Splitter {
     pub fn regex(&self) -> &str {
         match &self.kind {
             Kind::Custom(custom) => custom.regex(),
+            Kind::Chain(chain) => chain.pattern(),
             kind => Known::of(kind).regex,
         }
     }
@@ -136,6 +188,7 @@ impl Splitter {
     pub fn onig_sequence(&self) -> Vec<String> {
         match &self.kind {
             Kind::Custom(custom) => vec![custom.regex().to_owned()],
+            Kind::Chain(chain) => vec![chain.pattern().to_owned()],
             kind => Known::of(kind).onig.iter().map(|&regex| regex.to_owned()).collect(),
         }
     }
@@ -157,18 +210,26 @@ impl Splitter {
     where
         F: FnMut(&'t [u8], usize, usize) -> Result<()>,
     {
-        match &self.kind {
-            Kind::Gpt2 => for_each_part(text, f, scan::<Gpt2, F>),
-            Kind::Cl100k => for_each_part(text, f, scan::<Cl100k, F>),
-            Kind::O200k => for_each_part(text, f, scan::<O200k, F>),
-            Kind::Llama3 => for_each_part(text, f, scan::<Llama3, F>),
-            Kind::Qwen2 => for_each_part(text, f, scan::<Qwen2, F>),
-            Kind::DeepSeekV3 => for_each_part(text, f, scan::<DeepSeekV3, F>),
-            Kind::Nanochat => for_each_part(text, f, scan::<Nanochat, F>),
-            Kind::Custom(custom) => for_each_part(text, f, |part, f| {
-                custom.for_each_span(part, |start, end| f(part.as_bytes(), start, end))
-            }),
+        match (self.scanner(), &self.kind) {
+            (Some(scanner), _) => scanner.for_each_span(self.level, text, f),
+            (None, Kind::Chain(chain)) => for_each_part(text, f, |part, f| chain.for_each_span(part, f)),
+            (None, Kind::Custom(custom)) => for_each_part(text, f, |part, f| custom.for_each_span(part, f)),
+            (None, kind) => unreachable!("{kind:?} has a scanner"),
         }
+    }
+
+    /// The scanner of a named pattern.
+    fn scanner(&self) -> Option<Scanner> {
+        Some(match &self.kind {
+            Kind::Gpt2 => Scanner::of::<Gpt2>(),
+            Kind::Cl100k => Scanner::of::<Cl100k>(),
+            Kind::O200k => Scanner::of::<O200k>(),
+            Kind::Llama3 => Scanner::of::<Llama3>(),
+            Kind::Qwen2 => Scanner::of::<Qwen2>(),
+            Kind::DeepSeekV3 => Scanner::of::<DeepSeekV3>(),
+            Kind::Nanochat => Scanner::of::<Nanochat>(),
+            Kind::Custom(_) | Kind::Chain(_) => return None,
+        })
     }
 
     /// The first place at or after `at` where `text` can be cut so that the pieces of both sides are the pieces of the
@@ -183,60 +244,34 @@ impl Splitter {
     /// # Ok::<(), gptrs_core::Error>(())
     /// ```
     pub fn safe_cut(&self, text: &[u8], at: usize) -> usize {
-        let is_cut = match &self.kind {
-            Kind::Gpt2 => Gpt2::is_cut,
-            Kind::Cl100k => Cl100k::is_cut,
-            Kind::O200k => O200k::is_cut,
-            Kind::Llama3 => Llama3::is_cut,
-            Kind::Qwen2 => Qwen2::is_cut,
-            Kind::DeepSeekV3 => DeepSeekV3::is_cut,
-            Kind::Nanochat => Nanochat::is_cut,
-            Kind::Custom(_) => return text.len(),
-        };
-        (at..text.len()).find(|&cut| is_safe(text, cut, is_cut)).unwrap_or(text.len())
+        let is_cut = |scanner: Scanner, cut: usize| scanner.is_safe(text, cut) && self.is_border(text, cut);
+        self.scanner().and_then(|scanner| (at..text.len()).find(|&cut| is_cut(scanner, cut))).unwrap_or(text.len())
+    }
+
+    /// Whether normalization changes nothing across `cut`: both characters there stay as they are, and ASCII on the
+    /// right joins with nothing.
+    fn is_border(&self, text: &[u8], cut: usize) -> bool {
+        let Some(form) = self.normalizer else { return true };
+        let left = last_char(&text[..cut]);
+        cut == 0 || (text[cut].is_ascii() && left.is_none_or(|left| form.is_border(left)))
     }
 }
 
-fn is_safe(text: &[u8], cut: usize, is_cut: impl Fn(Traits, Traits, u8) -> bool) -> bool {
-    if cut == 0 {
-        return true;
-    }
-    match traits::traits_before(text, cut) {
-        Some(left) => traits::traits_after(text, cut).is_some_and(|right| is_cut(left, right, text[cut])),
-        // Not the end of a character. Before ASCII it is not the inside of one either, so an invalid piece ends here.
-        None => text[cut].is_ascii(),
-    }
-}
-
-/// Calls `scan` for each stretch of valid UTF-8 and `f` for each invalid sequence, in order.
-#[inline(always)]
-fn for_each_part<'t, F>(text: &'t [u8], mut f: F, scan: impl Fn(&'t str, &mut F) -> Result<()>) -> Result<()>
+/// Calls `split` with each stretch of valid UTF-8, for the ends of its pieces, and `f` with every piece and every
+/// invalid sequence, in order.
+fn for_each_part<'t, F>(
+    text: &'t [u8],
+    mut f: F,
+    split: impl Fn(&'t str, &mut dyn FnMut(usize, usize) -> Result<()>) -> Result<()>,
+) -> Result<()>
 where
     F: FnMut(&'t [u8], usize, usize) -> Result<()>,
 {
-    let mut rest = text;
-    loop {
-        if let Ok(valid) = std::str::from_utf8(rest) {
-            return scan(valid, &mut f);
+    for chunk in text.utf8_chunks() {
+        split(chunk.valid(), &mut |start, end| f(chunk.valid().as_bytes(), start, end))?;
+        if !chunk.invalid().is_empty() {
+            f(chunk.invalid(), 0, chunk.invalid().len())?;
         }
-        let Some(chunk) = rest.utf8_chunks().next() else { return Ok(()) };
-        scan(chunk.valid(), &mut f)?;
-        f(chunk.invalid(), 0, chunk.invalid().len())?;
-        rest = &rest[chunk.valid().len() + chunk.invalid().len()..];
-    }
-}
-
-#[inline(always)]
-fn scan<'t, S: Scheme, F>(text: &'t str, f: &mut F) -> Result<()>
-where
-    F: FnMut(&'t [u8], usize, usize) -> Result<()>,
-{
-    let text = text.as_bytes();
-    let mut at = 0;
-    while at < text.len() {
-        let end = S::piece_end(text, at);
-        f(text, at, end)?;
-        at = end;
     }
     Ok(())
 }

@@ -31,13 +31,13 @@ pub(super) const GAP: Traits = 128;
 pub(super) const WORD: Traits = HEAD | TAIL;
 
 /// Whether a character with these traits is a letter, `\p{L}`.
-pub(super) fn is_letter(traits: Traits) -> bool {
+pub(super) const fn is_letter(traits: Traits) -> bool {
     traits & WORD != 0 && traits & MARK == 0
 }
 
 /// The traits of a code point.
-fn traits_of(code: u32) -> Traits {
-    let block = usize::from(TRAIT_BLOCK_OF[(code >> 8) as usize]);
+pub(super) const fn traits_of(code: u32) -> Traits {
+    let block = TRAIT_BLOCK_OF[(code >> 8) as usize] as usize;
     TRAIT_BLOCKS[block << 8 | (code & 0xFF) as usize]
 }
 

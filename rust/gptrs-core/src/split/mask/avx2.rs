@@ -1,0 +1,141 @@
+//! AVX2: a block is two registers, and a comparison is a vector whose top bits are the mask.
+
+#![allow(clippy::wildcard_imports)] // one name for each instruction
+
+use std::arch::x86_64::*;
+
+use super::chars::{Ascii, High};
+use super::kinds::Kinds;
+use super::utf8::{self, Shape};
+use super::walk::{Borders, Ends, Vectors, Walk};
+
+/// [`Walk::fill`] with these instructions.
+#[target_feature(enable = "avx2,bmi1,bmi2,lzcnt,popcnt")]
+pub(super) fn fill<B: Borders>(walk: &mut Walk, text: &[u8], ends: &mut Ends) {
+    let vectors = Vectors {
+        ascii: |block: &[u8; 64]| ascii(block),
+        high: |block: &[u8; 64], kinds: &Kinds| high(block, kinds),
+        flatten,
+    };
+    walk.fill::<B>(text, ends, &vectors);
+}
+
+#[inline]
+#[target_feature(enable = "avx2")]
+fn ascii(block: &[u8; 64]) -> Ascii {
+    let halves = load_halves(block);
+    let is = |byte: u8| mask(halves, |half| _mm256_cmpeq_epi8(half, _mm256_set1_epi8(byte as i8)));
+    // `min(x, last) == x` is `x <= last` without signs.
+    let within = |case: u8, first: u8, last: u8| {
+        mask(halves, |half| {
+            let cased = _mm256_or_si256(half, _mm256_set1_epi8(case as i8));
+            let from = _mm256_sub_epi8(cased, _mm256_set1_epi8(first as i8));
+            _mm256_cmpeq_epi8(_mm256_min_epu8(from, _mm256_set1_epi8((last - first) as i8)), from)
+        })
+    };
+    let blank = is(b' ');
+    let space = within(0, b'\t', b'\r') | blank;
+    Ascii {
+        letter: within(0x20, b'a', b'z'),
+        number: within(0, b'0', b'9'),
+        space,
+        blank,
+        line: is(b'\n') | is(b'\r'),
+        quote: is(b'\''),
+        upper: within(0, b'A', b'Z'),
+        control: within(0, 0, 0x1F) & !space | is(0x7F),
+        slash: is(b'/'),
+        high: mask(halves, |half| half),
+    }
+}
+
+#[inline]
+#[target_feature(enable = "avx2")]
+fn high(block: &[u8; 64], kinds: &Kinds) -> High {
+    let halves = load_halves(block);
+    let high = mask(halves, |half| half);
+    let cont = mask(halves, |half| _mm256_cmpgt_epi8(_mm256_set1_epi8(0xC0_u8 as i8), half));
+    High { cont, easy: mask(halves, |half| easy_leads(half, kinds)) & high & !cont }
+}
+
+/// Top bit: [`Kinds::easy`] names the byte. By halves of a byte: the low one picks which high ones are in.
+#[inline]
+#[target_feature(enable = "avx2")]
+fn easy_leads(half: __m256i, kinds: &Kinds) -> __m256i {
+    const BY_HIGH: [u8; 32] = {
+        let mut by_high = [0; 32];
+        let mut i = 0;
+        while i < 32 {
+            by_high[i] = 1 << (i % 4);
+            i += 1;
+        }
+        by_high
+    };
+    let nibble = _mm256_set1_epi8(0x0F);
+    let low = _mm256_shuffle_epi8(load(&kinds.easy_by_low), _mm256_and_si256(half, nibble));
+    let high = _mm256_shuffle_epi8(load(&BY_HIGH), _mm256_and_si256(_mm256_srli_epi16::<4>(half), nibble));
+    _mm256_cmpgt_epi8(_mm256_and_si256(low, high), _mm256_setzero_si256())
+}
+
+/// See [`utf8::is_valid`].
+#[target_feature(enable = "avx2,bmi1,bmi2,lzcnt,popcnt")]
+pub(super) fn is_utf8(text: &[u8]) -> bool {
+    utf8::is_valid(text, |block| mask(load_halves(block), |half| half), |block| shape(block))
+}
+
+#[inline]
+#[target_feature(enable = "avx2")]
+fn shape(block: &[u8; 64]) -> Shape {
+    let halves = load_halves(block);
+    // `max(x, first) == x` is `x >= first` without signs.
+    let from = |byte: u8| {
+        let first = _mm256_set1_epi8(byte as i8);
+        mask(halves, |half| _mm256_cmpeq_epi8(_mm256_max_epu8(half, first), half))
+    };
+    let is = |byte: u8| mask(halves, |half| _mm256_cmpeq_epi8(half, _mm256_set1_epi8(byte as i8)));
+    let leads = from(0xC0);
+    Shape {
+        cont: mask(halves, |half| half) & !leads,
+        leads: [leads, from(0xE0), from(0xF0)],
+        never: leads & !from(0xC2) | from(0xF5),
+        bounded: [is(0xE0), is(0xED), is(0xF0), is(0xF4)],
+        below: [!from(0x90), !from(0xA0)],
+    }
+}
+
+#[inline]
+fn flatten(mut starts: u64, base: u32, list: &mut [u32; 64]) {
+    let n = starts.count_ones() as usize;
+    let (eights, _) = list.as_chunks_mut::<8>();
+    for (i, eight) in eights.iter_mut().enumerate() {
+        // More than there are, but eight at a time: the branch is seldom one the processor does not foresee.
+        if i >= 2 && 8 * i >= n {
+            break;
+        }
+        for place in eight {
+            *place = base.wrapping_add(starts.trailing_zeros());
+            starts &= starts.wrapping_sub(1);
+        }
+    }
+}
+
+#[inline]
+#[target_feature(enable = "avx2")]
+fn mask(halves: [__m256i; 2], of: impl Fn(__m256i) -> __m256i) -> u64 {
+    let [low, high] = halves.map(|half| u64::from(_mm256_movemask_epi8(of(half)) as u32));
+    low | high << 32
+}
+
+#[inline]
+#[target_feature(enable = "avx2")]
+fn load_halves(block: &[u8; 64]) -> [__m256i; 2] {
+    let (halves, _) = block.as_chunks();
+    [load(&halves[0]), load(&halves[1])]
+}
+
+#[inline]
+#[target_feature(enable = "avx2")]
+fn load(bytes: &[u8; 32]) -> __m256i {
+    // SAFETY: the array is 32 readable bytes, and the load asks for no alignment.
+    unsafe { _mm256_loadu_si256(bytes.as_ptr().cast()) }
+}

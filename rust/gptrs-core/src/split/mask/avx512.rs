@@ -1,0 +1,118 @@
+//! AVX-512: a block is one register, and a comparison is a mask.
+
+#![allow(clippy::wildcard_imports)] // one name for each instruction
+
+use std::arch::x86_64::*;
+
+use super::chars::{
+    ASCII, Ascii, High, IS_BLANK, IS_CONTROL, IS_LETTER, IS_LINE, IS_NUMBER, IS_QUOTE, IS_SPACE, IS_UPPER,
+};
+use super::kinds::Kinds;
+use super::utf8::{self, Shape};
+use super::walk::{Borders, Ends, Vectors, Walk};
+
+/// [`Walk::fill`] with these instructions.
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vbmi,avx512vbmi2,avx2,bmi1,bmi2,lzcnt,popcnt")]
+pub(super) fn fill<B: Borders>(walk: &mut Walk, text: &[u8], ends: &mut Ends) {
+    let vectors = Vectors {
+        ascii: |block: &[u8; 64]| ascii(block),
+        high: |block: &[u8; 64], kinds: &Kinds| high(block, kinds),
+        flatten: |starts, base, list: &mut [u32; 64]| flatten(starts, base, list),
+    };
+    walk.fill::<B>(text, ends, &vectors);
+}
+
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512vbmi")]
+fn ascii(block: &[u8; 64]) -> Ascii {
+    let bytes = load(block);
+    let high = _mm512_movepi8_mask(bytes);
+    let (tables, _) = ASCII.as_chunks();
+    let flags = _mm512_maskz_permutex2var_epi8(!high, load(&tables[0]), bytes, load(&tables[1]));
+    let has = |flag: u8| _mm512_test_epi8_mask(flags, _mm512_set1_epi8(flag as i8));
+    Ascii {
+        letter: has(IS_LETTER),
+        number: has(IS_NUMBER),
+        space: has(IS_SPACE),
+        blank: has(IS_BLANK),
+        line: has(IS_LINE),
+        quote: has(IS_QUOTE),
+        upper: has(IS_UPPER),
+        control: has(IS_CONTROL),
+        slash: _mm512_cmpeq_epi8_mask(bytes, _mm512_set1_epi8(b'/' as i8)),
+        high,
+    }
+}
+
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512vbmi")]
+fn high(block: &[u8; 64], kinds: &Kinds) -> High {
+    let bytes = load(block);
+    let easy = _mm512_permutexvar_epi8(bytes, load(&kinds.easy));
+    let is_lead = _mm512_cmpge_epu8_mask(bytes, _mm512_set1_epi8(0xC0_u8 as i8));
+    High {
+        cont: _mm512_cmplt_epi8_mask(bytes, _mm512_set1_epi8(0xC0_u8 as i8)),
+        easy: _mm512_mask_test_epi8_mask(is_lead, easy, easy),
+    }
+}
+
+/// See [`utf8::is_valid`].
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vbmi,avx512vbmi2,avx2,bmi1,bmi2,lzcnt,popcnt")]
+pub(super) fn is_utf8(text: &[u8]) -> bool {
+    utf8::is_valid(text, |block| _mm512_movepi8_mask(load(block)), |block| shape(block))
+}
+
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw")]
+fn shape(block: &[u8; 64]) -> Shape {
+    let bytes = load(block);
+    let from = |byte: u8| _mm512_cmpge_epu8_mask(bytes, _mm512_set1_epi8(byte as i8));
+    let is = |byte: u8| _mm512_cmpeq_epi8_mask(bytes, _mm512_set1_epi8(byte as i8));
+    let leads = from(0xC0);
+    Shape {
+        cont: from(0x80) & !leads,
+        leads: [leads, from(0xE0), from(0xF0)],
+        never: leads & !from(0xC2) | from(0xF5),
+        bounded: [is(0xE0), is(0xED), is(0xF0), is(0xF4)],
+        below: [!from(0x90), !from(0xA0)],
+    }
+}
+
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512vbmi2")]
+fn flatten(starts: u64, base: u32, list: &mut [u32; 64]) {
+    const PLACES: [u8; 64] = {
+        let mut places = [0; 64];
+        let mut i = 0;
+        while i < 64 {
+            places[i] = i as u8;
+            i += 1;
+        }
+        places
+    };
+    let places = _mm512_maskz_compress_epi8(starts, load(&PLACES));
+    let base = _mm512_set1_epi32(base as i32);
+    let (quarters, _) = list.as_chunks_mut::<16>();
+    let [q0, q1, q2, q3] = quarters else { return };
+    let widen = |sixteen, to: &mut [u32; 16]| store(_mm512_add_epi32(_mm512_cvtepu8_epi32(sixteen), base), to);
+    widen(_mm512_castsi512_si128(places), q0);
+    widen(_mm512_extracti32x4_epi32::<1>(places), q1);
+    if starts.count_ones() > 32 {
+        widen(_mm512_extracti32x4_epi32::<2>(places), q2);
+        widen(_mm512_extracti32x4_epi32::<3>(places), q3);
+    }
+}
+
+#[inline]
+#[target_feature(enable = "avx512f")]
+fn load(bytes: &[u8; 64]) -> __m512i {
+    // SAFETY: the array is 64 readable bytes, and the load asks for no alignment.
+    unsafe { _mm512_loadu_si512(bytes.as_ptr().cast()) }
+}
+
+#[inline]
+#[target_feature(enable = "avx512f")]
+fn store(words: __m512i, to: &mut [u32; 16]) {
+    // SAFETY: the array is 64 writable bytes, and the store asks for no alignment.
+    unsafe { _mm512_storeu_si512(to.as_mut_ptr().cast(), words) }
+}

@@ -1,0 +1,123 @@
+//! The walk over a text: windows of valid UTF-8, invalid sequences between them, and the pieces of each.
+
+use super::mask::{self, Borders, Ends, Walk};
+use super::traits::{Traits, traits_after, traits_before};
+use crate::error::Result;
+use crate::simd::Level;
+
+/// Text that is checked and scanned at once: it stays in the second cache from the one to the other.
+const WINDOW: usize = 1 << 17;
+
+/// What a window without a cut near its end grows by, as a factor.
+const GROWTH: usize = 4;
+
+/// The functions of a named pattern.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Scanner {
+    fill: fn(Level, &mut Walk, &[u8], &mut Ends),
+    piece_end: fn(&[u8], usize) -> usize,
+    is_cut: fn(Traits, Traits, u8) -> bool,
+}
+
+/// Text at the front that is scanned as a text of its own, and the invalid sequence after it, in bytes.
+struct Window {
+    valid: usize,
+    invalid: usize,
+}
+
+impl Scanner {
+    pub(super) fn of<B: Borders>() -> Self {
+        Self { fill: mask::fill::<B>, piece_end: B::piece_end, is_cut: B::is_cut }
+    }
+
+    /// See [`super::Splitter::for_each_span`].
+    #[inline]
+    pub(super) fn for_each_span<'t, F>(&self, level: Level, text: &'t [u8], mut f: F) -> Result<()>
+    where
+        F: FnMut(&'t [u8], usize, usize) -> Result<()>,
+    {
+        let mut rest = text;
+        while !rest.is_empty() {
+            let Window { valid, invalid } = self.window(level, rest);
+            let (part, after) = rest.split_at(valid);
+            if u32::try_from(valid).is_ok() {
+                let (mut walk, mut ends, mut at) = (Walk::default(), Ends::new(), 0);
+                while at < valid {
+                    (self.fill)(level, &mut walk, part, &mut ends);
+                    for &end in ends.as_slice() {
+                        f(part, at, end as usize)?;
+                        at = end as usize;
+                    }
+                }
+            } else {
+                self.whole(part, &mut f)?;
+            }
+            if invalid > 0 {
+                f(after, 0, invalid)?;
+            }
+            rest = &after[invalid..];
+        }
+        Ok(())
+    }
+
+    /// The pieces of a text whose ends are too far for 32 bits, there being no cut.
+    #[cold]
+    fn whole<'t, F>(&self, text: &'t [u8], f: &mut F) -> Result<()>
+    where
+        F: FnMut(&'t [u8], usize, usize) -> Result<()>,
+    {
+        let mut at = 0;
+        while at < text.len() {
+            let end = (self.piece_end)(text, at);
+            f(text, at, end)?;
+            at = end;
+        }
+        Ok(())
+    }
+
+    /// The next window of `text`, which is not empty.
+    fn window(&self, level: Level, text: &[u8]) -> Window {
+        let mut size = WINDOW;
+        loop {
+            let end = border(text, size);
+            let part = &text[..end];
+            if !mask::is_utf8(level, part) {
+                let mut chunks = part.utf8_chunks();
+                if let Some(chunk) = chunks.next() {
+                    return Window { valid: chunk.valid().len(), invalid: chunk.invalid().len() };
+                }
+            }
+            let cut = if end == text.len() { end } else { self.safe_cut(text, end - end / 64, end) };
+            if cut < end || end == text.len() {
+                return Window { valid: cut, invalid: 0 };
+            }
+            size = size.saturating_mul(GROWTH);
+        }
+    }
+
+    /// The first place in `at..end` where `text` can be cut, else `end`.
+    fn safe_cut(&self, text: &[u8], at: usize, end: usize) -> usize {
+        (at..end).find(|&cut| self.is_safe(text, cut)).unwrap_or(end)
+    }
+
+    /// Whether `text` can be cut there.
+    pub(super) fn is_safe(&self, text: &[u8], cut: usize) -> bool {
+        if cut == 0 {
+            return true;
+        }
+        match traits_before(text, cut) {
+            Some(left) => traits_after(text, cut).is_some_and(|right| (self.is_cut)(left, right, text[cut])),
+            // Not the end of a character. Before ASCII it is not the inside of one either, so an invalid piece ends here.
+            None => text[cut].is_ascii(),
+        }
+    }
+}
+
+/// The largest place up to `size` in `text` that is not inside a valid character.
+fn border(text: &[u8], size: usize) -> usize {
+    if text.len() <= size {
+        return text.len();
+    }
+    // The inside of a character is three bytes at most: after four such bytes none goes on.
+    (0..4).map(|back| size - back).find(|&end| text[end] & 0xC0 != 0x80).unwrap_or(size)
+}

@@ -1,0 +1,293 @@
+"""The views beside the originals: tiktoken's and tokenizers' own objects made from the same vocabulary."""
+
+import json
+import random
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tiktoken
+import tokenizers
+from tokenizers import processors
+
+import oracles
+from conftest import is_assigned
+from gptrs import Tokenizer
+from gptrs.views import HuggingFaceView, TiktokenView
+
+TEXTS = ["", "hello world", "  two  spaces ", "déjà vu 友情 🙂", "x<|endoftext|>y", "1234 don't\n\n\tend"]
+
+
+@pytest.fixture(scope="module", params=["gpt2_like", "cl100k_like"])
+def pair(request: pytest.FixtureRequest) -> tuple[TiktokenView, tiktoken.Encoding]:
+    tokenizer: Tokenizer = request.getfixturevalue(request.param)
+    return tokenizer.as_tiktoken("ours"), oracles.tiktoken_of(tokenizer)
+
+
+# ── tiktoken ──
+
+
+def test_the_tiktoken_view_encodes_as_tiktoken(pair: tuple[TiktokenView, tiktoken.Encoding], stdlib_files: list[Path]):
+    ours, theirs = pair
+    texts = [*TEXTS, *(path.read_text("utf-8") for path in stdlib_files[:10])]
+    for text in texts:
+        assert ours.encode_ordinary(text) == theirs.encode_ordinary(text)
+        for options in ({"allowed_special": "all"}, {"disallowed_special": ()}, {"allowed_special": {"<|endoftext|>"}}):
+            assert ours.encode(text, **options) == theirs.encode(text, **options)
+    assert ours.encode_ordinary_batch(texts) == theirs.encode_ordinary_batch(texts)
+    assert ours.encode_batch(texts, allowed_special="all") == theirs.encode_batch(texts, allowed_special="all")
+    assert ours.encode_batch(texts, disallowed_special=()) == theirs.encode_batch(texts, disallowed_special=())
+    array, expected = ours.encode_to_numpy(texts[1]), theirs.encode_to_numpy(texts[1])
+    assert array.dtype == expected.dtype and array.tolist() == expected.tolist()
+    for view in pair:
+        with pytest.raises(ValueError, match="endoftext"):
+            view.encode("x<|endoftext|>y")
+        with pytest.raises(ValueError, match="endoftext"):
+            view.encode_batch(["x<|endoftext|>y"])
+
+
+def test_the_tiktoken_view_decodes_as_tiktoken(pair: tuple[TiktokenView, tiktoken.Encoding]):
+    ours, theirs = pair
+    ids = theirs.encode("déjà vu 友情 🙂<|endoftext|>", allowed_special="all")
+    for cut in range(len(ids)):
+        assert ours.decode(ids[cut:]) == theirs.decode(ids[cut:])
+        assert ours.decode_bytes(ids[cut:]) == theirs.decode_bytes(ids[cut:])
+        assert ours.decode_tokens_bytes(ids[cut:]) == theirs.decode_tokens_bytes(ids[cut:])
+    assert ours.decode_with_offsets(ids) == theirs.decode_with_offsets(ids)
+    assert ours.decode_batch([ids, ids[:2]]) == theirs.decode_batch([ids, ids[:2]])
+    assert ours.decode_bytes_batch([ids, ids[:2]]) == theirs.decode_bytes_batch([ids, ids[:2]])
+    for view in pair:
+        for call in (view.decode, view.decode_bytes):
+            with pytest.raises(KeyError):
+                call([10**6])
+        with pytest.raises(KeyError):
+            view.decode_single_token_bytes(10**6)
+        with pytest.raises(UnicodeDecodeError):
+            view.decode([0xE9], errors="strict")
+
+
+def test_the_tiktoken_view_knows_its_vocabulary_as_tiktoken(pair: tuple[TiktokenView, tiktoken.Encoding]):
+    ours, theirs = pair
+    for name in ("n_vocab", "max_token_value", "eot_token", "special_tokens_set", "name"):
+        assert getattr(ours, name) == getattr(theirs, name), name
+    assert ours.token_byte_values() == theirs.token_byte_values()
+    for i in (0, 97, 500, ours.eot_token):
+        assert ours.decode_single_token_bytes(i) == theirs.decode_single_token_bytes(i)
+        assert ours.is_special_token(i) == theirs.is_special_token(i)
+    for token in (b"a", "a", b"\xff", "<|endoftext|>"):
+        assert ours.encode_single_token(token) == theirs.encode_single_token(token)
+    for view in pair:
+        with pytest.raises(KeyError):
+            view.encode_single_token("no such token")
+
+
+def test_an_encoding_of_tiktoken_becomes_a_tokenizer(pair: tuple[TiktokenView, tiktoken.Encoding], texts: list[str]):
+    _, theirs = pair
+    tok = Tokenizer.from_tiktoken(theirs)
+    assert tok.pattern in ("gpt2", "cl100k_base") and tok.special_tokens == theirs._special_tokens
+    for text in texts:
+        assert tok.encode_ordinary(text) == theirs.encode_ordinary(text)
+    broken = tiktoken.Encoding("broken", pat_str=".", mergeable_ranks={b"a": 0, b"b": 1}, special_tokens={})
+    with pytest.raises(ValueError, match="broken is not a valid tiktoken file: byte 0x00 is missing"):
+        Tokenizer.from_tiktoken(broken)
+
+
+def test_of_two_names_of_one_id_the_one_that_is_no_reserve_stays(gpt2_like: Tokenizer):
+    ranks = oracles.tiktoken_of(gpt2_like)._mergeable_ranks
+    special = {"<|endofprompt|>": 3000, "<|reserved_3000|>": 3000, "<|endoftext|>": 2999}
+    pattern = gpt2_like.core.regex
+    encoding = tiktoken.Encoding("harmony", pat_str=pattern, mergeable_ranks=ranks, special_tokens=special)
+    assert Tokenizer.from_tiktoken(encoding).special_tokens == {"<|endoftext|>": 2999, "<|endofprompt|>": 3000}
+
+
+# ── Hugging Face ──
+
+
+def _template(special: dict[str, int]) -> processors.PostProcessor:
+    begin, end = ("<|begin|>", special["<|begin|>"]), ("<|endoftext|>", special["<|endoftext|>"])
+    return processors.TemplateProcessing(
+        single="<|begin|> $A <|endoftext|>", pair="<|begin|> $A <|endoftext|> $B:1 <|endoftext|>:1",
+        special_tokens=[begin, end],
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def texts(stdlib_files: list[Path], unicode_strings: list[str]) -> list[str]:
+    files = [path.read_text("utf-8")[:3000] for path in stdlib_files[:5]]
+    return [*TEXTS, *files, *filter(is_assigned, unicode_strings[:1500])]
+
+
+@pytest.fixture(scope="module", params=["plain", "template", "byte level", "roberta", "bert", "sequence"])
+def views(request: pytest.FixtureRequest, stdlib_files: list[Path]) -> tuple[HuggingFaceView, tokenizers.Tokenizer]:
+    """Ours and theirs of the same file, with one of the post-processors."""
+    tok = Tokenizer.train_from_iterator(
+        (path.read_bytes() for path in stdlib_files[:20]), 900, pattern="llama3",
+        special_tokens=["<|endoftext|>", "<|begin|>", "<think>"],
+    )  # fmt: skip
+    file: dict[str, Any] = json.loads(tok.to_json())
+    file["added_tokens"][2]["special"] = False
+    peer = tokenizers.Tokenizer.from_str(json.dumps(file))
+    special = tok.special_tokens
+    sep, cls = (("<|endoftext|>", special["<|endoftext|>"]), ("<|begin|>", special["<|begin|>"]))
+    post = {
+        "plain": None,
+        "template": _template(special),
+        "byte level": processors.ByteLevel(trim_offsets=True),
+        "roberta": processors.RobertaProcessing(sep, cls, trim_offsets=True, add_prefix_space=False),
+        "bert": processors.BertProcessing(sep, cls),
+        "sequence": processors.Sequence([processors.ByteLevel(trim_offsets=False), _template(special)]),
+    }[request.param]
+    if post is not None:
+        peer.post_processor = post
+    return Tokenizer.from_json(peer.to_str()).as_hf(), peer
+
+
+PARTS = (
+    "ids", "type_ids", "tokens", "offsets", "attention_mask", "special_tokens_mask", "word_ids"
+)  # fmt: skip
+
+
+def assert_equal(ours: Any, theirs: tokenizers.Encoding, where: object = "", *, keeps_rest: bool = True) -> None:
+    for name in PARTS:
+        assert getattr(ours, name) == getattr(theirs, name), (name, where)
+    # Padding is of no text; theirs counts it to the first one where no post-processor has marked the texts.
+    for own, other, is_text in zip(ours.sequence_ids, theirs.sequence_ids, ours.attention_mask, strict=True):
+        assert own == (other if is_text else None), where
+    assert len(ours) == len(theirs)
+    if not keeps_rest:  # a pair's is dropped, as the class says
+        assert ours.overflowing == []
+        return
+    assert len(ours.overflowing) == len(theirs.overflowing)
+    for part, expected in zip(ours.overflowing, theirs.overflowing, strict=True):
+        assert_equal(part, expected, where)
+
+
+def test_the_hugging_face_view_encodes_as_tokenizers(
+    views: tuple[HuggingFaceView, tokenizers.Tokenizer], texts: list[str]
+):
+    ours, theirs = views
+    for add in (True, False):
+        expected = theirs.encode_batch(texts, add_special_tokens=add)
+        for one, other, text in zip(ours.encode_batch(texts, add_special_tokens=add), expected, texts, strict=True):
+            assert_equal(one, other, text)
+        pairs = list(pairwise(texts[:300]))
+        for one, other in zip(ours.encode_batch(pairs, add_special_tokens=add),
+                              theirs.encode_batch(pairs, add_special_tokens=add), strict=True):  # fmt: skip
+            assert_equal(one, other)
+        words = [text.split() for text in texts[6:11]]
+        for one, other in zip(ours.encode_batch(words, True, add), theirs.encode_batch(words, True, add), strict=True):
+            assert_equal(one, other)
+    assert_equal(ours.encode("a b", "c"), theirs.encode("a b", "c"))
+    for view in views:
+        view.encode_special_tokens = True
+    text = "a<|begin|>b<think>c"
+    assert_equal(ours.encode(text), theirs.encode(text))
+    for view in views:
+        view.encode_special_tokens = False
+
+
+def test_an_encoding_answers_where_its_tokens_are(views: tuple[HuggingFaceView, tokenizers.Tokenizer]):
+    ours, theirs = views
+    one, other = ours.encode("don't stop", "友情 now"), theirs.encode("don't stop", "友情 now")
+    assert one.n_sequences == other.n_sequences == 2
+    for i in range(len(one)):
+        assert one.token_to_chars(i) == other.token_to_chars(i)
+        assert one.token_to_sequence(i) == other.token_to_sequence(i)
+        assert one.token_to_word(i) == other.token_to_word(i)
+    for sequence in (0, 1):
+        for at in range(12):
+            assert one.char_to_token(at, sequence) == other.char_to_token(at, sequence), (at, sequence)
+
+
+def test_the_hugging_face_view_decodes_as_tokenizers(views: tuple[HuggingFaceView, tokenizers.Tokenizer]):
+    ours, theirs = views
+    ids = theirs.encode("<|begin|>déjà <think>友情🙂<|endoftext|>", add_special_tokens=False).ids
+    for cut in range(len(ids)):
+        for skip in (True, False):
+            assert ours.decode(ids[cut:], skip) == theirs.decode(ids[cut:], skip)
+    assert ours.decode([*ids, 10**6]) == theirs.decode([*ids, 10**6])
+    assert ours.decode_batch([ids, ids[2:]]) == theirs.decode_batch([ids, ids[2:]])
+
+
+def test_the_hugging_face_view_knows_its_vocabulary_as_tokenizers(
+    views: tuple[HuggingFaceView, tokenizers.Tokenizer],
+):
+    ours, theirs = views
+    assert ours.get_vocab() == theirs.get_vocab() and ours.get_vocab_size() == theirs.get_vocab_size()
+    for i in (0, 32, 300, 899, 900, 10**6):
+        assert ours.id_to_token(i) == theirs.id_to_token(i)
+    for token in ("a", "Ġ", "Ġthe", " the", "<think>", "<|begin|>", "none such", "友"):
+        assert ours.token_to_id(token) == theirs.token_to_id(token), token
+    for is_pair in (True, False):
+        assert ours.num_special_tokens_to_add(is_pair) == theirs.num_special_tokens_to_add(is_pair)
+    assert json.loads(ours.to_str())["model"]["merges"] == json.loads(theirs.to_str())["model"]["merges"]
+
+
+PADDINGS = [
+    {},
+    {"direction": "left", "pad_id": 7, "pad_token": "<|endoftext|>", "pad_type_id": 1},
+    {"length": 20},
+    {"pad_to_multiple_of": 8},
+    {"length": 5, "pad_to_multiple_of": 4},
+]
+TRUNCATIONS = [
+    {"max_length": 9},
+    {"max_length": 12, "stride": 3},
+    {"max_length": 9, "direction": "left", "stride": 1},
+    {"max_length": 40, "strategy": "only_first"},
+    {"max_length": 30, "strategy": "only_second", "direction": "left"},
+]
+
+
+@pytest.mark.parametrize("padding", PADDINGS)
+def test_padding_is_that_of_tokenizers(views: tuple[HuggingFaceView, tokenizers.Tokenizer], padding: dict[str, Any]):
+    ours, theirs = views
+    for view in views:
+        view.enable_padding(**padding)
+    for batch in (TEXTS, [("a b c", "d"), ("e", "f g h i j")]):
+        for one, other in zip(ours.encode_batch(batch), theirs.encode_batch(batch), strict=True):
+            assert_equal(one, other)
+    assert_equal(ours.encode("alone"), theirs.encode("alone"))
+    assert {name: theirs.padding[name] for name in ours.padding} == ours.padding
+    for view in views:
+        view.no_padding()
+        assert view.padding is None
+
+
+@pytest.mark.parametrize("truncation", TRUNCATIONS)
+def test_truncation_is_that_of_tokenizers(
+    views: tuple[HuggingFaceView, tokenizers.Tokenizer], truncation: dict[str, Any]
+):
+    ours, theirs = views
+    draw = random.Random(2)
+    texts = [" ".join(draw.choices(["one", "twoo", "33", "友情"], k=draw.randint(0, 30))) for _ in range(60)]
+    for view in views:
+        view.enable_truncation(**truncation)
+        view.enable_padding(length=16)
+    n_compared = 0
+    for text, other in pairwise(texts):
+        for both in (None, other):
+            try:
+                expected = theirs.encode(text, both)
+            except Exception:  # a Rust error of theirs: the text cannot give so many
+                with pytest.raises(ValueError, match="cannot cut"):
+                    ours.encode(text, both)
+                continue
+            one = ours.encode(text, both)
+            assert_equal(one, expected, keeps_rest=both is None)
+            n_compared += 1
+    assert n_compared >= 20
+    assert {name: theirs.truncation[name] for name in ours.truncation} == ours.truncation
+    for view in views:
+        view.no_truncation()
+        view.no_padding()
+        assert view.truncation is None
+
+
+def test_what_is_no_text_is_refused(gpt2_like: Tokenizer):
+    view = gpt2_like.as_hf()
+    with pytest.raises(TypeError, match="expected a text, got \\['a', 'b'\\]"):
+        view.encode(["a", "b"])
+    with pytest.raises(TypeError, match="expected a list of words"):
+        view.encode("a b", is_pretokenized=True)
