@@ -202,7 +202,8 @@ def vocabulary(data: Path, work: Path, name: str) -> Path:
         ranks = published(data, name)
         lines = (f"{base64_of(token)} {rank}\n" for token, rank in sorted(ranks.items(), key=lambda item: item[1]))
         (folder / f"{name}.tiktoken").write_text("".join(lines))
-        (folder / "tokenizer.json").write_text(json.dumps(tokenizer_json(name, ranks), ensure_ascii=False))
+        content = tokenizer_json(ranks, SPLITS[name], SPECIALS.get(name, ()))
+        (folder / "tokenizer.json").write_text(json.dumps(content, ensure_ascii=False))
     return folder
 
 
@@ -223,9 +224,9 @@ def published(data: Path, name: str) -> dict[bytes, int]:
     return {bytes(byte[c] for c in text): rank for text, rank in entries if text != "<|endoftext|>"}
 
 
-def tokenizer_json(name: str, ranks: dict[bytes, int]) -> dict[str, object]:
-    """tokenizer.json of a byte-level BPE in Hugging Face's form."""
-    chars, splits, specials = alphabet(), SPLITS[name], SPECIALS.get(name, ())
+def tokenizer_json(ranks: dict[bytes, int], splits: list[str], specials: tuple[str, ...] = ()) -> dict[str, object]:
+    """tokenizer.json of a byte-level BPE in Hugging Face's form; the first ids are those of `specials`."""
+    chars = alphabet()
 
     def spell(token: bytes) -> str:
         return "".join(chars[b] for b in token)

@@ -39,8 +39,9 @@ def _gptrs(simd: str | None = None) -> Encoder:
     def load(folder: Path, name: str) -> Any:
         import gptrs
 
-        tok = gptrs.Tokenizer.from_file(folder / f"{name}.tiktoken", pattern=name)
-        return tok if simd is None else gptrs.Tokenizer(tok.core.with_simd(simd))
+        if simd is None:
+            return gptrs.Tokenizer.from_file(folder / f"{name}.tiktoken", pattern=name)
+        return gptrs.Tokenizer(gptrs._core.Tokenizer.read(str(folder / f"{name}.tiktoken"), name, simd))
 
     def encode(tok: Any, documents: list[bytes], threads: int) -> Any:
         return tok.encode_batch(documents, threads=threads)

@@ -89,7 +89,7 @@ def shards(engine: str, text: str, documents: str, vocab_size: int, out: str, **
 
 def peer_encoder(engine: str, trained: Any, out: Path) -> tuple[Any, str]:
     """The encoder for what a peer has trained: its own, for rustbpe tiktoken (as nanochat does it)."""
-    from corpora import TIKTOKEN_PATTERNS, tokenizer_json
+    from corpora import SPLITS, TIKTOKEN_PATTERNS, tokenizer_json
 
     if engine == "tokenizers":
         return trained.tokenizer._tokenizer, "tokenizers"
@@ -101,7 +101,7 @@ def peer_encoder(engine: str, trained: Any, out: Path) -> tuple[Any, str]:
         return tiktoken.Encoding("t", pat_str=pattern, mergeable_ranks=ranks, special_tokens={}), "tiktoken"
     import gigatoken
 
-    return gigatoken.Tokenizer.from_json(json.dumps(tokenizer_json("gpt2", ranks))), "gigatoken"
+    return gigatoken.Tokenizer.from_json(json.dumps(tokenizer_json(ranks, SPLITS["gpt2"]))), "gigatoken"
 
 
 def scale(

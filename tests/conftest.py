@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 
 import gptrs
+from random_strings import random_strings
 
 Cli = Callable[..., "subprocess.CompletedProcess[str]"]
 
@@ -116,43 +117,7 @@ def gpt2(gpt2_folder: Path) -> gptrs.Tokenizer:
 @pytest.fixture(scope="session")
 def unicode_strings() -> list[str]:
     """10,000 seeded random strings out of everything that pre-tokenizers treat differently."""
-    draw = random.Random(7)
-    words = [
-        "'s",
-        "'S",
-        "'ll",
-        "'LL",
-        "'\u017f",
-        "\u2019s",
-        "don't",
-        "<|endoftext|>",
-        "<|endof",
-        "text|>",
-        "1234",
-        "\u00bd",
-    ]
-    spaces = " \t\n\r\x0b\x0c\x1c\x1f\x85\xa0\u1680\u2003\u2028\u202f\u3000\u200b\ufeff"
-    blocks = [(0x20, 0x7F), (0xA0, 0x17F), (0x300, 0x36F), (0x370, 0x52F), (0x590, 0x6FF), (0x900, 0x97F),
-              (0xE00, 0xE7F), (0x1100, 0x11FF), (0x1E00, 0x1EFF), (0x2000, 0x2BFF), (0x3040, 0x30FF),
-              (0x4E00, 0x9FFF), (0xAC00, 0xD7A3), (0xE000, 0xE0FF), (0x1D400, 0x1D7FF), (0x1F300, 0x1FAFF)]  # fmt: skip
-
-    def part() -> str:
-        kind = draw.random()
-        if kind < 0.25:
-            return draw.choice(spaces) * draw.randint(1, 3)
-        if kind < 0.4:
-            return draw.choice(words)
-        if kind < 0.6:
-            return "".join(draw.choices("abcdefghijklmnopqrstuvwxyzABC", k=draw.randint(1, 8)))
-        if kind < 0.7:
-            return "".join(draw.choices("0123456789", k=draw.randint(1, 7)))
-        low, high = draw.choice(blocks)
-        return "".join(chr(draw.randint(low, high)) for _ in range(draw.randint(1, 5)))
-
-    strings = ["".join(part() for _ in range(draw.randint(0, 12))) for _ in range(9_000)]
-    scalars = [c for c in range(0x110000) if not 0xD800 <= c < 0xE000]
-    strings += ["".join(map(chr, draw.choices(scalars, k=draw.randint(1, 12)))) for _ in range(1_000)]
-    return strings
+    return random_strings(7, 10_000)
 
 
 def is_assigned(text: str) -> bool:

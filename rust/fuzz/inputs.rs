@@ -8,7 +8,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::{LazyLock, OnceLock};
 
-use gptrs_core::count::count_texts;
+use gptrs_core::count::{count_texts, join};
 use gptrs_core::count_files::count_files;
 use gptrs_core::dataset::Dataset;
 use gptrs_core::naive::{self, Pair};
@@ -62,24 +62,15 @@ pub fn corpus(data: &[u8]) {
     let splitter = Splitter::new("gpt2").expect("a named pattern");
     for name in ["a.jsonl", "a.txt"] {
         let path = put(&folder, name, data);
-        if let Some(counts) = accepted(count_files(&[path], "text", &splitter, 1, &Control::new())) {
+        if let Some((counts, _)) = accepted(count_files(&[path], "text", &splitter, 1, &Control::new())) {
             assert!(counts.0.n_bytes() <= data.len() as u64, "a text has no more bytes than its file");
         }
     }
 }
 
-/// A shard whose header and trailer have the digests of their bytes.
+/// A shard whose header, first block and trailer have the digests of their bytes.
 pub fn shard(data: &[u8]) {
-    const HEADER: usize = 4096;
-    const TRAILER: usize = 64;
-    let mut bytes = data.to_vec();
-    if bytes.len() >= HEADER + TRAILER {
-        let digest = xxh3_64(&bytes[..HEADER - 8]);
-        bytes[HEADER - 8..HEADER].copy_from_slice(&digest.to_le_bytes());
-        let at = bytes.len() - TRAILER;
-        let digest = xxh3_64(&bytes[at..at + TRAILER - 8]);
-        bytes[at + TRAILER - 8..].copy_from_slice(&digest.to_le_bytes());
-    }
+    let bytes = sealed(data);
     let folder = folder();
     let path = put(&folder, "a.gts", &bytes);
     let Some(shard) = accepted(Shard::open(&path)) else { return };
@@ -92,6 +83,40 @@ pub fn shard(data: &[u8]) {
     accepted(shard.document_ends(0, &mut ends));
     accepted(shard.documents_before(n_tokens / 2));
     accepted(shard.verify(&Control::new()));
+}
+
+/// A count file, made whole in the same way.
+pub fn count_file(data: &[u8]) {
+    let folder = folder();
+    let path = put(&folder, "a.gtc", &sealed(data));
+    let Some(joined) = accepted(join::read(std::slice::from_ref(&path), &Control::new())) else { return };
+    assert!(joined.counts.len() <= data.len(), "a word has bytes");
+    let out = path.with_file_name("b.gtc");
+    if accepted(join::join(&[path.clone(), path], &out, &Control::new())).is_some() {
+        let twice = join::read(&[out], &Control::new()).expect("what we write can be read");
+        assert_eq!(twice.counts.len(), joined.counts.len());
+    }
+}
+
+/// `data` with the digests put right that shards and count files have: of the header, of the first block when it is
+/// the only one, of the trailer.
+fn sealed(data: &[u8]) -> Vec<u8> {
+    const HEADER: usize = 4096;
+    const TRAILER: usize = 64;
+    let mut bytes = data.to_vec();
+    let len = bytes.len();
+    let mut seal = |from: usize, to: usize, at: usize| {
+        let digest = xxh3_64(&bytes[from..to]);
+        bytes[at..at + 8].copy_from_slice(&digest.to_le_bytes());
+    };
+    if len >= HEADER + TRAILER {
+        seal(0, HEADER - 8, HEADER - 8);
+        if (HEADER + 2 * TRAILER..HEADER + (64 << 10)).contains(&len) {
+            seal(HEADER, len - 2 * TRAILER, len - 2 * TRAILER);
+        }
+        seal(len - TRAILER, len - 8, len - 8);
+    }
+    bytes
 }
 
 /// A manifest whose checksum field, `""` in the input, gets the digest of its bytes; no shard is there.

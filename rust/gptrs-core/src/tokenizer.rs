@@ -11,6 +11,7 @@ use crate::control::Control;
 use crate::decode::{StreamDecoder, decode};
 use crate::encode::{Count, Sink, encode_text};
 use crate::error::{Error, Result};
+use crate::simd::Level;
 use crate::special::{Finder, Matching, SpecialSet, SpecialToken, Specials};
 use crate::split::Splitter;
 use crate::template::Template;
@@ -51,6 +52,11 @@ impl Tokenizer {
         let identity = NEXT_IDENTITY.fetch_add(1, Ordering::Relaxed);
         let (template, idle, warm) = (None, Mutex::new(Vec::new()), Warm::default());
         Ok(Self { vocab, splitter, specials, template, identity, cache_bytes: DEFAULT_BYTES, idle, warm })
+    }
+
+    /// The same tokenizer with a splitter that uses these vector instructions, as [`Splitter::with_level`].
+    pub fn with_level(self, level: Level) -> Result<Self> {
+        Ok(Self { splitter: self.splitter.with_level(level)?, ..self })
     }
 
     /// The same tokenizer with another bound on the memory of each thread's cache; 64 MiB by default.

@@ -52,6 +52,11 @@ fn shard() {
 }
 
 #[test]
+fn count_file() {
+    replay("count_file", inputs::count_file);
+}
+
+#[test]
 fn manifest() {
     replay("manifest", inputs::manifest);
 }

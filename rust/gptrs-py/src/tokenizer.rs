@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use gptrs_core::formats::{self, tokenizer_json};
 use gptrs_core::prepare::{PrepareOptions, encode_files};
+use gptrs_core::simd::Level;
 use gptrs_core::trace::{Merge, Origin, Piece};
 use gptrs_core::{Control, Dropout, EncodeOptions, Encoded, Error, Ids, Result, Specials, Unit};
 use numpy::prelude::*;
@@ -26,6 +27,14 @@ type Span = (usize, usize);
 type TracedMerge = (u32, (usize, usize, usize), (u32, u32, u32));
 type TracedPiece = (Span, &'static str, Vec<TracedMerge>, Vec<u32>);
 
+/// The vector instructions of this name.
+fn level(name: &str) -> Result<Level> {
+    Level::ALL.into_iter().find(|level| level.to_string() == name).ok_or_else(|| {
+        let names = Level::ALL.map(|level| level.to_string()).join(", ");
+        Error::Argument(format!("expected one of {names} as simd, got {name:?}"))
+    })
+}
+
 /// Text to ids and back; immutable, safe to share between threads and after `fork`.
 #[pyclass(frozen, module = "gptrs._core")]
 pub struct Tokenizer(pub Arc<gptrs_core::tokenizer::Tokenizer>);
@@ -33,9 +42,17 @@ pub struct Tokenizer(pub Arc<gptrs_core::tokenizer::Tokenizer>);
 #[pymethods]
 impl Tokenizer {
     #[staticmethod]
-    #[pyo3(signature = (path, pattern=None))]
-    fn read(py: Python<'_>, path: PathBuf, pattern: Option<String>) -> PyResult<Self> {
-        detached(py, || formats::read(&path, pattern.as_deref())).map(|tokenizer| Self(Arc::new(tokenizer)))
+    #[pyo3(signature = (path, pattern=None, simd=None))]
+    fn read(py: Python<'_>, path: PathBuf, pattern: Option<String>, simd: Option<String>) -> PyResult<Self> {
+        let level = simd.map(|name| level(&name)).transpose().map_err(py_err)?;
+        detached(py, || {
+            let tokenizer = formats::read(&path, pattern.as_deref())?;
+            match level {
+                Some(level) => tokenizer.with_level(level),
+                None => Ok(tokenizer),
+            }
+        })
+        .map(|tokenizer| Self(Arc::new(tokenizer)))
     }
 
     #[staticmethod]
