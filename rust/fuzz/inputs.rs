@@ -63,7 +63,7 @@ pub fn corpus(data: &[u8]) {
     for name in ["a.jsonl", "a.txt"] {
         let path = put(&folder, name, data);
         if let Some((counts, _)) = accepted(count_files(&[path], "text", &splitter, 1, &Control::new())) {
-            assert!(counts.0.n_bytes() <= data.len() as u64, "a text has no more bytes than its file");
+            assert!(counts.n_bytes() <= data.len() as u64, "a text has no more bytes than its file");
         }
     }
 }
