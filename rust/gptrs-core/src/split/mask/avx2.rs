@@ -55,7 +55,7 @@ fn high(block: &[u8; 64], kinds: &Kinds) -> High {
     let halves = load_halves(block);
     let high = mask(halves, |half| half);
     let cont = mask(halves, |half| _mm256_cmpgt_epi8(_mm256_set1_epi8(0xC0_u8 as i8), half));
-    High { cont, easy: mask(halves, |half| easy_leads(half, kinds)) & high & !cont }
+    High::easy(cont, mask(halves, |half| easy_leads(half, kinds)) & high & !cont, kinds)
 }
 
 /// Top bit: [`Kinds::easy`] names the byte. By halves of a byte: the low one picks which high ones are in.

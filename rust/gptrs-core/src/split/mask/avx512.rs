@@ -44,16 +44,66 @@ fn ascii(block: &[u8; 64]) -> Ascii {
     }
 }
 
+/// Besides the easy ones: characters of two bytes, general punctuation and kana, each by tables of bits, unless the
+/// block ends inside the character.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512vbmi")]
 fn high(block: &[u8; 64], kinds: &Kinds) -> High {
     let bytes = load(block);
+    let all = |byte: u8| _mm512_set1_epi8(byte as i8);
+    let leads = _mm512_cmpge_epu8_mask(bytes, all(0xC0));
     let easy = _mm512_permutexvar_epi8(bytes, load(&kinds.easy));
-    let is_lead = _mm512_cmpge_epu8_mask(bytes, _mm512_set1_epi8(0xC0_u8 as i8));
-    High {
-        cont: _mm512_cmplt_epi8_mask(bytes, _mm512_set1_epi8(0xC0_u8 as i8)),
-        easy: _mm512_mask_test_epi8_mask(is_lead, easy, easy),
+    let cont = _mm512_cmplt_epi8_mask(bytes, all(0xC0));
+    let mut high = High::easy(cont, _mm512_mask_test_epi8_mask(leads, easy, easy), kinds);
+    let second = _mm512_permutexvar_epi8(load(&const { places(1) }), bytes);
+    let third = _mm512_permutexvar_epi8(load(&const { places(2) }), bytes);
+    // The place in a table, eight code points a byte, and the bit in that byte.
+    let up = |of, bits: u8| _mm512_and_si512(_mm512_slli_epi16::<3>(of), all(bits));
+    let down = |of| _mm512_and_si512(_mm512_srli_epi16::<3>(of), all(7));
+    let bit = |of| _mm512_permutexvar_epi8(of, load(&const { bit_of() }));
+    let two = leads & _mm512_cmplt_epu8_mask(bytes, all(0xE0)) & u64::MAX >> 1;
+    if two != 0 {
+        let place = _mm512_or_si512(up(bytes, 0xF8), down(second));
+        for (bits, table) in high.bits.iter_mut().zip(&kinds.two) {
+            let (quarters, _) = table.as_chunks();
+            let of = |i: usize| _mm512_permutex2var_epi8(load(&quarters[i]), place, load(&quarters[i + 1]));
+            let found = _mm512_mask_blend_epi8(_mm512_movepi8_mask(place), of(0), of(2));
+            *bits |= _mm512_mask_test_epi8_mask(two, found, bit(second));
+        }
     }
+    let is_near = _mm512_cmplt_epu8_mask(second, all(0x84));
+    let marks = _mm512_mask_cmpeq_epi8_mask(is_near, _mm512_or_si512(bytes, all(1)), all(0xE3)) & u64::MAX >> 2;
+    if marks != 0 {
+        let upper = _mm512_and_si512(_mm512_slli_epi16::<5>(bytes), all(0x20));
+        let place = _mm512_or_si512(upper, _mm512_or_si512(up(second, 0x18), down(third)));
+        for (bits, table) in high.bits.iter_mut().zip(&kinds.marks) {
+            *bits |= _mm512_mask_test_epi8_mask(marks, _mm512_permutexvar_epi8(place, load(table)), bit(third));
+        }
+    }
+    high.known |= two | marks;
+    high
+}
+
+/// The place of each byte of a block and what is `ahead` of it.
+const fn places(ahead: u8) -> [u8; 64] {
+    let mut places = [0; 64];
+    let mut i = 0;
+    while i < 64 {
+        places[i] = i as u8 + ahead;
+        i += 1;
+    }
+    places
+}
+
+/// By the low six bits of a byte: one bit at the place that its low three bits say.
+const fn bit_of() -> [u8; 64] {
+    let mut bits = [0; 64];
+    let mut i = 0;
+    while i < 64 {
+        bits[i] = 1 << (i % 8);
+        i += 1;
+    }
+    bits
 }
 
 /// See [`utf8::is_valid`].
@@ -81,16 +131,7 @@ fn shape(block: &[u8; 64]) -> Shape {
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512vbmi2")]
 fn flatten(starts: u64, base: u32, list: &mut [u32; 64]) {
-    const PLACES: [u8; 64] = {
-        let mut places = [0; 64];
-        let mut i = 0;
-        while i < 64 {
-            places[i] = i as u8;
-            i += 1;
-        }
-        places
-    };
-    let places = _mm512_maskz_compress_epi8(starts, load(&PLACES));
+    let places = _mm512_maskz_compress_epi8(starts, load(&const { places(0) }));
     let base = _mm512_set1_epi32(base as i32);
     let (quarters, _) = list.as_chunks_mut::<16>();
     let [q0, q1, q2, q3] = quarters else { return };

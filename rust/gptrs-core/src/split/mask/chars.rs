@@ -29,8 +29,19 @@ pub(super) struct Ascii {
 pub(super) struct High {
     /// Bytes of a character after its first.
     pub(super) cont: u64,
-    /// First bytes that [`Kinds::easy`] names.
-    pub(super) easy: u64,
+    /// First bytes of characters whose kinds are in `bits`.
+    pub(super) known: u64,
+    /// The three bits of kinds.
+    pub(super) bits: [u64; 3],
+}
+
+impl High {
+    /// With the kinds of the characters that start with the `easy` bytes.
+    #[inline(always)]
+    pub(super) fn easy(cont: u64, easy: u64, kinds: &Kinds) -> Self {
+        let bits = [0, 1, 2].map(|bit| if kinds.easy_kind >> bit & 1 != 0 { easy } else { 0 });
+        Self { cont, known: easy, bits }
+    }
 }
 
 /// By ASCII byte: the flags of its classes.
@@ -182,11 +193,9 @@ impl Chars {
 
     #[inline(always)]
     fn add_wide(&mut self, rule: Rule, kinds: &Kinds, high: High, text: &[u8], at: usize, masks: &mut Masks) {
-        let High { cont, easy } = high;
+        let High { cont, known, mut bits } = high;
         let leads = masks.high & !cont;
-        // The bits of each lead's kind.
-        let mut bits = [0, 1, 2].map(|bit| if kinds.easy_kind >> bit & 1 != 0 { easy } else { 0 });
-        let mut hard = leads & !easy;
+        let mut hard = leads & !known;
         while hard != 0 {
             let place = hard.trailing_zeros();
             let kind = kinds.wide(&text[at + place as usize..]);

@@ -67,6 +67,10 @@ pub(in crate::split) struct Kinds {
     pub(super) easy: [u8; 64],
     /// The same by the low four bits, one bit for each of the four upper halves; twice.
     pub(super) easy_by_low: [u8; 32],
+    /// The characters of two bytes, eight code points a byte; one table for each bit of a kind.
+    pub(super) two: [[u8; 256]; 3],
+    /// The same for U+2000..=U+20FF and U+3000..=U+30FF: general punctuation, kana and their marks.
+    pub(super) marks: [[u8; 64]; 3],
 }
 
 pub(super) static COARSE: Kinds = Kinds::new(Rule::Coarse, LETTER);
@@ -77,10 +81,21 @@ impl Kinds {
     #[allow(clippy::large_stack_arrays)] // runs in the compiler only
     const fn new(rule: Rule, easy_kind: u8) -> Self {
         let (mut plane, mut easy, mut easy_by_low) = ([0; 4096], [1; 64], [0; 32]);
+        let (mut two, mut marks) = ([[0; 256]; 3], [[0; 64]; 3]);
         let mut code = 0;
         while code < 0x1_0000 {
             let kind = rule.kind(code as u32);
             plane[code >> 4] |= (kind as u64) << (4 * (code & 15));
+            let mut bit = 0;
+            while bit < 3 {
+                let here = (kind >> bit & 1) << (code & 7);
+                if code < 0x800 {
+                    two[bit][code >> 3] |= here;
+                } else if code & !0x10FF == 0x2000 {
+                    marks[bit][code >> 7 & 32 | code >> 3 & 31] |= here;
+                }
+                bit += 1;
+            }
             if kind != easy_kind {
                 easy[if code < 0x800 { code >> 6 } else { 0x20 | code >> 12 }] = 0;
             }
@@ -95,7 +110,7 @@ impl Kinds {
             easy_by_low[16 + lead % 16] = easy_by_low[lead % 16];
             lead += 1;
         }
-        Self { rule, plane, easy_kind, easy, easy_by_low }
+        Self { rule, plane, easy_kind, easy, easy_by_low, two, marks }
     }
 
     /// The kind of the character of several bytes at the start of `text`.
@@ -116,5 +131,48 @@ impl Kinds {
     #[inline(never)]
     fn beyond(&self, code: u32) -> u64 {
         self.rule.kind(code).into()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn easy_first_bytes_are_those_of_one_kind() {
+        for kinds in [&COARSE, &CASE, &SCRIPT] {
+            for lead in 0xC2..0xF0u32 {
+                let (first, n) =
+                    if lead < 0xE0 { ((lead & 0x1F) << 6, 1 << 6) } else { ((lead & 0x0F) << 12, 1 << 12) };
+                let mut codes = (first..first + n).filter(|&code| lead != 0xE0 || code >= 0x800);
+                let expected = codes.all(|code| kinds.rule.kind(code) == kinds.easy_kind);
+                assert_eq!(kinds.easy[lead as usize & 63] == 1, expected, "{lead:x} {:?}", kinds.rule);
+            }
+        }
+        assert!(COARSE.easy[0xE5 & 63] == 1 && COARSE.easy[0xD0 & 63] == 1 && COARSE.easy[0xE3 & 63] == 0);
+    }
+
+    #[test]
+    fn the_tables_hold_the_kind_of_every_character() {
+        for kinds in [&COARSE, &CASE, &SCRIPT] {
+            for c in '\u{80}'..=char::MAX {
+                let kind = kinds.rule.kind(c.into());
+                let mut bytes = [0; 4];
+                assert_eq!(kinds.wide(c.encode_utf8(&mut bytes).as_bytes()), u64::from(kind), "{c:?}");
+                let code = c as usize;
+                let bits = |byte: [u8; 3]| byte.map(|byte| byte >> (code & 7) & 1);
+                let expected = [kind & 1, kind >> 1 & 1, kind >> 2];
+                if code < 0x800 {
+                    assert_eq!(bits(kinds.two.map(|table| table[code >> 3])), expected, "{c:?}");
+                }
+                if matches!(code, 0x2000..0x2100 | 0x3000..0x3100) {
+                    assert_eq!(
+                        bits(kinds.marks.map(|table| table[code >> 7 & 32 | code >> 3 & 31])),
+                        expected,
+                        "{c:?}"
+                    );
+                }
+            }
+        }
     }
 }
