@@ -104,7 +104,8 @@ def test_a_file_survives_reading_and_writing(any_tokenizer: Tokenizer, tmp_path:
     again.save(tmp_path / "b.json")
     assert again == any_tokenizer
     assert (tmp_path / "a.json").read_bytes() == (tmp_path / "b.json").read_bytes()
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.json", "b.json"]
+    names = sorted(path.name for path in tmp_path.iterdir() if path.suffix != ".warm")  # words for the cache, beside it
+    assert names == ["a.json", "b.json"]
 
 
 def test_a_folder_with_a_tokenizer_json_is_a_tokenizer(gpt2_like: Tokenizer, tmp_path: Path):

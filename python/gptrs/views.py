@@ -53,7 +53,7 @@ class TiktokenView:
 
     def encode_ordinary_batch(self, text: Sequence[str], *, num_threads: int = 0) -> list[list[int]]:
         """The ordinary ids of many texts."""
-        return self._batch(text, (), num_threads)
+        return self.encode_batch(text, num_threads=num_threads, disallowed_special=())
 
     def encode_batch(
         self,
@@ -64,14 +64,7 @@ class TiktokenView:
         disallowed_special: _Names = "all",
     ) -> list[list[int]]:
         """The ids of many texts; as `encode` for each of them."""
-        if len(disallowed_special) > 0 and not (disallowed_special == "all" and allowed_special == "all"):
-            return [
-                self.encode(one, allowed_special=allowed_special, disallowed_special=disallowed_special) for one in text
-            ]
-        return self._batch(text, allowed_special, num_threads)
-
-    def _batch(self, texts: Sequence[str], allowed_special: _Names, threads: int) -> list[list[int]]:
-        ids, offsets = self._core.encode_batch(texts, allowed_special, (), threads=threads)
+        ids, offsets = self._core.encode_batch(text, allowed_special, disallowed_special, threads=num_threads)
         flat: list[int] = ids.tolist()
         ends: list[int] = offsets.tolist()
         return [flat[start:end] for start, end in pairwise(ends)]

@@ -7,7 +7,7 @@
 use std::borrow::Cow;
 use std::sync::OnceLock;
 
-use regex_syntax::hir::{Class, ClassUnicode, HirKind};
+use regex_syntax::hir::{Class, ClassUnicode, Hir, HirKind};
 use unicode_normalization::char::canonical_combining_class;
 use unicode_normalization::{
     IsNormalized, UnicodeNormalization, is_nfc_quick, is_nfd_quick, is_nfkc_quick, is_nfkd_quick,
@@ -152,7 +152,7 @@ fn is_plain(c: char) -> bool {
 /// Whether `c` was assigned after Unicode 9, or is not yet.
 fn is_newer(c: char) -> bool {
     static OLD: OnceLock<ClassUnicode> = OnceLock::new();
-    let old = OLD.get_or_init(|| match regex_syntax::parse(r"\p{age:9.0}").map(|hir| hir.into_kind()) {
+    let old = OLD.get_or_init(|| match regex_syntax::parse(r"\p{age:9.0}").map(Hir::into_kind) {
         Ok(HirKind::Class(Class::Unicode(class))) => class,
         other => unreachable!("a fixed pattern that is a class: {other:?}"),
     });

@@ -82,7 +82,9 @@ impl<'a> Origins<'a> {
             return Ok(own);
         }
         let mut is_unreachable = vec![false; tokens.len()];
-        own.iter().for_each(|&id| is_unreachable[id as usize] = true);
+        for &id in &own {
+            is_unreachable[id as usize] = true;
+        }
         for (rank, &(left, right)) in (0..).zip(self.merges) {
             is_unreachable[self.pairs.product(rank) as usize] |=
                 is_unreachable[left as usize] || is_unreachable[right as usize];
@@ -172,7 +174,9 @@ mod tests {
             merges.swap(draw(last), last);
         }
         let mut tokens = Tokens::with_capacity(spelled.len());
-        spelled.iter().for_each(|token| tokens.push(token).unwrap());
+        for token in &spelled {
+            tokens.push(token).unwrap();
+        }
         let product = |&(l, r): &Pair| [spelled[l as usize].as_slice(), &spelled[r as usize]].concat();
         let products = merges.iter().map(|pair| tokens.id(&product(pair)).unwrap()).collect();
         (tokens, merges, products)

@@ -166,9 +166,9 @@ fn parse(step: &Value) -> Result<Processor, String> {
             Processor::Template { single: slots(single)?, pair: slots(pair)?, trims: None }
         }
         Written::RobertaProcessing { sep, cls, trim_offsets, add_prefix_space } => {
-            let (sep, cls) = (one(sep.1, 0), one(cls.1, 0));
-            let single = vec![cls.clone(), text(false, 0), sep.clone()];
-            let pair = vec![cls, text(false, 0), sep.clone(), sep.clone(), text(true, 0), sep];
+            let (begin, end) = (one(cls.1, 0), one(sep.1, 0));
+            let single = vec![begin.clone(), text(false, 0), end.clone()];
+            let pair = vec![begin, text(false, 0), end.clone(), end.clone(), text(true, 0), end];
             Processor::Template { single, pair, trims: trim_offsets.then_some(add_prefix_space) }
         }
         Written::BertProcessing { sep, cls } => {

@@ -63,7 +63,6 @@ impl Tokenizer {
         Some((parts(template.single()), parts(template.pair()), template.trims_offsets()))
     }
 
-    #[expect(clippy::type_complexity, reason = "three lists of one length")]
     fn encode_with_places(
         &self,
         py: Python<'_>,

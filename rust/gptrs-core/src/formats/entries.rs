@@ -26,7 +26,7 @@ const NONE: u32 = u32::MAX;
 #[derive(Debug, Default)]
 pub(super) struct Entries {
     bytes: Vec<u8>,
-    entries: Vec<Entry>,
+    regular: Vec<Entry>,
     /// Tokens outside the byte-level alphabet.
     odd: Vec<(String, u32)>,
 }
@@ -41,26 +41,28 @@ struct Entry {
 
 impl Entries {
     /// Adds a token by its spelling.
-    fn push(&mut self, text: &str) {
+    #[expect(clippy::unnecessary_wraps, reason = "what reads strings calls what may refuse one")]
+    fn push(&mut self, text: &str) -> Checked<()> {
         let start = self.bytes.len();
         if alphabet::extend(&mut self.bytes, text).is_ok() {
-            self.entries.push(Entry { start: start as u32, end: self.bytes.len() as u32, id: NONE });
+            self.regular.push(Entry { start: start as u32, end: self.bytes.len() as u32, id: NONE });
         } else {
             self.bytes.truncate(start);
             self.odd.push((text.to_owned(), NONE));
         }
+        Ok(())
     }
 
     /// Adds a token of a file that holds bytes.
     pub(super) fn push_bytes(&mut self, id: u32, append: impl FnOnce(&mut Vec<u8>) -> Checked<()>) -> Checked<()> {
         let start = self.bytes.len() as u32;
         append(&mut self.bytes)?;
-        self.entries.push(Entry { start, end: self.bytes.len() as u32, id });
+        self.regular.push(Entry { start, end: self.bytes.len() as u32, id });
         Ok(())
     }
 
     fn len(&self) -> usize {
-        self.entries.len() + self.odd.len()
+        self.regular.len() + self.odd.len()
     }
 
     fn bytes(&self, entry: Entry) -> &[u8] {
@@ -70,7 +72,7 @@ impl Entries {
     /// Every token that is no special token for sure, as it is spelled, with its id.
     pub(super) fn spelled(&self) -> impl Iterator<Item = (String, u32)> {
         let odd = self.odd.iter().cloned();
-        self.entries.iter().map(|&entry| (alphabet::spell(self.bytes(entry)), entry.id)).chain(odd)
+        self.regular.iter().map(|&entry| (alphabet::spell(self.bytes(entry)), entry.id)).chain(odd)
     }
 
     /// Tokens outside the byte-level alphabet.
@@ -83,16 +85,16 @@ impl Entries {
     /// A lying id cannot make it allocate more than a few times what the file holds.
     fn by_id(&self) -> Checked<Vec<u32>> {
         let bound = (2 * self.len() + 1024) as u32;
-        let all = self.entries.iter().map(|entry| entry.id).chain(self.odd.iter().map(|(_, id)| *id));
+        let all = self.regular.iter().map(|entry| entry.id).chain(self.odd.iter().map(|(_, id)| *id));
         let highest = all.max().map_or(0, |id| id.min(bound - 1) as usize + 1);
         let mut order = vec![NONE; highest];
-        for (i, entry) in self.entries.iter().enumerate() {
+        for (i, entry) in self.regular.iter().enumerate() {
             let show = |entry: Entry| format!("\"{}\"", self.bytes(entry).escape_ascii());
             let Some(at) = order.get_mut(entry.id as usize).filter(|_| entry.id < bound) else {
                 return Err(format!("token {} has id {}, expected less than {bound}", show(*entry), entry.id));
             };
             if *at != NONE {
-                let other = self.entries[*at as usize];
+                let other = self.regular[*at as usize];
                 return Err(format!("tokens {} and {} both have id {}", show(other), show(*entry), entry.id));
             }
             *at = i as u32;
@@ -102,7 +104,7 @@ impl Entries {
                 None => return Err(format!("token {text:?} has id {id}, expected less than {bound}")),
                 Some(&NONE) => {}
                 Some(&other) => {
-                    let other = self.bytes(self.entries[other as usize]).escape_ascii();
+                    let other = self.bytes(self.regular[other as usize]).escape_ascii();
                     return Err(format!("tokens \"{other}\" and {text:?} both have id {id}"));
                 }
             }
@@ -117,7 +119,7 @@ impl Entries {
         let mut tokens = Tokens::with_capacity(last);
         let mut left_out = HashMap::new();
         for (id, &at) in (0..).zip(order) {
-            let bytes = if at == NONE { &[] } else { self.bytes(self.entries[at as usize]) };
+            let bytes = if at == NONE { &[] } else { self.bytes(self.regular[at as usize]) };
             let is_out = !bytes.is_empty() && is_hole(id);
             if is_out && let Some(other) = left_out.insert(bytes, id) {
                 return Err(format!("token \"{}\" has ids {other} and {id}", bytes.escape_ascii()));
@@ -186,7 +188,7 @@ pub(super) fn resolve(
     may_be_special: impl Fn(u32, &[u8]) -> bool,
 ) -> Checked<Resolved> {
     let order = entries.by_id()?;
-    let with_ids = entries.entries.iter().map(|&entry| (entry.id, entries.bytes(entry)));
+    let with_ids = entries.regular.iter().map(|&entry| (entry.id, entries.bytes(entry)));
     let candidates = with_ids.filter(|&(id, bytes)| bytes.len() > 1 && may_be_special(id, bytes));
     let mut special: BTreeSet<u32> = candidates.map(|(id, _)| id).collect();
     loop {
@@ -279,13 +281,13 @@ impl<'de> Deserialize<'de> for Entries {
                 let mut entries = Entries::default();
                 loop {
                     let n_odd = entries.odd.len();
-                    if map.next_key_seed(Spelling(|text: &str| Ok(entries.push(text))))?.is_none() {
+                    if map.next_key_seed(Spelling(|text: &str| entries.push(text)))?.is_none() {
                         return Ok(entries);
                     }
                     let id = map.next_value()?;
                     match entries.odd.get_mut(n_odd) {
                         Some(odd) => odd.1 = id,
-                        None => entries.entries.last_mut().ok_or_else(|| A::Error::custom("no token"))?.id = id,
+                        None => entries.regular.last_mut().ok_or_else(|| A::Error::custom("no token"))?.id = id,
                     }
                 }
             }

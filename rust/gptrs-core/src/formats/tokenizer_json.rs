@@ -166,9 +166,9 @@ fn check_file(file: &File) -> Checked<()> {
 
 /// The decoder must be `ByteLevel`, alone or in a sequence.
 fn check_decoder(value: Option<&Value>) -> Checked<()> {
-    let only = value.and_then(|value| match value["decoders"].as_array().map(Vec::as_slice) {
-        Some([only]) if value["type"] == "Sequence" => Some(only),
-        _ => Some(value),
+    let only = value.map(|value| match value["decoders"].as_array().map(Vec::as_slice) {
+        Some([only]) if value["type"] == "Sequence" => only,
+        _ => value,
     });
     if only.is_some_and(|only| only["type"] == "ByteLevel") {
         return Ok(());
