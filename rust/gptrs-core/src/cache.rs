@@ -119,7 +119,7 @@ impl Cache {
         }
     }
 
-    /// Stores what `words` encode to, by merging; those that are stored already or longer than 15 bytes are passed over.
+    /// Stores what `words` encode to as pieces; those that are stored already or longer than 15 bytes are passed over.
     ///
     /// `vocab` is the one of the tokenizer that the cache came from. The output of encoding does not depend on seeds.
     pub fn seed<'w>(&mut self, vocab: &Vocab, words: impl IntoIterator<Item = &'w [u8]>) {
@@ -128,9 +128,12 @@ impl Cache {
             if 2 * (self.used + 1) > self.max_slots {
                 return;
             }
-            if self.find(key) == NOWHERE {
-                let [ids, ..] = vocab.merge_four([word, &[], &[], &[]]);
-                self.insert(key, ids.as_slice());
+            if self.find(key) != NOWHERE {
+                continue;
+            }
+            match vocab.whole_piece(word) {
+                Some(id) => self.insert(key, &[id]),
+                None => self.insert(key, vocab.merge_four([word, &[], &[], &[]])[0].as_slice()),
             }
         }
     }
