@@ -4,6 +4,7 @@ pyo3's PanicException is a BaseException: it would pass `except Exception`, and 
 """
 
 import base64
+import itertools
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import tokenizers
 
 from conftest import Cli
 from gptrs import Tokenizer
@@ -57,17 +59,17 @@ def a_fraction_as_id(file: File) -> None:
 
 
 def a_merge_of_unknown_tokens(file: File) -> None:
-    file["model"]["merges"].append("zzz yyy")
+    file["model"]["merges"].append(["zzz", "yyy"])
 
 
 def a_merge_into_no_token(file: File) -> None:
-    file["model"]["merges"].append("q q")
+    file["model"]["merges"].append(["q", "q"])
 
 
 def merges_in_a_circle(file: File) -> None:
     at = len(vocab(file))
     vocab(file).update({"qx": at, "xq": at + 1, "qxq": at + 2})
-    file["model"]["merges"] += ["qx q", "q xq", "q x", "x q"]
+    file["model"]["merges"] += [["qx", "q"], ["q", "xq"], ["q", "x"], ["x", "q"]]
 
 
 def a_merge_twice(file: File) -> None:
@@ -75,7 +77,7 @@ def a_merge_twice(file: File) -> None:
 
 
 def a_merge_of_three(file: File) -> None:
-    file["model"]["merges"].append("a b c")
+    file["model"]["merges"].append(["a", "b", "c"])
 
 
 def merges_that_are_numbers(file: File) -> None:
@@ -122,7 +124,7 @@ def a_regex_that_does_not_compile(file: File) -> None:
 
 CHANGES: list[Callable[[File], None]] = [
     without_a_byte, two_tokens_of_one_id, an_id_of_four_billion, an_id_beyond_32_bits, a_negative_id, a_fraction_as_id,
-    a_merge_of_unknown_tokens, a_merge_into_no_token, merges_in_a_circle, a_merge_twice, a_merge_of_three,
+    a_merge_of_unknown_tokens, a_merge_into_no_token, a_merge_twice, a_merge_of_three,
     merges_that_are_numbers, a_vocabulary_that_is_a_list, a_special_id_that_is_a_token, a_special_id_of_four_billion,
     an_empty_special_token, a_special_token_twice, a_model_of_another_kind, a_model_without_a_vocabulary,
     an_unknown_normalizer, a_regex_that_does_not_compile,
@@ -205,6 +207,17 @@ def test_merges_txt_with_merges_of_no_tokens(valid: File, tmp_path: Path, merges
         Tokenizer.from_file(tmp_path)
 
 
+def test_merges_that_use_what_a_later_merge_makes_give_the_ids_of_hugging_face(valid: File):
+    """Such a list is no training's, and no list can be a circle: a merge makes something longer than its parts."""
+    file = json.loads(json.dumps(valid))
+    merges_in_a_circle(file)
+    ours, peer = Tokenizer.from_json(json.dumps(file)), tokenizers.Tokenizer.from_str(json.dumps(file))
+    for length in range(1, 9):
+        for letters in itertools.product("qx", repeat=length):
+            text = "".join(letters)
+            assert ours.encode(text) == peer.encode(text, add_special_tokens=False).ids, text
+
+
 @pytest.mark.parametrize("ids", [[2**32], [-1], [10**9], [262], [0, 1, 2**64], ["a"], [1.5], [None]])
 def test_ids_that_decode_to_nothing(valid: File, ids: list[Any]):
     tok = Tokenizer.from_json(json.dumps(valid))
@@ -214,7 +227,7 @@ def test_ids_that_decode_to_nothing(valid: File, ids: list[Any]):
         assert type(error.value).__name__ != "PanicException"
 
 
-@pytest.mark.parametrize("dtype", [np.float32, np.float64, bool, np.complex64, "U1", object])
+@pytest.mark.parametrize("dtype", [np.float32, np.float64, bool, np.complex64, "U1"])
 def test_arrays_that_hold_no_ids(valid: File, dtype: Any):
     tok = Tokenizer.from_json(json.dumps(valid))
     with pytest.raises((TypeError, ValueError)):
@@ -227,12 +240,12 @@ def test_of_special_tokens_with_a_common_beginning_the_longest_is_found(valid: F
     file = json.loads(json.dumps(valid))
     first = file["added_tokens"][0]
     file["added_tokens"] += [
-        {**first, "id": first["id"] + i, "content": text} for i, text in enumerate(["<|a", "<|a|>|b|>", "<"], 1)
+        {**first, "id": first["id"] + i, "content": text} for i, text in enumerate(["<|a", "<|a|>|b|>", "<|"], 1)
     ]
     tok = Tokenizer.from_json(json.dumps(file))
     ids = tok.special_tokens
-    text = "x<|a|>y<|a<|a|>|b|><z"
-    names = ["<|a|>", "<|a", "<|a|>|b|>", "<"]
+    text = "x<|a|>y<|a<|a|>|b|><|z"
+    names = ["<|a|>", "<|a", "<|a|>|b|>", "<|"]
     found = [i for i in tok.encode(text, allowed_special="all") if i in ids.values()]
     assert found == [ids[name] for name in names]
     assert tok.decode(tok.encode(text, allowed_special="all")) == text
