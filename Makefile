@@ -11,14 +11,16 @@ RUST_SOURCES := $(shell find rust Cargo.toml Cargo.lock -name '*.rs' -o -name 'C
 # The requirements of an extra alone: installing `.[dev]` would build the extension again.
 extra = $(BIN)/python -c "import tomllib; print(*tomllib.load(open('pyproject.toml', 'rb'))['project']['optional-dependencies']['$(1)'])"
 
-.PHONY: help demo test test-long test-gpu lint format bench build clean tools
+.PHONY: help demo test test-long test-gpu fuzz lint check-free-threaded format bench build clean tools
 
 help:
 	@echo 'make demo       raw text to a trained model: tokenizer, shards, training, report.html (about 5 minutes)'
 	@echo 'make test       the whole test suite on the CPU (at most 10 minutes)'
 	@echo 'make test-long  the long forms of the property tests'
 	@echo 'make test-gpu   CUDA tests with the wheel in dist/ and $$PYTHON as it is (no network)'
+	@echo 'make fuzz       every fuzz target for a minute: FUZZ_S=600 for longer; new inputs go to rust/fuzz/found/'
 	@echo 'make lint       rustfmt, clippy, ruff, mypy, stub check'
+	@echo 'make check-free-threaded  the extension compiles for a Python without GIL (nothing more is claimed)'
 	@echo 'make bench      all benchmarks; rows go to benches/results/'
 	@echo 'make build      abi3 wheel and sdist in dist/'
 
@@ -39,6 +41,18 @@ test-gpu:
 	@folder=$$(mktemp -d) && trap 'rm -rf "$$folder"' EXIT && $(PYTHON) -m zipfile -e dist/*.whl "$$folder" && \
 	PYTHONPATH="$$folder:$$PYTHONPATH" $(PYTHON) -m pytest -m gpu -p no:cacheprovider
 
+# On the stable toolchain: without a sanitizer the targets find panics, overflows, endless loops and too much memory.
+FUZZ_S ?= 60
+FUZZ := cargo fuzz
+fuzz: tools
+	@$(FUZZ) --version >/dev/null 2>&1 || cargo install cargo-fuzz --locked
+	$(FUZZ) build --fuzz-dir rust/fuzz --sanitizer none
+	@for target in $$($(FUZZ) list --fuzz-dir rust/fuzz); do \
+		echo "$$target for $(FUZZ_S) s"; mkdir -p rust/fuzz/found/$$target; \
+		$(FUZZ) run --fuzz-dir rust/fuzz --sanitizer none $$target rust/fuzz/found/$$target rust/fuzz/corpus/$$target -- \
+			-max_total_time=$(FUZZ_S) -max_len=8192 -timeout=10 -rss_limit_mb=2048 -print_final_stats=1 || exit 1; \
+	done
+
 lint: $(VENV)/.dev
 	cargo fmt --all --check
 	cargo clippy --workspace --all-targets --quiet -- -D warnings
@@ -46,12 +60,18 @@ lint: $(VENV)/.dev
 	$(BIN)/mypy
 	$(BIN)/python -m mypy.stubtest gptrs._core
 
+# A free-threaded Python need not be there: its configuration is a file.
+check-free-threaded: | tools
+	PYO3_CONFIG_FILE=$(CURDIR)/rust/gptrs-py/free-threaded.cfg CARGO_TARGET_DIR=target/free-threaded \
+	cargo check --package gptrs-py --no-default-features --quiet
+
 format: $(VENV)/.dev
 	cargo fmt --all
 	$(BIN)/ruff check --fix-only . && $(BIN)/ruff format .
 
 bench: $(VENV)/.bench
 	$(BIN)/python benches/bench_tokenizer.py
+	$(BIN)/python benches/tokenizer_chart.py
 	$(BIN)/python benches/bench_loader.py
 	$(BIN)/python benches/bench_train.py
 	$(BIN)/python benches/bench_quality.py
@@ -84,5 +104,5 @@ $(VENV)/.dev: pyproject.toml $(VENV)/.train
 	@touch $@
 
 $(VENV)/.bench: pyproject.toml $(VENV)/.dev
-	$(BIN)/pip install --quiet --disable-pip-version-check zstandard $$($(call extra,bench))
+	$(BIN)/pip install --quiet --disable-pip-version-check $$($(call extra,bench))
 	@touch $@

@@ -1,167 +1,260 @@
-"""BPE training and encoding against gigatoken, rustbpe, tiktoken and Hugging Face tokenizers.
+"""BPE training and encoding against gigatoken, fastokens, tokie, tiktoken, Hugging Face tokenizers and rustbpe.
 
-Every engine runs in a process of its own, in turn (A B C, A B C, …), on the same bytes; results are compared first.
-Training uses all cores, encoding one thread, cold: a new tokenizer, one pass, construction not timed.
+Every engine runs in processes of its own, in turn (A B C, A B C, …), on the same bytes; results are compared first, and
+an engine whose ids differ is shown as such. An engine that needs more than 15 s for a run is measured once.
 
-    python benches/bench_tokenizer.py --data DIR              # all rows
-    python benches/bench_tokenizer.py --only encode --rounds 3
+    python benches/bench_tokenizer.py --data DIR                      # every row, some 20 minutes on 2 cores
+    python benches/bench_tokenizer.py --only encode --vocabularies gpt2 --corpora bench_en --rounds 5
+    python benches/bench_tokenizer.py --only worst --long             # worst cases up to 64 MB
+    python benches/tokenizer_chart.py                                 # the picture of the newest rows
 """
 
-import gzip
-import hashlib
 import json
+import os
+import shutil
+import statistics
+import subprocess
+import sys
 import tempfile
 import time
+from argparse import Namespace
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from harness import arguments, child, peak_rss_mb, record, summary
+from corpora import VOCABULARIES, Corpora, digest, vocabulary
+from engines import ENCODERS, TRAINERS
+from harness import arguments, child, record, summary
 
-GPT2_PATTERN = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
+TASKS = Path(__file__).parent / "tokenizer_tasks.py"
 VOCAB_SIZE = 50_257
-TRAINERS = ["gptrs", "gigatoken", "rustbpe", "tokenizers"]
-ENCODERS = ["gptrs", "tiktoken", "gigatoken"]
+SLOW_S = 15.0
+CORPORA = ("bench_en", "code", "bench_multi")
+PATTERNS = {"gpt2": "gpt2", "cl100k_base": "cl100k_base", "o200k_base": "o200k_base", "deepseek-v3": "deepseek-v3",
+            "llama3": "cl100k_base", "qwen2": "cl100k_base", "nanochat": "cl100k_base"}  # fmt: skip
+PEERS = ("gptrs", "gigatoken", "fastokens", "tokie", "tiktoken", "tokenizers")
+Runs = dict[str, list[dict[str, Any]]]
+
+
+class Bench:
+    """The options of this run and the folder with what was laid out for it."""
+
+    def __init__(self, options: Namespace, work: Path) -> None:
+        self.options, self.work, self.corpora = options, work, Corpora(options.data, work)
+
+    def vocabulary(self, name: str) -> str:
+        return str(vocabulary(self.options.data, self.work, name))
+
+    def interleaved(self, engines: Iterable[str], task: str, threads: int | None = None, **options: Any) -> Runs:
+        """Runs the engines in turn; one that fails is left out of the following rounds, a slow one as well."""
+        runs: Runs = {engine: [] for engine in engines}
+        for n in range(self.options.rounds):
+            for engine, of in runs.items():
+                if n == 0 or (of and of[-1]["seconds"] < SLOW_S):
+                    of.extend(self.once(engine, task, threads=threads, **options))
+        return runs
+
+    def once(self, engine: str, task: str, threads: int | None = None, **options: Any) -> list[dict[str, Any]]:
+        """One run as a list of one; an engine that fails (not ours) says so and gives none."""
+        given = json.dumps({"engine": engine, "threads": threads, **options})
+        try:
+            return [child(TASKS, task, given, threads=threads, timeout_s=600)]
+        except (RuntimeError, subprocess.TimeoutExpired) as error:
+            if engine == "gptrs":
+                raise
+            reason = str(error).strip().splitlines()[-1][:300]
+            record("tokenizer", {"task": task, "engine": engine, "failed": reason, **named(options)}, [engine])
+            return []
+
+    def out(self) -> str:
+        """A new empty folder inside the work folder."""
+        return tempfile.mkdtemp(dir=self.work)
+
+
+def named(options: dict[str, Any]) -> dict[str, Any]:
+    """The options that name files, as the names that rows have."""
+    found = {}
+    for key, name in (("text", "corpus"), ("documents", "corpus"), ("vocabulary", "vocabulary")):
+        if key in options:
+            found[name] = Path(options[key]).stem
+    return found
+
+
+def rows(task: str, runs: Runs, fields: dict[str, Any], same: Callable[[dict[str, Any]], bool] | None = None) -> None:
+    """Records one row for each engine, with the ratio of its time for each byte to ours."""
+    done = {engine: of for engine, of in runs.items() if of}
+    per_byte = {
+        engine: statistics.median(r["seconds"] / r.get("n_bytes", 1) for r in of) for engine, of in done.items()
+    }
+    for engine, of in done.items():
+        assert len({r.get("digest") for r in of}) == 1, f"{engine} is not deterministic: {of}"
+        row = {"task": task, "engine": engine, **fields, "seconds": summary([r["seconds"] for r in of], digits=9)}
+        if "n_bytes" in of[0]:
+            row |= {"n_bytes": of[0]["n_bytes"], "mb_per_s": round(1e-6 / per_byte[engine], 2)}
+        for key in ("over_text_mb", "over_tokenizer_mb", "anonymous_mb", "peak_rss_mb"):
+            if key in of[0]:
+                row[key] = round(max(r[key] for r in of), 1)
+        row["time_over_ours"] = round(per_byte[engine] / per_byte["gptrs"], 3)
+        row["same_result"] = same is None or same(of[0])
+        record("tokenizer", row, [ENCODERS[engine].package if engine in ENCODERS else engine])
+
+
+def train(bench: Bench) -> None:
+    """Training on files: prose, many scripts, 500 MB; ours alone at 200 and 2,000 MB."""
+    fields = {"vocabulary": f"train {VOCAB_SIZE}", "threads": "all"}
+    for name in bench.options.texts:
+        alone = name.startswith("repeated")
+        path = bench.corpora.text(name)
+        runs = bench.interleaved(["gptrs"] if alone else TRAINERS, "train", text=str(path), vocab_size=VOCAB_SIZE)
+        ours = runs["gptrs"][0]["digest"]
+        if runs.get("rustbpe"):  # the same tie rule: the merges must be the same; the others' order differs
+            assert ours == runs["rustbpe"][0]["digest"], "our merges differ from rustbpe's"
+        whole = {"corpus": name, "corpus_sha256": digest(path), **fields}
+        rows("train", runs, whole, lambda run, ours=ours: run["digest"] == ours)
+
+
+def encode(bench: Bench) -> None:
+    """Encoding with one thread, cold: every vocabulary on every corpus, ours also with its dispatch forced down."""
+    for name in bench.options.vocabularies:
+        for corpus in bench.options.corpora:
+            path, folder = bench.corpora.documents(corpus), bench.vocabulary(name)
+            can = [e for e in ENCODERS if ENCODERS[e].vocabularies is None or name in (ENCODERS[e].vocabularies or ())]
+            runs = bench.interleaved(can, "encode", threads=1, vocabulary=folder, documents=str(path))
+            fields = {"corpus": corpus, "vocabulary": name, "threads": 1, "corpus_sha256": digest(path)}
+            rows("encode", runs, fields, same_ids(runs["gptrs"][0]))
+
+
+def same_ids(ours: dict[str, Any]) -> Callable[[dict[str, Any]], bool]:
+    """Whether an engine gave our ids: all of them, or of the first documents when it was given no more."""
+    return lambda run: run["digest"] == (ours["digest"] if run["n_bytes"] == ours["n_bytes"] else ours["head"])
+
+
+def shards(bench: Bench) -> None:
+    """Raw text to the ids of a vocabulary trained on it: shards for ours, one array on disk for the peers."""
+    for corpus in bench.options.corpora:
+        text, documents = bench.corpora.text(corpus), bench.corpora.documents(corpus)
+        out = bench.out()
+        runs: Runs = {engine: [] for engine in TRAINERS}
+        for n in range(bench.options.rounds):
+            for engine, of in runs.items():
+                if n == 0 or (of and of[-1]["seconds"] < SLOW_S):
+                    folder = tempfile.mkdtemp(dir=out)
+                    paths = {"text": str(text), "documents": str(documents), "out": folder}
+                    of += bench.once(engine, "shards", vocab_size=VOCAB_SIZE, **paths)
+                    shutil.rmtree(folder)
+        fields = {"corpus": corpus, "vocabulary": f"train {VOCAB_SIZE}", "threads": "all"}
+        rows("train and encode", runs, fields)
+
+
+def scale(bench: Bench) -> None:
+    """Two threads against one, beside what two independent processes of one thread gain in the same rounds."""
+    folder, path = bench.vocabulary("gpt2"), str(bench.corpora.documents("bench_en"))
+    times: dict[str, list[float]] = {"one": [], "two": [], "processes": []}
+    options = {"vocabulary": folder, "documents": path, "passes": 4}
+    for _ in range(max(bench.options.rounds, 3)):
+        for kind, threads in (("one", 1), ("two", 2)):
+            given = json.dumps({**options, "threads": threads})
+            times[kind].append(child(TASKS, "scale", given, threads=threads)["seconds"])
+        times["processes"].append(together({**options, "threads": 1}))
+    one, two, processes = (statistics.median(times[kind]) for kind in ("one", "two", "processes"))
+    record("tokenizer", {
+        "task": "two threads", "engine": "gptrs", "corpus": "bench_en", "vocabulary": "gpt2",
+        "seconds": {kind: summary(of) for kind, of in times.items()}, "gain": round(one / two, 3),
+        "gain_of_processes": round(2 * one / processes, 3), "share": round(one / two / (2 * one / processes), 3),
+    })  # fmt: skip
+
+
+def together(options: dict[str, Any]) -> float:
+    """The mean time of two processes that do the same work at the same time, each on a core of its own."""
+    start_at = time.time() + 10
+    environment = dict(os.environ, RAYON_NUM_THREADS="1")
+    running = []
+    for core in (0, 1):
+        given = json.dumps({**options, "start_at": start_at, "core": core})
+        command = [sys.executable, str(TASKS), "scale", given]
+        running.append(subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True))
+    outs = [process.communicate(timeout=600)[0] for process in running]
+    return statistics.mean(json.loads(out.splitlines()[-1])["seconds"] for out in outs)
+
+
+def small(bench: Bench) -> None:
+    """`encode` of a short text."""
+    runs = bench.interleaved(PEERS, "small", threads=1, vocabulary=bench.vocabulary("gpt2"), calls=10_000)
+    ours = runs["gptrs"][0]["digest"]
+    rows("small call", runs, {"vocabulary": "gpt2", "threads": 1}, lambda run: run["digest"] == ours)
+
+
+def decode(bench: Bench) -> None:
+    """Ids of 12 MB of text back to its bytes."""
+    for name in ("gpt2", "o200k_base"):
+        options = {"vocabulary": bench.vocabulary(name), "documents": str(bench.corpora.documents("bench_en"))}
+        runs = bench.interleaved(("gptrs", "gigatoken", "tiktoken", "tokenizers"), "decode", threads=1, **options)
+        rows("decode", runs, {"corpus": "bench_en", "vocabulary": name, "threads": 1}, lambda run: run["is_text"])
+
+
+def load(bench: Bench) -> None:
+    """From a file in the page cache to a usable tokenizer, ours with its check of every token."""
+    for name in ("gpt2", "o200k_base"):
+        runs = bench.interleaved(PEERS, "load", threads=None, vocabulary=bench.vocabulary(name))
+        ours = runs["gptrs"][0]["digest"]
+        rows("load", runs, {"vocabulary": name}, lambda run, ours=ours: run["digest"] == ours)
+
+
+def worst(bench: Bench) -> None:
+    """Texts that are one piece: 1 MB and 2 MB; with --long every doubling to 64 MB."""
+    sizes = [2**n * 1_000_000 for n in range(6 if bench.options.long else 1)]
+    for pattern, name in PATTERNS.items():
+        for n_bytes in sizes:
+            given = {"vocabulary": bench.vocabulary(name), "pattern": pattern, "n_bytes": n_bytes}
+            cases = child(TASKS, "worst", json.dumps(given), threads=1)["cases"]
+            slowest = max(cases, key=lambda case: cases[case]["seconds"])
+            record("tokenizer", {
+                "task": "worst case", "engine": "gptrs", "vocabulary": pattern, "n_bytes": n_bytes, "threads": 1,
+                "slowest": slowest, "seconds": {"median": round(cases[slowest]["seconds"], 4)},
+                "doubling": round(max(doubling(case) for case in cases.values()), 2),
+                "cases": {case: [round(t["seconds"], 4), round(t["twice"], 4)] for case, t in cases.items()},
+            })  # fmt: skip
+
+
+def doubling(case: dict[str, float]) -> float:
+    """How many times longer a text of twice the length takes; below 2 ms the clock and the caches decide, not we."""
+    return case["twice"] / case["seconds"] if case["twice"] > 0.002 else 0.0
+
+
+def memory(bench: Bench) -> None:
+    """1,000 MB of files to shards."""
+    path = bench.corpora.text("repeated_1000")
+    out = bench.out()
+    options = {"vocabulary": bench.vocabulary("gpt2"), "text": str(path), "out": out}
+    runs = {"gptrs": bench.once("gptrs", "memory", **options)}
+    rows("encode files to shards", runs, {"corpus": path.stem, "vocabulary": "gpt2", "threads": "all"})
+    shutil.rmtree(out)
+
+
+PARTS: dict[str, Callable[[Bench], None]] = {
+    "train": train, "encode": encode, "shards": shards, "scale": scale, "small": small,
+    "decode": decode, "load": load, "worst": worst, "memory": memory,
+}  # fmt: skip
 
 
 def main() -> None:
     parser = arguments(__doc__)
-    parser.add_argument("--only", choices=["train", "encode"], help="one half of the rows")
-    parser.add_argument("--child", nargs=3, metavar=("TASK", "ENGINE", "WORK"), help="measure one engine (internal)")
+    texts = ["bench_en", "bench_multi", "mixed", "repeated_200", "repeated_2000"]
+    parser.set_defaults(rounds=3)
+    parser.add_argument("--only", choices=PARTS, nargs="+", default=list(PARTS), help="these parts (default: all)")
+    parser.add_argument("--vocabularies", choices=VOCABULARIES, nargs="+", default=list(VOCABULARIES))
+    parser.add_argument("--corpora", choices=CORPORA, nargs="+", default=list(CORPORA), help="texts to encode")
+    parser.add_argument("--texts", nargs="+", default=texts, help=f"texts to train on (default: {' '.join(texts)})")
+    parser.add_argument("--work", type=Path, help="keep the texts in this folder (default: a temporary one, 4 GB)")
+    parser.add_argument("--long", action="store_true", help="worst cases up to 64 MB")
     options = parser.parse_args()
-    if options.child:
-        task, engine, work = options.child
-        result = {"train": run_train, "encode": run_encode}[task](engine, Path(work))
-        print(json.dumps({**result, "peak_rss_mb": round(peak_rss_mb(), 1)}))
-        return
-    with tempfile.TemporaryDirectory() as work:
-        unpack(options.data, Path(work))
-        if options.only != "encode":
-            compare("train", TRAINERS, Path(work), options.rounds, threads=None)
-        if options.only != "train":
-            compare("encode", ENCODERS, Path(work), options.rounds, threads=1)
-
-
-def compare(task: str, engines: list[str], work: Path, rounds: int, threads: int | None) -> None:
-    """Runs the engines in turn and records their medians and the ratio to ours."""
-    runs: dict[str, list[dict[str, Any]]] = {engine: [] for engine in engines}
-    for _ in range(rounds):
-        for engine in engines:
-            runs[engine].append(child(__file__, "--child", task, engine, str(work), threads=threads))
-    n_bytes = (work / "bench_en.txt").stat().st_size
-    ours = summary([run["seconds"] for run in runs["gptrs"]])["median"]
-    digests = {engine: {run["digest"] for run in of} for engine, of in runs.items()}
-    assert all(len(of) == 1 for of in digests.values()), f"an engine is not deterministic: {digests}"
-    if task == "train":  # the same tie rule: the merges must be the same; Hugging Face's and gigatoken's order differ
-        assert digests["gptrs"] == digests["rustbpe"], "our merges differ from rustbpe's"
-    for engine, of in runs.items():
-        seconds = summary([run["seconds"] for run in of])
-        record("tokenizer", {
-            "task": task, "engine": engine, "corpus": "bench_en.txt", "n_bytes": n_bytes,
-            "threads": threads or "all", "vocabulary": f"train {VOCAB_SIZE}" if task == "train" else "gpt2",
-            "seconds": seconds, "mb_per_s": round(n_bytes / 1e6 / seconds["median"], 2),
-            "time_over_ours": round(seconds["median"] / ours, 2), "same_result": digests[engine] == digests["gptrs"],
-            "peak_rss_mb": max(run["peak_rss_mb"] for run in of),
-        }, packages=[engine])  # fmt: skip
-
-
-def run_train(engine: str, work: Path) -> dict[str, Any]:
-    """Trains on the file (or its text, where the engine takes no file) and digests the tokens in id order."""
-    path = work / "bench_en.txt"
-    start = time.perf_counter()
-    if engine == "gptrs":
-        import gptrs
-
-        tok = gptrs.Tokenizer.train([path], vocab_size=VOCAB_SIZE, pattern="gpt2", special_tokens=[], progress=False)
-        seconds = time.perf_counter() - start
-        tokens = [tok.id_to_token(i) for i in range(256, VOCAB_SIZE)]
-    elif engine == "rustbpe":
-        import rustbpe
-
-        tok = rustbpe.Tokenizer()
-        tok.train_from_iterator(iter([path.read_bytes().decode()]), VOCAB_SIZE, pattern=GPT2_PATTERN)
-        seconds = time.perf_counter() - start
-        tokens = [bytes(t) for t, _ in sorted(tok.get_mergeable_ranks(), key=lambda item: item[1])][256:]
-    elif engine == "gigatoken":
-        import gigatoken
-
-        vocab, merges = gigatoken.train_bpe(str(path), VOCAB_SIZE, [], tie_breaking="raw_token_ids")
-        seconds = time.perf_counter() - start
-        assert len(vocab) == VOCAB_SIZE
-        tokens = [left + right for left, right in merges]
-    else:
-        import tokenizers
-
-        tok = tokenizers.ByteLevelBPETokenizer()
-        tok.train([str(path)], vocab_size=VOCAB_SIZE, min_frequency=0, show_progress=False)
-        seconds = time.perf_counter() - start
-        assert tok.get_vocab_size() == VOCAB_SIZE
-        tokens = [tok.id_to_token(i).encode() for i in range(256, VOCAB_SIZE)]
-    digest = hashlib.sha256(b"".join(len(t).to_bytes(4, "little") + t for t in tokens)).hexdigest()
-    return {"seconds": seconds, "digest": digest}
-
-
-def run_encode(engine: str, work: Path) -> dict[str, Any]:
-    """Encodes the corpus as documents of about 8 kB with GPT-2's vocabulary and digests the flat uint32 ids."""
-    documents = cut((work / "bench_en.txt").read_bytes().decode())
-    if engine == "gptrs":
-        import gptrs
-
-        tok = gptrs.Tokenizer.from_file(work / "tokenizer.json")
-        raw = [d.encode() for d in documents]
-        start = time.perf_counter()
-        ids = tok.encode_batch(raw, threads=1).ids
-        seconds = time.perf_counter() - start
-    elif engine == "tiktoken":
-        import tiktoken
-        from tiktoken.load import data_gym_to_mergeable_bpe_ranks
-
-        ranks = data_gym_to_mergeable_bpe_ranks(str(work / "vocab.bpe"), str(work / "encoder.json"))
-        encoding = tiktoken.Encoding("gpt2", pat_str=GPT2_PATTERN, mergeable_ranks=ranks, special_tokens={})
-        start = time.perf_counter()
-        lists = [encoding.encode_ordinary(d) for d in documents]
-        seconds = time.perf_counter() - start
-        ids = np.concatenate([np.array(ids, dtype=np.uint32) for ids in lists])
-    else:
-        import gigatoken
-
-        tok = gigatoken.Tokenizer(str(work / "tokenizer.json"))
-        raw = [d.encode() for d in documents]
-        start = time.perf_counter()
-        rows = tok.encode_batch(raw, parallel=False)
-        seconds = time.perf_counter() - start
-        import awkward
-
-        ids = awkward.to_numpy(awkward.flatten(rows))
-    return {"seconds": seconds, "digest": hashlib.sha256(ids.astype("<u4").tobytes()).hexdigest()}
-
-
-def cut(text: str, n_chars: int = 8_000) -> list[str]:
-    """`text` as documents of about `n_chars`, cut behind a line end."""
-    documents, start = [], 0
-    while start < len(text):
-        end = text.find("\n", start + n_chars)
-        end = len(text) if end < 0 else end + 1
-        documents.append(text[start:end])
-        start = end
-    return documents
-
-
-def unpack(data: Path, work: Path) -> None:
-    """Lays the corpus and GPT-2's vocabulary, also as a tokenizer.json written by Hugging Face, into `work`."""
-    import tokenizers
-    import zstandard
-
-    packed = data / "bench_en.txt.zst"
-    if not packed.exists():
-        raise SystemExit(f"expected the corpus at {packed}; hint: pass --data DIR or set GPTRS_TEST_DATA")
-    with packed.open("rb") as source, (work / "bench_en.txt").open("wb") as out:
-        zstandard.ZstdDecompressor().copy_stream(source, out)
-    for name, target in {"gpt2_vocab.bpe.gz": "vocab.bpe", "gpt2_encoder.json.gz": "encoder.json"}.items():
-        (work / target).write_bytes(gzip.decompress((data / name).read_bytes()))
-    (work / "merges.txt").write_bytes((work / "vocab.bpe").read_bytes())
-    gpt2 = tokenizers.ByteLevelBPETokenizer(str(work / "encoder.json"), str(work / "merges.txt"))
-    gpt2.save(str(work / "tokenizer.json"))
+    with tempfile.TemporaryDirectory() as temporary:
+        work = options.work or Path(temporary)
+        work.mkdir(parents=True, exist_ok=True)
+        for part in options.only:
+            started = time.time()
+            PARTS[part](Bench(options, work))
+            print(f"{part}: {time.time() - started:.0f} s", file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

@@ -74,12 +74,15 @@ def summary(values: list[float], digits: int = 4) -> dict[str, float]:
             "max": round(max(values), digits), "repeats": len(values)}  # fmt: skip
 
 
-def child(script: str, *arguments: str, threads: int | None = None) -> dict[str, Any]:
+def child(
+    script: str | Path, *arguments: str, threads: int | None = None, timeout_s: float | None = None
+) -> dict[str, Any]:
     """Runs `script arguments…` as a fresh process and returns the JSON object on its last line."""
     environment = dict(os.environ, TOKENIZERS_PARALLELISM="true" if threads is None or threads > 1 else "false")
     if threads is not None:
         environment |= {"RAYON_NUM_THREADS": str(threads), "OMP_NUM_THREADS": str(threads)}
-    done = subprocess.run([sys.executable, script, *arguments], env=environment, capture_output=True, text=True)
+    command = [sys.executable, str(script), *arguments]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=timeout_s)
     if done.returncode != 0:
         raise RuntimeError(f"{script} {' '.join(arguments)} failed:\n{done.stderr[-2000:]}")
     return json.loads(done.stdout.strip().splitlines()[-1])

@@ -11,13 +11,16 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import tokenizer_table
+
 HERE = Path(__file__).parent
 README = HERE.parent / "README.md"
 MARKERS = re.compile(r"(<!-- measured -->\n).*?(<!-- /measured -->)", re.DOTALL)
+Row = dict[str, Any]
 
 
 def main() -> int:
-    table = render(newest_rows())
+    table = render(newest_rows(), tokenizer_table.newest())
     readme = README.read_text(encoding="utf-8")
     if "--write" in sys.argv:
         README.write_text(MARKERS.sub(lambda m: m[1] + table + m[2], readme), encoding="utf-8")
@@ -31,45 +34,36 @@ def main() -> int:
     return 0
 
 
-def newest_rows() -> dict[tuple[str, str, str], dict[str, Any]]:
-    """The last row of every (bench, task, engine)."""
+def newest_rows() -> dict[tuple[str, str, str], Row]:
+    """The last row of every (bench, task, engine), the tokenizer's left out: they have a table of their own."""
     rows = {}
     for path in sorted((HERE / "results").glob("*.jsonl")):
+        if path == tokenizer_table.RESULTS:
+            continue
         for line in path.read_text(encoding="utf-8").splitlines():
             row = json.loads(line)
             rows[row["bench"], row["task"], row["engine"]] = row
     return rows
 
 
-def render(rows: dict[tuple[str, str, str], dict[str, Any]]) -> str:
+def render(rows: dict[tuple[str, str, str], Row], tokenizer: tokenizer_table.Rows) -> str:
     """Markdown: one line for each task, ours first, then every peer and the ratio."""
     lines = ["| task | gptrs | peers in the same run |", "|---|---|---|"]
+    lines += [f"| {task} | {ours} | {peers} |" for task, ours, peers in tokenizer_table.lines(tokenizer)]
     for (bench, task, engine), row in rows.items():
         if engine != "gptrs":
             continue
         peers = [(e, r) for (b, t, e), r in rows.items() if (b, t) == (bench, task) and e != "gptrs"]
         cells = [f"{e} {figure(r)}{ratio(row, r)}" for e, r in sorted(peers, key=lambda item: -speed(item[1]))]
-        lines.append(f"| {title(row)} | **{figure(row)}** | {' · '.join(cells) or '–'} |")
-    ours = next(row for (_, _, engine), row in rows.items() if engine == "gptrs")
-    machine = ours["machine"]
-    commits = sorted({row["commit"] for (_, _, engine), row in rows.items() if engine == "gptrs"})
+        lines.append(f"| {task} | **{figure(row)}** | {' · '.join(cells) or '–'} |")
+    ours = [row for row in [*tokenizer.values(), *rows.values()] if row["engine"] == "gptrs"]
+    machine = ours[0]["machine"]
+    commits = sorted({row["commit"] for row in ours})
     note = f"{machine['cpu']}, {machine['cores']} cores, {machine['memory_gib']} GiB, shared cloud machine; commit "
     return "\n".join(lines) + f"\n\n{note}{', '.join(commits)}; medians; raw rows in `benches/results/`.\n"
 
 
-def title(row: dict[str, Any]) -> str:
-    if row["bench"] == "tokenizer" and row["task"] == "train":
-        return "train a 50,257-token BPE on 63 MB of English, all cores"
-    if row["bench"] == "tokenizer":
-        return "encode 63 MB of English with GPT-2's vocabulary, one thread, cold"
-    return str(row["task"])
-
-
-def figure(row: dict[str, Any]) -> str:
-    if row["task"] == "train":
-        return f"{row['seconds']['median']:.2f} s"
-    if "mb_per_s" in row:
-        return f"{row['mb_per_s']:.0f} MB/s"
+def figure(row: Row) -> str:
     if "m_tokens_per_s" in row:
         return f"{row['m_tokens_per_s']['median']:.0f} M tokens/s"
     if "steps_per_s" in row:
@@ -80,19 +74,16 @@ def figure(row: dict[str, Any]) -> str:
     return f"{row['val_loss']:.3f}, {below:.2f} below the unigram entropy, {row['seconds']:.0f} s"
 
 
-def speed(row: dict[str, Any]) -> float:
+def speed(row: Row) -> float:
     """Larger is faster, whatever the unit."""
-    if row["task"] == "train":
-        return 1 / float(row["seconds"]["median"])
     for key in ("m_tokens_per_s", "steps_per_s"):
         if key in row:
             return float(row[key]["median"])
-    return float(row.get("mb_per_s", 0))
+    return 0.0
 
 
-def ratio(ours: dict[str, Any], peer: dict[str, Any]) -> str:
-    note = "" if peer.get("same_result", True) or peer["task"] == "train" else ", other ids"
-    return f" ({speed(ours) / speed(peer):.1f}×{note})" if speed(peer) else ""
+def ratio(ours: Row, peer: Row) -> str:
+    return f" ({speed(ours) / speed(peer):.1f}×)" if speed(peer) else ""
 
 
 if __name__ == "__main__":

@@ -1,11 +1,13 @@
 """The wheel alone is enough: no Rust, no torch, only the dependencies that pyproject.toml declares."""
 
 import importlib.metadata
+import json
 import os
 import re
 import shutil
 import subprocess
 import sys
+import tarfile
 import venv
 import zipfile
 from pathlib import Path
@@ -46,13 +48,29 @@ def link_distributions(names: set[str], site_packages: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def maturin() -> str:
+    found = shutil.which("maturin", path=f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
+    assert found, "maturin is not installed; hint: make test installs it"
+    return found
+
+
+@pytest.fixture(scope="module")
+def wheel(maturin: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("dist")
-    maturin = shutil.which("maturin", path=f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
-    assert maturin, "maturin is not installed; hint: make test installs it"
     subprocess.run([maturin, "build", "--release", "--quiet", "--out", str(out)], cwd=ROOT, check=True)
     (path,) = out.glob("*.whl")
     return path
+
+
+@pytest.fixture(scope="module")
+def sdist(maturin: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The unpacked sdist, packed by the code that `make build` runs; nothing is compiled."""
+    out = tmp_path_factory.mktemp("sdist")
+    subprocess.run([maturin, "sdist", "--out", str(out)], cwd=ROOT, check=True, capture_output=True)
+    (packed,) = out.glob("*.tar.gz")
+    with tarfile.open(packed) as archive:
+        archive.extractall(out, filter="data")
+    return out / packed.name.removesuffix(".tar.gz")
 
 
 @pytest.fixture(scope="module")
@@ -83,6 +101,28 @@ def test_wheel_is_abi3_and_holds_configs_types_and_stubs(wheel: Path) -> None:
         "gptrs/configs/shakespeare_cpu.toml",
     } <= names
     assert not [name for name in names if name.startswith(("tests/", "rust/", "benches/"))]
+
+
+def test_sdist_holds_every_source_and_nothing_that_was_made(sdist: Path) -> None:
+    names = {str(path.relative_to(sdist)) for path in sdist.rglob("*") if path.is_file()}
+    assert {"Cargo.lock", "Cargo.toml", "pyproject.toml", "README.md", "LICENSE", "PKG-INFO"} <= names
+    assert {"python/gptrs/py.typed", "python/gptrs/_core.pyi", "python/gptrs/configs/demo.toml"} <= names
+    sources = [*(ROOT / "python").rglob("*.py"), *ROOT.glob("rust/*/src/**/*.rs")]
+    assert len(sources) > 50
+    assert [path for path in sources if str(path.relative_to(ROOT)) not in names] == []
+    assert {f"rust/{crate}/Cargo.toml" for crate in ("gptrs-core", "gptrs-py")} <= names
+    assert "rust/gptrs-core/build.rs" in names
+    made = ("target/", ".venv/", "dist/", "benches/", "runs/")
+    suffixes = (".so", ".pyc", ".whl", ".jsonl")
+    assert [name for name in names if name.startswith(made) or name.endswith(suffixes)] == []
+
+
+def test_sdist_is_a_workspace_that_cargo_accepts_as_locked(sdist: Path) -> None:
+    command = ["cargo", "metadata", "--format-version=1", "--locked", "--offline", "--manifest-path"]
+    done = subprocess.run([*command, str(sdist / "rust/gptrs-py/Cargo.toml")], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    members = {package["name"] for package in json.loads(done.stdout)["packages"] if package["source"] is None}
+    assert members == {"gptrs-core", "gptrs-py"}
 
 
 def test_wheel_trains_and_encodes_in_an_empty_venv(empty_python: Path, tmp_path: Path) -> None:

@@ -9,23 +9,29 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from gptrs._core import StreamDecoder, __version__
     from gptrs.data import Batch, Dataset, Loader, prepare
-    from gptrs.tokenizer import Encoded, Tokenizer
+    from gptrs.encoded import Encoded, Padded
+    from gptrs.tokenizer import Tokenizer
+    from gptrs.train_prepare import train_and_prepare
 
 __all__ = [
     "Batch",
     "Dataset",
     "Encoded",
     "Loader",
+    "Padded",
     "StreamDecoder",
     "Tokenizer",
     "__version__",
     "prepare",
+    "train_and_prepare",
 ]
 
 _MODULES = {
     "gptrs._core": ("StreamDecoder", "__version__"),
     "gptrs.data": ("Batch", "Dataset", "Loader", "prepare"),
-    "gptrs.tokenizer": ("Encoded", "Tokenizer"),
+    "gptrs.encoded": ("Encoded", "Padded"),
+    "gptrs.tokenizer": ("Tokenizer",),
+    "gptrs.train_prepare": ("train_and_prepare",),
 }
 
 

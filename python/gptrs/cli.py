@@ -13,6 +13,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from gptrs import cli_training
+from gptrs.cli_training import Files, Progress, TextField, Threads
+
 if TYPE_CHECKING:
     from gptrs.model import Transformer
     from gptrs.tokenizer import Tokenizer
@@ -30,13 +33,9 @@ data_app = typer.Typer(help="Look into token shards and check them.", no_args_is
 app.add_typer(tokenizer_app, name="tokenizer")
 app.add_typer(data_app, name="data")
 
-Files = Annotated[list[str], typer.Argument(help="Text files, globs or folders (*.txt, *.jsonl).", metavar="FILES…")]
 TokenizerFile = Annotated[str, typer.Argument(help="tokenizer.json, *.tiktoken, or a folder.", metavar="TOKENIZER")]
 TokenizerOption = Annotated[str, typer.Option("--tokenizer", "-t", help="tokenizer.json, *.tiktoken, or a folder.")]
 Pattern = Annotated[str | None, typer.Option(help="Splitting pattern of a .tiktoken file: a name or a regex.")]
-TextField = Annotated[str, typer.Option(help="The field of a .jsonl line that holds the text.")]
-Threads = Annotated[int, typer.Option(help="Threads; 0 means all cores.", min=0)]
-Progress = Annotated[bool, typer.Option("--progress/--no-progress", help="A progress bar on a terminal.")]
 Overrides = Annotated[list[str] | None, typer.Argument(help="Settings that differ.", metavar="[SECTION.KEY=VALUE…]")]
 Fresh = Annotated[bool, typer.Option("--fresh", help="Remove what an earlier run left in the run directory.")]
 Folder = Annotated[str, typer.Argument(help="The folder that `gptrs prepare` wrote.", metavar="DIR")]
@@ -86,37 +85,9 @@ def _root(
     pass
 
 
-@tokenizer_app.command("train")
-def tokenizer_train(
-    files: Files,
-    vocab_size: Annotated[int, typer.Option("--vocab-size", "-n", help="Ids: 256 bytes, merges, special tokens.")],
-    out: Annotated[str, typer.Option("--out", "-o", help="The file to write.")] = "tokenizer.json",
-    pattern: Annotated[str, typer.Option(help="How text is split: gpt2, cl100k_base or a regex.")] = "gpt2",
-    special: Annotated[
-        list[str] | None, typer.Option(help="A special token; may be repeated. [default: <|endoftext|>]")
-    ] = None,
-    min_count: Annotated[int, typer.Option(help="A pair must occur this often to be merged.", min=1)] = 1,
-    text_field: TextField = "text",
-    threads: Threads = 0,
-    progress: Progress = True,
-) -> None:
-    """Train a byte-level BPE tokenizer on text files and write tokenizer.json."""
-    from gptrs.tokenizer import Tokenizer
-
-    if Path(out).suffix not in (".json", ".tiktoken") or not Path(out).resolve().parent.is_dir():
-        raise ValueError(f"--out must be a .json or .tiktoken file in a folder that exists, got {out}")
-    tokenizer = Tokenizer.train(
-        files,
-        vocab_size,
-        pattern=pattern,
-        special_tokens=["<|endoftext|>"] if special is None else special,
-        min_count=min_count,
-        text_field=text_field,
-        threads=threads,
-        progress=progress,
-    )
-    tokenizer.save(out)
-    typer.echo(f"{out}: {tokenizer.vocab_size} ids, pattern {tokenizer.pattern}, digest {tokenizer.digest[:16]}")
+tokenizer_app.command("train")(cli_training.train)
+tokenizer_app.command("count")(cli_training.count)
+tokenizer_app.command("merge-counts")(cli_training.merge_counts)
 
 
 @tokenizer_app.command("encode")
@@ -128,6 +99,8 @@ def tokenizer_encode(
     pattern: Pattern = None,
 ) -> None:
     """Print the ids of a text; special-token text is ordinary text unless --special is given."""
+    from gptrs.inspect import quoted
+
     coder = _load_tokenizer(tokenizer, pattern)
     source = sys.stdin.buffer.read() if text is None else text
     ids = coder.encode(source, allowed_special="all" if special else (), disallowed_special=())
@@ -137,7 +110,29 @@ def tokenizer_encode(
     for token_id in ids:
         piece = coder.id_to_token(token_id)
         assert piece is not None, token_id
-        typer.echo(f"{token_id}\t{_readable(piece)}")
+        typer.echo(f"{token_id}\t{quoted(piece)}")
+
+
+@tokenizer_app.command("inspect")
+def tokenizer_inspect(
+    tokenizer: TokenizerFile,
+    text: Annotated[str | None, typer.Argument(help="The text; standard input without it.")] = None,
+    html: Annotated[str | None, typer.Option(help="Write a page with the merges as a drawing to this file.")] = None,
+    special: Annotated[bool, typer.Option("--special", help="Special-token text becomes its one id.")] = False,
+    pattern: Pattern = None,
+) -> None:
+    """Show how a text becomes ids: its pieces, and in each the merges in the order they happen."""
+    from gptrs import inspect
+    from gptrs.files import write_atomic
+
+    coder = _load_tokenizer(tokenizer, pattern)
+    source = sys.stdin.buffer.read() if text is None else text
+    pieces = inspect.trace(coder, source, allowed_special="all" if special else ())
+    if html is None:
+        typer.echo("\n".join(inspect.lines(coder, pieces)))
+        return
+    write_atomic(Path(html), inspect.page(coder, pieces).encode())
+    typer.echo(f"{html}: {inspect.summary(coder, pieces)}")
 
 
 @tokenizer_app.command("decode")
@@ -163,6 +158,10 @@ def prepare_command(
     files: Files,
     tokenizer: TokenizerOption,
     out: Annotated[str, typer.Option("--out", "-o", help="The folder for the shards and manifest.json.")],
+    train_tokenizer: Annotated[
+        int | None,
+        typer.Option(help="Train TOKENIZER on these files first, with this many ids.", metavar="VOCAB_SIZE"),
+    ] = None,
     pattern: Pattern = None,
     text_field: TextField = "text",
     shard_tokens: Annotated[int, typer.Option(help="Tokens in a shard.", min=1)] = 1 << 27,
@@ -171,18 +170,35 @@ def prepare_command(
     progress: Progress = True,
 ) -> None:
     """Encode text files into token shards; the same command again finishes what was cut off."""
-    from gptrs.data import prepare
+    from gptrs import prepare, train_and_prepare
 
-    dataset = prepare(
-        files,
-        _load_tokenizer(tokenizer, pattern),
-        out,
-        text_field=text_field,
-        shard_tokens=shard_tokens,
-        append_eot=eot,
-        threads=threads,
-        progress=progress,
-    )
+    if train_tokenizer is None:
+        coder = _load_tokenizer(tokenizer, pattern)
+        dataset = prepare(
+            files,
+            coder,
+            out,
+            text_field=text_field,
+            shard_tokens=shard_tokens,
+            append_eot=eot,
+            threads=threads,
+            progress=progress,
+        )
+    else:
+        _check_out(tokenizer, "--tokenizer")
+        coder, dataset = train_and_prepare(
+            files,
+            train_tokenizer,
+            out,
+            pattern=pattern or "gpt2",
+            save=tokenizer,
+            text_field=text_field,
+            shard_tokens=shard_tokens,
+            append_eot=eot,
+            threads=threads,
+            progress=progress,
+        )
+        typer.echo(f"{tokenizer}: {coder.vocab_size} ids, pattern {coder.pattern}, digest {coder.digest[:16]}")
     typer.echo(f"{out}: {dataset.n_tokens} tokens, {dataset.n_documents} documents, fingerprint {dataset.fingerprint}")
 
 
@@ -231,6 +247,7 @@ def data_show(
 ) -> None:
     """Print the rows of batch BATCH exactly as training sees them."""
     from gptrs.data import Dataset, Loader
+    from gptrs.inspect import quoted
 
     dataset = Dataset(path)
     coder = None if tokenizer is None else _load_tokenizer(tokenizer, pattern)
@@ -243,7 +260,7 @@ def data_show(
     ) as loader:
         shown = loader.batch_at(batch)
     for start, row in zip(shown.starts, shown.tokens, strict=True):
-        content = " ".join(map(str, row.tolist())) if coder is None else _readable(coder.decode_bytes(row))
+        content = " ".join(map(str, row.tolist())) if coder is None else quoted(coder.decode_bytes(row))
         typer.echo(f"token {start}: {content}")
 
 
@@ -354,13 +371,13 @@ def _write(text: str) -> None:
     sys.stdout.flush()
 
 
+def _check_out(path: str, option: str) -> None:
+    """Before the work: what is trained can be saved."""
+    if Path(path).suffix not in (".json", ".tiktoken") or not Path(path).resolve().parent.is_dir():
+        raise ValueError(f"{option} must be a .json or .tiktoken file in a folder that exists, got {path}")
+
+
 def _load_tokenizer(path: str, pattern: str | None) -> "Tokenizer":
     from gptrs.tokenizer import Tokenizer
 
     return Tokenizer.from_file(path, pattern=pattern)
-
-
-def _readable(piece: bytes) -> str:
-    """Bytes in quotes on one line: text where it is UTF-8, \\x escapes where not."""
-    text = piece.decode("utf-8", "backslashreplace")
-    return '"' + "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text) + '"'

@@ -13,6 +13,7 @@ import math
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Required, TypedDict, Unpack
 
 import torch
 from torch import Tensor, nn
@@ -20,35 +21,36 @@ from torch import Tensor, nn
 from gptrs.model import KVCache, Transformer
 
 
-def generate(
-    model: Transformer,
-    prompts: Sequence[Sequence[int]],
-    *,
-    max_new_tokens: int,
-    temperature: float = 1.0,
-    top_k: int | None = None,
-    top_p: float | None = None,
-    stop_tokens: Collection[int] = (),
-    seed: int | None = None,
-    use_cache: bool = True,
-) -> list[list[int]]:
-    """The new ids of each prompt, without the prompt; a stop token that ended a sequence is its last id.
+class Settings(TypedDict, total=False):
+    """How to go on from a prompt. All but `max_new_tokens` may be left out.
 
-    Args:
-        temperature: 0 always takes the likeliest token; otherwise the logits are divided by it.
-        top_k: keep this many of the likeliest tokens. top_p: then keep the smallest set of the likeliest tokens whose
-            probability reaches this.
-        seed: the same seed draws the same tokens; None draws fresh ones.
-        use_cache: False recomputes every position for every token, to check the cache against.
+    temperature: 0 always takes the likeliest token; otherwise the logits are divided by it. Default 1.
+    top_k: keep this many of the likeliest tokens. top_p: then keep the smallest set of the likeliest tokens whose
+        probability reaches this. Default None for both: keep every token.
+    stop_tokens: ids that end a sequence. Default none.
+    seed: the same seed draws the same tokens; None, the default, draws fresh ones.
+    use_cache: False recomputes every position for every token, to check the cache against. Default True.
+    """
+
+    max_new_tokens: Required[int]
+    temperature: float
+    top_k: int | None
+    top_p: float | None
+    stop_tokens: Collection[int]
+    seed: int | None
+    use_cache: bool
+
+
+def generate(model: Transformer, prompts: Sequence[Sequence[int]], **settings: Unpack[Settings]) -> list[list[int]]:
+    """The new ids of each prompt, without the prompt; a stop token that ended a sequence is its last id.
 
     Raises: ValueError, before any work, for an empty prompt, an id outside the vocabulary, a setting out of range, or
         a prompt that with its new tokens would not fit the learned positions.
     """
-    sampling = _Sampling(temperature=temperature, top_k=top_k, top_p=top_p)
-    _check(model, prompts, max_new_tokens)
+    sampling = _checked(model, prompts, settings)
     out: list[list[int]] = [[] for _ in prompts]
-    stop = frozenset(stop_tokens)
-    for ids in _steps(model, prompts, max_new_tokens, sampling, seed, use_cache):
+    stop = frozenset(sampling.stop_tokens)
+    for ids in _steps(model, prompts, sampling):
         for row, token in zip(out, ids, strict=True):
             if not row or row[-1] not in stop:
                 row.append(token)
@@ -57,27 +59,15 @@ def generate(
     return out
 
 
-def stream(
-    model: Transformer,
-    prompt: Sequence[int],
-    *,
-    max_new_tokens: int,
-    temperature: float = 1.0,
-    top_k: int | None = None,
-    top_p: float | None = None,
-    stop_tokens: Collection[int] = (),
-    seed: int | None = None,
-    use_cache: bool = True,
-) -> Iterator[int]:
+def stream(model: Transformer, prompt: Sequence[int], **settings: Unpack[Settings]) -> Iterator[int]:
     """Yields the ids that `generate` returns for this one prompt, each as soon as it is known.
 
     The arguments are checked by the call itself, not at the first id. Between two ids the model is in the caller's
     mode, and gradients are the caller's matter.
     """
-    sampling = _Sampling(temperature=temperature, top_k=top_k, top_p=top_p)
-    _check(model, [prompt], max_new_tokens)
-    steps = _steps(model, [prompt], max_new_tokens, sampling, seed, use_cache)
-    return _until_stop((token for (token,) in steps), frozenset(stop_tokens))
+    sampling = _checked(model, [prompt], settings)
+    steps = _steps(model, [prompt], sampling)
+    return _until_stop((token for (token,) in steps), frozenset(sampling.stop_tokens))
 
 
 def probabilities(logits: Tensor, *, temperature: float, top_k: int | None, top_p: float | None) -> Tensor:
@@ -119,9 +109,15 @@ def draw(distribution: Tensor, uniform: Tensor) -> Tensor:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class _Sampling:
-    temperature: float
-    top_k: int | None
-    top_p: float | None
+    """`Settings` with every default filled in."""
+
+    max_new_tokens: int
+    temperature: float = 1.0
+    top_k: int | None = None
+    top_p: float | None = None
+    stop_tokens: Collection[int] = ()
+    seed: int | None = None
+    use_cache: bool = True
 
     def __post_init__(self) -> None:
         if not 0.0 <= self.temperature < math.inf:
@@ -141,8 +137,10 @@ class _Sampling:
         return draw(distribution, uniform)  # (B,)
 
 
-def _check(model: Transformer, prompts: Sequence[Sequence[int]], max_new_tokens: int) -> None:
-    config = model.config
+def _checked(model: Transformer, prompts: Sequence[Sequence[int]], settings: Settings) -> _Sampling:
+    """The settings with their defaults, when they and the prompts fit the model."""
+    sampling, config = _Sampling(**settings), model.config
+    max_new_tokens = sampling.max_new_tokens
     if max_new_tokens < 1:
         raise ValueError(f"max_new_tokens must be at least 1, got {max_new_tokens}")
     for row, prompt in enumerate(prompts):
@@ -157,27 +155,21 @@ def _check(model: Transformer, prompts: Sequence[Sequence[int]], max_new_tokens:
                 f"prompt {row} of {len(prompt)} tokens and {max_new_tokens} new ones exceed the {limit} learned "
                 f"positions; hint: shorten the prompt or lower max_new_tokens by {len(prompt) + max_new_tokens - limit}"
             )
+    return sampling
 
 
-def _steps(
-    model: Transformer,
-    prompts: Sequence[Sequence[int]],
-    max_new_tokens: int,
-    sampling: _Sampling,
-    seed: int | None,
-    use_cache: bool,
-) -> Iterator[list[int]]:
+def _steps(model: Transformer, prompts: Sequence[Sequence[int]], sampling: _Sampling) -> Iterator[list[int]]:
     """Yields the next id of every prompt, max_new_tokens times; the caller decides which sequences have ended."""
     if not prompts:
         return
     device, dtype = model.embed.token.weight.device, model.embed.token.weight.dtype
     lengths = [len(prompt) for prompt in prompts]
-    longest = max(lengths)
+    longest, max_new_tokens = max(lengths), sampling.max_new_tokens
     tokens = _padded(prompts, longest + max_new_tokens).to(device)  # (B, longest + max_new_tokens)
     cache = None
-    if use_cache:
+    if sampling.use_cache:
         cache = KVCache(model.config, len(prompts), longest + max_new_tokens, device=device, dtype=dtype)
-    uniforms = _uniforms(len(prompts), max_new_tokens, seed).to(device)  # (B, max_new_tokens)
+    uniforms = _uniforms(len(prompts), max_new_tokens, sampling.seed).to(device)  # (B, max_new_tokens)
     rows = torch.arange(len(prompts), device=device)  # (B,)
     ends = torch.tensor(lengths, device=device)  # (B,), where each sequence's next token goes
     modules = list(model.modules())

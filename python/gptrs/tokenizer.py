@@ -7,27 +7,25 @@ token, so any text, and any bytes at all, can be encoded and come back unchanged
                     tokenizer.json ◀──▶ (Hugging Face's own format)
 """
 
-import warnings
-from collections.abc import Collection, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Sequence
 from os import fspath
-from typing import Any, Literal, SupportsIndex
+from pathlib import Path
+from typing import Any, Literal, Unpack, overload
 
 import numpy as np
 import numpy.typing as npt
 
-from gptrs import _core
+from gptrs import _core, pretrained, trainer
 from gptrs._core import StreamDecoder
 from gptrs.corpus import AnyPath, expand
+from gptrs.data import Dataset, prepare
+from gptrs.encoded import Encoded
 from gptrs.progress import bar
+from gptrs.views import HuggingFaceView, TiktokenView
 
 Text = str | bytes
 Ids = Sequence[int] | npt.NDArray[Any]
 SpecialNames = Literal["all"] | Collection[str]
-
-# Texts of an iterator are counted in blocks: large enough to keep the threads busy, small enough to hold in memory.
-_BLOCK_BYTES = 1 << 25
-_BLOCK_TEXTS = 1 << 16
 
 
 class Tokenizer:
@@ -57,16 +55,7 @@ class Tokenizer:
 
     @classmethod
     def train(
-        cls,
-        files: AnyPath | Iterable[AnyPath],
-        vocab_size: int,
-        *,
-        pattern: str = "gpt2",
-        special_tokens: Sequence[str] = ("<|endoftext|>",),
-        min_count: int = 1,
-        text_field: str = "text",
-        threads: int = 0,
-        progress: bool = True,
+        cls, files: AnyPath | Iterable[AnyPath], vocab_size: int, **options: Unpack[trainer.Options]
     ) -> "Tokenizer":
         """A tokenizer trained on files; the result does not depend on `threads` or on the order of the files.
 
@@ -75,9 +64,23 @@ class Tokenizer:
                 line of a .jsonl file is one.
             vocab_size: Ids in all: 256 bytes, then merges, then special tokens. Warns when the corpus has too few
                 different pairs to fill it.
-            pattern: How text is split into pieces before merging: "gpt2", "cl100k_base" or a regular expression.
-            special_tokens: Texts with an id of their own. They are ordinary text in the corpus.
-            min_count: A pair must occur at least this often to be merged.
+            pattern: How text is split into pieces before merging: "gpt2" (the default), "cl100k_base", "o200k_base",
+                "llama3", "qwen2", "deepseek-v3", "nanochat" or a regular expression.
+            special_tokens: Texts with an id of their own, ("<|endoftext|>",) by default. They are ordinary text in the
+                corpus, and no merge spells one. One may begin another: the longest that stands in a text wins.
+            min_count: A pair must occur at least this often to be merged; 1 by default.
+            max_token_bytes: A pair whose product is longer is not merged; None for no limit. Hugging Face's trainer
+                merges what is shorter than its `max_token_length`, so that is one more.
+            tie: Which of several pairs with the same count merges first. "id" takes the smallest left id, then the
+                smallest right id. "hf" does so over Hugging Face's ids, special tokens first, then the bytes in the
+                order of the byte-level alphabet: merges and ids are those of its BpeTrainer over that alphabet.
+            base: A tokenizer to go on from: its merges are applied to the text first and come first in the result, its
+                ids stay, new merges and then new special tokens follow. Brings its pattern unless one is given.
+            superbpe_from: Once the vocabulary has this many ids, merges may cross single spaces between words
+                (SuperBPE). The tokenizer then splits text into runs of words, and its `pattern` says so.
+            report: A .html or .json file for a report: bytes per token, longest tokens, time by stage and more.
+            held_out: Files for the report to encode, which training does not see; or a fraction of `files`, the end of
+                a single file or some of several, that is then not trained on.
             text_field: The field of a .jsonl line that holds the text.
             threads: Threads to use; 0 means all cores.
             progress: Show a progress bar when stderr is a terminal.
@@ -86,25 +89,13 @@ class Tokenizer:
             ValueError: An argument is out of range, or the corpus is empty or not UTF-8.
             OSError: A file cannot be read.
         """
-        trainer = _trainer(pattern, vocab_size, special_tokens, min_count, threads)
-        paths = expand(files)
-        with bar(progress) as report:
-            trainer.add_files(paths, text_field, threads, report)
-            return cls._finish(trainer, vocab_size, threads, report)
+        return cls(trainer.from_files(files, vocab_size, options))
 
     @classmethod
     def train_from_iterator(
-        cls,
-        texts: Iterable[Text],
-        vocab_size: int,
-        *,
-        pattern: str = "gpt2",
-        special_tokens: Sequence[str] = ("<|endoftext|>",),
-        min_count: int = 1,
-        threads: int = 0,
-        progress: bool = True,
+        cls, texts: Iterable[Text], vocab_size: int, **options: Unpack[trainer.Options]
     ) -> "Tokenizer":
-        """A tokenizer trained on an iterable of texts, each a document of its own; arguments as for `train`.
+        """A tokenizer trained on an iterable of texts, each a document of its own; options as for `train`.
 
         Texts are taken in blocks of some 32 MB, so the iterable may be longer than memory.
 
@@ -113,24 +104,20 @@ class Tokenizer:
             >>> [tok.id_to_token(i) for i in range(256, 259)]
             [b'aa', b'ab', b'aaab']
         """
-        trainer = _trainer(pattern, vocab_size, special_tokens, min_count, threads)
-        if isinstance(texts, str | bytes):
-            raise TypeError("expected an iterable of texts, got one text; hint: wrap it in a list")
-        with bar(progress) as report:
-            for block in _blocks(iter(texts)):
-                trainer.add_texts(block, threads, report)
-            return cls._finish(trainer, vocab_size, threads, report)
+        return cls(trainer.from_iterator(texts, vocab_size, options))
 
     @classmethod
-    def _finish(cls, trainer: _core.Trainer, vocab_size: int, threads: int, report: Any) -> "Tokenizer":
-        tokenizer = cls(trainer.finish(threads, report))
-        if tokenizer.vocab_size < vocab_size:
-            warnings.warn(
-                f"the corpus ({trainer.n_bytes} bytes, {trainer.n_words} different pieces) has pairs for a vocabulary "
-                f"of {tokenizer.vocab_size}, not {vocab_size}; hint: use more text or a smaller vocab_size",
-                stacklevel=3,
-            )
-        return tokenizer
+    def train_from_counts(
+        cls, files: AnyPath | Iterable[AnyPath], vocab_size: int, **options: Unpack[trainer.Options]
+    ) -> "Tokenizer":
+        """The tokenizer that `train` makes of the texts behind count files (`gptrs tokenizer count`), byte for byte.
+
+        The pattern is that of the files; options as for `train`.
+
+        Raises:
+            ValueError: The files have different patterns, or one is damaged; the message names it.
+        """
+        return cls(trainer.from_counts(files, vocab_size, options))
 
     @classmethod
     def from_file(cls, path: AnyPath, *, pattern: str | None = None) -> "Tokenizer":
@@ -147,6 +134,35 @@ class Tokenizer:
         return cls(_core.Tokenizer.read(fspath(path), pattern))
 
     @classmethod
+    def from_pretrained(cls, name: AnyPath, *, pattern: str | None = None, **options: Any) -> "Tokenizer":
+        """The tokenizer of a folder, or of a repository on the Hugging Face hub, which huggingface_hub fetches.
+
+        Args:
+            name: A path that exists, else a repository as `owner/name`.
+            pattern: As for `from_file`.
+            options: Arguments of `huggingface_hub.hf_hub_download`: revision, token, cache_dir, local_files_only, …
+
+        Raises:
+            ImportError: The name has to be looked up and huggingface_hub is not installed.
+            OSError: The hub cannot be reached and the local cache has no such tokenizer.
+            ValueError: It is no tokenizer that can be read; what is not supported is named.
+        """
+        path = fspath(name)
+        return cls.from_file(path if Path(path).exists() else pretrained.download(path, **options), pattern=pattern)
+
+    @classmethod
+    def from_tiktoken(cls, encoding: Any) -> "Tokenizer":
+        """The tokenizer of a `tiktoken.Encoding`, or of the name of an encoding or model that tiktoken knows.
+
+        Raises:
+            ImportError: A name has to be looked up and tiktoken is not installed.
+            OSError: tiktoken cannot download the vocabulary.
+            ValueError: tiktoken does not know the name, or the vocabulary lacks a byte.
+        """
+        encoding = pretrained.encoding_of(encoding) if isinstance(encoding, str) else encoding
+        return cls(_core.Tokenizer.from_ranks(*pretrained.ranks_of(encoding)))
+
+    @classmethod
     def from_json(cls, text: str) -> "Tokenizer":
         """The tokenizer of the text of a tokenizer.json."""
         return cls(_core.Tokenizer.from_json(text))
@@ -159,18 +175,68 @@ class Tokenizer:
         """Writes tokenizer.json; an earlier file stays whole until the new one is complete."""
         self.core.write(fspath(path))
 
+    def save_pretrained(
+        self,
+        folder: AnyPath,
+        *,
+        chat_template: str | None = None,
+        bos_token: str | None = None,
+        eos_token: str | None = None,
+        pad_token: str | None = None,
+        model_max_length: int | None = None,
+    ) -> None:
+        """Writes a folder that transformers loads: `AutoTokenizer.from_pretrained(folder)`.
+
+        Args:
+            folder: Made when it is not there.
+            chat_template: A Jinja template for `apply_chat_template`.
+            bos_token: The special token that begins a text; by default what a template of the file puts there.
+            eos_token: The one that ends it; by default that of `eot_id`.
+            pad_token: The one that fills; by default there is none.
+            model_max_length: The longest input, for transformers' warnings.
+        """
+        pretrained.save(
+            self.core,
+            folder,
+            chat_template=chat_template,
+            bos_token=bos_token,
+            eos_token=eos_token,
+            pad_token=pad_token,
+            model_max_length=model_max_length,
+        )
+
+    # ── for code written for others ──
+
+    def as_tiktoken(self, name: str = "gptrs") -> TiktokenView:
+        """This tokenizer with the methods of `tiktoken.Encoding`."""
+        return TiktokenView(self.core, name)
+
+    def as_hf(self) -> HuggingFaceView:
+        """This tokenizer with the methods of `tokenizers.Tokenizer`: special-token text becomes its id there."""
+        return HuggingFaceView(self.core)
+
     # ── text to ids ──
 
     def encode(
-        self, text: Text, *, allowed_special: SpecialNames = (), disallowed_special: SpecialNames = "all"
+        self,
+        text: Text,
+        *,
+        allowed_special: SpecialNames = (),
+        disallowed_special: SpecialNames = "all",
+        dropout: float = 0.0,
+        seed: int = 0,
     ) -> list[int]:
         """The ids of `text`; special-token text raises unless the caller says what it means, as in tiktoken.
 
         Args:
-            text: The text.
-            allowed_special: Special tokens that become their one id: "all" or a set of their texts.
+            text: The text. All cores encode a long one.
+            allowed_special: Special tokens that become their one id, the longest one where several begin: "all" or a
+                set of their texts.
             disallowed_special: Those that raise when found and not allowed: "all" or a set; `()` raises for none and
                 encodes what is not allowed as ordinary text.
+            dropout: Skips each merge with this probability, so that a model sees a word in several spellings
+                (BPE-dropout, arXiv 1910.13267): 0 changes nothing, 1 leaves bytes.
+            seed: Decides which merges are skipped, together with the place in the text; the same seed, the same ids.
 
         Raises:
             ValueError: The text contains a special token that is disallowed.
@@ -184,38 +250,143 @@ class Tokenizer:
             ...
             ValueError: the text contains the special token "<|endoftext|>" at byte 0; hint: pass ...
         """
+        if dropout:
+            return self.core.encode_dropout(text, allowed_special, disallowed_special, dropout, seed)
         return self.core.encode(text, allowed_special, disallowed_special)
 
     def encode_ordinary(self, text: Text) -> list[int]:
         """The ids of `text`, in which special-token text is ordinary text: never a special id."""
         return self.core.encode_ordinary(text)
 
-    def encode_batch(self, texts: Iterable[Text], *, allowed_special: SpecialNames = (), threads: int = 0) -> "Encoded":
+    def encode_spans(self, spans: Iterable[tuple[Text, bool]], *, allowed_special: SpecialNames = "all") -> list[int]:
+        """The ids of `(text, is_trusted)` spans: special tokens are recognised in trusted ones alone.
+
+        Each span is a text of its own: no token, ordinary or special, crosses a border between spans. The ids are
+        those of `encode` and `encode_ordinary` of the spans one by one, so text of users cannot make a special id,
+        whatever stands before or behind it.
+
+        Example:
+            >>> tok = Tokenizer.train_from_iterator(["abab"], 258)
+            >>> tok.encode_spans([("<|endoftext|>", True), ("<|endof", True), ("text|>", False)])[:2]
+            [257, 60]
+        """
+        return self.core.encode_spans(spans, allowed_special)
+
+    def encode_batch(
+        self,
+        texts: Iterable[Text],
+        *,
+        allowed_special: SpecialNames = (),
+        disallowed_special: SpecialNames = (),
+        max_length: int | None = None,
+        dropout: float = 0.0,
+        seed: int = 0,
+        threads: int = 0,
+    ) -> Encoded:
         """The ids of many texts in one array, encoded in parallel; special-token text is ordinary unless allowed.
+
+        Args:
+            texts: The texts; a long one is shared by all threads.
+            allowed_special, disallowed_special, dropout: As for `encode`.
+            max_length: Ids of a text at most; its end is cut off. `Encoded.pad` makes rows of one length.
+            seed: As for `encode`; equal texts of a batch are spelt differently.
+            threads: Threads to use; 0 means all cores. The ids do not depend on it.
 
         Example:
             >>> tok = Tokenizer.train_from_iterator(["abab"], 258)
             >>> batch = tok.encode_batch(["abb", "", "a"])
             >>> len(batch), batch.ids.dtype, batch[0].tolist(), batch.to_list()
             (3, dtype('uint16'), [256, 98], [[256, 98], [], [97]])
+            >>> batch.pad(pad_id=257).ids.tolist()
+            [[256, 98], [257, 257], [97, 257]]
         """
-        if threads < 0:
-            raise ValueError(f"threads must be 0 (all cores) or more, got {threads}")
-        return Encoded(*self.core.encode_batch(texts, allowed_special, threads))
+        _check_threads(threads)
+        arrays = self.core.encode_batch(texts, allowed_special, disallowed_special, dropout, seed, threads)
+        return Encoded(*arrays) if max_length is None else Encoded(*arrays).truncate(max_length)
 
-    def encode_with_offsets(self, text: Text) -> tuple[list[int], list[tuple[int, int]]]:
-        """The ordinary ids of `text` and for each the (start, end) of its bytes in the UTF-8 of `text`.
+    @overload
+    def encode_files(
+        self, files: AnyPath | Iterable[AnyPath], out: None = None, *, text_field: str = "text",
+        append_eot: bool = True, threads: int = 0, progress: bool = True,
+    ) -> Encoded: ...  # fmt: skip
+
+    @overload
+    def encode_files(
+        self, files: AnyPath | Iterable[AnyPath], out: AnyPath, *, text_field: str = "text",
+        append_eot: bool = True, threads: int = 0, progress: bool = True,
+    ) -> Dataset: ...  # fmt: skip
+
+    def encode_files(
+        self,
+        files: AnyPath | Iterable[AnyPath],
+        out: AnyPath | None = None,
+        *,
+        text_field: str = "text",
+        append_eot: bool = True,
+        threads: int = 0,
+        progress: bool = True,
+    ) -> Encoded | Dataset:
+        """The ids of every document of files: in one array, or with `out` in token shards, as `gptrs.prepare` does.
+
+        Files are mapped and cut where cutting changes no id, so all threads work on one large file. With `out`, memory
+        stays bounded whatever the files' size.
+
+        Args:
+            files: Paths, globs and folders (searched for *.txt and *.jsonl). A .txt file is one UTF-8 document, a line
+                of a .jsonl file is one.
+            out: The folder for the shards; None returns the ids.
+            text_field: The field of a .jsonl line that holds the text.
+            append_eot: End each document with the tokenizer's end-of-text id, if it has one.
+            threads: Threads to use; 0 means all cores. The ids do not depend on it.
+            progress: Show a progress bar when stderr is a terminal.
+        """
+        _check_threads(threads)
+        if out is not None:
+            return prepare(
+                files, self, out, text_field=text_field, append_eot=append_eot, threads=threads, progress=progress
+            )
+        paths = expand(files)
+        with bar(progress) as report:
+            return Encoded(*self.core.encode_files(paths, text_field, append_eot, threads, report))
+
+    def encode_with_offsets(
+        self, text: Text, *, unit: Literal["bytes", "chars"] = "bytes"
+    ) -> tuple[list[int], list[tuple[int, int]]]:
+        """The ordinary ids of `text` and for each the (start, end) of what it spells.
+
+        Args:
+            text: The text.
+            unit: "bytes" counts in the UTF-8 of the text, without gaps. "chars" counts its characters: a token that
+                begins or ends inside a character has the place of the characters that it touches, as in Hugging Face.
+                Of `bytes` that are not UTF-8, each sequence that decodes to one U+FFFD is a character.
+
+        Where the tokenizer has a normalizer, these are places in `normalize(text)`.
 
         Example:
             >>> tok = Tokenizer.train_from_iterator(["abab"], 258)
-            >>> tok.encode_with_offsets("abb")
-            ([256, 98], [(0, 2), (2, 3)])
+            >>> tok.encode_with_offsets("abé")
+            ([256, 195, 169], [(0, 2), (2, 3), (3, 4)])
+            >>> tok.encode_with_offsets("abé", unit="chars")[1]
+            [(0, 2), (2, 3), (2, 3)]
         """
-        return self.core.encode_with_offsets(text)
+        return self.core.encode_with_offsets(text, unit)
+
+    def encode_batch_with_offsets(
+        self, texts: Iterable[Text], *, unit: Literal["bytes", "chars"] = "bytes", threads: int = 0
+    ) -> tuple[Encoded, npt.NDArray[np.int64]]:
+        """The ordinary ids of many texts, and an array (N, 2) with the start and end of each id in its text."""
+        _check_threads(threads)
+        arrays, spans = self.core.encode_batch_with_offsets(texts, unit, threads)
+        return Encoded(*arrays), spans
 
     def count(self, text: Text) -> int:
-        """The number of ordinary ids of `text`."""
+        """The number of ordinary ids of `text`, which are not stored."""
         return self.core.count(text)
+
+    def count_batch(self, texts: Iterable[Text], *, threads: int = 0) -> npt.NDArray[np.int64]:
+        """The number of ordinary ids of each of many texts."""
+        _check_threads(threads)
+        return self.core.count_batch(texts, threads)
 
     # ── ids to text ──
 
@@ -226,6 +397,10 @@ class Tokenizer:
             ValueError: An id is not in the vocabulary.
         """
         return self.core.decode_bytes(ids).decode("utf-8", errors)
+
+    def decode_batch(self, batch: Iterable[Ids], *, errors: str = "replace") -> list[str]:
+        """The texts of many sequences of ids (lists, arrays, an `Encoded`), decoded in parallel."""
+        return [text.decode("utf-8", errors) for text in self.core.decode_batch(batch)]
 
     def decode_bytes(self, ids: Ids) -> bytes:
         """The bytes of `ids`; special ids give their text. Exact for any ids: `decode` may have to replace some."""
@@ -261,13 +436,22 @@ class Tokenizer:
 
     @property
     def pattern(self) -> str:
-        """The splitting pattern: its name ("gpt2", "cl100k_base") or the regular expression."""
+        """The splitting pattern: its name ("gpt2", "llama3", …), its regular expression, or the JSON of its steps."""
         return self.core.pattern
 
     @property
     def digest(self) -> str:
-        """64 hex digits over pattern, tokens, merges and special tokens: the same for every spelling of the file."""
+        """64 hex digits over all that decides ids: normalizer, pattern, tokens, merges, special tokens."""
         return self.core.digest
+
+    @property
+    def normalizer(self) -> str | None:
+        """The normal form that text is brought into before it is split: "NFC", "NFD", "NFKC", "NFKD" or None."""
+        return self.core.normalizer
+
+    def normalize(self, text: Text) -> bytes:
+        """The UTF-8 of `text` in the tokenizer's normal form, which is what its ids spell."""
+        return self.core.normalize(text)
 
     def id_to_token(self, token_id: int) -> bytes | None:
         """The bytes of a token, for a special token its text; None for an id without one."""
@@ -291,50 +475,6 @@ class Tokenizer:
         return Tokenizer.from_json, (self.to_json(),)
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Encoded:
-    """The ids of many texts in one array; text `i` is `ids[offsets[i]:offsets[i + 1]]`."""
-
-    ids: npt.NDArray[np.uint16] | npt.NDArray[np.uint32]  # uint16 when the vocabulary fits
-    offsets: npt.NDArray[np.int64]  # one more than texts
-
-    def __len__(self) -> int:
-        return len(self.offsets) - 1
-
-    def __getitem__(self, index: SupportsIndex) -> npt.NDArray[np.uint16] | npt.NDArray[np.uint32]:
-        """The ids of one text, as a view."""
-        i = range(len(self))[index]  # negative indices and IndexError as for a list
-        return self.ids[self.offsets[i] : self.offsets[i + 1]]
-
-    def __iter__(self) -> Iterator[npt.NDArray[np.uint16] | npt.NDArray[np.uint32]]:
-        return map(self.__getitem__, range(len(self)))
-
-    def to_list(self) -> list[list[int]]:
-        """The ids as lists of Python ints."""
-        return [ids.tolist() for ids in self]
-
-
-def _trainer(
-    pattern: str, vocab_size: int, special_tokens: Sequence[str], min_count: int, threads: int
-) -> _core.Trainer:
-    """A trainer; every argument is checked here, before the work starts."""
-    for name, value in (("vocab_size", vocab_size), ("min_count", min_count), ("threads", threads)):
-        if not 0 <= value < 1 << 32:
-            raise ValueError(f"{name} must be 0 to 2**32 - 1, got {value}")
-    if isinstance(special_tokens, str):
-        raise ValueError(f"expected a list of special tokens, got {special_tokens!r}; hint: [{special_tokens!r}]")
-    return _core.Trainer(pattern, vocab_size, list(special_tokens), min_count)
-
-
-def _blocks(texts: Iterator[Text]) -> Iterator[list[Text]]:
-    """`texts` in lists of bounded size."""
-    block: list[Text] = []
-    size = 0
-    for text in texts:
-        block.append(text)
-        size += len(text)
-        if size >= _BLOCK_BYTES or len(block) >= _BLOCK_TEXTS:
-            yield block
-            block, size = [], 0
-    if block:
-        yield block
+def _check_threads(threads: int) -> None:
+    if threads < 0:
+        raise ValueError(f"threads must be 0 (all cores) or more, got {threads}")

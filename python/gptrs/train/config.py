@@ -67,7 +67,7 @@ class TokenizerSettings:
 
     path: str | None = None  # tokenizer.json, *.tiktoken or a directory; the keys below then say nothing
     vocab_size: int = 4096  # bytes + merges + special tokens; 256 without special tokens is the byte vocabulary
-    pattern: str = "gpt2"  # gpt2, cl100k_base or a regex: the pieces that no token crosses
+    pattern: str = "gpt2"  # a name (gpt2, cl100k_base, o200k_base, …) or a regex: the pieces that no token crosses
     special_tokens: tuple[str, ...] = ("<|endoftext|>",)  # <|endoftext|> ends each document
 
     def __post_init__(self) -> None:

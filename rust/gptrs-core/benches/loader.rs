@@ -5,16 +5,16 @@
 
 #![allow(clippy::unwrap_used, clippy::print_stdout, reason = "a benchmark may panic and prints")]
 
-use std::collections::BTreeMap;
+#[path = "../tests/fixtures/dataset.rs"]
+mod dataset;
+
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Instant;
 
 use gptrs_core::dataset::Dataset;
 use gptrs_core::loader::{Loader, LoaderOptions, Rows, Wide};
-use gptrs_core::manifest::{Entry, Manifest, Recipe};
 use gptrs_core::permute::Permutation;
-use gptrs_core::shard::{Dtype, ShardWriter, Spec};
 
 const SEQ_LEN: usize = 1024;
 const BATCH: usize = 32;
@@ -78,31 +78,15 @@ fn report(what: &str, n: u64, seconds: &[f64]) {
 }
 
 fn write(dir: &Path) -> Dataset {
-    let spec = Spec { dtype: Dtype::U16, vocab_size: 50_257, eot_id: None, tokenizer: [1; 32] };
+    let spec = dataset::spec(50_257);
     let mut entries = Vec::new();
     let mut seconds = Vec::new();
     for start in (0..N_TOKENS).step_by(SHARD) {
-        let name = format!("shard-{:05}.gts", start / SHARD);
         let ids: Vec<u32> = (start..start + SHARD).map(token).collect();
         let started = Instant::now();
-        let mut writer = ShardWriter::create(&dir.join(&name), spec).unwrap();
-        writer.push(&ids).unwrap();
-        writer.end_document(0);
-        let (header, digest) = writer.finish().unwrap();
+        entries.push(dataset::write_shard(dir, spec, start / SHARD, &ids));
         seconds.push(started.elapsed().as_secs_f64());
-        entries.push(Entry::new(name, &header, &digest));
     }
     report("shards written and synced, tokens", SHARD as u64, &seconds);
-    let recipe = Recipe {
-        tokenizer: "01".repeat(32),
-        vocab_size: spec.vocab_size,
-        dtype: spec.dtype,
-        eot_id: None,
-        append_eot: false,
-        text_field: "text".to_owned(),
-        shard_tokens: SHARD as u64,
-        inputs: Vec::new(),
-    };
-    Manifest::new(recipe, entries, BTreeMap::new()).unwrap().write(dir).unwrap();
-    Dataset::open(dir).unwrap()
+    dataset::finish(dir, spec, entries, SHARD)
 }

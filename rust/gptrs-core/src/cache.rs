@@ -1,11 +1,16 @@
 //! The ids of pieces seen before: open addressing with exact keys, bounded, never visible in the output.
 //!
 //! A piece of at most 15 bytes is its own key: the bytes in a u128, the length in the top byte. A longer one is keyed
-//! by length and hash, and its bytes are compared. Up to three ids stand in the slot, two slots in a cache line;
-//! others stand in an arena. The table starts small, grows fourfold, and is wiped when it may grow no more.
+//! by length and hash, and its bytes are compared. Up to three ids stand in the slot; others stand in an arena. Two slots
+//! fill a cache line and are compared together. The table starts small, grows eightfold, and is wiped when it may grow
+//! no more; large tables ask for huge pages.
+
+use std::fmt;
 
 use crate::merge::Scratch;
+use crate::table::{self, BUCKET, RawSlot, Table};
 use crate::tokens::{fold, hash_bytes};
+use crate::vocab::Vocab;
 
 /// Memory of one cache unless the tokenizer says otherwise.
 pub(crate) const DEFAULT_BYTES: usize = 64 << 20;
@@ -19,40 +24,49 @@ pub(crate) const LONGEST: usize = 128;
 /// Ids that fit into a slot.
 pub(crate) const INLINE: usize = 3;
 
-/// Slots looked at before a piece counts as unseen; bounds the work on keys chosen to collide.
-const MAX_PROBES: usize = 24;
+/// Where a piece is that is not stored.
+pub(crate) const NOWHERE: u32 = u32::MAX;
+
+/// Buckets looked at before a piece counts as unseen; bounds the work on keys chosen to collide.
+const MAX_PROBES: usize = 12;
 
 const FIRST_SLOTS: usize = 1 << 12;
+
+/// How much larger the next table is.
+const GROWTH: usize = 8;
 
 /// Top byte of a long piece's key.
 const LONG: u128 = 0xFF << 120;
 
-/// What a piece encoded to; `n` ids inline when it is at most [`INLINE`], else `ids` is a place in the arena.
+/// What a piece encoded to: `n` ids when it is at most [`INLINE`], else `ids[0]` is a place in the arena.
 #[derive(Debug, Clone, Copy, Default)]
-#[repr(align(32))]
 pub(crate) struct Slot {
-    key: u128,
+    pub(crate) key: u128,
     pub(crate) ids: [u32; INLINE],
     pub(crate) n: u32,
 }
 
 /// The memory of one encoding thread: pieces seen before, and buffers. Get one from [`crate::Tokenizer::cache`].
-#[derive(Debug)]
+///
+/// A clone knows the same pieces: it costs one copy of the memory.
+#[derive(Clone)]
 pub struct Cache {
     /// The tokenizer whose ids are stored.
     owner: u64,
-    slots: Vec<Slot>,
+    table: Table,
     used: usize,
     max_slots: usize,
     /// Ids and bytes of what does not fit into a slot.
     ids: Vec<u32>,
     bytes: Vec<u8>,
     max_arena: usize,
+    /// Bytes of pieces that may fall apart, seen so far.
+    pub(crate) wide_bytes: usize,
     pub(crate) buffers: Buffers,
 }
 
 /// Memory that encoding reuses from call to call.
-#[derive(Debug, Default)]
+#[derive(Debug, Default, Clone)]
 pub(crate) struct Buffers {
     /// Keys of the pieces under way.
     pub(crate) keys: Vec<u128>,
@@ -61,19 +75,33 @@ pub(crate) struct Buffers {
     pub(crate) scratch: Scratch,
 }
 
+impl fmt::Debug for Cache {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (owner, used, slots) = (self.owner, self.used, self.table.n_slots());
+        f.debug_struct("Cache")
+            .field("owner", &owner)
+            .field("used", &used)
+            .field("slots", &slots)
+            .finish_non_exhaustive()
+    }
+}
+
 impl Cache {
     /// An empty cache of at most `max_bytes`, for the tokenizer `owner`. Half may go to slots, half to the arena.
     pub(crate) fn new(owner: u64, max_bytes: usize) -> Self {
+        // Places are u32.
+        let max_bytes = max_bytes.min(u32::MAX as usize);
         let fitting = (max_bytes / 2 / size_of::<Slot>()).max(16);
         let max_slots = if fitting.is_power_of_two() { fitting } else { fitting.next_power_of_two() / 2 };
         Self {
             owner,
-            slots: vec![Slot::default(); FIRST_SLOTS.min(max_slots)],
+            table: Table::new(FIRST_SLOTS.min(max_slots)),
             used: 0,
             max_slots,
             ids: Vec::new(),
             bytes: Vec::new(),
             max_arena: max_bytes / 2,
+            wide_bytes: 0,
             buffers: Buffers::default(),
         }
     }
@@ -86,54 +114,73 @@ impl Cache {
         }
     }
 
-    /// Asks the processor to bring the slot of `key` near; changes nothing but the time of [`Cache::get`].
-    #[inline]
-    pub(crate) fn prefetch(&self, key: u128) {
-        #[cfg(target_arch = "x86_64")]
-        {
-            use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
-            let slot = self.slots.as_ptr().wrapping_add(place(key) & (self.slots.len() - 1));
-            // SAFETY: a prefetch is a hint: it reads and writes nothing the program can see, at any address.
-            unsafe { _mm_prefetch::<_MM_HINT_T0>(slot.cast()) };
+    /// Stores what `words` encode to, by merging; those that are stored already or longer than 15 bytes are passed over.
+    ///
+    /// `vocab` is the one of the tokenizer that the cache came from. The output of encoding does not depend on seeds.
+    pub fn seed<'w>(&mut self, vocab: &Vocab, words: impl IntoIterator<Item = &'w [u8]>) {
+        for word in words.into_iter().filter(|word| (1..=PACKED).contains(&word.len())) {
+            let key = packed_key(word, 0, word);
+            if 2 * (self.used + 1) > self.max_slots {
+                return;
+            }
+            if self.find(key) == NOWHERE {
+                let [ids, ..] = vocab.merge_four([word, &[], &[], &[]]);
+                self.insert(key, ids.as_slice());
+            }
         }
-        #[cfg(not(target_arch = "x86_64"))]
-        let _ = key;
     }
 
-    /// The slot of a piece of at most [`PACKED`] bytes.
+    /// Asks the processor to bring the bucket of `key` near; changes nothing but the time of [`Cache::find`].
     #[inline]
-    pub(crate) fn get(&self, key: u128) -> Option<Slot> {
-        let mask = self.slots.len() - 1;
-        let mut at = place(key) & mask;
-        for _ in 0..MAX_PROBES {
-            let slot = self.slots[at];
-            if slot.key == key {
-                return Some(slot);
+    pub(crate) fn prefetch(&self, key: u128) {
+        self.table.prefetch(place(key));
+    }
+
+    /// The stored pieces for look-ups in a row.
+    #[inline]
+    pub(crate) fn view(&self) -> View<'_> {
+        View { buckets: self.table.buckets(), cache: self }
+    }
+
+    /// The slot number of `key`, or [`NOWHERE`].
+    #[inline]
+    pub(crate) fn find(&self, key: u128) -> u32 {
+        let (first, is_full) = self.table.probe(place(key), key);
+        if first == NOWHERE && is_full { self.find_on(key) } else { first }
+    }
+
+    /// [`Cache::find`] behind the first bucket.
+    #[cold]
+    fn find_on(&self, key: u128) -> u32 {
+        for step in 1..MAX_PROBES {
+            let (found, is_full) = self.table.probe(place(key) + step, key);
+            if found != NOWHERE || !is_full {
+                return found;
             }
-            if slot.key == 0 {
-                return None;
-            }
-            at = (at + 1) & mask;
         }
-        None
+        NOWHERE
+    }
+
+    /// The slot with a number that [`Cache::find`] just gave.
+    #[inline]
+    pub(crate) fn slot(&self, number: u32) -> Slot {
+        self.table.slot(number as usize)
     }
 
     /// The ids of a stored longer piece.
     pub(crate) fn get_long(&self, piece: &[u8]) -> Option<&[u32]> {
-        let (key, mask) = (long_key(piece), self.slots.len() - 1);
-        let mut at = place(key) & mask;
-        for _ in 0..MAX_PROBES {
-            let slot = &self.slots[at];
-            if slot.key == 0 {
-                return None;
-            }
-            let [ids, bytes, _] = slot.ids.map(|place| place as usize);
-            if slot.key == key && self.bytes.get(bytes..bytes + piece.len()) == Some(piece) {
-                return self.ids.get(ids..ids + slot.n as usize);
-            }
-            at = (at + 1) & mask;
+        let key = long_key(piece);
+        let slot = self.find(key);
+        if slot == NOWHERE {
+            return None;
         }
-        None
+        // Another piece of the same length and hash hides this one, which is then computed each time.
+        let Slot { ids, n, .. } = self.slot(slot);
+        let [ids, bytes, _] = ids.map(|place| place as usize);
+        if self.bytes.get(bytes..bytes + piece.len()) != Some(piece) {
+            return None;
+        }
+        self.ids.get(ids..ids + n as usize)
     }
 
     /// The ids of a slot of a packed piece.
@@ -143,7 +190,7 @@ impl Cache {
         if n <= INLINE { &slot.ids[..n] } else { &self.ids[slot.ids[0] as usize..][..n] }
     }
 
-    /// Stores the ids of a piece of at most [`PACKED`] bytes that [`Cache::get`] did not find.
+    /// Stores the ids of a piece of at most [`PACKED`] bytes that is not stored.
     pub(crate) fn insert(&mut self, key: u128, ids: &[u32]) {
         self.make_room(4 * ids.len());
         let mut slot = Slot { key, ids: [0; INLINE], n: ids.len() as u32 };
@@ -158,11 +205,34 @@ impl Cache {
 
     /// Stores the ids of a longer piece that [`Cache::get_long`] did not find.
     pub(crate) fn insert_long(&mut self, piece: &[u8], ids: &[u32]) {
+        let key = long_key(piece);
+        if self.find(key) != NOWHERE {
+            return;
+        }
         self.make_room(4 * ids.len() + piece.len());
         let places = [self.ids.len() as u32, self.bytes.len() as u32, 0];
         self.ids.extend_from_slice(ids);
         self.bytes.extend_from_slice(piece);
-        self.put(Slot { key: long_key(piece), ids: places, n: ids.len() as u32 });
+        self.put(Slot { key, ids: places, n: ids.len() as u32 });
+    }
+
+    /// Stores the ids of a piece, which must be what it encodes to; nothing changes when it is there or too long, or when
+    /// the cache would have to forget others for it.
+    pub(crate) fn store(&mut self, piece: &[u8], ids: &[u32]) {
+        if 2 * (self.used + 1) > self.max_slots {
+            return;
+        }
+        match piece.len() {
+            1..=PACKED => {
+                let key = packed_key(piece, 0, piece);
+                if self.find(key) == NOWHERE {
+                    self.insert(key, ids);
+                }
+            }
+            0 => {}
+            n if n <= LONGEST && self.get_long(piece).is_none() => self.insert_long(piece, ids),
+            _ => {}
+        }
     }
 
     /// Grows the table at a load of 1/2; wipes everything when table or arena are at their bound.
@@ -170,48 +240,77 @@ impl Cache {
         if 4 * self.ids.len() + self.bytes.len() + arena > self.max_arena {
             self.wipe();
         }
-        if 2 * (self.used + 1) <= self.slots.len() {
+        if 2 * (self.used + 1) <= self.table.n_slots() {
             return;
         }
-        let n_slots = (4 * self.slots.len()).min(self.max_slots);
-        if n_slots == self.slots.len() {
+        let n_slots = (GROWTH * self.table.n_slots()).min(self.max_slots);
+        if n_slots == self.table.n_slots() {
             self.wipe();
             return;
         }
-        let old = std::mem::replace(&mut self.slots, vec![Slot::default(); n_slots]);
+        let old = std::mem::replace(&mut self.table, Table::new(n_slots));
         self.used = 0;
-        for slot in old.into_iter().filter(|slot| slot.key != 0) {
+        for slot in (0..old.n_slots()).map(|number| old.slot(number)).filter(|slot| slot.key != 0) {
             self.put(slot);
         }
     }
 
     /// Puts a slot into the first free place near its own; drops it when there is none.
     fn put(&mut self, slot: Slot) {
-        let mask = self.slots.len() - 1;
         let home = place(slot.key);
-        for at in (home..home + MAX_PROBES).map(|at| at & mask) {
-            if self.slots[at].key == 0 {
-                self.slots[at] = slot;
-                self.used += 1;
-                return;
-            }
+        if (home..home + MAX_PROBES).any(|place| self.table.put(place, &slot)) {
+            self.used += 1;
         }
     }
 
     fn wipe(&mut self) {
-        self.slots.fill(Slot::default());
+        self.table.wipe();
         self.used = 0;
         self.ids.clear();
         self.bytes.clear();
     }
 }
 
+/// A cache that does not change for a while.
+pub(crate) struct View<'a> {
+    buckets: &'a [[u8; BUCKET]],
+    cache: &'a Cache,
+}
+
+impl<'a> View<'a> {
+    /// The slot of `key`.
+    #[inline]
+    pub(crate) fn get(&self, key: u128) -> Option<&'a RawSlot> {
+        let bucket = &self.buckets[place(key) & (self.buckets.len() - 1)];
+        let slot = table::find(bucket, key);
+        if slot.is_none() && table::is_full(bucket) { self.get_on(key) } else { slot }
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn get_on(&self, key: u128) -> Option<&'a RawSlot> {
+        let number = self.cache.find_on(key);
+        if number == NOWHERE { None } else { Some(self.cache.table.raw(number as usize)) }
+    }
+}
+
+/// The masks of the first 0..=15 bytes.
+static MASKS: [u128; 16] = {
+    let mut masks = [0; 16];
+    let mut n = 1;
+    while n < 16 {
+        masks[n] = u128::MAX >> (128 - 8 * n);
+        n += 1;
+    }
+    masks
+};
+
 /// The key of a piece of 1..=15 bytes that starts at `at` in `text`.
 #[inline]
 pub(crate) fn packed_key(text: &[u8], at: usize, piece: &[u8]) -> u128 {
     let n = piece.len();
     let word = if let Some(window) = text.get(at..).and_then(<[u8]>::first_chunk::<16>) {
-        u128::from_le_bytes(*window) & (u128::MAX >> (128 - 8 * n))
+        u128::from_le_bytes(*window) & MASKS[n % 16]
     } else {
         let mut window = [0; 16];
         window[..n].copy_from_slice(piece);
@@ -222,7 +321,7 @@ pub(crate) fn packed_key(text: &[u8], at: usize, piece: &[u8]) -> u128 {
 
 /// The bytes of a packed key and how many there are.
 pub(crate) fn unpack(key: u128) -> ([u8; 16], usize) {
-    (key.to_le_bytes(), (key >> 120) as usize)
+    (key.to_le_bytes(), (key >> 120) as usize % 16)
 }
 
 fn long_key(piece: &[u8]) -> u128 {

@@ -14,7 +14,8 @@ const BATCH_BYTES: usize = 32 << 20;
 /// A batch holds at most this many documents, so that there are handles for mapped files.
 const BATCH_DOCUMENTS: usize = 1 << 9;
 
-/// The pieces of the documents of files and folders with their counts; `text_field` is the field of JSON lines.
+/// The pieces of the documents of files and folders with their counts, and the number of documents; `text_field` is the
+/// field of JSON lines.
 ///
 /// Every path is looked at before the work starts. Counts and memory do not depend on the length of the files.
 pub fn count_files(
@@ -23,11 +24,29 @@ pub fn count_files(
     splitter: &Splitter,
     threads: usize,
     control: &Control,
-) -> Result<WordCounts> {
+) -> Result<(WordCounts, u64)> {
+    // `None` only while a batch is counted, and after an error, which ends the call.
+    let mut counter = Some(Counter::new(splitter, threads));
+    let n_documents = for_each_batch(paths, text_field, control, |documents| {
+        counter = Some(counter.take().ok_or(Error::Interrupted)?.add_texts(documents, control)?);
+        Ok(())
+    })?;
+    let counts = counter.ok_or(Error::Interrupted)?.finish(control)?;
+    if counts.is_empty() { Err(Error::EmptyCorpus) } else { Ok((counts, n_documents)) }
+}
+
+/// Calls `f` with the documents of files and folders, many at once but few enough for memory; returns how many there are.
+///
+/// Opens the stage "count bytes", which `f` advances.
+pub fn for_each_batch(
+    paths: &[PathBuf],
+    text_field: &str,
+    control: &Control,
+    f: impl FnMut(&[Document]) -> Result<()>,
+) -> Result<u64> {
     let inputs = corpus::inputs(paths)?;
     control.begin("count bytes", inputs.iter().map(|input| input.n_bytes).sum());
-    let mut batch =
-        Batch { counter: Some(Counter::new(splitter, threads)), documents: Vec::new(), n_bytes: 0, control };
+    let mut batch = Batch { f, documents: Vec::new(), n_bytes: 0, n_documents: 0 };
     for input in &inputs {
         if input.kind == Kind::Text {
             let map = Map::open(&input.path)?;
@@ -38,12 +57,16 @@ pub fn count_files(
             corpus::for_each_document(input, text_field, push)?;
         }
     }
-    let counts = batch.finish()?;
-    if counts.is_empty() { Err(Error::EmptyCorpus) } else { Ok(counts) }
+    batch.flush()?;
+    Ok(batch.n_documents)
 }
 
-enum Document {
+/// One text of a corpus.
+#[derive(Debug)]
+pub enum Document {
+    /// A whole file.
     File(Map),
+    /// What a line of JSON holds.
     Line(String),
 }
 
@@ -56,33 +79,27 @@ impl AsRef<[u8]> for Document {
     }
 }
 
-/// Documents that wait to be counted together.
-struct Batch<'c> {
-    /// `None` after an error, which ends the call.
-    counter: Option<Counter>,
+/// Documents that wait to be handed over together.
+struct Batch<F> {
+    f: F,
     documents: Vec<Document>,
     n_bytes: usize,
-    control: &'c Control,
+    n_documents: u64,
 }
 
-impl Batch<'_> {
+impl<F: FnMut(&[Document]) -> Result<()>> Batch<F> {
     fn push(&mut self, document: Document) -> Result<()> {
         self.n_bytes += document.as_ref().len();
         self.documents.push(document);
-        if self.n_bytes < BATCH_BYTES && self.documents.len() < BATCH_DOCUMENTS { Ok(()) } else { self.count() }
+        if self.n_bytes < BATCH_BYTES && self.documents.len() < BATCH_DOCUMENTS { Ok(()) } else { self.flush() }
     }
 
-    fn count(&mut self) -> Result<()> {
-        let counter = self.counter.take().ok_or(Error::Interrupted)?;
-        self.counter = Some(counter.add_texts(&self.documents, self.control)?);
+    fn flush(&mut self) -> Result<()> {
+        self.n_documents += self.documents.len() as u64;
+        (self.f)(&self.documents)?;
         self.documents.clear();
         self.n_bytes = 0;
         Ok(())
-    }
-
-    fn finish(mut self) -> Result<WordCounts> {
-        self.count()?;
-        self.counter.ok_or(Error::Interrupted)?.finish(self.control)
     }
 }
 
@@ -113,8 +130,9 @@ mod tests {
         let (splitter, control) = (Splitter::new("gpt2").unwrap(), Control::new());
         let expected = sorted(&count_texts(&texts, &splitter, 1, &control).unwrap());
         for threads in [1, 3] {
-            let got = count_files(&[dir.path().to_owned()], "body", &splitter, threads, &control).unwrap();
-            assert_eq!(sorted(&got), expected);
+            let paths = [dir.path().to_owned()];
+            let (got, n_documents) = count_files(&paths, "body", &splitter, threads, &control).unwrap();
+            assert_eq!((sorted(&got), n_documents), (expected.clone(), texts.len() as u64));
         }
     }
 

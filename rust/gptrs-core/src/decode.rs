@@ -2,7 +2,9 @@
 
 use std::sync::Arc;
 
+use crate::control::Control;
 use crate::error::Result;
+use crate::parallel;
 use crate::tokenizer::Tokenizer;
 
 /// The bytes that `ids` spell.
@@ -27,6 +29,36 @@ pub(crate) fn decode(tokenizer: &Tokenizer, ids: &[u32]) -> Result<Vec<u8>> {
     bytes.truncate(n_bytes);
     Ok(bytes)
 }
+
+impl Tokenizer {
+    /// The bytes of each of many sequences of ids, on `threads` threads (0: all cores).
+    pub fn decode_batch<T: AsRef<[u32]> + Sync>(
+        &self,
+        batch: &[T],
+        threads: usize,
+        control: &Control,
+    ) -> Result<Vec<Vec<u8>>> {
+        let n_ids: usize = batch.iter().map(|ids| ids.as_ref().len()).sum();
+        let threads = if n_ids < PARALLEL_IDS { 1 } else { threads };
+        let n_tasks = batch.len().div_ceil(TASK_SEQUENCES);
+        let states = parallel::run(threads, n_tasks, control, Vec::new, |done, task| {
+            let first = TASK_SEQUENCES * task;
+            let last = batch.len().min(first + TASK_SEQUENCES);
+            let texts: Result<Vec<_>> = batch[first..last].iter().map(|ids| decode(self, ids.as_ref())).collect();
+            done.push((task, texts?));
+            Ok(())
+        })?;
+        let mut done: Vec<_> = states.into_iter().flatten().collect();
+        done.sort_unstable_by_key(|(task, _)| *task);
+        Ok(done.into_iter().flat_map(|(_, texts)| texts).collect())
+    }
+}
+
+/// Below this many ids a batch stays on the calling thread.
+const PARALLEL_IDS: usize = 1 << 17;
+
+/// Sequences that one task decodes.
+const TASK_SEQUENCES: usize = 64;
 
 /// Decodes ids as they come and gives out whole characters only.
 ///

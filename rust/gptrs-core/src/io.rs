@@ -133,7 +133,7 @@ impl AtomicFile {
             let serial = SERIAL.fetch_add(1, Ordering::Relaxed);
             temporary.push(format!(".{}-{serial}{TEMPORARY}", std::process::id()));
             let temporary = parent(path).join(temporary);
-            let file = match OpenOptions::new().write(true).create_new(true).open(&temporary) {
+            let file = match OpenOptions::new().read(true).write(true).create_new(true).open(&temporary) {
                 Err(error) if error.kind() == ErrorKind::AlreadyExists => continue,
                 end => end.map_err(Error::io("create", &temporary))?,
             };
@@ -173,6 +173,11 @@ impl AtomicFile {
         fs::rename(&self.temporary, &self.path).map_err(Error::io("rename a temporary file to", &self.path))?;
         self.is_committed = true;
         sync_dir(parent(&self.path))
+    }
+
+    /// The bytes as an open file that never gets its name; the system removes it when it is closed.
+    pub fn into_unnamed(self) -> Result<File> {
+        self.file.try_clone().map_err(Error::io("reopen", &self.path))
     }
 }
 

@@ -7,6 +7,8 @@
 //! ```
 //! Every fast path has a slow twin in [`naive`] and a property test of equality.
 
+mod batch;
+mod borders;
 pub mod cache;
 pub mod control;
 pub mod corpus;
@@ -14,6 +16,7 @@ pub mod count;
 pub mod count_files;
 pub mod dataset;
 pub mod decode;
+mod dropout;
 mod encode;
 pub mod error;
 pub mod formats;
@@ -22,25 +25,39 @@ pub mod loader;
 pub mod manifest;
 mod merge;
 pub mod naive;
+pub mod normalizer;
+mod offsets;
 mod pairs;
 pub mod parallel;
 pub mod permute;
+mod places;
 pub mod prepare;
+mod reach;
 mod sealed;
 pub mod shard;
 pub mod simd;
+mod spans;
 pub mod special;
 pub mod split;
+mod table;
+pub mod template;
 pub mod tokenizer;
 mod tokens;
+pub mod trace;
 pub mod train;
 pub mod vocab;
+mod warm;
 
+pub use batch::{EncodeOptions, Encoded, Ids};
 pub use cache::Cache;
 pub use control::Control;
 pub use decode::StreamDecoder;
+pub use dropout::{Draws, Dropout};
 pub use error::{Error, Result};
-pub use special::{SpecialToken, Specials};
+pub use offsets::{Span, Unit};
+pub use places::Places;
+pub use special::{Matching, SpecialToken, Specials};
 pub use split::Splitter;
-pub use tokenizer::{Encoded, Ids, Tokenizer};
+pub use tokenizer::Tokenizer;
 pub use vocab::Vocab;
+pub use warm::WarmWords;

@@ -1,7 +1,11 @@
 //! The ids of one piece: the lowest rank first, the leftmost of equals first, until nothing merges.
 //!
-//! Short pieces scan for the minimum on the stack, O(n²) with a tiny constant; longer ones keep a heap over linked
-//! symbols, O(n log n). Both equal [`crate::naive::encode_piece`] on every vocabulary that training makes.
+//! Up to [`SHORT`] bytes a scan finds the minimum on the stack. A longer piece is encoded window by window, which is
+//! exact: a span between two borders of an encoding encodes to the same tokens alone, and tokens of which each two
+//! neighbours encode to themselves are the encoding of all. So the next window begins at a token of the last one; when
+//! it has this token too, everything before it stays. When it has not, or tokens are too long for the window, the
+//! window grows, up to the whole piece. Windows beyond the scan keep a heap over linked symbols, O(n log n).
+//! All of it equals [`crate::naive::encode_piece`] on every vocabulary that training makes.
 
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
@@ -10,13 +14,22 @@ use crate::control::Control;
 use crate::error::{Error, Result};
 use crate::pairs::{NO_RANK, Pairs};
 
-/// The longest piece for the scan; the two methods cost the same somewhere between 30 and 60 bytes.
-pub(crate) const SHORT: usize = 48;
+/// The longest piece for the scan, and the first window.
+const SHORT: usize = 64;
 
-/// Heap pops between two looks at the control.
-const CHECK_EVERY: u32 = 1 << 16;
+/// Bytes of a window after the token that must return: tokens nearer to the end often change with what follows.
+const MARGIN: usize = 16;
 
-/// A linked symbol of a long piece; `rank` is that of the pair with the next one.
+/// Windows, or heap pops, between two looks at the control.
+const CHECK_EVERY: u32 = 1 << 14;
+
+/// Bits of a place in a scan.
+const PLACE_BITS: u32 = 6;
+
+/// The least of a scan when nothing merges.
+const NOTHING: i32 = (NO_RANK << PLACE_BITS) as i32;
+
+/// A linked symbol of a long window; `rank` is that of the pair with the next one.
 #[derive(Debug, Clone, Copy)]
 struct Symbol {
     previous: u32,
@@ -29,153 +42,298 @@ struct Symbol {
 const END: u32 = u32::MAX;
 
 /// Memory that long pieces reuse.
-#[derive(Debug, Default)]
+#[derive(Debug, Clone, Default)]
 pub(crate) struct Scratch {
     symbols: Vec<Symbol>,
     heap: Vec<Reverse<u64>>,
+    /// Tokens of the window: id and start.
+    tokens: Vec<(u32, u32)>,
 }
 
-/// Appends the ids of `piece` to `out`.
-pub(crate) fn merge_piece(
-    pairs: &Pairs,
-    byte_ids: &[u32; 256],
-    piece: &[u8],
-    scratch: &mut Scratch,
-    control: &Control,
-    out: &mut Vec<u32>,
-) -> Result<()> {
-    if piece.len() <= SHORT {
-        let mut ids = [0; SHORT];
-        let n = merge_short(pairs, byte_ids, piece, &mut ids);
-        out.extend_from_slice(&ids[..n]);
+/// What merges, and into what.
+#[derive(Clone, Copy)]
+pub(crate) struct Merges<'a> {
+    pub(crate) pairs: &'a Pairs,
+    pub(crate) byte_ids: &'a [u32; 256],
+}
+
+impl Merges<'_> {
+    /// Appends the ids of `piece` to `out`.
+    pub(crate) fn encode(
+        self,
+        piece: &[u8],
+        scratch: &mut Scratch,
+        control: &Control,
+        out: &mut Vec<u32>,
+    ) -> Result<()> {
+        match piece.len() {
+            0 => {}
+            1..=16 => self.append::<16>(piece, out),
+            17..=32 => self.append::<32>(piece, out),
+            33..=SHORT => self.append::<SHORT>(piece, out),
+            _ => return self.windows(piece, SHORT, scratch, control, out),
+        }
         Ok(())
-    } else {
-        merge_long(pairs, byte_ids, piece, scratch, control, out)
     }
-}
 
-/// Fills `ids` with the ids of a piece of at most [`SHORT`] bytes and returns how many there are.
-///
-/// Symbols stay where they start; `alive` has a bit for each one, and ranks[i] belongs to the pair of symbol i and the
-/// next alive one.
-fn merge_short(pairs: &Pairs, byte_ids: &[u32; 256], piece: &[u8], ids: &mut [u32; SHORT]) -> usize {
-    let n = piece.len();
-    let mut ranks = [NO_RANK; SHORT];
-    for (id, &byte) in ids.iter_mut().zip(piece) {
-        *id = byte_ids[usize::from(byte)];
-    }
-    for (rank, pair) in ranks.iter_mut().zip(piece.windows(2)) {
-        *rank = pairs.byte_rank(pair[0], pair[1]);
-    }
-    let mut alive = (1_u64 << n) - 1;
-    loop {
-        let (mut at, mut lowest) = (0, NO_RANK);
-        for (i, &rank) in ranks[..n].iter().enumerate() {
-            if rank < lowest {
-                (at, lowest) = (i, rank);
+    /// The ids of up to four pieces of 1 to 16 bytes (an empty one stands for none), merged in turn: most of the time
+    /// goes by waiting for the table of pairs, and four can wait at once.
+    pub(crate) fn encode_four(self, pieces: [&[u8]; 4]) -> [Short; 4] {
+        let mut scans = pieces.map(|piece| Scan::new(self, piece));
+        loop {
+            let mut is_done = true;
+            for scan in &mut scans {
+                is_done &= !scan.step(self);
+            }
+            if is_done {
+                return scans.map(Scan::finish);
             }
         }
-        if lowest == NO_RANK {
-            break;
+    }
+
+    #[inline]
+    fn append<const N: usize>(self, piece: &[u8], out: &mut Vec<u32>) {
+        let mut scan = Scan::<N>::new(self, piece);
+        while scan.step(self) {}
+        let Short { ids, n } = scan.finish();
+        out.extend_from_slice(&ids[..n]);
+    }
+
+    /// Encodes a long piece window by window, `size` bytes each at first.
+    fn windows(
+        self,
+        piece: &[u8],
+        mut size: usize,
+        scratch: &mut Scratch,
+        control: &Control,
+        out: &mut Vec<u32>,
+    ) -> Result<()> {
+        let first = Join { at: 0, expected: None, n_out: out.len() };
+        let (mut last, mut this) = (first, first);
+        let mut n_windows = 0;
+        let mut known: &[u8] = &[];
+        loop {
+            n_windows += 1;
+            if n_windows % CHECK_EVERY == 0 {
+                control.check()?;
+            }
+            let end = piece.len().min(this.at + size);
+            let window = &piece[this.at..end];
+            if window != known {
+                self.window(window, scratch, control)?;
+                known = window;
+            }
+            let tokens = &scratch.tokens;
+            let end_of = |i: usize| tokens.get(i + 1).map_or(window.len(), |&(_, start)| start as usize);
+            if this.expected.is_some_and(|expected| expected != end_of(0)) {
+                // The last window again, larger; all again when that had been done.
+                this = if last.at < this.at { last } else { first };
+                (last, size) = (first, 2 * size);
+                out.truncate(this.n_out);
+                continue;
+            }
+            if end == piece.len() {
+                out.extend(tokens.iter().map(|&(id, _)| id));
+                return Ok(());
+            }
+            let join = (1..tokens.len()).rev().find(|&i| end_of(i) + MARGIN <= window.len());
+            let Some(join) = join else {
+                size *= 2;
+                continue;
+            };
+            let start = tokens[join].1 as usize;
+            last = this;
+            this = Join { at: this.at + start, expected: Some(end_of(join) - start), n_out: 0 };
+            out.extend(tokens[..join].iter().map(|&(id, _)| id));
+            this.n_out = out.len();
         }
-        let above = |i: usize| alive & (u64::MAX << i << 1);
-        let merged = above(at).trailing_zeros() as usize;
-        let next = above(merged).trailing_zeros() as usize;
-        let before = alive & !(u64::MAX << at);
-        alive &= !(1 << merged);
-        ids[at] = pairs.product(lowest);
-        ranks[merged] = NO_RANK;
-        ranks[at] = if next < n { pairs.rank(ids[at], ids[next]) } else { NO_RANK };
+    }
+
+    /// Leaves the tokens of `window` in the scratch memory.
+    fn window(self, window: &[u8], scratch: &mut Scratch, control: &Control) -> Result<()> {
+        if window.len() > SHORT {
+            return self.heap(window, scratch, control);
+        }
+        let mut scan = Scan::<SHORT>::new(self, window);
+        while scan.step(self) {}
+        scratch.tokens.clear();
+        scratch.tokens.extend(Bits(scan.alive).map(|start| (scan.ids[start], start as u32)));
+        Ok(())
+    }
+
+    fn heap(self, window: &[u8], scratch: &mut Scratch, control: &Control) -> Result<()> {
+        if window.len() >= END as usize {
+            return Err(Error::Argument(format!("expected pieces below 4 GiB, got one of {} bytes", window.len())));
+        }
+        let Scratch { symbols, heap, tokens } = scratch;
+        self.link(window, symbols);
+        heap.clear();
+        heap.extend((0..).zip(symbols.iter()).filter(|(_, s)| s.rank != NO_RANK).map(|(at, s)| entry(s.rank, at)));
+        let mut queue = BinaryHeap::from(std::mem::take(heap));
+        let mut pops = 0;
+        while let Some(Reverse(top)) = queue.pop() {
+            let (rank, at) = ((top >> 32) as u32, top as u32);
+            // A pair that changed since it was queued has another rank now, or none.
+            if symbols[at as usize].rank == rank {
+                self.merge_at(symbols, at, |rank, at| queue.push(entry(rank, at)));
+            }
+            pops += 1;
+            if pops % CHECK_EVERY == 0 {
+                control.check()?;
+            }
+        }
+        *heap = queue.into_vec();
+        tokens.clear();
+        let mut at = 0;
+        while at != END {
+            tokens.push((symbols[at as usize].id, at));
+            at = symbols[at as usize].next;
+        }
+        Ok(())
+    }
+
+    /// One symbol a byte, each linked to its neighbours.
+    fn link(self, window: &[u8], symbols: &mut Vec<Symbol>) {
+        symbols.clear();
+        symbols.extend((0..).zip(window).map(|(at, &byte): (u32, &u8)| Symbol {
+            previous: at.wrapping_sub(1), // END for the first one
+            next: at + 1,
+            id: self.byte_ids[usize::from(byte)],
+            rank: NO_RANK,
+        }));
+        for (symbol, pair) in symbols.iter_mut().zip(window.windows(2)) {
+            symbol.rank = self.pairs.byte_rank(pair[0], pair[1]);
+        }
+        if let Some(last) = symbols.last_mut() {
+            last.next = END;
+        }
+    }
+
+    /// Merges the pair at `at` and reports the ranks of its new neighbours.
+    fn merge_at(self, symbols: &mut [Symbol], at: u32, mut report: impl FnMut(u32, u32)) {
+        let Symbol { previous, next, rank, .. } = symbols[at as usize];
+        let id = self.pairs.product(rank);
+        let after = symbols[next as usize].next;
+        symbols[next as usize].rank = NO_RANK;
+        let mut right = NO_RANK;
+        if after != END {
+            symbols[after as usize].previous = at;
+            right = self.pairs.rank(id, symbols[after as usize].id);
+        }
+        symbols[at as usize] = Symbol { previous, next: after, id, rank: right };
+        if right != NO_RANK {
+            report(right, at);
+        }
+        if previous != END {
+            let left = self.pairs.rank(symbols[previous as usize].id, id);
+            symbols[previous as usize].rank = left;
+            if left != NO_RANK {
+                report(left, previous);
+            }
+        }
+    }
+}
+
+/// The ids of a short piece.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Short<const N: usize = 16> {
+    ids: [u32; N],
+    n: usize,
+}
+
+impl<const N: usize> Short<N> {
+    pub(crate) fn as_slice(&self) -> &[u32] {
+        &self.ids[..self.n]
+    }
+}
+
+/// A piece of at most `N` ≤ 64 bytes under way.
+///
+/// Symbols stay where they start. `order[i]` is the rank of the pair of symbol `i` and the next one, then `i`, so that
+/// the least is the leftmost of the lowest, and the search takes no branch.
+struct Scan<const N: usize> {
+    ids: [u32; N],
+    order: [i32; N],
+    /// A bit for each symbol.
+    alive: u64,
+}
+
+impl<const N: usize> Scan<N> {
+    #[inline]
+    fn new(merges: Merges<'_>, piece: &[u8]) -> Self {
+        let (mut ids, mut order) = ([0; N], [NOTHING; N]);
+        for (id, &byte) in ids.iter_mut().zip(piece) {
+            *id = merges.byte_ids[usize::from(byte)];
+        }
+        for ((i, order), pair) in (0..).zip(&mut order).zip(piece.windows(2)) {
+            *order = place(merges.pairs.byte_rank(pair[0], pair[1]), i);
+        }
+        let alive = if piece.is_empty() { 0 } else { u64::MAX >> (64 - piece.len()) };
+        Self { ids, order, alive }
+    }
+
+    /// Merges the lowest pair; false when there is none.
+    #[inline]
+    fn step(&mut self, merges: Merges<'_>) -> bool {
+        let Self { ids, order, alive } = self;
+        let least = order.iter().fold(NOTHING, |least, &order| least.min(order));
+        if least >= NOTHING {
+            return false;
+        }
+        let at = least as usize % N;
+        let above = |i: usize| *alive & (u64::MAX << i << 1);
+        let gone = above(at).trailing_zeros() as usize % N;
+        let next = above(gone).trailing_zeros() as usize;
+        let before = *alive & !(u64::MAX << at);
+        *alive &= !(1 << gone);
+        let id = merges.pairs.product(least as u32 >> PLACE_BITS);
+        ids[at] = id;
+        order[gone] = NOTHING;
+        order[at] = if next < 64 { place(merges.pairs.rank(id, ids[next % N]), at) } else { NOTHING };
         if before != 0 {
-            let previous = before.ilog2() as usize;
-            ranks[previous] = pairs.rank(ids[previous], ids[at]);
+            let previous = before.ilog2() as usize % N;
+            order[previous] = place(merges.pairs.rank(ids[previous], id), previous);
         }
+        true
     }
-    let mut n_ids = 0;
-    while alive != 0 {
-        ids[n_ids] = ids[alive.trailing_zeros() as usize];
-        n_ids += 1;
-        alive &= alive - 1;
-    }
-    n_ids
-}
 
-fn merge_long(
-    pairs: &Pairs,
-    byte_ids: &[u32; 256],
-    piece: &[u8],
-    scratch: &mut Scratch,
-    control: &Control,
-    out: &mut Vec<u32>,
-) -> Result<()> {
-    if piece.len() >= END as usize {
-        return Err(Error::Argument(format!("expected pieces below 4 GiB, got one of {} bytes", piece.len())));
-    }
-    let Scratch { symbols, heap } = scratch;
-    link(pairs, byte_ids, piece, symbols);
-    heap.clear();
-    heap.extend((0..).zip(symbols.iter()).filter(|(_, s)| s.rank != NO_RANK).map(|(at, s)| entry(s.rank, at)));
-    let mut queue = BinaryHeap::from(std::mem::take(heap));
-    let mut pops = 0;
-    while let Some(Reverse(top)) = queue.pop() {
-        let (rank, at) = ((top >> 32) as u32, top as u32);
-        // A pair that changed since it was queued has another rank now, or none.
-        if symbols[at as usize].rank == rank {
-            merge_at(pairs, symbols, at, |rank, at| queue.push(entry(rank, at)));
-        }
-        pops += 1;
-        if pops % CHECK_EVERY == 0 {
-            control.check()?;
-        }
-    }
-    *heap = queue.into_vec();
-    let mut at = 0;
-    while at != END {
-        out.push(symbols[at as usize].id);
-        at = symbols[at as usize].next;
-    }
-    Ok(())
-}
-
-/// One symbol a byte, each linked to its neighbours.
-fn link(pairs: &Pairs, byte_ids: &[u32; 256], piece: &[u8], symbols: &mut Vec<Symbol>) {
-    symbols.clear();
-    symbols.extend((0..).zip(piece).map(|(at, &byte): (u32, &u8)| Symbol {
-        previous: at.wrapping_sub(1), // END for the first one
-        next: at + 1,
-        id: byte_ids[usize::from(byte)],
-        rank: NO_RANK,
-    }));
-    for (symbol, pair) in symbols.iter_mut().zip(piece.windows(2)) {
-        symbol.rank = pairs.byte_rank(pair[0], pair[1]);
-    }
-    if let Some(last) = symbols.last_mut() {
-        last.next = END;
+    #[inline]
+    fn finish(mut self) -> Short<N> {
+        let n = Bits(self.alive).fold(0, |n, at| {
+            self.ids[n] = self.ids[at];
+            n + 1
+        });
+        Short { ids: self.ids, n }
     }
 }
 
-/// Merges the pair at `at` and reports the ranks of its new neighbours.
-fn merge_at(pairs: &Pairs, symbols: &mut [Symbol], at: u32, mut report: impl FnMut(u32, u32)) {
-    let Symbol { previous, next, rank, .. } = symbols[at as usize];
-    let id = pairs.product(rank);
-    let after = symbols[next as usize].next;
-    symbols[next as usize].rank = NO_RANK;
-    let mut right = NO_RANK;
-    if after != END {
-        symbols[after as usize].previous = at;
-        right = pairs.rank(id, symbols[after as usize].id);
+/// A place in a piece where a window begins.
+#[derive(Clone, Copy)]
+struct Join {
+    at: usize,
+    /// Length of the token that must stand there.
+    expected: Option<usize>,
+    /// Ids of what stands before it, and before the piece.
+    n_out: usize,
+}
+
+/// The places of the set bits, ascending.
+struct Bits(u64);
+
+impl Iterator for Bits {
+    type Item = usize;
+
+    #[inline]
+    fn next(&mut self) -> Option<usize> {
+        let place = self.0.trailing_zeros() as usize;
+        self.0 &= self.0.wrapping_sub(1);
+        (place < 64).then_some(place)
     }
-    symbols[at as usize] = Symbol { previous, next: after, id, rank: right };
-    if right != NO_RANK {
-        report(right, at);
-    }
-    if previous != END {
-        let left = pairs.rank(symbols[previous as usize].id, id);
-        symbols[previous as usize].rank = left;
-        if left != NO_RANK {
-            report(left, previous);
-        }
-    }
+}
+
+#[inline]
+fn place(rank: u32, at: usize) -> i32 {
+    (rank << PLACE_BITS | at as u32) as i32
 }
 
 /// A heap entry: lowest rank first, then leftmost.

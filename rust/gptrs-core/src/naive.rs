@@ -19,8 +19,20 @@ pub type Pair = (u32, u32);
 /// assert_eq!(merges, [(97, 97), (97, 98), (256, 257)]); // aa, ab, aaab
 /// ```
 pub fn train(words: &[(Vec<u8>, u64)], n_merges: usize, min_count: u64) -> Vec<Pair> {
-    let mut words: Vec<(Vec<u32>, u64)> =
-        words.iter().map(|(word, n)| (word.iter().map(|&b| u32::from(b)).collect(), *n)).collect();
+    let words = words.iter().map(|(word, n)| (word.iter().map(|&b| u32::from(b)).collect(), *n)).collect();
+    resume(words, 256, n_merges, min_count, |_, _| true)
+}
+
+/// As [`train`] over words that are tokens already: merge `i` makes id `first_id + i`.
+///
+/// A pair for which `allow(merges so far, pair)` is false is passed over.
+pub fn resume(
+    mut words: Vec<(Vec<u32>, u64)>,
+    first_id: u32,
+    n_merges: usize,
+    min_count: u64,
+    allow: impl Fn(&[Pair], Pair) -> bool,
+) -> Vec<Pair> {
     let mut merges = Vec::new();
     while merges.len() < n_merges {
         let mut counts: BTreeMap<Pair, u64> = BTreeMap::new();
@@ -29,9 +41,10 @@ pub fn train(words: &[(Vec<u8>, u64)], n_merges: usize, min_count: u64) -> Vec<P
                 *counts.entry((pair[0], pair[1])).or_default() += n;
             }
         }
+        counts.retain(|&pair, _| allow(&merges, pair));
         let best = counts.into_iter().max_by_key(|&(pair, n)| (n, std::cmp::Reverse(pair)));
         let Some((pair, _)) = best.filter(|&(_, n)| n >= min_count.max(1)) else { break };
-        let id = 256 + merges.len() as u32;
+        let id = first_id + merges.len() as u32;
         for (ids, _) in &mut words {
             *ids = merge(ids, pair, id);
         }
@@ -73,6 +86,28 @@ pub fn encode_piece(piece: &[u8], byte_ids: &[u32; 256], ranked: &[(Pair, u32)])
         ids = merge(&ids, pair, id);
     }
     ids
+}
+
+/// The ids of one piece under BPE-dropout: at each step the merges that could be made are taken in order of rank and
+/// place, `skips` says for each whether it is dropped, and the first that is not is made.
+///
+/// Source: Provilkov et al. 2020 (arXiv 1910.13267), algorithm 1; draws that cannot matter are not taken.
+pub fn encode_piece_dropout(
+    piece: &[u8],
+    byte_ids: &[u32; 256],
+    ranked: &[(Pair, u32)],
+    mut skips: impl FnMut() -> bool,
+) -> Vec<u32> {
+    let ranks: BTreeMap<Pair, usize> = ranked.iter().enumerate().map(|(rank, &(pair, _))| (pair, rank)).collect();
+    let mut ids: Vec<u32> = piece.iter().map(|&b| byte_ids[usize::from(b)]).collect();
+    loop {
+        let pairs = ids.windows(2).enumerate();
+        let mut possible: Vec<(usize, usize)> =
+            pairs.filter_map(|(at, w)| ranks.get(&(w[0], w[1])).map(|&rank| (rank, at))).collect();
+        possible.sort_unstable();
+        let Some((rank, at)) = possible.into_iter().find(|_| !skips()) else { return ids };
+        ids.splice(at..at + 2, [ranked[rank].1]);
+    }
 }
 
 #[cfg(test)]

@@ -2,10 +2,12 @@
 
 use std::borrow::Cow;
 use std::collections::HashMap;
+use std::fmt;
 
 use aho_corasick::{AhoCorasick, MatchKind};
 
 use crate::error::{Error, Result};
+use crate::normalizer::Normalizer;
 use crate::vocab::Vocab;
 
 /// Ids beyond the ordinary tokens that a special token may leave unused, so that a file cannot claim absurd ids.
@@ -23,6 +25,40 @@ pub struct SpecialToken {
     pub id: u32,
 }
 
+/// How a special token of a Hugging Face file is found, and what it is there.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[expect(clippy::struct_excessive_bools, reason = "the flags of the format")]
+pub struct Matching {
+    /// Not inside a word: no word character stands beside it.
+    pub single_word: bool,
+    /// White space on its left belongs to it.
+    pub lstrip: bool,
+    /// White space on its right belongs to it.
+    pub rstrip: bool,
+    /// Looked for after the others, in the normalized text.
+    pub normalized: bool,
+    /// Control, which `skip_special_tokens` leaves out; false for words that were added to the vocabulary.
+    pub special: bool,
+}
+
+impl Matching {
+    /// Exactly its text, wherever it stands.
+    pub const EXACT: Self = Self { single_word: false, lstrip: false, rstrip: false, normalized: false, special: true };
+
+    /// What a tokenizer's digest says of it; nothing when it is found exactly, wherever it stands.
+    pub(crate) fn digest_field(self, normalizer: Option<Normalizer>) -> Option<&'static [u8]> {
+        const FLAGS: &[u8; 16] = &[0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15];
+        let flags = [self.single_word, self.lstrip, self.rstrip, self.normalized && normalizer.is_some()];
+        let at = flags.iter().enumerate().map(|(bit, &is_set)| usize::from(is_set) << bit).sum();
+        (at > 0).then(|| &FLAGS[at..=at])
+    }
+
+    /// Whether the place of an occurrence depends on what stands beside it.
+    fn looks_around(self) -> bool {
+        self.single_word || self.lstrip || self.rstrip
+    }
+}
+
 /// A choice among the special tokens of a tokenizer.
 #[derive(Debug, Clone, Copy)]
 pub enum Specials<'a> {
@@ -38,17 +74,27 @@ pub enum Specials<'a> {
 #[derive(Debug)]
 pub(crate) struct SpecialSet {
     tokens: Vec<SpecialToken>,
+    /// How each of `tokens` is found.
+    matching: Vec<Matching>,
+    normalizer: Option<Normalizer>,
     by_text: HashMap<String, usize>,
     by_id: HashMap<u32, usize>,
     finder: Finder,
+    is_apart: bool,
 }
 
 impl SpecialSet {
     /// Checks that texts and ids are distinct, not empty, and apart from the ordinary tokens. A special token may share
     /// its id with the ordinary token of the same bytes, as added tokens of Hugging Face files do.
-    pub(crate) fn new(mut tokens: Vec<SpecialToken>, vocab: &Vocab) -> Result<Self> {
-        tokens.sort_by_key(|token| token.id);
+    pub(crate) fn new(
+        mut tokens: Vec<(SpecialToken, Matching)>,
+        normalizer: Option<Normalizer>,
+        vocab: &Vocab,
+    ) -> Result<Self> {
+        tokens.sort_by_key(|(token, _)| token.id);
+        let (tokens, matching): (Vec<_>, Vec<_>) = tokens.into_iter().unzip();
         let (mut by_text, mut by_id) = (HashMap::new(), HashMap::new());
+        check_strips(&tokens, &matching)?;
         for (i, SpecialToken { text, id }) in tokens.iter().enumerate() {
             if text.is_empty() {
                 return Err(Error::Vocab(format!("special token {id} is empty, expected at least one character")));
@@ -62,8 +108,20 @@ impl SpecialSet {
             }
             check_apart(text, *id, vocab)?;
         }
-        let finder = Finder::new(&tokens)?;
-        Ok(Self { tokens, by_text, by_id, finder })
+        let all: Vec<_> = tokens.iter().zip(matching.iter().copied()).collect();
+        let finder = Finder::new(&all, normalizer)?;
+        let is_apart = tokens.iter().all(|token| vocab.token(token.id).is_none());
+        Ok(Self { tokens, matching, normalizer, by_text, by_id, finder, is_apart })
+    }
+
+    /// Whether no special token shares its id with an ordinary one.
+    pub(crate) fn is_apart(&self) -> bool {
+        self.is_apart
+    }
+
+    /// How each of the tokens is found.
+    pub(crate) fn matching(&self) -> &[Matching] {
+        &self.matching
     }
 
     pub(crate) fn tokens(&self) -> &[SpecialToken] {
@@ -103,16 +161,16 @@ impl SpecialSet {
 
     /// True when some special token of any kind occurs; one fast pass that spares most texts the rest.
     pub(crate) fn occur_in(&self, text: &[u8]) -> bool {
-        self.finder.find(text, 0).is_some()
+        self.finder.first(text).is_some()
     }
 
     fn finder_of(&self, is_chosen: impl Fn(usize) -> bool) -> Result<Cow<'_, Finder>> {
-        let chosen: Vec<_> =
-            self.tokens.iter().enumerate().filter(|&(i, _)| is_chosen(i)).map(|(_, t)| t.clone()).collect();
+        let chosen = (0..self.tokens.len()).filter(|&i| is_chosen(i));
+        let chosen: Vec<_> = chosen.map(|i| (&self.tokens[i], self.matching[i])).collect();
         if chosen.len() == self.tokens.len() {
             return Ok(Cow::Borrowed(&self.finder));
         }
-        Finder::new(&chosen).map(Cow::Owned)
+        Finder::new(&chosen, self.normalizer).map(Cow::Owned)
     }
 
     fn resolve(&self, choice: Specials) -> Result<Vec<bool>> {
@@ -130,6 +188,19 @@ impl SpecialSet {
             let known: Vec<_> = self.tokens.iter().take(8).map(|token| &token.text).collect();
             Error::Argument(format!("{text:?} is not a special token; hint: this tokenizer has {known:?}"))
         })
+    }
+}
+
+/// White space that one token takes from its right cannot start another: Hugging Face gives both, one over the other.
+fn check_strips(tokens: &[SpecialToken], matching: &[Matching]) -> Result<()> {
+    let strips = tokens.iter().zip(matching).find(|(_, matching)| matching.rstrip);
+    let starts = tokens.iter().find(|token| token.text.starts_with(char::is_whitespace));
+    match (strips, starts) {
+        (Some((SpecialToken { text, .. }, _)), Some(other)) => Err(Error::Vocab(format!(
+            "special token {text:?} has rstrip and {:?} starts with white space, which is not supported",
+            other.text
+        ))),
+        _ => Ok(()),
     }
 }
 
@@ -154,10 +225,19 @@ fn check_apart(text: &str, id: u32, vocab: &Vocab) -> Result<()> {
 }
 
 /// Leftmost occurrences of some special tokens, the longest of those at the same place.
+///
+/// Hugging Face looks twice: for tokens as they are, then between them in the normalized text for those that are
+/// `normalized`. One search does where that makes no difference; else `second` has the tokens of the second look.
 #[derive(Debug, Clone)]
 pub(crate) struct Finder {
-    automaton: Option<AhoCorasick>,
-    ids: Vec<u32>,
+    search: Search,
+    second: Option<Box<Second>>,
+}
+
+#[derive(Debug, Clone)]
+struct Second {
+    search: Search,
+    normalizer: Option<Normalizer>,
 }
 
 /// One occurrence of a special token.
@@ -169,21 +249,190 @@ pub(crate) struct Occurrence {
 }
 
 impl Finder {
-    fn new(tokens: &[SpecialToken]) -> Result<Self> {
-        let ids = tokens.iter().map(|token| token.id).collect();
-        let automaton = if tokens.is_empty() {
+    fn new(tokens: &[(&SpecialToken, Matching)], normalizer: Option<Normalizer>) -> Result<Self> {
+        let texts = |is_second: bool| {
+            let those = tokens.iter().filter(move |(_, matching)| matching.normalized == is_second);
+            those.map(|(token, matching)| (token.text.clone(), token.id, *matching)).collect::<Vec<_>>()
+        };
+        let (mut first, mut second) = (texts(false), texts(true));
+        let looks_around = tokens.iter().any(|(_, matching)| matching.looks_around());
+        if normalizer.is_none() && (first.is_empty() || !(looks_around || any_overlap(&first, &second))) {
+            first.append(&mut second);
+        }
+        if second.is_empty() {
+            return Ok(Self { search: Search::new(&first)?, second: None });
+        }
+        for (text, ..) in &mut second {
+            if let Some(Cow::Owned(normal)) = normalizer.map(|form| form.apply(text.as_bytes())) {
+                *text = String::from_utf8_lossy(&normal).into_owned();
+            }
+        }
+        let second = Second { search: Search::new(&second)?, normalizer };
+        Ok(Self { search: Search::new(&first)?, second: Some(Box::new(second)) })
+    }
+
+    /// Calls `on_token` with every occurrence and its bytes and `on_text` with the text between them, in order; both get
+    /// `state`. Text that had to be normalized for the second look arrives so, and occurrences there lie in it.
+    pub(crate) fn for_each<S: ?Sized>(
+        &self,
+        text: &[u8],
+        state: &mut S,
+        mut on_text: impl FnMut(&mut S, &[u8]) -> Result<()>,
+        mut on_token: impl FnMut(&mut S, Occurrence, &[u8]),
+    ) -> Result<()> {
+        let mut at = 0;
+        while let Some(found) = self.search.find(text, at) {
+            self.between(&text[at..found.start], state, &mut on_text, &mut on_token)?;
+            on_token(state, found, &text[found.start..found.end]);
+            at = found.end;
+        }
+        self.between(&text[at..], state, &mut on_text, &mut on_token)
+    }
+
+    fn between<S: ?Sized>(
+        &self,
+        text: &[u8],
+        state: &mut S,
+        on_text: &mut impl FnMut(&mut S, &[u8]) -> Result<()>,
+        on_token: &mut impl FnMut(&mut S, Occurrence, &[u8]),
+    ) -> Result<()> {
+        let Some(second) = &self.second else { return on_text(state, text) };
+        let normal = second.normal(text);
+        let mut at = 0;
+        while let Some(found) = second.search.find(&normal, at) {
+            on_text(state, &normal[at..found.start])?;
+            on_token(state, found, &normal[found.start..found.end]);
+            at = found.end;
+        }
+        on_text(state, &normal[at..])
+    }
+
+    /// Whether one look decides, and an occurrence does not depend on what stands around it.
+    pub(crate) fn is_plain(&self) -> bool {
+        self.second.is_none() && !self.search.looks_around
+    }
+
+    /// The first occurrence from `from` on, where [`Finder::is_plain`] holds.
+    pub(crate) fn find(&self, text: &[u8], from: usize) -> Option<Occurrence> {
+        self.search.find(text, from)
+    }
+
+    /// The first occurrence of all; its place is about right where the second look found it.
+    pub(crate) fn first(&self, text: &[u8]) -> Option<Occurrence> {
+        let found = self.search.find(text, 0);
+        let Some(second) = &self.second else { return found };
+        let mut at = 0;
+        loop {
+            let next = self.search.find(text, at);
+            let end = next.map_or(text.len(), |found| found.start);
+            if let Some(found) = second.search.find(&second.normal(&text[at..end]), 0) {
+                return Some(Occurrence { start: (at + found.start).min(end), end, id: found.id });
+            }
+            if next.is_some() {
+                return found;
+            }
+            at = next?.end;
+        }
+    }
+}
+
+impl Second {
+    fn normal<'t>(&self, text: &'t [u8]) -> Cow<'t, [u8]> {
+        self.normalizer.map_or(Cow::Borrowed(text), |form| form.apply(text))
+    }
+}
+
+type Entry = (String, u32, Matching);
+
+/// Whether some text has one of each at places that share a character.
+fn any_overlap(first: &[Entry], second: &[Entry]) -> bool {
+    first.iter().any(|(a, ..)| second.iter().any(|(b, ..)| overlap(a, b)))
+}
+
+fn overlap(a: &str, b: &str) -> bool {
+    let ends_in_start = |a: &str, b: &str| b.char_indices().skip(1).any(|(n, _)| a.ends_with(&b[..n]));
+    a.contains(b) || b.contains(a) || ends_in_start(a, b) || ends_in_start(b, a)
+}
+
+/// One look through a text.
+#[derive(Clone)]
+struct Search {
+    automaton: Option<AhoCorasick>,
+    ids: Vec<u32>,
+    matching: Vec<Matching>,
+    looks_around: bool,
+}
+
+impl fmt::Debug for Search {
+    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        write!(f, "Search({} tokens)", self.ids.len())
+    }
+}
+
+impl Search {
+    fn new(entries: &[Entry]) -> Result<Self> {
+        let ids = entries.iter().map(|(_, id, _)| *id).collect();
+        let matching: Vec<_> = entries.iter().map(|(_, _, matching)| *matching).collect();
+        let looks_around = matching.iter().any(|matching| matching.looks_around());
+        let automaton = if entries.is_empty() {
             None
         } else {
-            let texts = tokens.iter().map(|token| &token.text);
+            let texts = entries.iter().map(|(text, ..)| text);
             let built = AhoCorasick::builder().match_kind(MatchKind::LeftmostLongest).build(texts);
             Some(built.map_err(|error| Error::Vocab(format!("the special tokens cannot be searched for: {error}")))?)
         };
-        Ok(Self { automaton, ids })
+        Ok(Self { automaton, ids, matching, looks_around })
     }
 
-    /// The first occurrence at or after `from`.
-    pub(crate) fn find(&self, text: &[u8], from: usize) -> Option<Occurrence> {
-        let found = self.automaton.as_ref()?.find(aho_corasick::Input::new(text).range(from..))?;
-        Some(Occurrence { start: found.start(), end: found.end(), id: self.ids[found.pattern().as_usize()] })
+    fn find(&self, text: &[u8], from: usize) -> Option<Occurrence> {
+        let automaton = self.automaton.as_ref()?;
+        let mut at = from;
+        loop {
+            let found = automaton.find(aho_corasick::Input::new(text).range(at..))?;
+            let pattern = found.pattern().as_usize();
+            let occurrence = Occurrence { start: found.start(), end: found.end(), id: self.ids[pattern] };
+            if !self.looks_around {
+                return Some(occurrence);
+            }
+            if let Some(occurrence) = self.matching[pattern].fit(occurrence, text, from) {
+                return Some(occurrence);
+            }
+            at = found.end();
+        }
     }
+}
+
+impl Matching {
+    /// The occurrence with the white space that belongs to it; `None` inside a word.
+    fn fit(self, found: Occurrence, text: &[u8], from: usize) -> Option<Occurrence> {
+        let Occurrence { mut start, mut end, id } = found;
+        if self.single_word
+            && (last_char(&text[..start]).is_some_and(is_word) || first_char(&text[end..]).is_some_and(is_word))
+        {
+            return None;
+        }
+        while let Some(space) = last_char(&text[from..start]).filter(|c| self.lstrip && c.is_whitespace()) {
+            start -= space.len_utf8();
+        }
+        while let Some(space) = first_char(&text[end..]).filter(|c| self.rstrip && c.is_whitespace()) {
+            end += space.len_utf8();
+        }
+        Some(Occurrence { start, end, id })
+    }
+}
+
+/// `\w` of Rust's regex engine, which Hugging Face asks.
+fn is_word(c: char) -> bool {
+    regex_syntax::try_is_word_character(c).unwrap_or_else(|_| c.is_alphanumeric())
+}
+
+fn first_char(text: &[u8]) -> Option<char> {
+    let start = &text[..text.len().min(4)];
+    start.utf8_chunks().next()?.valid().chars().next()
+}
+
+/// The character that `text` ends with, if its last bytes make one.
+pub(crate) fn last_char(text: &[u8]) -> Option<char> {
+    let start = (1..=text.len().min(4)).map(|n| text.len() - n).find(|&at| text[at] & 0xC0 != 0x80)?;
+    std::str::from_utf8(&text[start..]).ok()?.chars().next()
 }

@@ -4,15 +4,31 @@
 //! Both become one table of pairs. For ranks, the pair that makes a token is what is left of its bytes just before the
 //! last merge: BPE restricted to a span behaves as on the span alone, so no other pair can ever make this token.
 
+use std::collections::BTreeSet;
+use std::sync::OnceLock;
+
+use crate::borders::Borders;
 use crate::control::Control;
 use crate::error::{Error, Result};
-use crate::merge::{Scratch, merge_piece};
+use crate::merge::{Merges, Scratch, Short};
 use crate::naive::Pair;
-use crate::pairs::{ID_BITS, Pairs};
+use crate::pairs::{ID_BITS, NO_RANK, Pairs};
+use crate::reach::{each_token, unreachable};
 use crate::tokens::Tokens;
 
 /// The longest token of a rank file; finding its merge is quadratic. The largest vocabularies in use have 128 bytes.
 const MAX_RANKED_BYTES: usize = 1024;
+
+/// What a file says: ids are known, the invariants are not checked.
+#[derive(Debug)]
+pub(crate) struct Resolved {
+    pub(crate) tokens: Tokens,
+    pub(crate) merges: Vec<Pair>,
+    /// The token that each merge makes.
+    pub(crate) products: Vec<u32>,
+    /// Ids whose token is left out of `tokens` as a special one.
+    pub(crate) special: BTreeSet<u32>,
+}
 
 /// Tokens, merges and what follows from them.
 ///
@@ -26,6 +42,8 @@ pub struct Vocab {
     byte_ids: [u32; 256],
     unreachable: Vec<u32>,
     ignore_merges: bool,
+    /// Made when the first long text needs it.
+    borders: OnceLock<Borders>,
 }
 
 impl Vocab {
@@ -60,31 +78,47 @@ impl Vocab {
     /// Token `i` has id and rank `i` (an empty one is a hole), as in tiktoken: a piece that is a token is that token,
     /// else the two neighbours whose bytes together have the lowest rank merge.
     pub fn from_ranks<T: AsRef<[u8]>>(tokens: &[T]) -> Result<Self> {
-        let tokens = collect(tokens)?;
+        Self::from_ranked(collect(tokens)?)
+    }
+
+    /// [`Vocab::from_ranks`] of tokens that are collected.
+    pub(crate) fn from_ranked(tokens: Tokens) -> Result<Self> {
         let byte_ids = byte_ids(&tokens)?;
-        let (mut merges, mut unreachable) = (Vec::new(), Vec::new());
-        let mut parts = Vec::new();
-        for id in 0..tokens.len() as u32 {
-            let token = tokens.get(id).unwrap_or_default();
-            if token.len() < 2 {
-                continue;
+        let grid = byte_pairs(&tokens);
+        let last_pairs = each_token(&tokens, |id, token, (found, parts): &mut (Vec<_>, _)| {
+            if token.len() > 1 {
+                found.push((id, last_pair(&tokens, &grid, &byte_ids, id, token, parts)?));
             }
-            match last_pair(&tokens, &byte_ids, id, token, &mut parts)? {
-                Some(pair) => merges.push(pair),
+            Ok(())
+        })?;
+        let (mut merges, mut products, mut unreachable) = (Vec::new(), Vec::new(), Vec::new());
+        for (id, pair) in last_pairs.into_iter().flat_map(|(found, _)| found) {
+            match pair {
+                Some(pair) => {
+                    merges.push(pair);
+                    products.push(id);
+                }
                 None => unreachable.push(id),
             }
         }
-        let pairs = pair_table(&tokens, &merges)?;
+        let pairs = pair_table(&tokens, &merges, &products)?;
         let ignore_merges = !unreachable.is_empty();
-        Ok(Self { tokens, merges, pairs, byte_ids, unreachable, ignore_merges })
+        Ok(Self { tokens, merges, pairs, byte_ids, unreachable, ignore_merges, borders: OnceLock::new() })
+    }
+
+    /// The vocabulary of a file whose merges are known to make the products.
+    pub(crate) fn from_resolved(parts: Resolved, ignore_merges: bool) -> Result<Self> {
+        let Resolved { tokens, merges, products, .. } = parts;
+        let byte_ids = byte_ids(&tokens)?;
+        let pairs = pair_table(&tokens, &merges, &products)?;
+        let unreachable = unreachable(&tokens, &pairs, &merges, &byte_ids)?;
+        let ignore_merges = ignore_merges && !unreachable.is_empty();
+        Ok(Self { tokens, merges, pairs, byte_ids, unreachable, ignore_merges, borders: OnceLock::new() })
     }
 
     fn from_parts(tokens: Tokens, merges: Vec<Pair>, ignore_merges: bool) -> Result<Self> {
-        let byte_ids = byte_ids(&tokens)?;
-        let pairs = pair_table(&tokens, &merges)?;
-        let unreachable = unreachable(&tokens, &pairs, &byte_ids)?;
-        let ignore_merges = ignore_merges && !unreachable.is_empty();
-        Ok(Self { tokens, merges, pairs, byte_ids, unreachable, ignore_merges })
+        let products = products(&tokens, &merges)?;
+        Self::from_resolved(Resolved { tokens, merges, products, special: BTreeSet::new() }, ignore_merges)
     }
 
     /// Number of ids, holes included.
@@ -107,6 +141,12 @@ impl Vocab {
     /// The merges in order of rank.
     pub fn merges(&self) -> &[Pair] {
         &self.merges
+    }
+
+    /// Rank and product of the merge of two tokens; `None` when they never merge.
+    pub fn merge_of(&self, left: u32, right: u32) -> Option<(u32, u32)> {
+        let rank = self.pairs.rank(left, right);
+        (rank != NO_RANK).then(|| (rank, self.pairs.product(rank)))
     }
 
     /// The id of every single byte.
@@ -136,6 +176,40 @@ impl Vocab {
         if self.unreachable.is_empty() || self.ignore_merges { self.tokens.id(piece) } else { None }
     }
 
+    /// The rank of the merge of two ids, if there is one.
+    pub(crate) fn merge_rank(&self, left: u32, right: u32) -> Option<u32> {
+        Some(self.pairs.rank(left, right)).filter(|&rank| rank != NO_RANK)
+    }
+
+    /// The id that the merge of `rank` makes.
+    pub(crate) fn merge_product(&self, rank: u32) -> u32 {
+        self.pairs.product(rank)
+    }
+
+    /// Appends the ids of `piece`, as encoding makes them.
+    pub(crate) fn encode_piece(&self, piece: &[u8], control: &Control, out: &mut Vec<u32>) -> Result<()> {
+        if let Some(id) = self.whole_piece(piece) {
+            out.push(id);
+            return Ok(());
+        }
+        self.merge_piece(piece, &mut Scratch::default(), control, out)
+    }
+
+    /// The ids of each of four pieces of at most 16 bytes, see [`Merges::encode_four`].
+    #[inline]
+    pub(crate) fn merge_four(&self, pieces: [&[u8]; 4]) -> [Short; 4] {
+        Merges { pairs: &self.pairs, byte_ids: &self.byte_ids }.encode_four(pieces)
+    }
+
+    /// Where pieces fall apart; the first call takes some milliseconds.
+    pub(crate) fn borders(&self) -> &Borders {
+        self.borders.get_or_init(|| {
+            let (mut scratch, control) = (Scratch::default(), Control::new());
+            // Short pieces cannot fail.
+            Borders::new(&self.tokens, |char, ids| drop(self.merge_piece(char, &mut scratch, &control, ids)))
+        })
+    }
+
     /// Appends the ids of `piece` by merges alone.
     pub(crate) fn merge_piece(
         &self,
@@ -144,7 +218,7 @@ impl Vocab {
         control: &Control,
         out: &mut Vec<u32>,
     ) -> Result<()> {
-        merge_piece(&self.pairs, &self.byte_ids, piece, scratch, control, out)
+        Merges { pairs: &self.pairs, byte_ids: &self.byte_ids }.encode(piece, scratch, control, out)
     }
 }
 
@@ -178,37 +252,42 @@ fn byte_ids(tokens: &Tokens) -> Result<[u32; 256]> {
     Ok(ids)
 }
 
-fn pair_table(tokens: &Tokens, merges: &[Pair]) -> Result<Pairs> {
+/// The token that each merge makes.
+fn products(tokens: &Tokens, merges: &[Pair]) -> Result<Vec<u32>> {
+    let product = |(rank, &pair): (usize, &Pair)| {
+        let token = spell(tokens, pair, rank)?;
+        tokens.id(&token).ok_or_else(|| {
+            let text = token.escape_ascii();
+            Error::Vocab(format!("merge {rank} is {pair:?} and spells \"{text}\", which is not a token"))
+        })
+    };
+    merges.iter().enumerate().map(product).collect()
+}
+
+fn pair_table(tokens: &Tokens, merges: &[Pair], products: &[u32]) -> Result<Pairs> {
     if merges.len() >= 1 << ID_BITS {
         return Err(Error::Vocab(format!("expected fewer than {} merges, got {}", 1 << ID_BITS, merges.len())));
     }
     let mut pairs = Pairs::with_capacity(merges.len());
-    for (rank, &pair) in merges.iter().enumerate() {
-        let token = spell(tokens, pair, rank)?;
-        let text = token.escape_ascii();
-        let Some(product) = tokens.id(&token) else {
-            return Err(Error::Vocab(format!("merge {rank} is {pair:?} and spells \"{text}\", which is not a token")));
-        };
-        if !pairs.push(pair, product, &token) {
+    for (rank, (&pair, &product)) in merges.iter().zip(products).enumerate() {
+        let token = tokens.get(product).unwrap_or_default();
+        if !pairs.push(pair, product, token) {
+            let text = token.escape_ascii();
             return Err(Error::Vocab(format!("merge {rank} repeats {pair:?}, which spells \"{text}\"")));
         }
     }
     Ok(pairs)
 }
 
-/// Encodes every token; those that do not come out as themselves.
-fn unreachable(tokens: &Tokens, pairs: &Pairs, byte_ids: &[u32; 256]) -> Result<Vec<u32>> {
-    let (mut scratch, control) = (Scratch::default(), Control::new());
-    let (mut ids, mut unreachable) = (Vec::new(), Vec::new());
+/// The id of every pair of bytes, `u32::MAX` where it is no token.
+fn byte_pairs(tokens: &Tokens) -> Vec<u32> {
+    let mut grid = vec![u32::MAX; 1 << 16];
     for id in 0..tokens.len() as u32 {
-        let token = tokens.get(id).unwrap_or_default();
-        ids.clear();
-        merge_piece(pairs, byte_ids, token, &mut scratch, &control, &mut ids)?;
-        if ids != [id] && !token.is_empty() {
-            unreachable.push(id);
+        if let Some(&[left, right]) = tokens.get(id) {
+            grid[usize::from(left) << 8 | usize::from(right)] = id;
         }
     }
-    Ok(unreachable)
+    grid
 }
 
 /// A span of the token under way and the rank of the bytes that it and the next span spell.
@@ -221,6 +300,7 @@ struct Part {
 /// The two tokens that merge into `token` under the order of ranks; `None` when its bytes never come down to two.
 fn last_pair(
     tokens: &Tokens,
+    grid: &[u32],
     byte_ids: &[u32; 256],
     id: u32,
     token: &[u8],
@@ -235,7 +315,10 @@ fn last_pair(
             "token {id} has {n} bytes, expected at most {MAX_RANKED_BYTES} in a rank file"
         )));
     }
-    let rank = |start: usize, end: usize| tokens.id(&token[start..end]).unwrap_or(u32::MAX);
+    let rank = |start: usize, end: usize| match token[start..end] {
+        [left, right] => grid[usize::from(left) << 8 | usize::from(right)],
+        ref longer => tokens.id(longer).unwrap_or(u32::MAX),
+    };
     let n = token.len();
     parts.clear();
     parts.extend(

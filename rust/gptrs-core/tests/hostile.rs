@@ -145,6 +145,7 @@ fn a_wrong_type_in_any_field_is_refused() {
         "/added_tokens/0/lstrip",
         "/added_tokens/0/rstrip",
         "/added_tokens/0/normalized",
+        "/added_tokens/0/special",
         "/normalizer",
         "/pre_tokenizer",
         "/pre_tokenizer/type",
@@ -173,7 +174,15 @@ fn a_wrong_type_in_any_field_is_refused() {
         "/model/merges/0/0",
         "/model/merges/0/1",
     ];
-    let may_be_true = ["/added_tokens/0/normalized", "/model/ignore_merges"];
+    let may_be_true = [
+        "/added_tokens/0/single_word",
+        "/added_tokens/0/lstrip",
+        "/added_tokens/0/rstrip",
+        "/added_tokens/0/normalized",
+        "/added_tokens/0/special",
+        "/pre_tokenizer/pretokenizers/1/use_regex",
+        "/model/ignore_merges",
+    ];
     for field in fields {
         for value in &wrong {
             if *value == true && may_be_true.contains(&field) {
@@ -193,7 +202,7 @@ fn a_wrong_type_in_any_field_is_refused() {
 fn an_unknown_component_is_refused_by_name() {
     let folder = Folder::new();
     let cases = [
-        ("/normalizer", json!({ "type": "NFKC" }), "NFKC"),
+        ("/normalizer", json!({ "type": "Lowercase" }), "Lowercase"),
         ("/pre_tokenizer", json!({ "type": "Metaspace" }), "Metaspace"),
         ("/pre_tokenizer/pretokenizers/0", json!({ "type": "Digits" }), "Digits"),
         ("/post_processor", json!({ "type": "TemplateProcessing" }), "TemplateProcessing"),
@@ -202,7 +211,7 @@ fn an_unknown_component_is_refused_by_name() {
         ("/version", json!("2.0"), "2.0"),
         ("/truncation", json!({ "max_length": 8 }), "truncation"),
         ("/padding", json!({ "strategy": "BatchLongest" }), "padding"),
-        ("/added_tokens/0/lstrip", json!(true), "lstrip"),
+        ("/model/byte_fallback", json!(true), "byte_fallback"),
         ("/model/end_of_word_suffix", json!("</w>"), "</w>"),
         ("/pre_tokenizer/pretokenizers/0/pattern/Regex", json!("(a"), "(a"),
     ];

@@ -1,7 +1,11 @@
 //! Batches: the stream is the same for any number of ranks, stops and sizes of microbatch.
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
-use std::collections::BTreeMap;
+#[path = "fixtures/dataset.rs"]
+mod dataset;
+#[path = "fixtures/random.rs"]
+mod random;
+
 use std::fs;
 use std::path::Path;
 use std::sync::Arc;
@@ -10,33 +14,15 @@ use std::time::Duration;
 use gptrs_core::Error;
 use gptrs_core::dataset::Dataset;
 use gptrs_core::loader::{Loader, LoaderOptions, Prefetch, Rows, Wide};
-use gptrs_core::manifest::{Entry, Manifest, Recipe};
-use gptrs_core::shard::{Dtype, ShardWriter, Spec};
+use random::Random;
 
 /// A dataset whose token `i` is `i`, in shards of `shard_tokens`.
 fn counting_dataset(dir: &Path, n_tokens: u32, shard_tokens: usize) -> Arc<Dataset> {
-    let spec = Spec { dtype: Dtype::U16, vocab_size: 65_536, eot_id: None, tokenizer: [1; 32] };
-    let mut entries = Vec::new();
-    for (i, chunk) in (0..n_tokens).collect::<Vec<_>>().chunks(shard_tokens).enumerate() {
-        let name = format!("shard-{i:05}.gts");
-        let mut writer = ShardWriter::create(&dir.join(&name), spec).unwrap();
-        writer.push(chunk).unwrap();
-        writer.end_document(1);
-        let (header, digest) = writer.finish().unwrap();
-        entries.push(Entry::new(name, &header, &digest));
-    }
-    let recipe = Recipe {
-        tokenizer: "01".repeat(32),
-        vocab_size: spec.vocab_size,
-        dtype: spec.dtype,
-        eot_id: None,
-        append_eot: false,
-        text_field: "text".to_owned(),
-        shard_tokens: shard_tokens as u64,
-        inputs: Vec::new(),
-    };
-    Manifest::new(recipe, entries, BTreeMap::new()).unwrap().write(dir).unwrap();
-    Arc::new(Dataset::open(dir).unwrap())
+    let spec = dataset::spec(65_536);
+    let tokens: Vec<u32> = (0..n_tokens).collect();
+    let shards = tokens.chunks(shard_tokens).enumerate();
+    let entries = shards.map(|(i, chunk)| dataset::write_shard(dir, spec, i, chunk)).collect();
+    Arc::new(dataset::finish(dir, spec, entries, shard_tokens))
 }
 
 fn options(seq_len: usize, global_batch: usize) -> LoaderOptions {
@@ -231,20 +217,4 @@ fn a_damaged_shard_surfaces_at_next() {
         }
     };
     assert!(matches!(error, Error::Digest { .. }), "{error}");
-}
-
-/// `SplitMix64`.
-struct Random(u64);
-
-impl Random {
-    fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9E37_79B9_7F4A_7C15);
-        let z = (self.0 ^ self.0 >> 30).wrapping_mul(0xBF58_476D_1CE4_E5B9);
-        let z = (z ^ z >> 27).wrapping_mul(0x94D0_49BB_1331_11EB);
-        z ^ z >> 31
-    }
-
-    fn below(&mut self, n: usize) -> usize {
-        (self.next() % n as u64) as usize
-    }
 }

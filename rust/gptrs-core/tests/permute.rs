@@ -1,6 +1,10 @@
 //! The order of rows: frozen values, bijection, inverse, and that it looks random where an affine order does not.
 
+#[path = "fixtures/random.rs"]
+mod random;
+
 use gptrs_core::permute::Permutation;
+use random::Random;
 
 /// `(n, seed, epoch, images of 0, 1, 2, 3 and n - 1)`, computed by an independent program from docs/formats.md.
 const GOLDEN: [(u64, u64, u64, [u64; 5]); 8] = [
@@ -52,9 +56,9 @@ fn every_index_up_to_4096_rows_comes_exactly_once() {
 fn the_inverse_undoes_large_permutations() {
     let mut random = Random(1);
     for case in 0..400 {
-        let n = 1024 + random.below(1 << (10 + case % 31));
+        let n = 1024 + random.below(1 << (10 + case % 31)) as u64;
         let p = Permutation::new(n, random.next(), random.next());
-        for i in [0, n - 1].into_iter().chain((0..200).map(|_| random.below(n))) {
+        for i in [0, n - 1].into_iter().chain((0..200).map(|_| random.below(n as usize) as u64)) {
             let j = p.at(i);
             assert!(j < n);
             assert_eq!(p.inverse(j), i, "n {n}");
@@ -113,20 +117,4 @@ fn quality(n: u64, at: impl Fn(u64) -> u64) -> (f64, f64) {
         .sum();
     let freedom = ((side - 1) * (side - 1)) as f64;
     (correlation * (n as f64).sqrt(), (chi - freedom) / (2.0 * freedom).sqrt())
-}
-
-/// `SplitMix64`.
-struct Random(u64);
-
-impl Random {
-    fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9E37_79B9_7F4A_7C15);
-        let z = (self.0 ^ self.0 >> 30).wrapping_mul(0xBF58_476D_1CE4_E5B9);
-        let z = (z ^ z >> 27).wrapping_mul(0x94D0_49BB_1331_11EB);
-        z ^ z >> 31
-    }
-
-    fn below(&mut self, n: u64) -> u64 {
-        self.next() % n
-    }
 }

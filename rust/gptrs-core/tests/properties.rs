@@ -1,6 +1,9 @@
 //! What must hold for every vocabulary and every text: the fast paths equal the textbook, and nothing is lost.
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
+#[path = "fixtures/random.rs"]
+mod random;
+
 use std::collections::HashMap;
 use std::fmt::Write as _;
 use std::sync::Arc;
@@ -8,6 +11,7 @@ use std::time::{Duration, Instant};
 
 use gptrs_core::naive::{self, Pair};
 use gptrs_core::{Control, Ids, Specials, Splitter, Tokenizer, Vocab};
+use random::Random;
 
 const PATTERNS: [&str; 2] = ["gpt2", "cl100k_base"];
 
@@ -36,21 +40,7 @@ const CHARS: [char; 20] = [
     '_',
 ];
 
-/// `SplitMix64`.
-struct Rng(u64);
-
-impl Rng {
-    fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9E37_79B9_7F4A_7C15);
-        let z = (self.0 ^ self.0 >> 30).wrapping_mul(0xBF58_476D_1CE4_E5B9);
-        let z = (z ^ z >> 27).wrapping_mul(0x94D0_49BB_1331_11EB);
-        z ^ z >> 31
-    }
-
-    fn below(&mut self, n: usize) -> usize {
-        (self.next() % n as u64) as usize
-    }
-
+impl Random {
     fn of<T: Copy>(&mut self, from: &[T]) -> T {
         from[self.below(from.len())]
     }
@@ -141,7 +131,7 @@ fn widen(ids: Ids) -> Vec<u32> {
 }
 
 /// Many distinct words, short and long ones, each some times.
-fn wordy(rng: &mut Rng, n: usize) -> Vec<u8> {
+fn wordy(rng: &mut Random, n: usize) -> Vec<u8> {
     let mut text = String::new();
     for i in 0..n {
         let word = if rng.below(4) == 0 { rng.below(200) } else { i };
@@ -155,7 +145,7 @@ fn wordy(rng: &mut Rng, n: usize) -> Vec<u8> {
 
 #[test]
 fn encoding_equals_the_textbook_and_decodes_to_the_text() {
-    let mut rng = Rng(1);
+    let mut rng = Random(1);
     for round in 0..60 {
         let merges = rng.merges();
         let mut oracle = Oracle::new(&merges);
@@ -197,7 +187,7 @@ fn check_stream(tokenizer: &Arc<Tokenizer>, text: &[u8], ids: &[u32]) {
 
 #[test]
 fn ids_drawn_at_random_stream_to_the_lossy_text_of_their_bytes() {
-    let mut rng = Rng(2);
+    let mut rng = Random(2);
     for _ in 0..40 {
         let merges = rng.merges();
         let tokenizer = Arc::new(tokenizer(&merges, "gpt2"));
@@ -211,7 +201,7 @@ fn ids_drawn_at_random_stream_to_the_lossy_text_of_their_bytes() {
 
 #[test]
 fn a_batch_equals_its_texts_one_by_one_on_any_number_of_threads() {
-    let mut rng = Rng(3);
+    let mut rng = Random(3);
     let merges = rng.merges();
     // Far above what one task and one thread get; empty texts among them.
     let mut texts: Vec<_> = (0..300).map(|_| rng.text()).collect();
@@ -235,7 +225,7 @@ fn a_batch_equals_its_texts_one_by_one_on_any_number_of_threads() {
 
 #[test]
 fn the_size_of_the_cache_is_never_seen() {
-    let mut rng = Rng(4);
+    let mut rng = Random(4);
     let mut text = wordy(&mut rng, 20_000);
     for _ in 0..200 {
         text.extend(rng.text());

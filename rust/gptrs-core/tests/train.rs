@@ -77,6 +77,29 @@ fn counting_long_and_many_texts_gives_the_same_on_any_thread_count() {
 }
 
 #[test]
+fn more_distinct_words_than_any_table_starts_with_are_counted() {
+    let word = |mut i: usize| {
+        let mut word = String::from(" ");
+        while i > 0 {
+            word.push(char::from(b'a' + (i % 26) as u8));
+            i /= 26;
+        }
+        word
+    };
+    let text: String = (1..30_000).map(|i| word(i) + &word(i % 700) + &word(i) + "andmorethanfifteenbytes").collect();
+    let splitter = Splitter::new("gpt2").unwrap();
+    let mut expected = WordCounts::new();
+    splitter.for_each_piece(text.as_bytes(), |piece| expected.add(piece, 1)).unwrap();
+    assert!(expected.len() > 59_000);
+    for threads in [1, 3] {
+        let counts = count_texts(&[&text, &text], &splitter, threads, &Control::new()).unwrap();
+        let mut twice = expected.clone();
+        twice.merge(expected.clone()).unwrap();
+        assert_eq!(map_of(&counts), map_of(&twice), "{threads} threads");
+    }
+}
+
+#[test]
 fn counts_beyond_32_bits_are_exact() {
     let words = [(b"the".to_vec(), 1 << 33), (b"then".to_vec(), (1 << 33) + 1), (b"hen".to_vec(), 1 << 34)];
     assert_eq!(merges(&words, 10, 1), naive::train(&words, 10, 1));

@@ -5,8 +5,10 @@
 
 mod call;
 mod data;
+mod formats;
 mod text;
 mod tokenizer;
+mod trainer;
 
 use pyo3::prelude::*;
 
@@ -15,7 +17,9 @@ mod _core {
     #[pymodule_export]
     use crate::data::{Dataset, Loader, Ring, prepare};
     #[pymodule_export]
-    use crate::tokenizer::{StreamDecoder, Tokenizer, Trainer};
+    use crate::tokenizer::{StreamDecoder, Tokenizer};
+    #[pymodule_export]
+    use crate::trainer::{Trainer, count, count_pattern, measure, merge_counts};
 
     #[pymodule_export]
     #[expect(non_upper_case_globals, reason = "Python's name")]

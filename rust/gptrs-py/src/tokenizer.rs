@@ -1,17 +1,14 @@
-//! `Tokenizer`, `StreamDecoder` and `Trainer`.
+//! `Tokenizer` and `StreamDecoder`.
 
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use gptrs_core::count::{self, WordCounts};
-use gptrs_core::count_files::count_files;
 use gptrs_core::formats::{self, tokenizer_json};
-use gptrs_core::split::Splitter;
-use gptrs_core::train::{self, TrainOptions};
-use gptrs_core::vocab::Vocab;
-use gptrs_core::{Control, Error, Ids, Result, SpecialToken, Specials};
-use numpy::PyArray1;
+use gptrs_core::prepare::{PrepareOptions, encode_files};
+use gptrs_core::trace::{Merge, Origin, Piece};
+use gptrs_core::{Control, Dropout, EncodeOptions, Encoded, Error, Ids, Result, Specials, Unit};
 use numpy::prelude::*;
+use numpy::{PyArray1, PyArray2};
 use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyDict, PyList};
 
@@ -20,13 +17,14 @@ use crate::text::{self, Names, Text};
 
 /// Texts up to this length keep the GIL: encoding them takes less than 10 µs, and handing it over costs as much.
 const QUICK_BYTES: usize = 200;
-/// Longer texts are encoded on a thread of their own, so that Ctrl-C ends it: this takes some 50 ms.
-const LONG_BYTES: usize = 1 << 22;
-/// Batches up to this length are encoded on the calling thread: starting threads would take longer.
-const SMALL_BATCH_BYTES: usize = 1 << 16;
+/// Longer texts are encoded by threads of their own, so that Ctrl-C ends it: below, starting them takes as long.
+const SMALL_BYTES: usize = 1 << 16;
 
 /// Where a token's bytes begin and end in the text.
 type Span = (usize, usize);
+
+type TracedMerge = (u32, (usize, usize, usize), (u32, u32, u32));
+type TracedPiece = (Span, &'static str, Vec<TracedMerge>, Vec<u32>);
 
 /// Text to ids and back; immutable, safe to share between threads and after `fork`.
 #[pyclass(frozen, module = "gptrs._core")]
@@ -61,48 +59,119 @@ impl Tokenizer {
         allowed_special: Names,
         disallowed_special: Names,
     ) -> PyResult<Bound<'py, PyList>> {
-        let (allowed, disallowed) = (specials(&allowed_special), specials(&disallowed_special));
-        self.list(py, &text, allowed, disallowed)
+        self.list(py, &text, &options(&allowed_special, &disallowed_special, None, 0))
     }
 
     fn encode_ordinary<'py>(&self, py: Python<'py>, text: Text) -> PyResult<Bound<'py, PyList>> {
-        self.list(py, &text, Specials::None, Specials::None)
+        self.list(py, &text, &EncodeOptions::default())
     }
 
-    #[pyo3(signature = (texts, allowed_special, threads=0))]
+    fn encode_dropout<'py>(
+        &self,
+        py: Python<'py>,
+        text: Text,
+        allowed_special: Names,
+        disallowed_special: Names,
+        dropout: f64,
+        seed: u64,
+    ) -> PyResult<Bound<'py, PyList>> {
+        let dropout = Dropout::new(dropout, seed).map_err(py_err)?;
+        let options = options(&allowed_special, &disallowed_special, Some(dropout), 0);
+        let ids = run(py, text.as_ref().len(), |control| self.0.encode_with(text.as_ref(), &options, control))?;
+        id_list(py, &ids)
+    }
+
+    fn encode_spans<'py>(
+        &self,
+        py: Python<'py>,
+        spans: &Bound<'py, PyAny>,
+        allowed_special: Names,
+    ) -> PyResult<Bound<'py, PyList>> {
+        let spans: Vec<(Text, bool)> = spans.try_iter()?.map(|span| span?.extract()).collect::<PyResult<_>>()?;
+        let n_bytes = spans.iter().map(|(text, _)| text.as_ref().len()).sum();
+        let allowed = specials(&allowed_special);
+        let ids = run(py, n_bytes, |control| self.0.encode_spans(&spans, allowed, control))?;
+        PyList::new(py, ids)
+    }
+
+    #[pyo3(signature = (texts, allowed_special, disallowed_special, dropout=0.0, seed=0, threads=0))]
+    #[expect(clippy::too_many_arguments, reason = "one for each of Python's")]
     fn encode_batch<'py>(
         &self,
         py: Python<'py>,
         texts: &Bound<'py, PyAny>,
         allowed_special: Names,
+        disallowed_special: Names,
+        dropout: f64,
+        seed: u64,
         threads: usize,
-    ) -> PyResult<(Bound<'py, PyAny>, Bound<'py, PyArray1<i64>>)> {
+    ) -> PyResult<Arrays<'py>> {
         let texts = text::texts(texts)?;
-        let allowed = specials(&allowed_special);
-        let n_bytes: usize = texts.iter().map(|text| text.as_ref().len()).sum();
-        let encoded = if n_bytes <= SMALL_BATCH_BYTES {
-            detached(py, || self.0.encode_batch(&texts, allowed, 1, &Control::new()))?
-        } else {
-            watched(py, None, |control| self.0.encode_batch(&texts, allowed, threads, control))?
-        };
-        let ids = match encoded.ids {
-            Ids::U16(ids) => ids.into_pyarray(py).into_any(),
-            Ids::U32(ids) => ids.into_pyarray(py).into_any(),
-        };
-        Ok((ids, encoded.offsets.into_pyarray(py)))
+        let dropout = Dropout::new(dropout, seed).map_err(py_err)?;
+        let options = options(&allowed_special, &disallowed_special, Some(dropout), threads);
+        let encode = |control: &Control| self.0.encode_batch_with(&texts, &options, control);
+        run(py, n_bytes(&texts), encode).map(|encoded| arrays(py, encoded))
     }
 
-    fn encode_with_offsets(&self, py: Python<'_>, text: Text) -> PyResult<(Vec<u32>, Vec<Span>)> {
-        detached(py, || self.0.encode_with_offsets(text.as_ref()))
+    #[pyo3(signature = (paths, text_field, append_eot, threads=0, progress=None))]
+    fn encode_files<'py>(
+        &self,
+        py: Python<'py>,
+        paths: Vec<PathBuf>,
+        text_field: String,
+        append_eot: bool,
+        threads: usize,
+        progress: Option<&Bound<'py, PyAny>>,
+    ) -> PyResult<Arrays<'py>> {
+        let options = PrepareOptions { text_field, append_eot, threads, ..PrepareOptions::default() };
+        watched(py, progress, |control| encode_files(&paths, &*self.0, &options, control))
+            .map(|encoded| arrays(py, encoded))
     }
 
-    fn count(&self, py: Python<'_>, text: Text) -> PyResult<usize> {
-        let bytes = text.as_ref();
-        if bytes.len() <= LONG_BYTES {
-            return detached(py, || self.0.count(bytes));
+    fn encode_with_offsets(&self, py: Python<'_>, text: Text, unit: &str) -> PyResult<(Vec<u32>, Vec<Span>)> {
+        let unit = parse_unit(unit)?;
+        let texts = [text.as_ref()];
+        let encode = |control: &Control| self.0.encode_batch_with_offsets(&texts, unit, 0, control);
+        let (encoded, spans) = run(py, texts[0].len(), encode)?;
+        Ok((encoded.ids.iter().collect(), spans))
+    }
+
+    #[pyo3(signature = (texts, unit, threads=0))]
+    fn encode_batch_with_offsets<'py>(
+        &self,
+        py: Python<'py>,
+        texts: &Bound<'py, PyAny>,
+        unit: &str,
+        threads: usize,
+    ) -> PyResult<(Arrays<'py>, Bound<'py, PyArray2<i64>>)> {
+        let (texts, unit) = (text::texts(texts)?, parse_unit(unit)?);
+        let encode = |control: &Control| {
+            let (encoded, spans) = self.0.encode_batch_with_offsets(&texts, unit, threads, control)?;
+            Ok((encoded, spans.into_iter().flat_map(|(start, end)| [start as i64, end as i64]).collect::<Vec<_>>()))
+        };
+        let (encoded, spans) = run(py, n_bytes(&texts), encode)?;
+        let n = spans.len() / 2;
+        Ok((arrays(py, encoded), spans.into_pyarray(py).reshape([n, 2])?))
+    }
+
+    fn count(&self, py: Python<'_>, text: Text) -> PyResult<i64> {
+        let texts = [text.as_ref()];
+        if texts[0].len() <= QUICK_BYTES {
+            return quick(|| self.0.count(texts[0])).map(|n| n as i64);
         }
-        let encode = |control: &Control| self.0.encode_watched(bytes, Specials::None, Specials::None, control);
-        watched(py, None, encode).map(|ids| ids.len())
+        run(py, texts[0].len(), |control| self.0.count_batch(&texts, 0, control)).map(|counts| counts[0])
+    }
+
+    #[pyo3(signature = (texts, threads=0))]
+    fn count_batch<'py>(
+        &self,
+        py: Python<'py>,
+        texts: &Bound<'py, PyAny>,
+        threads: usize,
+    ) -> PyResult<Bound<'py, PyArray1<i64>>> {
+        let texts = text::texts(texts)?;
+        let count = |control: &Control| self.0.count_batch(&texts, threads, control);
+        Ok(run(py, n_bytes(&texts), count)?.into_pyarray(py))
     }
 
     fn decode_bytes<'py>(&self, py: Python<'py>, ids: &Bound<'py, PyAny>) -> PyResult<Bound<'py, PyBytes>> {
@@ -113,6 +182,29 @@ impl Tokenizer {
             detached(py, || self.0.decode_bytes(&ids))?
         };
         Ok(PyBytes::new(py, &bytes))
+    }
+
+    /// The bytes of each of many sequences of ids.
+    fn decode_batch<'py>(&self, py: Python<'py>, batch: &Bound<'py, PyAny>) -> PyResult<Vec<Bound<'py, PyBytes>>> {
+        let batch: Vec<Vec<u32>> = batch.try_iter()?.map(|ids| text::ids(&ids?)).collect::<PyResult<_>>()?;
+        let decode = |control: &Control| self.0.decode_batch(&batch, 0, control);
+        let texts = run(py, 4 * batch.iter().map(Vec::len).sum::<usize>(), decode)?;
+        Ok(texts.iter().map(|bytes| PyBytes::new(py, bytes)).collect())
+    }
+
+    /// Each piece: start and end of its bytes, origin, merges, ids. A merge: rank, three places in the piece, three ids.
+    fn trace(&self, py: Python<'_>, text: Text, allowed_special: Names) -> PyResult<Vec<TracedPiece>> {
+        let pieces = detached(py, || self.0.trace(text.as_ref(), specials(&allowed_special)))?;
+        let merge = |m: Merge| (m.rank, m.span, (m.left, m.right, m.product));
+        let plain = |piece: Piece| {
+            let origin = match piece.origin {
+                Origin::Merges => "merges",
+                Origin::Whole => "whole",
+                Origin::Special => "special",
+            };
+            (piece.span, origin, piece.merges.into_iter().map(merge).collect(), piece.ids)
+        };
+        Ok(pieces.into_iter().map(plain).collect())
     }
 
     fn decoder(&self) -> StreamDecoder {
@@ -166,22 +258,58 @@ impl Tokenizer {
 }
 
 impl Tokenizer {
-    fn list<'py>(
-        &self,
-        py: Python<'py>,
-        text: &Text,
-        allowed: Specials,
-        disallowed: Specials,
-    ) -> PyResult<Bound<'py, PyList>> {
+    fn list<'py>(&self, py: Python<'py>, text: &Text, options: &EncodeOptions) -> PyResult<Bound<'py, PyList>> {
         let bytes = text.as_ref();
-        let ids = if bytes.len() <= QUICK_BYTES {
-            quick(|| self.0.encode(bytes, allowed, disallowed))?
-        } else if bytes.len() <= LONG_BYTES {
-            detached(py, || self.0.encode(bytes, allowed, disallowed))?
-        } else {
-            watched(py, None, |control| self.0.encode_watched(bytes, allowed, disallowed, control))?
-        };
-        PyList::new(py, ids)
+        if bytes.len() > SMALL_BYTES {
+            let ids = watched(py, None, |control| self.0.encode_with(bytes, options, control))?;
+            return id_list(py, &ids);
+        }
+        let encode = || self.0.encode(bytes, options.allowed, options.disallowed);
+        PyList::new(py, if bytes.len() <= QUICK_BYTES { quick(encode)? } else { detached(py, encode)? })
+    }
+}
+
+/// `work` on `n_bytes` of text: with all threads and Ctrl-C where it takes long enough.
+fn run<T: Send>(py: Python<'_>, n_bytes: usize, work: impl FnOnce(&Control) -> Result<T> + Send) -> PyResult<T> {
+    if n_bytes <= SMALL_BYTES { detached(py, || work(&Control::new())) } else { watched(py, None, work) }
+}
+
+/// Ids and where each text's start, as numpy arrays.
+type Arrays<'py> = (Bound<'py, PyAny>, Bound<'py, PyArray1<i64>>);
+
+fn arrays(py: Python<'_>, encoded: Encoded) -> Arrays<'_> {
+    let ids = match encoded.ids {
+        Ids::U16(ids) => ids.into_pyarray(py).into_any(),
+        Ids::U32(ids) => ids.into_pyarray(py).into_any(),
+    };
+    (ids, encoded.offsets.into_pyarray(py))
+}
+
+fn id_list<'py>(py: Python<'py>, ids: &Ids) -> PyResult<Bound<'py, PyList>> {
+    match ids {
+        Ids::U16(ids) => PyList::new(py, ids),
+        Ids::U32(ids) => PyList::new(py, ids),
+    }
+}
+
+fn n_bytes(texts: &[Text]) -> usize {
+    texts.iter().map(|text| text.as_ref().len()).sum()
+}
+
+fn options<'n>(
+    allowed: &'n Names,
+    disallowed: &'n Names,
+    dropout: Option<Dropout>,
+    threads: usize,
+) -> EncodeOptions<'n> {
+    EncodeOptions { allowed: specials(allowed), disallowed: specials(disallowed), dropout, threads }
+}
+
+fn parse_unit(unit: &str) -> PyResult<Unit> {
+    match unit {
+        "bytes" => Ok(Unit::Bytes),
+        "chars" => Ok(Unit::Chars),
+        got => Err(py_err(Error::Argument(format!("unit must be \"bytes\" or \"chars\", got {got:?}")))),
     }
 }
 
@@ -206,97 +334,5 @@ impl StreamDecoder {
 
     fn finish(&mut self) -> String {
         self.0.finish()
-    }
-}
-
-/// Counts words of files and texts, then learns the merges; arguments are checked before any work.
-#[pyclass(module = "gptrs._core")]
-pub struct Trainer {
-    splitter: Splitter,
-    special_tokens: Vec<String>,
-    options: TrainOptions,
-    counts: WordCounts,
-}
-
-#[pymethods]
-impl Trainer {
-    #[new]
-    fn new(pattern: &str, vocab_size: usize, special_tokens: Vec<String>, min_count: u64) -> PyResult<Self> {
-        let splitter = Splitter::new(pattern).map_err(py_err)?;
-        let n_smallest = 256 + special_tokens.len();
-        let n_merges = vocab_size.checked_sub(n_smallest).ok_or_else(|| {
-            py_err(Error::Argument(format!(
-                "vocab_size must be at least {n_smallest} (256 bytes and {} special tokens), got {vocab_size}; hint: use \
-                 vocab_size={n_smallest} for a vocabulary without merges",
-                special_tokens.len()
-            )))
-        })?;
-        let trainer =
-            Self { splitter, special_tokens, options: TrainOptions { n_merges, min_count }, counts: WordCounts::new() };
-        trainer.tokenizer(&[]).map_err(py_err)?;
-        Ok(trainer)
-    }
-
-    #[pyo3(signature = (paths, text_field, threads=0, progress=None))]
-    fn add_files(
-        &mut self,
-        py: Python<'_>,
-        paths: Vec<PathBuf>,
-        text_field: &str,
-        threads: usize,
-        progress: Option<&Bound<'_, PyAny>>,
-    ) -> PyResult<()> {
-        let splitter = &self.splitter;
-        let counts = watched(py, progress, |control| count_files(&paths, text_field, splitter, threads, control))?;
-        self.add(py, counts)
-    }
-
-    #[pyo3(signature = (texts, threads=0, progress=None))]
-    fn add_texts(
-        &mut self,
-        py: Python<'_>,
-        texts: &Bound<'_, PyAny>,
-        threads: usize,
-        progress: Option<&Bound<'_, PyAny>>,
-    ) -> PyResult<()> {
-        let texts = text::texts(texts)?;
-        let splitter = &self.splitter;
-        let counts = watched(py, progress, |control| count::count_texts(&texts, splitter, threads, control))?;
-        self.add(py, counts)
-    }
-
-    #[getter]
-    fn n_words(&self) -> usize {
-        self.counts.len()
-    }
-
-    #[getter]
-    fn n_bytes(&self) -> u64 {
-        self.counts.n_bytes()
-    }
-
-    #[pyo3(signature = (threads=0, progress=None))]
-    fn finish(&self, py: Python<'_>, threads: usize, progress: Option<&Bound<'_, PyAny>>) -> PyResult<Tokenizer> {
-        watched(py, progress, |control| {
-            let merges = train::train(&self.counts, &self.options, threads, control)?;
-            self.tokenizer(&merges)
-        })
-        .map(|tokenizer| Tokenizer(Arc::new(tokenizer)))
-    }
-}
-
-impl Trainer {
-    fn add(&mut self, py: Python<'_>, counts: WordCounts) -> PyResult<()> {
-        let all = &mut self.counts;
-        detached(py, || all.merge(counts))
-    }
-
-    /// Bytes, then merges, then the special tokens in the order given.
-    fn tokenizer(&self, merges: &[(u32, u32)]) -> Result<gptrs_core::tokenizer::Tokenizer> {
-        let vocab = Vocab::from_merges(merges)?;
-        let first = vocab.len() as u32;
-        let specials = self.special_tokens.iter().zip(first..);
-        let specials = specials.map(|(text, id)| SpecialToken { text: text.clone(), id }).collect();
-        gptrs_core::tokenizer::Tokenizer::new(vocab, self.splitter.clone(), specials)
     }
 }

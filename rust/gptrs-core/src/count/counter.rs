@@ -1,16 +1,17 @@
 //! Texts to counts, on all threads.
 
-use std::sync::{Mutex, PoisonError};
+use std::sync::Mutex;
 
-use super::table::{MAX_SHORT, hash_key, pack_within};
-use super::{SHARD_BITS, WordCounts};
+use super::front::{Front, LongBatch};
+use super::table::MAX_SHORT;
+use super::{N_SHARDS, Shard, WordCounts, lock};
 use crate::control::Control;
 use crate::error::Result;
 use crate::parallel;
 use crate::split::Splitter;
 
 /// Text handed to a thread at once: some milliseconds of work.
-const TASK_BYTES: usize = 1 << 20;
+pub(crate) const TASK_BYTES: usize = 1 << 20;
 
 /// Counts the pieces of texts that arrive one batch after the other.
 ///
@@ -19,40 +20,90 @@ const TASK_BYTES: usize = 1 << 20;
 pub struct Counter {
     splitter: Splitter,
     threads: usize,
+    /// Shared by all threads: a thread brings the words of a shard many at once.
+    shards: Vec<Mutex<Shard>>,
     /// One for each thread that has worked so far.
-    counts: Vec<WordCounts>,
+    fronts: Vec<Front>,
+}
+
+/// A thread's way to a counter.
+pub(crate) struct Worker<'c> {
+    splitter: Splitter,
+    front: Front,
+    shards: &'c [Mutex<Shard>],
+    control: &'c Control,
 }
 
 impl Counter {
     /// A counter that works on `threads` threads (0: all cores).
     pub fn new(splitter: &Splitter, threads: usize) -> Self {
-        Self { splitter: splitter.clone(), threads: parallel::resolve_threads(threads), counts: Vec::new() }
+        let shards = (0..N_SHARDS).map(|_| Mutex::default()).collect();
+        Self { splitter: splitter.clone(), threads: parallel::resolve_threads(threads), shards, fronts: Vec::new() }
     }
 
     /// Counts every text as a document of its own; long ones are cut at [`Splitter::safe_cut`] and shared by all threads.
     ///
     /// Advances `control` by the bytes; its stage is the caller's.
-    pub fn add_texts<T: AsRef<[u8]> + Sync>(mut self, texts: &[T], control: &Control) -> Result<Self> {
+    pub fn add_texts<T: AsRef<[u8]> + Sync>(self, texts: &[T], control: &Control) -> Result<Self> {
         let tasks = tasks(texts, &self.splitter);
-        let idle = Mutex::new(std::mem::take(&mut self.counts));
-        let take = || idle.lock().unwrap_or_else(PoisonError::into_inner).pop();
-        let make_state = || (self.splitter.clone(), take().unwrap_or_default());
-        let used = parallel::run(self.threads, tasks.len(), control, make_state, |(splitter, counts), index| {
+        self.run(tasks.len(), control, |worker, index| {
             let Task { first, last, start, end } = tasks[index];
             for text in &texts[first..last] {
                 let text = text.as_ref();
-                count_block(splitter, counts, &text[start..end.min(text.len())], control)?;
+                let part = &text[start..end.min(text.len())];
+                worker.count(part)?;
+                control.advance(part.len() as u64);
             }
             Ok(())
-        })?;
-        self.counts = idle.into_inner().unwrap_or_else(PoisonError::into_inner);
-        self.counts.extend(used.into_iter().map(|(_, counts)| counts));
+        })
+    }
+
+    /// Runs `work` for the tasks `0..n_tasks` on all threads; it hands texts to its worker.
+    pub(crate) fn run(
+        mut self,
+        n_tasks: usize,
+        control: &Control,
+        work: impl Fn(&mut Worker, usize) -> Result<()> + Sync,
+    ) -> Result<Self> {
+        let idle = Mutex::new(std::mem::take(&mut self.fronts));
+        let make_worker = || {
+            let front = lock(&idle).pop().unwrap_or_else(Front::new);
+            Worker { splitter: self.splitter.clone(), front, shards: &self.shards, control }
+        };
+        let workers = parallel::run(self.threads, n_tasks, control, make_worker, work)?;
+        self.fronts = workers.into_iter().map(|worker| worker.front).collect();
+        self.fronts.append(&mut lock(&idle));
         Ok(self)
     }
 
-    /// All counts so far, joined.
-    pub fn finish(self, control: &Control) -> Result<WordCounts> {
-        WordCounts::join(self.counts, self.threads, control)
+    /// All counts so far.
+    pub fn finish(mut self, control: &Control) -> Result<WordCounts> {
+        control.check()?;
+        self.fronts.iter_mut().try_for_each(|front| front.finish(&self.shards))?;
+        Ok(WordCounts { shards: self.shards.into_iter().map(|shard| std::mem::take(&mut *lock(&shard))).collect() })
+    }
+}
+
+impl Worker<'_> {
+    /// Counts the pieces of `text`.
+    pub(crate) fn count(&mut self, text: &[u8]) -> Result<()> {
+        /// A custom pattern cannot be cut: look up from a long text every so many pieces.
+        const CHECK_PIECES: u32 = 1 << 14;
+        let Self { splitter, front, shards, control } = self;
+        let mut n_pieces = 0u32;
+        let mut long = LongBatch::default();
+        splitter.for_each_span(text, |part, start, end| {
+            n_pieces = n_pieces.wrapping_add(1);
+            if n_pieces.is_multiple_of(CHECK_PIECES) {
+                control.check()?;
+            }
+            if end - start > MAX_SHORT {
+                long.add(&part[start..end], shards)
+            } else {
+                front.add(part, start, end, shards)
+            }
+        })?;
+        long.drain(shards)
     }
 }
 
@@ -90,55 +141,4 @@ fn tasks<T: AsRef<[u8]>>(texts: &[T], splitter: &Splitter) -> Vec<Task> {
     }
     tasks.push(Task { first, last: texts.len(), start: 0, end: usize::MAX });
     tasks
-}
-
-fn count_block(splitter: &Splitter, counts: &mut WordCounts, text: &[u8], control: &Control) -> Result<()> {
-    /// A custom pattern cannot be cut: look up from a long text every so many pieces.
-    const CHECK_PIECES: u32 = 1 << 14;
-    let mut n_pieces = 0u32;
-    let mut batch = Batch::new();
-    splitter.for_each_span(text, |part, start, end| {
-        n_pieces = n_pieces.wrapping_add(1);
-        if n_pieces.is_multiple_of(CHECK_PIECES) {
-            control.check()?;
-        }
-        if end - start > MAX_SHORT {
-            return counts.add_long(&part[start..end], 1);
-        }
-        batch.keys[batch.len] = pack_within(part, start, end);
-        batch.len += 1;
-        if batch.len == BATCH { batch.flush(counts) } else { Ok(()) }
-    })?;
-    batch.flush(counts)?;
-    control.advance(text.len() as u64);
-    Ok(())
-}
-
-const BATCH: usize = 64;
-
-/// Keys on their way to the table. Scanning mispredicts once a piece, which ends what the processor does ahead; apart
-/// from it, the slots of many keys are on their way from memory at the same time.
-struct Batch {
-    keys: [u128; BATCH],
-    len: usize,
-}
-
-impl Batch {
-    fn new() -> Self {
-        Self { keys: [0; BATCH], len: 0 }
-    }
-
-    fn flush(&mut self, counts: &mut WordCounts) -> Result<()> {
-        let mut hashes = [0; BATCH];
-        let keys = &self.keys[..std::mem::take(&mut self.len)];
-        let mut touched = 0;
-        for (hash, &key) in hashes.iter_mut().zip(keys) {
-            *hash = hash_key(key);
-            touched ^= counts.shards[(*hash >> (64 - SHARD_BITS)) as usize].short.touch(*hash);
-        }
-        std::hint::black_box(touched);
-        keys.iter()
-            .zip(hashes)
-            .try_for_each(|(&key, hash)| counts.shards[(hash >> (64 - SHARD_BITS)) as usize].short.add(key, hash, 1))
-    }
 }

@@ -1,26 +1,40 @@
 //! How often each piece occurs: pieces to counts, on all threads.
 //!
 //! ```text
-//! texts ─ safe_cut ─▶ tasks of 1 MiB ─▶ one WordCounts a thread ─ join, shard by shard ─▶ WordCounts
+//! texts ─ safe_cut ─▶ tasks of 1 MiB ─▶ front: a thread's words of the moment ─ many at once ─▶ shards, one lock each
 //! ```
 //! A word of up to 15 bytes is its own key: one 16-byte compare, no second memory access. Longer ones keep their bytes in
-//! an arena and are compared byte for byte. Memory follows the distinct words, not the text.
+//! an arena and are compared byte for byte. Every distinct word is kept once, whatever the number of threads: memory
+//! follows the distinct words, not the text.
 
 mod counter;
+pub mod file;
+mod front;
+pub mod join;
+pub mod superwords;
 mod table;
 
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 pub use counter::Counter;
 use table::{LongWords, MAX_SHORT, ShortWords, hash_bytes, hash_key, pack};
 
 use crate::control::Control;
 use crate::error::Result;
-use crate::parallel;
 use crate::split::Splitter;
 
-/// A hash picks its shard by its highest bits, so that shards of two counts can be joined without the others.
+/// A hash picks its shard by its highest bits, so that threads rarely want the same one.
 const SHARD_BITS: u32 = 6;
+const N_SHARDS: usize = 1 << SHARD_BITS;
+
+fn shard_of(hash: u64) -> usize {
+    (hash >> (64 - SHARD_BITS)) as usize
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    // A panic elsewhere ends the call; what it left is never read.
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
 
 /// Distinct words and how often each occurs.
 #[derive(Debug, Clone)]
@@ -43,7 +57,7 @@ impl Default for WordCounts {
 impl WordCounts {
     /// No words.
     pub fn new() -> Self {
-        Self { shards: vec![Shard::default(); 1 << SHARD_BITS] }
+        Self { shards: vec![Shard::default(); N_SHARDS] }
     }
 
     /// Counts `word` `n` more times; an empty word and `n = 0` change nothing.
@@ -61,22 +75,22 @@ impl WordCounts {
     #[inline]
     fn add_short(&mut self, key: u128, n: u64) -> Result<()> {
         let hash = hash_key(key);
-        self.shards[(hash >> (64 - SHARD_BITS)) as usize].short.add(key, hash, n)
+        self.shards[shard_of(hash)].short.add(key, hash, n)
     }
 
     fn add_long(&mut self, word: &[u8], n: u64) -> Result<()> {
         let hash = hash_bytes(word);
-        self.shards[(hash >> (64 - SHARD_BITS)) as usize].long.add(word, hash, n)
+        self.shards[shard_of(hash)].long.add(word, hash, n)
     }
 
     /// Adds every count of `other`.
     pub fn merge(&mut self, other: Self) -> Result<()> {
-        self.shards.iter_mut().zip(other.shards).try_for_each(|(shard, other)| shard.merge(&other))
+        self.shards.iter_mut().zip(other.shards).try_for_each(|(shard, other)| shard.merge(other))
     }
 
     /// Number of distinct words.
     pub fn len(&self) -> usize {
-        self.shards.iter().map(|shard| shard.short.n_used + shard.long.n_used).sum()
+        self.shards.iter().map(Shard::len).sum()
     }
 
     /// Whether there is no word.
@@ -93,45 +107,23 @@ impl WordCounts {
     pub fn iter(&self) -> impl Iterator<Item = (&[u8], u64)> {
         self.shards.iter().flat_map(|shard| shard.short.iter().chain(shard.long.iter()))
     }
-
-    /// The sum of several counts, on `threads` threads.
-    fn join(counts: Vec<Self>, threads: usize, control: &Control) -> Result<Self> {
-        let mut columns: Vec<Vec<Shard>> = (0..1 << SHARD_BITS).map(|_| Vec::new()).collect();
-        for count in counts {
-            for (column, shard) in columns.iter_mut().zip(count.shards) {
-                column.push(shard);
-            }
-        }
-        let columns: Vec<_> = columns.into_iter().map(Mutex::new).collect();
-        let joined = parallel::run(threads, columns.len(), control, Vec::new, |joined, index| {
-            let column = std::mem::take(&mut *columns[index].lock().unwrap_or_else(PoisonError::into_inner));
-            joined.push((index, Shard::join(column)?));
-            Ok(())
-        })?;
-        let mut joined = joined.concat();
-        joined.sort_unstable_by_key(|&(index, _)| index);
-        Ok(Self { shards: joined.into_iter().map(|(_, shard)| shard).collect() })
-    }
 }
 
 impl Shard {
-    fn merge(&mut self, other: &Self) -> Result<()> {
+    fn len(&self) -> usize {
+        self.short.n_used + self.long.len()
+    }
+
+    /// Adds every count of `other` to the larger of both.
+    fn merge(&mut self, mut other: Self) -> Result<()> {
+        if self.len() < other.len() {
+            std::mem::swap(self, &mut other);
+        }
         for slot in other.short.slots.iter().filter(|slot| slot.n > 0) {
             let key = u128::from_le_bytes(slot.key);
             self.short.add(key, hash_key(key), slot.n)?;
         }
-        for slot in other.long.slots.iter().filter(|slot| slot.n > 0) {
-            self.long.add(other.long.word(slot), slot.hash, slot.n)?;
-        }
-        Ok(())
-    }
-
-    /// The sum of several shards, built on the largest.
-    fn join(mut shards: Vec<Self>) -> Result<Self> {
-        let largest = (0..shards.len()).max_by_key(|&i| shards[i].short.n_used + shards[i].long.n_used);
-        let mut sum = largest.map(|i| shards.swap_remove(i)).unwrap_or_default();
-        shards.iter().try_for_each(|shard| sum.merge(shard))?;
-        Ok(sum)
+        other.long.iter().try_for_each(|(word, n)| self.long.add(word, hash_bytes(word), n))
     }
 }
 

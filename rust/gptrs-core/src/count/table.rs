@@ -67,39 +67,51 @@ impl ShortWords {
     }
 }
 
-/// As [`ShortWords`]; the words stand one after the other in `bytes`.
+/// Longer words: an index by hash, at most three quarters full, to records that stand in the order of their words.
 #[derive(Debug, Clone, Default)]
 pub(super) struct LongWords {
-    pub(super) slots: Vec<LongSlot>,
+    /// The low half of the word's hash above its record's number plus one; 0 is free.
+    index: Vec<u64>,
+    records: Vec<Record>,
     bytes: Vec<u8>,
-    pub(super) n_used: usize,
 }
 
-#[derive(Debug, Clone, Copy, Default)]
-pub(super) struct LongSlot {
-    pub(super) hash: u64,
+/// Where a word starts (it ends where the next one does) and how often it occurs.
+#[derive(Debug, Clone, Copy)]
+struct Record {
     start: usize,
-    len: usize,
-    pub(super) n: u64,
+    n: u64,
 }
 
 impl LongWords {
+    pub(super) fn len(&self) -> usize {
+        self.records.len()
+    }
+
+    /// Reads the first index slot of `hash`, so that it is near when it is needed.
+    #[inline]
+    pub(super) fn touch(&self, hash: u64) -> u64 {
+        let mask = self.index.len().wrapping_sub(1);
+        self.index.get(hash as u32 as usize & mask).copied().unwrap_or(0)
+    }
+
     pub(super) fn add(&mut self, word: &[u8], hash: u64, n: u64) -> Result<()> {
-        if self.n_used * 2 >= self.slots.len() {
-            self.grow();
+        if (self.records.len() + 1) * 4 > self.index.len() * 3 {
+            self.grow()?;
         }
-        let mask = self.slots.len() - 1;
-        let mut at = hash as usize & mask;
+        let (tag, mask) = (hash as u32, self.index.len() - 1);
+        let mut at = tag as usize & mask;
         loop {
-            let slot = self.slots[at];
-            if slot.n == 0 {
-                self.slots[at] = LongSlot { hash, start: self.bytes.len(), len: word.len(), n };
+            let slot = self.index[at];
+            if slot == 0 {
+                self.records.push(Record { start: self.bytes.len(), n });
                 self.bytes.extend_from_slice(word);
-                self.n_used += 1;
+                self.index[at] = u64::from(tag) << 32 | self.records.len() as u64;
                 return Ok(());
             }
-            if slot.hash == hash && self.word(&slot) == word {
-                self.slots[at].n = checked_sum(slot.n, n)?;
+            let record = slot as u32 as usize - 1;
+            if (slot >> 32) as u32 == tag && self.word(record) == word {
+                self.records[record].n = checked_sum(self.records[record].n, n)?;
                 return Ok(());
             }
             at = (at + 1) & mask;
@@ -107,24 +119,29 @@ impl LongWords {
     }
 
     #[cold]
-    fn grow(&mut self) {
-        let mask = (self.slots.len() * 2).max(16) - 1;
-        let old = std::mem::replace(&mut self.slots, vec![LongSlot::default(); mask + 1]);
-        for slot in old.into_iter().filter(|slot| slot.n > 0) {
-            let mut at = slot.hash as usize & mask;
-            while self.slots[at].n > 0 {
+    fn grow(&mut self) -> Result<()> {
+        if self.records.len() >= 1 << 31 {
+            return Err(Error::Argument("the text has more than 2^31 distinct long words in one part".to_owned()));
+        }
+        let mask = (self.index.len() * 2).max(16) - 1;
+        let old = std::mem::replace(&mut self.index, vec![0; mask + 1]);
+        for slot in old.into_iter().filter(|&slot| slot != 0) {
+            let mut at = (slot >> 32) as usize & mask;
+            while self.index[at] != 0 {
                 at = (at + 1) & mask;
             }
-            self.slots[at] = slot;
+            self.index[at] = slot;
         }
+        Ok(())
     }
 
-    pub(super) fn word(&self, slot: &LongSlot) -> &[u8] {
-        &self.bytes[slot.start..slot.start + slot.len]
+    fn word(&self, record: usize) -> &[u8] {
+        let end = self.records.get(record + 1).map_or(self.bytes.len(), |next| next.start);
+        &self.bytes[self.records[record].start..end]
     }
 
     pub(super) fn iter(&self) -> impl Iterator<Item = (&[u8], u64)> {
-        self.slots.iter().filter(|slot| slot.n > 0).map(|slot| (self.word(slot), slot.n))
+        (0..self.records.len()).map(|record| (self.word(record), self.records[record].n))
     }
 }
 

@@ -43,7 +43,25 @@ pub(super) fn spell(bytes: &[u8]) -> String {
 
 /// The bytes that `text` spells; the first character outside the alphabet otherwise.
 pub(super) fn bytes(text: &str) -> Result<Vec<u8>, char> {
-    text.chars().map(|c| BYTES.get(c as usize).copied().flatten().ok_or(c)).collect()
+    let mut bytes = Vec::new();
+    extend(&mut bytes, text).map(|()| bytes)
+}
+
+/// Appends the bytes that `text` spells. Fails with the first character outside the alphabet; some are appended then.
+#[inline]
+pub(super) fn extend(bytes: &mut Vec<u8>, text: &str) -> Result<(), char> {
+    bytes.reserve(text.len());
+    for c in text.chars() {
+        bytes.push(BYTES.get(c as usize).copied().flatten().ok_or(c)?);
+    }
+    Ok(())
+}
+
+/// All bytes in the order of their characters.
+pub(crate) fn order() -> [u8; 256] {
+    let mut order = std::array::from_fn(|byte| byte as u8);
+    order.sort_unstable_by_key(|&byte| CHARS[usize::from(byte)]);
+    order
 }
 
 #[cfg(test)]
@@ -55,6 +73,13 @@ mod tests {
         assert_eq!(spell(b" a\n"), "ĠaĊ");
         assert_eq!(bytes("ĠaĊ"), Ok(b" a\n".to_vec()));
         assert_eq!(bytes("a b"), Err(' '));
+    }
+
+    #[test]
+    fn printable_bytes_come_first_in_order() {
+        let expected: Vec<u8> =
+            (33..=126).chain(161..=172).chain(174..=255).chain(0..=32).chain(127..=160).chain([173]).collect();
+        assert_eq!(order()[..], expected);
     }
 
     #[test]

@@ -3,13 +3,11 @@
 //! They hold neither pattern nor special tokens. An entry like `<|endoftext|>` or `<s>` that no merge makes or uses is
 //! taken for a special token, which is what such entries are in the files in use.
 
-use std::collections::{HashMap, HashSet};
 use std::path::Path;
 
-use super::tokenizer_json::Entries;
-use super::{alphabet, by_id, format_error, in_file, inexpressible, read_text, special};
+use super::entries::{Entries, Map, Merges, resolve};
+use super::{Checked, alphabet, format_error, in_file, inexpressible, read_text, special};
 use crate::error::{Error, Result};
-use crate::naive::Pair;
 use crate::special::SpecialToken;
 use crate::split::Splitter;
 use crate::tokenizer::Tokenizer;
@@ -21,13 +19,22 @@ const MERGES: &str = "merges.txt";
 /// Reads vocab.json and merges.txt, whatever their names.
 pub fn read(vocab_json: &Path, merges_txt: &Path, splitter: Splitter) -> Result<Tokenizer> {
     let error = format_error(vocab_json, VOCAB);
-    let text = read_text(vocab_json)?;
-    let Entries(entries) = serde_json::from_str(&text).map_err(|e| error(e.to_string()))?;
+    let entries: Entries = serde_json::from_str(&read_text(vocab_json)?).map_err(|e| error(e.to_string()))?;
     let merges = parse_merges(&read_text(merges_txt)?).map_err(format_error(merges_txt, MERGES))?;
-    let (tokens, pairs, specials) =
-        resolve(entries, &merges, |text, is_used| !is_used && is_bracketed(text)).map_err(error)?;
-    let vocab = in_file(Vocab::from_tokens(&tokens, pairs, false), vocab_json, VOCAB)?;
+    let (vocab, specials) = join(&entries, &merges).map_err(error)?;
     in_file(Tokenizer::new(vocab, splitter, specials), vocab_json, VOCAB)
+}
+
+fn join(entries: &Entries, merges: &Merges) -> Checked<(Vocab, Vec<SpecialToken>)> {
+    let is_bracketed_token = |_, bytes: &[u8]| bytes.len() > 2 && bytes.starts_with(b"<") && bytes.ends_with(b">");
+    let parts = resolve(entries, merges, is_bracketed_token)?;
+    if let Some((text, _)) = entries.odd().iter().find(|(text, _)| !is_bracketed(text)) {
+        let c = alphabet::bytes(text).err().unwrap_or_default();
+        return Err(format!("token {text:?} has {c:?}, which is not in the byte-level alphabet"));
+    }
+    let specials = entries.spelled().filter(|(_, id)| parts.special.contains(id));
+    let specials = specials.map(|(text, id)| special(&text, id)).collect();
+    Ok((Vocab::from_resolved(parts, false).map_err(super::reason)?, specials))
 }
 
 /// The text of vocab.json and of merges.txt; fails when they cannot express the tokenizer.
@@ -48,75 +55,13 @@ pub fn to_strings(tokenizer: &Tokenizer) -> Result<(String, String)> {
     for (left, right) in spelled_merges(vocab) {
         lines.extend([left.as_str(), " ", right.as_str(), "\n"]);
     }
-    let entries = Entries(spelled_tokens(tokenizer)?);
+    let entries = Map(spelled_tokens(tokenizer)?);
     let json = serde_json::to_string(&entries).map_err(|error| inexpressible(VOCAB, &error.to_string()))?;
     Ok((json, lines))
 }
 
 fn is_bracketed(text: &str) -> bool {
     text.len() > 2 && text.starts_with('<') && text.ends_with('>')
-}
-
-/// Tokens, merges and special tokens of a file.
-pub(super) type Parts = (Vec<Vec<u8>>, Vec<Pair>, Vec<SpecialToken>);
-
-/// Turns spelled entries and merges into bytes and ids; `is_special` gets an entry's text and whether a merge makes or
-/// uses it.
-pub(super) fn resolve(
-    entries: Vec<(String, u32)>,
-    merges: &[(String, String)],
-    is_special: impl Fn(&str, bool) -> bool,
-) -> std::result::Result<Parts, String> {
-    let mut ids = HashMap::with_capacity(entries.len());
-    for (text, id) in &entries {
-        if let Some(other) = ids.insert(text.as_str(), *id) {
-            return Err(format!("token {text:?} has ids {other} and {id}"));
-        }
-    }
-    let (pairs, used) = resolve_merges(&ids, merges)?;
-    drop(ids);
-    let mut specials = Vec::new();
-    let mut tokens = Vec::with_capacity(entries.len());
-    for entry in by_id(entries, |text| format!("{text:?}"))? {
-        let Some(text) = entry else {
-            tokens.push(Vec::new());
-            continue;
-        };
-        let id = tokens.len() as u32;
-        let bytes = alphabet::bytes(&text);
-        let is_used = used.contains(&id) || bytes.as_ref().is_ok_and(|bytes| bytes.len() == 1);
-        if is_special(&text, is_used) {
-            specials.push(special(&text, id));
-            tokens.push(Vec::new());
-        } else {
-            tokens
-                .push(bytes.map_err(|c| format!("token {text:?} has {c:?}, which is not in the byte-level alphabet"))?);
-        }
-    }
-    Ok((tokens, pairs, specials))
-}
-
-/// The ids of every merge, and the ids that any merge makes or uses.
-fn resolve_merges(
-    ids: &HashMap<&str, u32>,
-    merges: &[(String, String)],
-) -> std::result::Result<(Vec<Pair>, HashSet<u32>), String> {
-    let mut pairs = Vec::with_capacity(merges.len());
-    let mut used = HashSet::with_capacity(merges.len());
-    let mut product = String::new();
-    for (rank, (left, right)) in merges.iter().enumerate() {
-        product.clear();
-        product.extend([left.as_str(), right.as_str()]);
-        let id = |text: &str| {
-            ids.get(text)
-                .copied()
-                .ok_or_else(|| format!("merge {rank} ({left:?}, {right:?}) needs token {text:?}, which is missing"))
-        };
-        let pair = (id(left)?, id(right)?);
-        used.extend([pair.0, pair.1, id(&product)?]);
-        pairs.push(pair);
-    }
-    Ok((pairs, used))
 }
 
 /// Every token, special ones included, with its id, ascending; fails when two of them are spelled alike.
@@ -147,16 +92,12 @@ pub(super) fn spelled_merges(vocab: &Vocab) -> impl Iterator<Item = (String, Str
 }
 
 /// Lines of two tokens; the first line may be a version. A later line that starts with `#` is a merge.
-fn parse_merges(text: &str) -> std::result::Result<Vec<(String, String)>, String> {
-    let is_merge = |(i, line): &(usize, &str)| !line.is_empty() && (*i > 0 || !line.starts_with("#version"));
-    let parse =
-        |(i, line)| parse_merge(line).ok_or_else(|| format!("expected two tokens on line {}, got {line:?}", i + 1));
-    text.lines().enumerate().filter(is_merge).map(parse).collect()
-}
-
-/// Two tokens with one space between.
-pub(super) fn parse_merge(line: &str) -> Option<(String, String)> {
-    let (left, right) = line.split_once(' ')?;
-    let is_pair = !left.is_empty() && !right.is_empty() && !right.contains(' ');
-    is_pair.then(|| (left.to_owned(), right.to_owned()))
+fn parse_merges(text: &str) -> Checked<Merges> {
+    let mut merges = Merges::default();
+    for (i, line) in text.lines().enumerate().filter(|(_, line)| !line.is_empty()) {
+        if i > 0 || !line.starts_with("#version") {
+            merges.push_line(line).map_err(|reason| format!("{reason} on line {}", i + 1))?;
+        }
+    }
+    Ok(merges)
 }

@@ -7,7 +7,8 @@ pub mod merges;
 pub mod tiktoken;
 pub mod tokenizer_json;
 
-mod alphabet;
+pub(crate) mod alphabet;
+mod entries;
 mod pre_tokenizer;
 
 use std::fs::File;
@@ -28,8 +29,8 @@ const MERGE_FILES: [(&str, &str); 2] = [("vocab.json", "merges.txt"), ("encoder.
 
 /// Reads a tokenizer from a file, or from a directory that has tokenizer.json or vocab.json and merges.txt.
 ///
-/// A `.tiktoken` file has no pattern; known names (`gpt2`, `r50k_base`, `p50k_base`, `cl100k_base`) bring pattern and special
-/// tokens, others need `pattern`. vocab.json and merges.txt are GPT-2's unless `pattern` says otherwise. tokenizer.json
+/// A `.tiktoken` file has no pattern; known names (`gpt2`, `r50k_base`, `p50k_base`, `p50k_edit`, `cl100k_base`,
+/// `o200k_base`, `o200k_harmony`, `llama3`, `deepseek_v3`) bring pattern and special tokens, others need `pattern`. vocab.json and merges.txt are GPT-2's unless `pattern` says otherwise. tokenizer.json
 /// has its own pattern, and `pattern` must be absent or the same.
 pub fn read(path: &Path, pattern: Option<&str>) -> Result<Tokenizer> {
     if std::fs::metadata(path).map_err(Error::io("read", path))?.is_dir() {
@@ -51,7 +52,8 @@ pub fn read(path: &Path, pattern: Option<&str>) -> Result<Tokenizer> {
     }
 }
 
-/// Writes a tokenizer atomically: `*.json` and a directory get tokenizer.json, `*.tiktoken` gets ranks.
+/// Writes a tokenizer atomically: `*.json` and a directory get tokenizer.json, `*.tiktoken` gets ranks. The words that its
+/// training text has most of go into a file beside it, which only saves time, see [`WarmWords`](crate::WarmWords).
 pub fn write(tokenizer: &Tokenizer, path: &Path) -> Result<()> {
     let path = if path.is_dir() { path.join("tokenizer.json") } else { path.to_path_buf() };
     let text = match path.extension().and_then(|extension| extension.to_str()) {
@@ -64,7 +66,11 @@ pub fn write(tokenizer: &Tokenizer, path: &Path) -> Result<()> {
             )));
         }
     };
-    io::write_atomic(&path, text.as_bytes())
+    io::write_atomic(&path, text.as_bytes())?;
+    match tokenizer.warm_words() {
+        Some(words) => words.write_beside(&path, &tokenizer.digest()),
+        None => Ok(()),
+    }
 }
 
 fn read_directory(path: &Path, pattern: Option<&str>) -> Result<Tokenizer> {
@@ -92,7 +98,7 @@ fn read_json(path: &Path, pattern: Option<&str>) -> Result<Tokenizer> {
     {
         return read_merges(path, &path.with_file_name(merges), pattern);
     }
-    let tokenizer = tokenizer_json::from_str(&text, path)?;
+    let tokenizer = tokenizer_json::from_str(&text, path)?.with_warm_words_beside(path);
     let Some(pattern) = pattern else { return Ok(tokenizer) };
     let (wanted, own) = (Splitter::new(pattern)?, tokenizer.splitter());
     if wanted.pattern() != own.pattern() {
@@ -108,14 +114,13 @@ fn read_json(path: &Path, pattern: Option<&str>) -> Result<Tokenizer> {
 fn read_tiktoken(path: &Path, pattern: Option<&str>) -> Result<Tokenizer> {
     let stem = path.file_stem().and_then(|stem| stem.to_str()).unwrap_or_default();
     let known = tiktoken::known(stem);
-    let Some(pattern) = pattern.or(known.as_ref().map(|(pattern, _)| *pattern)) else {
+    let Some(pattern) = pattern.or(known.as_ref().map(|known| known.pattern)) else {
         return Err(Error::Argument(format!(
-            "{} holds ranks but no pattern, expected one; hint: pass pattern=\"gpt2\", \"cl100k_base\" or a regex",
+            "{} holds ranks but no pattern, expected one; hint: pass pattern=\"gpt2\", another name or a regex",
             path.display()
         )));
     };
-    let specials = known.map(|(_, specials)| specials).unwrap_or_default();
-    tiktoken::read(path, Splitter::new(pattern)?, specials)
+    tiktoken::read(path, Splitter::new(pattern)?, |n_ranks| known.map_or(Vec::new(), |known| (known.specials)(n_ranks)))
 }
 
 fn read_merges(vocab: &Path, merges: &Path, pattern: Option<&str>) -> Result<Tokenizer> {
@@ -139,26 +144,15 @@ fn read_text(path: &Path) -> Result<String> {
         .map_err(|error| Error::NotUtf8 { path: path.to_path_buf(), offset: error.utf8_error().valid_up_to() as u64 })
 }
 
-/// Entries of a vocabulary file as tokens by id; ids without an entry are holes.
-///
-/// A lying id cannot make it allocate more than a few times what the file holds.
-fn by_id<T>(entries: Vec<(T, u32)>, show: impl Fn(&T) -> String) -> std::result::Result<Vec<Option<T>>, String> {
-    let bound = 2 * entries.len() + 1024;
-    let mut tokens: Vec<Option<T>> = Vec::new();
-    for (token, id) in entries {
-        let at = id as usize;
-        if at >= bound {
-            return Err(format!("token {} has id {id}, expected less than {bound}", show(&token)));
-        }
-        if at >= tokens.len() {
-            tokens.resize_with(at + 1, || None);
-        }
-        if let Some(other) = &tokens[at] {
-            return Err(format!("tokens {} and {} both have id {id}", show(other), show(&token)));
-        }
-        tokens[at] = Some(token);
+/// A result whose error has no path yet.
+type Checked<T> = std::result::Result<T, String>;
+
+/// The text of an error of a vocabulary, without what says that it is one.
+fn reason(error: Error) -> String {
+    match error {
+        Error::Vocab(reason) => reason,
+        other => other.to_string(),
     }
-    Ok(tokens)
 }
 
 /// Turns what a reader found into [`Error::Format`]; vocabulary errors keep their text.

@@ -1,25 +1,44 @@
 //! The `pre_tokenizer` of a tokenizer.json ⇄ [`Splitter`].
 
+use serde::Deserialize;
 use serde_json::{Value, json};
 
+use super::Checked;
 use crate::error::{Error, Result};
 use crate::split::Splitter;
+use crate::split::chain::{self, Behavior, Matcher, Step};
 
-/// `ByteLevel` alone cuts with GPT-2's pattern; in a sequence a `Split` cuts and `ByteLevel` only spells bytes.
-pub(super) fn read(value: &Value) -> std::result::Result<Splitter, String> {
-    let steps = if value["type"] == "Sequence" {
-        value["pretokenizers"].as_array().map(Vec::as_slice).unwrap_or_default()
-    } else {
-        std::slice::from_ref(value)
+/// Sequences inside sequences that are followed.
+const MAX_DEPTH: usize = 16;
+
+/// The splitter with a name where there is one, else a regular expression, else the chain of all steps.
+///
+/// `ByteLevel` comes last, as it spells bytes: alone it cuts with GPT-2's pattern first, after a `Split` it mostly does not.
+pub(super) fn read(value: &Value) -> Checked<Splitter> {
+    let mut steps = Vec::new();
+    flatten(value, &mut steps, 0)?;
+    let [cuts @ .., Step::ByteLevel { use_regex, .. }] = steps.as_slice() else {
+        let names: Vec<_> = steps.iter().map(name).collect();
+        return Err(format!("pre_tokenizer {names:?} is not supported, expected ByteLevel as its last step"));
     };
-    let names: Vec<_> = steps.iter().map(|step| step["type"].as_str().unwrap_or("null")).collect();
-    match (names.as_slice(), steps) {
-        (["ByteLevel"], [only]) if has_own_pattern(only)? => new_splitter("gpt2"),
-        (["Split", "ByteLevel"], [split, spell]) if !has_own_pattern(spell)? => read_split(split),
-        _ => Err(format!(
-            "pre_tokenizer {names:?} is not supported, expected ByteLevel with use_regex, or Split and then ByteLevel \
-             without use_regex"
-        )),
+    if cuts.iter().any(|step| matches!(step, Step::ByteLevel { .. })) {
+        return Err("pre_tokenizer with two ByteLevel steps is not supported, expected one".to_owned());
+    }
+    match (cuts, use_regex) {
+        ([], true) => new_splitter("gpt2"),
+        ([Step::Split { pattern: Matcher::Regex(regex), behavior, invert }], false)
+            if is_whole(regex, *behavior, *invert)? =>
+        {
+            check_regex(regex)?;
+            new_splitter(regex)
+        }
+        _ => match named_sequence(cuts) {
+            Some(splitter) if !use_regex => Ok(splitter),
+            _ => {
+                cuts.iter().try_for_each(check_step)?;
+                new_splitter(&chain::pattern_of(steps))
+            }
+        },
     }
 }
 
@@ -28,12 +47,21 @@ pub(super) fn write(splitter: &Splitter) -> Result<Value> {
     if splitter.pattern() == "gpt2" {
         return Ok(byte_level(true));
     }
-    let regex = splitter.onig_regex();
-    if let Some(what) = reads_differently(&regex) {
-        return Err(Error::Argument(format!("the pattern {regex:?} cannot be written as tokenizer.json: {what}")));
+    if splitter.pattern().starts_with('{') {
+        let steps = chain::steps_of(splitter.pattern())?;
+        let steps: Vec<_> = steps.iter().map(|step| json!(step)).collect();
+        return Ok(json!({ "type": "Sequence", "pretokenizers": steps }));
     }
-    let split = json!({ "type": "Split", "pattern": { "Regex": regex }, "behavior": "Isolated", "invert": false });
-    Ok(json!({ "type": "Sequence", "pretokenizers": [split, byte_level(false)] }))
+    let mut steps = Vec::new();
+    for regex in splitter.onig_sequence() {
+        if let Some(what) = reads_differently(&regex) {
+            return Err(Error::Argument(format!("the pattern {regex:?} cannot be written as tokenizer.json: {what}")));
+        }
+        let pattern = json!({ "Regex": regex });
+        steps.push(json!({ "type": "Split", "pattern": pattern, "behavior": "Isolated", "invert": false }));
+    }
+    steps.push(byte_level(false));
+    Ok(json!({ "type": "Sequence", "pretokenizers": steps }))
 }
 
 /// The component which spells bytes in the alphabet and with `use_regex` first cuts with GPT-2's pattern.
@@ -41,33 +69,68 @@ pub(super) fn byte_level(use_regex: bool) -> Value {
     json!({ "type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": use_regex })
 }
 
-fn has_own_pattern(byte_level: &Value) -> std::result::Result<bool, String> {
-    if byte_level["add_prefix_space"] != false {
-        return Err("pre_tokenizer ByteLevel with add_prefix_space is not supported, expected false".to_owned());
+/// Appends the steps of a pre-tokenizer, those of sequences inside sequences too.
+fn flatten(value: &Value, steps: &mut Vec<Step>, depth: usize) -> Checked<()> {
+    let name = value["type"].as_str().map_or_else(|| value.to_string().chars().take(80).collect(), str::to_owned);
+    match name.as_str() {
+        "Sequence" if depth < MAX_DEPTH => {
+            let inner = value["pretokenizers"].as_array();
+            let inner = inner.ok_or("expected a list as the pretokenizers of pre_tokenizer Sequence")?;
+            inner.iter().try_for_each(|value| flatten(value, steps, depth + 1))
+        }
+        "Split" | "Digits" | "ByteLevel" => {
+            let step = Step::deserialize(value).map_err(|error| format!("in pre_tokenizer {name}: {error}"))?;
+            if matches!(step, Step::ByteLevel { add_prefix_space: true, .. }) {
+                return Err("pre_tokenizer ByteLevel with add_prefix_space is not supported, expected false".to_owned());
+            }
+            steps.push(step);
+            Ok(())
+        }
+        _ => Err(format!("pre_tokenizer {name} is not supported, expected Split, Digits or ByteLevel")),
     }
-    Ok(byte_level["use_regex"] != false)
 }
 
-fn read_split(split: &Value) -> std::result::Result<Splitter, String> {
-    let Some(regex) = split["pattern"]["Regex"].as_str() else {
-        return Err(format!("expected a Regex as the pattern of pre_tokenizer Split, got {}", split["pattern"]));
+/// The named splitter that several steps make, each of which isolates the matches of a regex.
+fn named_sequence(steps: &[Step]) -> Option<Splitter> {
+    let regex = |step: &Step| match step {
+        Step::Split { pattern: Matcher::Regex(regex), behavior: Behavior::Isolated, .. } => Some(regex.clone()),
+        _ => None,
     };
-    let splitter = new_splitter(regex)?;
-    let is_named = splitter.pattern() != regex;
-    // Keeping only the matches is the same as isolating them for a pattern that leaves no gap, as the named ones do.
-    let behavior = (split["behavior"].as_str().unwrap_or_default(), split["invert"] == true);
-    if behavior != ("Isolated", false) && !(is_named && behavior == ("Removed", true)) {
-        return Err(format!(
-            "pre_tokenizer Split with {behavior:?} (behavior, invert) is not supported, expected Isolated"
-        ));
+    Splitter::from_sequence(&steps.iter().map(regex).collect::<Option<Vec<_>>>()?).ok()
+}
+
+fn name(step: &Step) -> &'static str {
+    match step {
+        Step::Split { .. } => "Split",
+        Step::Digits { .. } => "Digits",
+        Step::ByteLevel { .. } => "ByteLevel",
     }
+}
+
+/// Whether the pieces of a `Split` are the matches of its regex and what is between them.
+///
+/// Keeping only the matches is the same as isolating them for a pattern that leaves no gap, as the named ones do.
+fn is_whole(regex: &str, behavior: Behavior, invert: bool) -> Checked<bool> {
+    let is_named = || new_splitter(regex).map(|splitter| splitter.pattern() != regex);
+    Ok(behavior == Behavior::Isolated || (behavior == Behavior::Removed && invert && is_named()?))
+}
+
+fn check_step(step: &Step) -> Checked<()> {
+    match step {
+        Step::Split { pattern: Matcher::Regex(regex), .. } => check_regex(regex),
+        _ => Ok(()),
+    }
+}
+
+fn check_regex(regex: &str) -> Checked<()> {
+    let is_named = new_splitter(regex)?.pattern() != regex;
     match reads_differently(regex).filter(|_| !is_named) {
         Some(what) => Err(format!("the pattern {regex:?} of pre_tokenizer Split is not supported: {what}")),
-        None => Ok(splitter),
+        None => Ok(()),
     }
 }
 
-fn new_splitter(pattern: &str) -> std::result::Result<Splitter, String> {
+fn new_splitter(pattern: &str) -> Checked<Splitter> {
     Splitter::new(pattern).map_err(|error| error.to_string())
 }
 
@@ -119,7 +182,8 @@ mod tests {
 
     #[test]
     fn a_written_splitter_reads_back() {
-        for pattern in ["gpt2", "cl100k_base", r"\w+|\s+"] {
+        let chain = r#"{"type":"Sequence","pretokenizers":[{"type":"Digits","individual_digits":true},{"type":"ByteLevel","add_prefix_space":false,"trim_offsets":true,"use_regex":true}]}"#;
+        for pattern in crate::split::NAMES.into_iter().chain([r"\w+|\s+", chain]) {
             let splitter = Splitter::new(pattern).unwrap();
             assert_eq!(read(&write(&splitter).unwrap()).unwrap().pattern(), pattern);
         }

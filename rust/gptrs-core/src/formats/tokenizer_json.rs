@@ -5,25 +5,23 @@
 //! are special tokens here, since Hugging Face cuts them out of the text in the same way.
 
 use std::collections::HashMap;
-use std::fmt;
 use std::path::Path;
 
-use serde::de::{Deserializer, MapAccess, SeqAccess, Visitor};
-use serde::{Deserialize, Serialize, Serializer};
-use serde_json::Value;
+use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
+use serde_json::{Value, json};
 
-use super::merges::{Parts, parse_merge, resolve, spelled_merges, spelled_tokens};
-use super::{format_error, in_file, inexpressible, pre_tokenizer, read_text, special};
+use super::entries::{Entries, Map, Merges, resolve};
+use super::merges::{spelled_merges, spelled_tokens};
+use super::{Checked, alphabet, format_error, in_file, inexpressible, pre_tokenizer, read_text, special};
 use crate::error::Result;
-use crate::special::SpecialToken;
+use crate::normalizer::Normalizer;
+use crate::special::{Matching, SpecialToken};
+use crate::template::Template;
 use crate::tokenizer::Tokenizer;
 use crate::vocab::Vocab;
 
 const FORMAT: &str = "tokenizer.json";
-
-/// A result whose error has no path yet.
-type Checked<T> = std::result::Result<T, String>;
 
 /// Reads a file.
 pub fn read(path: &Path) -> Result<Tokenizer> {
@@ -33,14 +31,19 @@ pub fn read(path: &Path) -> Result<Tokenizer> {
 /// Reads the text of a file; `path` is only for messages.
 pub fn from_str(text: &str, path: &Path) -> Result<Tokenizer> {
     let error = format_error(path, FORMAT);
-    let file: File = serde_json::from_str(text).map_err(|e| error(e.to_string()))?;
+    let file: File =
+        serde_json::from_str(text).map_err(|e| error(model_type(text).unwrap_or_else(|| e.to_string())))?;
     check_file(&file).map_err(&error)?;
-    let model = read_model(file.model).map_err(&error)?;
-    let ignore_merges = model.ignore_merges.unwrap_or(false);
-    let (tokens, merges, specials) = parts(model, &file.added_tokens.unwrap_or_default()).map_err(&error)?;
-    let vocab = in_file(Vocab::from_tokens(&tokens, merges, ignore_merges), path, FORMAT)?;
-    let splitter = pre_tokenizer::read(&file.pre_tokenizer).map_err(&error)?;
-    in_file(Tokenizer::new(vocab, splitter, specials), path, FORMAT)
+    check_model(&file.model).map_err(&error)?;
+    let normalizer = read_normalizer(file.normalizer.as_ref()).map_err(&error)?;
+    let splitter = pre_tokenizer::read(&file.pre_tokenizer).map_err(&error)?.with_normalizer(normalizer);
+    let template = file.post_processor.as_ref().map(Template::from_json).transpose().map_err(&error)?;
+    let added = file.added_tokens.unwrap_or_default();
+    let vocab = read_vocab(&file.model, &added).map_err(&error)?;
+    let specials = added.into_iter().map(Added::into_special).collect();
+    let tokenizer = in_file(Tokenizer::with_matching(vocab, splitter, specials), path, FORMAT)?;
+    check_template(template.as_ref(), &tokenizer).map_err(&error)?;
+    Ok(tokenizer.with_template(template))
 }
 
 /// The text of the file, which reads back to an equal tokenizer.
@@ -49,14 +52,15 @@ pub fn from_str(text: &str, path: &Path) -> Result<Tokenizer> {
 /// regex engine reads differently.
 pub fn to_string(tokenizer: &Tokenizer) -> Result<String> {
     let vocab = tokenizer.vocab();
+    let specials = tokenizer.specials().iter().zip(tokenizer.matching());
     let file = FileOut {
         version: "1.0",
         truncation: (),
         padding: (),
-        added_tokens: tokenizer.specials().iter().map(AddedOut::new).collect(),
-        normalizer: (),
+        added_tokens: specials.map(|(token, matching)| AddedOut::new(token, *matching)).collect(),
+        normalizer: tokenizer.splitter().normalizer().map(|form| json!({ "type": form.name() })),
         pre_tokenizer: pre_tokenizer::write(tokenizer.splitter())?,
-        post_processor: (),
+        post_processor: tokenizer.template().map(Template::source),
         decoder: pre_tokenizer::byte_level(true),
         model: ModelOut {
             r#type: "BPE",
@@ -67,7 +71,7 @@ pub fn to_string(tokenizer: &Tokenizer) -> Result<String> {
             fuse_unk: false,
             byte_fallback: false,
             ignore_merges: vocab.ignore_merges(),
-            vocab: Entries(spelled_tokens(tokenizer)?),
+            vocab: Map(spelled_tokens(tokenizer)?),
             merges: spelled_merges(vocab).collect(),
         },
     };
@@ -84,8 +88,22 @@ pub(super) fn has_model(text: &str) -> bool {
     serde_json::from_str(text).is_ok_and(|Probe { model }| model.is_some_and(|model| model.get().starts_with('{')))
 }
 
+/// Why the model of a file that does not parse is not supported, when its type says so.
+fn model_type(text: &str) -> Option<String> {
+    #[derive(Deserialize)]
+    struct Probe {
+        model: ModelType,
+    }
+    #[derive(Deserialize)]
+    struct ModelType {
+        r#type: String,
+    }
+    let Probe { model } = serde_json::from_str(text).ok()?;
+    (model.r#type != "BPE").then(|| format!("model {} is not supported, expected BPE", model.r#type))
+}
+
 #[derive(Deserialize)]
-struct File<'a> {
+struct File {
     version: Option<Value>,
     truncation: Option<Value>,
     padding: Option<Value>,
@@ -95,8 +113,7 @@ struct File<'a> {
     pre_tokenizer: Value,
     post_processor: Option<Value>,
     decoder: Option<Value>,
-    #[serde(borrow)]
-    model: &'a RawValue,
+    model: Model,
 }
 
 #[derive(Deserialize)]
@@ -112,21 +129,27 @@ struct Added {
     rstrip: bool,
     #[serde(default)]
     normalized: bool,
+    #[serde(default)]
+    special: bool,
 }
 
-#[derive(Deserialize)]
-struct ModelType {
-    r#type: Option<String>,
+impl Added {
+    fn into_special(self) -> (SpecialToken, Matching) {
+        let Self { id, content, single_word, lstrip, rstrip, normalized, special: is_special } = self;
+        (special(&content, id), Matching { single_word, lstrip, rstrip, normalized, special: is_special })
+    }
 }
 
 #[derive(Deserialize)]
 struct Model {
+    r#type: Option<String>,
     dropout: Option<f64>,
     continuing_subword_prefix: Option<String>,
     end_of_word_suffix: Option<String>,
+    byte_fallback: Option<bool>,
     ignore_merges: Option<bool>,
     vocab: Entries,
-    merges: Vec<Merge>,
+    merges: Merges,
 }
 
 fn check_file(file: &File) -> Checked<()> {
@@ -138,21 +161,38 @@ fn check_file(file: &File) -> Checked<()> {
             return Err(format!("{name} is not supported, expected null; hint: set it to null and cut in the loader"));
         }
     }
-    check_normalizer(file.normalizer.as_ref())?;
-    check_type("post_processor", file.post_processor.as_ref(), true)?;
-    check_type("decoder", file.decoder.as_ref(), false)
+    check_decoder(file.decoder.as_ref())
 }
 
-/// No normalizer, or an empty sequence of them.
-fn check_normalizer(value: Option<&Value>) -> Checked<()> {
-    let is_empty = value.is_none_or(|v| v["normalizers"].as_array().is_some_and(Vec::is_empty));
-    if is_empty { Ok(()) } else { Err(format!("normalizer {} is not supported, expected null", show(value))) }
+/// The decoder must be `ByteLevel`, alone or in a sequence.
+fn check_decoder(value: Option<&Value>) -> Checked<()> {
+    let only = value.and_then(|value| match value["decoders"].as_array().map(Vec::as_slice) {
+        Some([only]) if value["type"] == "Sequence" => Some(only),
+        _ => Some(value),
+    });
+    if only.is_some_and(|only| only["type"] == "ByteLevel") {
+        return Ok(());
+    }
+    Err(format!("decoder {} is not supported, expected ByteLevel", show(only)))
 }
 
-/// A component that must be of type `ByteLevel`, which changes no id here, or perhaps null.
-fn check_type(name: &str, value: Option<&Value>, may_be_null: bool) -> Checked<()> {
-    let is_byte_level = value.map_or(may_be_null, |value| value["type"] == "ByteLevel");
-    if is_byte_level { Ok(()) } else { Err(format!("{name} {} is not supported, expected ByteLevel", show(value))) }
+/// No normalizer, one of Unicode's forms, or a sequence of one.
+fn read_normalizer(value: Option<&Value>) -> Checked<Option<Normalizer>> {
+    let Some(value) = value else { return Ok(None) };
+    let steps = match value["normalizers"].as_array() {
+        Some(steps) if value["type"] == "Sequence" => steps.as_slice(),
+        _ => std::slice::from_ref(value),
+    };
+    let mut form = None;
+    for step in steps {
+        let own = step["type"].as_str().and_then(Normalizer::named).ok_or_else(|| {
+            format!("normalizer {} is not supported, expected null, NFC, NFD, NFKC or NFKD", show(Some(step)))
+        })?;
+        if form.replace(own).is_some_and(|other| other != own) {
+            return Err("normalizer Sequence of different forms is not supported, expected one".to_owned());
+        }
+    }
+    Ok(form)
 }
 
 /// A component for a message: its type, else its whole text.
@@ -161,15 +201,15 @@ fn show(value: Option<&Value>) -> String {
     value["type"].as_str().map_or_else(|| value.to_string().chars().take(80).collect(), str::to_owned)
 }
 
-fn read_model(model: &RawValue) -> Checked<Model> {
-    let in_model = |error: serde_json::Error| format!("in model: {error}");
-    let ModelType { r#type } = serde_json::from_str(model.get()).map_err(in_model)?;
-    if let Some(other) = r#type.filter(|name| name != "BPE") {
+fn check_model(model: &Model) -> Checked<()> {
+    if let Some(other) = model.r#type.as_ref().filter(|name| *name != "BPE") {
         return Err(format!("model {other} is not supported, expected BPE"));
     }
-    let model: Model = serde_json::from_str(model.get()).map_err(in_model)?;
     if model.dropout.is_some_and(|dropout| dropout != 0.0) {
         return Err("model.dropout is not supported, expected null".to_owned());
+    }
+    if model.byte_fallback == Some(true) {
+        return Err("model.byte_fallback is not supported, expected false".to_owned());
     }
     let affixes = [
         ("continuing_subword_prefix", &model.continuing_subword_prefix),
@@ -180,113 +220,53 @@ fn read_model(model: &RawValue) -> Checked<Model> {
             return Err(format!("model.{name} {affix:?} is not supported, expected null"));
         }
     }
-    Ok(model)
+    Ok(())
 }
 
-/// Bytes, merges and special tokens. An added token that merges make or use is an ordinary token as well.
-fn parts(model: Model, added: &[Added]) -> Checked<Parts> {
-    check_added(added)?;
-    let mut missing: HashMap<&str, u32> = added.iter().map(|token| (token.content.as_str(), token.id)).collect();
-    let merges: Vec<_> = model.merges.into_iter().map(|Merge(left, right)| (left, right)).collect();
-    for (text, id) in &model.vocab.0 {
-        if let Some(claimed) = missing.remove(text.as_str()).filter(|claimed| claimed != id) {
-            return Err(format!("added token {text:?} has id {claimed}, but model.vocab has it as {id}"));
+/// Tokens and merges. An added token that merges make or use is an ordinary token as well.
+fn read_vocab(model: &Model, added: &[Added]) -> Checked<Vocab> {
+    let spelled: HashMap<u32, Vec<u8>> =
+        added.iter().filter_map(|token| Some((token.id, alphabet::bytes(&token.content).ok()?))).collect();
+    let parts = resolve(&model.vocab, &model.merges, |id, bytes| spelled.get(&id).is_some_and(|own| own == bytes))?;
+    let odd: HashMap<u32, &str> = model.vocab.odd().iter().map(|(text, id)| (*id, text.as_str())).collect();
+    for Added { id, content, .. } in added {
+        let own = spelled.get(id);
+        let as_other = own.and_then(|bytes| parts.tokens.id(bytes)).filter(|other| other != id);
+        if let Some(other) = as_other {
+            return Err(format!("added token {content:?} has id {id}, but model.vocab has it as {other}"));
+        }
+        let ordinary = parts.tokens.get(*id).filter(|bytes| !bytes.is_empty() && own.is_none_or(|own| own != bytes));
+        let other = ordinary.map(alphabet::spell).or_else(|| odd.get(id).map(|text| (*text).to_owned()));
+        if let Some(other) = other.filter(|other| other != content) {
+            return Err(format!("added token {content:?} has id {id}, which is {other:?} in model.vocab"));
         }
     }
-    let taken: HashMap<u32, &str> = model.vocab.0.iter().map(|(text, id)| (*id, text.as_str())).collect();
-    for (text, id) in missing {
-        if let Some(other) = taken.get(&id) {
-            return Err(format!("added token {text:?} has id {id}, which is {other:?} in model.vocab"));
-        }
-    }
-    let texts: HashMap<&str, u32> = added.iter().map(|token| (token.content.as_str(), token.id)).collect();
-    let is_special = |text: &str, is_used: bool| !is_used && texts.contains_key(text);
-    let (tokens, pairs, _) = resolve(model.vocab.0, &merges, is_special)?;
-    Ok((tokens, pairs, added.iter().map(|token| special(&token.content, token.id)).collect()))
+    check_odd(model.vocab.odd(), added)?;
+    Vocab::from_resolved(parts, model.ignore_merges.unwrap_or(false)).map_err(super::reason)
 }
 
-fn check_added(added: &[Added]) -> Checked<()> {
-    for token in added {
-        let flags = [("single_word", token.single_word), ("lstrip", token.lstrip), ("rstrip", token.rstrip)];
-        if let Some((flag, _)) = flags.iter().find(|(_, is_set)| *is_set) {
-            return Err(format!("added token {:?} has {flag}, which is not supported", token.content));
-        }
-    }
-    // Hugging Face looks for normalized tokens in a second pass; one pass is the same unless two of them can overlap.
-    let (second, first): (Vec<_>, Vec<_>) = added.iter().partition(|token| token.normalized);
-    for (a, b) in second.iter().flat_map(|a| first.iter().map(move |b| (a, b))) {
-        if overlap(&a.content, &b.content) {
-            return Err(format!(
-                "added tokens {:?} (normalized) and {:?} can overlap, which is not supported",
-                a.content, b.content
-            ));
+/// Tokens outside the byte-level alphabet can only be added ones.
+fn check_odd(odd: &[(String, u32)], added: &[Added]) -> Checked<()> {
+    let ids: HashMap<&str, u32> = added.iter().map(|token| (token.content.as_str(), token.id)).collect();
+    for (text, id) in odd {
+        match ids.get(text.as_str()) {
+            Some(claimed) if claimed == id => {}
+            Some(claimed) => {
+                return Err(format!("added token {text:?} has id {claimed}, but model.vocab has it as {id}"));
+            }
+            None => {
+                let c = alphabet::bytes(text).err().unwrap_or_default();
+                return Err(format!("token {text:?} has {c:?}, which is not in the byte-level alphabet"));
+            }
         }
     }
     Ok(())
 }
 
-/// Whether some text has both at places that share a character.
-fn overlap(a: &str, b: &str) -> bool {
-    let ends_in_start = |a: &str, b: &str| b.char_indices().skip(1).any(|(n, _)| a.ends_with(&b[..n]));
-    a.contains(b) || b.contains(a) || ends_in_start(a, b) || ends_in_start(b, a)
-}
-
-/// A map from token to id in the file's order, doubles included.
-pub(super) struct Entries(pub(super) Vec<(String, u32)>);
-
-impl<'de> Deserialize<'de> for Entries {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> std::result::Result<Self, D::Error> {
-        struct EntriesVisitor;
-        impl<'de> Visitor<'de> for EntriesVisitor {
-            type Value = Entries;
-            fn expecting(&self, f: &mut fmt::Formatter) -> fmt::Result {
-                f.write_str("a map from token to id")
-            }
-            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> std::result::Result<Entries, A::Error> {
-                let mut entries = Vec::new();
-                while let Some(entry) = map.next_entry()? {
-                    entries.push(entry);
-                }
-                Ok(Entries(entries))
-            }
-        }
-        deserializer.deserialize_map(EntriesVisitor)
-    }
-}
-
-impl Serialize for Entries {
-    fn serialize<S: Serializer>(&self, serializer: S) -> std::result::Result<S::Ok, S::Error> {
-        serializer.collect_map(self.0.iter().map(|(text, id)| (text, id)))
-    }
-}
-
-/// A merge as a pair, or as one string of older files.
-struct Merge(String, String);
-
-impl<'de> Deserialize<'de> for Merge {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> std::result::Result<Self, D::Error> {
-        struct MergeVisitor;
-        impl<'de> Visitor<'de> for MergeVisitor {
-            type Value = Merge;
-            fn expecting(&self, f: &mut fmt::Formatter) -> fmt::Result {
-                f.write_str("a merge: two tokens, in a list or with a space between")
-            }
-            fn visit_str<E: serde::de::Error>(self, line: &str) -> std::result::Result<Merge, E> {
-                let pair = parse_merge(line).ok_or_else(|| E::invalid_value(serde::de::Unexpected::Str(line), &self));
-                pair.map(|(left, right)| Merge(left, right))
-            }
-            fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> std::result::Result<Merge, A::Error> {
-                let wrong = |n| serde::de::Error::invalid_length(n, &"two tokens");
-                let left = seq.next_element()?.ok_or_else(|| wrong(0))?;
-                let right = seq.next_element()?.ok_or_else(|| wrong(1))?;
-                match seq.next_element::<serde::de::IgnoredAny>()? {
-                    None => Ok(Merge(left, right)),
-                    Some(_) => Err(wrong(3)),
-                }
-            }
-        }
-        deserializer.deserialize_any(MergeVisitor)
-    }
+/// A template may only add ids that are tokens.
+fn check_template(template: Option<&Template>, tokenizer: &Tokenizer) -> Checked<()> {
+    let unknown = template.and_then(|template| template.ids().find(|&id| tokenizer.token_bytes(id).is_none()));
+    unknown.map_or(Ok(()), |id| Err(format!("post_processor adds id {id}, which is no token")))
 }
 
 #[derive(Serialize)]
@@ -295,9 +275,9 @@ struct FileOut<'a> {
     truncation: (),
     padding: (),
     added_tokens: Vec<AddedOut<'a>>,
-    normalizer: (),
+    normalizer: Option<Value>,
     pre_tokenizer: Value,
-    post_processor: (),
+    post_processor: Option<&'a Value>,
     decoder: Value,
     model: ModelOut,
 }
@@ -315,9 +295,9 @@ struct AddedOut<'a> {
 }
 
 impl<'a> AddedOut<'a> {
-    fn new(token: &'a SpecialToken) -> Self {
-        let (id, content) = (token.id, token.text.as_str());
-        Self { id, content, single_word: false, lstrip: false, rstrip: false, normalized: false, special: true }
+    fn new(token: &'a SpecialToken, matching: Matching) -> Self {
+        let Matching { single_word, lstrip, rstrip, normalized, special } = matching;
+        Self { id: token.id, content: &token.text, single_word, lstrip, rstrip, normalized, special }
     }
 }
 
@@ -331,6 +311,6 @@ struct ModelOut {
     fuse_unk: bool,
     byte_fallback: bool,
     ignore_merges: bool,
-    vocab: Entries,
+    vocab: Map,
     merges: Vec<(String, String)>,
 }

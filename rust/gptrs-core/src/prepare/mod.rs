@@ -10,6 +10,7 @@
 //! continues behind the last one. The digest of each input's content is part of the recipe, so a changed input is
 //! found even when its size and time are the same; that costs one read of the inputs before the first token.
 
+mod array;
 mod check;
 mod encode;
 mod journal;
@@ -32,6 +33,7 @@ use crate::sealed::hex;
 use crate::shard::Dtype;
 use crate::tokenizer::Tokenizer;
 
+pub use array::encode_files;
 use journal::Journal;
 
 /// What [`prepare`] needs of a tokenizer.
@@ -41,6 +43,11 @@ pub trait Encode: Sync {
 
     /// Makes the scratch memory of one worker.
     fn state(&self) -> Self::State;
+
+    /// Called once, before workers encode `n_bytes` in all.
+    fn warm_up(&self, _n_bytes: u64, _threads: usize, _control: &Control) -> Result<()> {
+        Ok(())
+    }
 
     /// Appends the ids of `text` to `out`; the texts of special tokens are ordinary text.
     fn encode_into(&self, state: &mut Self::State, text: &[u8], out: &mut Vec<u32>) -> Result<()>;
@@ -66,6 +73,10 @@ impl Encode for Tokenizer {
 
     fn state(&self) -> Self::State {
         self.cache()
+    }
+
+    fn warm_up(&self, n_bytes: u64, threads: usize, control: &Control) -> Result<()> {
+        self.warm_up(usize::try_from(n_bytes).unwrap_or(usize::MAX), threads, control)
     }
 
     fn encode_into(&self, cache: &mut Self::State, text: &[u8], out: &mut Vec<u32>) -> Result<()> {
@@ -217,14 +228,16 @@ fn encode_all<E: Encode>(
 ) -> Result<BTreeMap<String, u64>> {
     let start = journal.position();
     let before = inputs[..(start.input as usize).min(inputs.len())].iter().map(|input| input.n_bytes).sum::<u64>();
-    control.begin("encode bytes", inputs.iter().map(|input| input.n_bytes).sum());
+    let n_bytes = inputs.iter().map(|input| input.n_bytes).sum::<u64>();
+    let threads = resolve_threads(options.threads);
+    tokenizer.warm_up(n_bytes - (before + start.offset).min(n_bytes), threads, control)?;
+    control.begin("encode bytes", n_bytes);
     control.advance(before + start.offset);
     let eot_id = if options.append_eot { tokenizer.eot_id() } else { None };
     let texts = tokenizer.special_texts();
     let encoder = encode::Encoder::new(inputs, tokenizer, &options.text_field, eot_id, &texts)?;
     let segments = segments::Segments::new(inputs, start, options.segment_bytes);
     let mut sink = sink::Sink::new(inputs, &texts, journal)?;
-    let threads = resolve_threads(options.threads);
     pipeline::run(segments, &encoder, threads, control, |encoded| sink.write(&encoded))?;
     sink.finish()
 }

@@ -11,7 +11,7 @@ use crate::error::{Error, Result};
 use crate::io::Map;
 
 /// A large text is mapped again after so many bytes, which gives the memory of the pages behind back.
-const REMAP: u64 = 256 << 20;
+const REMAP: u64 = 32 << 20;
 
 /// Text for one worker.
 pub(super) struct Segment {

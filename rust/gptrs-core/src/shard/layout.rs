@@ -129,7 +129,7 @@ impl Header {
 }
 
 /// The trailer as stored.
-pub(super) fn trailer(total: u64, blake3: &[u8; 32]) -> [u8; TRAILER] {
+pub(crate) fn trailer(total: u64, blake3: &[u8; 32]) -> [u8; TRAILER] {
     let mut bytes = [0; TRAILER];
     bytes[..8].copy_from_slice(END_MAGIC);
     bytes[8..16].copy_from_slice(&total.to_le_bytes());
@@ -166,7 +166,7 @@ fn numbers(bytes: &[u8]) -> [u64; 8] {
     std::array::from_fn(|i| u64_at(bytes, 16 + 8 * i))
 }
 
-pub(super) fn u64_at(bytes: &[u8], at: usize) -> u64 {
+pub(crate) fn u64_at(bytes: &[u8], at: usize) -> u64 {
     let mut word = [0; 8];
     word.copy_from_slice(&bytes[at..at + 8]);
     u64::from_le_bytes(word)

@@ -11,6 +11,7 @@ mod reader;
 mod writer;
 
 pub use layout::{BLOCK, HEADER, Header, Spec, TRAILER};
+pub(crate) use layout::{trailer, u64_at};
 pub use reader::Shard;
 pub(crate) use reader::{check_width, verified_len};
 pub use writer::ShardWriter;

@@ -28,23 +28,8 @@ impl Custom {
         self.regex.as_str()
     }
 
-    /// Calls `f` with each piece of each stretch of valid UTF-8 and with each invalid sequence, in order.
-    #[inline]
-    pub(super) fn for_each_part<'t, F>(&self, text: &'t [u8], mut f: F) -> Result<()>
-    where
-        F: FnMut(&'t [u8], usize, usize) -> Result<()>,
-    {
-        for chunk in text.utf8_chunks() {
-            self.for_each_span(chunk.valid(), |start, end| f(chunk.valid().as_bytes(), start, end))?;
-            if !chunk.invalid().is_empty() {
-                f(chunk.invalid(), 0, chunk.invalid().len())?;
-            }
-        }
-        Ok(())
-    }
-
     /// Calls `f` with the ends of every match and of every gap between matches, in order.
-    fn for_each_span(&self, text: &str, mut f: impl FnMut(usize, usize) -> Result<()>) -> Result<()> {
+    pub(super) fn for_each_span(&self, text: &str, mut f: impl FnMut(usize, usize) -> Result<()>) -> Result<()> {
         let mut at = 0;
         for found in self.regex.find_iter(text) {
             let found = found.map_err(|error| failure(self.regex(), &error))?;
@@ -60,6 +45,6 @@ impl Custom {
     }
 }
 
-fn failure(pattern: &str, error: &fancy_regex::Error) -> Error {
+pub(super) fn failure(pattern: &str, error: &fancy_regex::Error) -> Error {
     Error::Pattern { pattern: pattern.to_owned(), reason: error.to_string() }
 }

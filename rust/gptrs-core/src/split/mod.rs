@@ -16,6 +16,7 @@
 // A scanner is one loop: its steps and its caller's closure belong inside, and the inliner leaves them out.
 #![allow(clippy::inline_always)]
 
+pub(crate) mod chain;
 mod cl100k;
 mod class;
 mod custom;
@@ -27,6 +28,7 @@ mod o200k;
 mod spans;
 mod traits;
 
+use chain::Chain;
 use cl100k::{Cl100k, Llama3, Nanochat, Qwen2};
 use custom::Custom;
 use deepseek::DeepSeekV3;
@@ -36,8 +38,12 @@ use o200k::O200k;
 use spans::Scanner;
 use traits::Traits;
 
+use std::borrow::Cow;
+
 use crate::error::{Error, Result};
+use crate::normalizer::Normalizer;
 use crate::simd::Level;
+use crate::special::last_char;
 
 /// A pattern with a scanner of its own.
 trait Scheme {
@@ -55,6 +61,8 @@ pub struct Splitter {
     kind: Kind,
     /// One that the processor has.
     level: Level,
+    /// What the text goes through first; a splitter itself is given normal text.
+    normalizer: Option<Normalizer>,
 }
 
 #[derive(Debug, Clone)]
@@ -67,13 +75,15 @@ enum Kind {
     DeepSeekV3,
     Nanochat,
     Custom(Custom),
+    Chain(Chain),
 }
 
 /// The names of the patterns that have a scanner of their own.
 pub const NAMES: [&str; 7] = ["gpt2", "cl100k_base", "o200k_base", "llama3", "qwen2", "deepseek-v3", "nanochat"];
 
 impl Splitter {
-    /// The splitter for a pattern's name, or for a regular expression in fancy-regex's syntax.
+    /// The splitter for a pattern's name, for a regular expression in fancy-regex's syntax, or for a chain of steps as
+    /// tokenizer.json has it (`{"type":"Sequence","pretokenizers":[...]}`).
     ///
     /// A name is one of [`NAMES`], or what another vocabulary calls the same pattern: `r50k_base`, `p50k_base` (gpt2),
     /// `cl100k`, `o200k`, `o200k_harmony`, `llama-3`, `olmo2`, `olmo3` (llama3), `qwen2.5`, `qwen3`, `deepseek_v3`,
@@ -83,9 +93,30 @@ impl Splitter {
     pub fn new(pattern: &str) -> Result<Self> {
         let kind = match Known::find(pattern) {
             Some(known) => known.kind.clone(),
+            None if pattern.starts_with('{') => Kind::Chain(Chain::new(pattern)?),
             None => Kind::Custom(Custom::new(pattern)?),
         };
-        Ok(Self { kind, level: Level::detected() })
+        Ok(Self { kind, level: Level::detected(), normalizer: None })
+    }
+
+    /// The same splitter for text that [`encode`](crate::Tokenizer::encode) first brings into a normal form.
+    #[must_use]
+    pub fn with_normalizer(mut self, normalizer: Option<Normalizer>) -> Self {
+        self.normalizer = normalizer;
+        self
+    }
+
+    /// The normal form that text is brought into before it is split.
+    pub fn normalizer(&self) -> Option<Normalizer> {
+        self.normalizer
+    }
+
+    /// The normal form of `text`; `None` when it is that already.
+    pub(crate) fn normalize(&self, text: &[u8]) -> Option<Vec<u8>> {
+        match self.normalizer?.apply(text) {
+            Cow::Owned(normal) => Some(normal),
+            Cow::Borrowed(_) => None,
+        }
     }
 
     /// The same splitter with these vector instructions instead of the highest that the processor has; the pieces are
@@ -123,13 +154,14 @@ impl Splitter {
             reason: "expected one expression, or the three of deepseek-v3, got another sequence".to_owned(),
         };
         let kind = Known::find_sequence(&regexes).ok_or_else(unknown)?.kind.clone();
-        Ok(Self { kind, level: Level::detected() })
+        Ok(Self { kind, level: Level::detected(), normalizer: None })
     }
 
     /// The pattern's name, or its regular expression when it has none.
     pub fn pattern(&self) -> &str {
         match &self.kind {
             Kind::Custom(custom) => custom.regex(),
+            Kind::Chain(chain) => chain.pattern(),
             kind => Known::of(kind).name(),
         }
     }
@@ -139,6 +171,7 @@ impl Splitter {
     pub fn regex(&self) -> &str {
         match &self.kind {
             Kind::Custom(custom) => custom.regex(),
+            Kind::Chain(chain) => chain.pattern(),
             kind => Known::of(kind).regex,
         }
     }
@@ -155,6 +188,7 @@ impl Splitter {
     pub fn onig_sequence(&self) -> Vec<String> {
         match &self.kind {
             Kind::Custom(custom) => vec![custom.regex().to_owned()],
+            Kind::Chain(chain) => vec![chain.pattern().to_owned()],
             kind => Known::of(kind).onig.iter().map(|&regex| regex.to_owned()).collect(),
         }
     }
@@ -176,15 +210,17 @@ impl Splitter {
     where
         F: FnMut(&'t [u8], usize, usize) -> Result<()>,
     {
-        match self.scanner() {
-            Ok(scanner) => scanner.for_each_span(self.level, text, f),
-            Err(custom) => custom.for_each_part(text, f),
+        match (self.scanner(), &self.kind) {
+            (Some(scanner), _) => scanner.for_each_span(self.level, text, f),
+            (None, Kind::Chain(chain)) => for_each_part(text, f, |part, f| chain.for_each_span(part, f)),
+            (None, Kind::Custom(custom)) => for_each_part(text, f, |part, f| custom.for_each_span(part, f)),
+            (None, kind) => unreachable!("{kind:?} has a scanner"),
         }
     }
 
-    /// The scanner of a named pattern, or the custom one.
-    fn scanner(&self) -> std::result::Result<Scanner, &Custom> {
-        Ok(match &self.kind {
+    /// The scanner of a named pattern.
+    fn scanner(&self) -> Option<Scanner> {
+        Some(match &self.kind {
             Kind::Gpt2 => Scanner::of::<Gpt2>(),
             Kind::Cl100k => Scanner::of::<Cl100k>(),
             Kind::O200k => Scanner::of::<O200k>(),
@@ -192,7 +228,7 @@ impl Splitter {
             Kind::Qwen2 => Scanner::of::<Qwen2>(),
             Kind::DeepSeekV3 => Scanner::of::<DeepSeekV3>(),
             Kind::Nanochat => Scanner::of::<Nanochat>(),
-            Kind::Custom(custom) => return Err(custom),
+            Kind::Custom(_) | Kind::Chain(_) => return None,
         })
     }
 
@@ -208,6 +244,34 @@ impl Splitter {
     /// # Ok::<(), gptrs_core::Error>(())
     /// ```
     pub fn safe_cut(&self, text: &[u8], at: usize) -> usize {
-        self.scanner().map_or(text.len(), |scanner| scanner.safe_cut(text, at, text.len()))
+        let is_cut = |scanner: Scanner, cut: usize| scanner.is_safe(text, cut) && self.is_border(text, cut);
+        self.scanner().and_then(|scanner| (at..text.len()).find(|&cut| is_cut(scanner, cut))).unwrap_or(text.len())
     }
+
+    /// Whether normalization changes nothing across `cut`: both characters there stay as they are, and ASCII on the
+    /// right joins with nothing.
+    fn is_border(&self, text: &[u8], cut: usize) -> bool {
+        let Some(form) = self.normalizer else { return true };
+        let left = last_char(&text[..cut]);
+        cut == 0 || (text[cut].is_ascii() && left.is_none_or(|left| form.is_border(left)))
+    }
+}
+
+/// Calls `split` with each stretch of valid UTF-8, for the ends of its pieces, and `f` with every piece and every
+/// invalid sequence, in order.
+fn for_each_part<'t, F>(
+    text: &'t [u8],
+    mut f: F,
+    split: impl Fn(&'t str, &mut dyn FnMut(usize, usize) -> Result<()>) -> Result<()>,
+) -> Result<()>
+where
+    F: FnMut(&'t [u8], usize, usize) -> Result<()>,
+{
+    for chunk in text.utf8_chunks() {
+        split(chunk.valid(), &mut |start, end| f(chunk.valid().as_bytes(), start, end))?;
+        if !chunk.invalid().is_empty() {
+            f(chunk.invalid(), 0, chunk.invalid().len())?;
+        }
+    }
+    Ok(())
 }

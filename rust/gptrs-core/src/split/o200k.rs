@@ -23,14 +23,14 @@ impl Scheme for O200k {
         // A combining mark is in the class of leading characters too; with or without it before the word, the end is
         // the same.
         if first & WORD != 0 {
-            return word_end(text, at);
+            return word_end(text, at, (first, len));
         }
         if first & NUMBER != 0 {
             return numbers_end::<3>(text, at + len);
         }
         let (second, n) = traits_at(text, at + len);
         if second & WORD != 0 && byte != b'\r' && byte != b'\n' {
-            word_end(text, at + len)
+            word_end(text, at + len, (second, n))
         } else if first & (PUNCT | GAP) != 0 {
             marks_end(text, at + len)
         } else if byte == b' ' && second & (PUNCT | GAP) != 0 {
@@ -51,17 +51,18 @@ impl Scheme for O200k {
     }
 }
 
-/// Heads, then tails, then perhaps a contraction. Without a character that is only a tail, the pattern gives back heads
+/// Heads, then tails, then perhaps a contraction; `first` is the character at `at`. Without a character that is only a tail, the pattern gives back heads
 /// until one of them can be the tail, so the word ends after the last character without case (before `A` in `中A`);
 /// upper case alone makes a word by the second alternative.
 #[inline(always)]
-fn word_end(text: &[u8], at: usize) -> usize {
-    let (mut end, mut caseless) = (at, at);
+fn word_end(text: &[u8], at: usize, first: (Traits, usize)) -> usize {
+    let (mut end, mut caseless, mut next) = (at, at, first);
     let end = loop {
-        let (traits, len) = traits_at(text, end);
+        let (traits, len) = next;
         if traits & HEAD != 0 {
             end += len;
             caseless = if traits & TAIL != 0 { end } else { caseless };
+            next = traits_at(text, end);
         } else if traits & TAIL != 0 {
             break tails_end(text, end + len);
         } else {

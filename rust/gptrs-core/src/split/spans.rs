@@ -96,11 +96,12 @@ impl Scanner {
     }
 
     /// The first place in `at..end` where `text` can be cut, else `end`.
-    pub(super) fn safe_cut(&self, text: &[u8], at: usize, end: usize) -> usize {
+    fn safe_cut(&self, text: &[u8], at: usize, end: usize) -> usize {
         (at..end).find(|&cut| self.is_safe(text, cut)).unwrap_or(end)
     }
 
-    fn is_safe(&self, text: &[u8], cut: usize) -> bool {
+    /// Whether `text` can be cut there.
+    pub(super) fn is_safe(&self, text: &[u8], cut: usize) -> bool {
         if cut == 0 {
             return true;
         }

@@ -108,8 +108,8 @@ impl<S: Symbol> Layout<S> {
 #[derive(Debug)]
 pub(super) struct Weights {
     /// Where each segment starts; `u32::MAX` ends the list.
-    starts: Vec<u32>,
-    weights: Vec<u64>,
+    pub(super) starts: Vec<u32>,
+    pub(super) weights: Vec<u64>,
 }
 
 impl Weights {

@@ -10,6 +10,7 @@ use super::TrainOptions;
 use super::bytes;
 use super::layout::{Layout, Symbol};
 use super::neighbours::{Cell, Neighbours, UNRECORDED};
+use super::options::Rules;
 use super::pairs::{PairTable, key, pair};
 use crate::control::Control;
 use crate::error::Result;
@@ -17,6 +18,7 @@ use crate::error::Result;
 pub(super) struct Merger<'c, S> {
     layout: Layout<S>,
     options: TrainOptions,
+    rules: Rules<'c>,
     control: &'c Control,
     table: PairTable,
     postings: Vec<u32>,
@@ -28,19 +30,32 @@ pub(super) struct Merger<'c, S> {
 }
 
 impl<'c, S: Symbol> Merger<'c, S> {
-    pub(super) fn new(layout: Layout<S>, options: TrainOptions, threads: usize, control: &'c Control) -> Result<Self> {
+    /// The merger of words whose tokens are all bytes.
+    pub(super) fn new(
+        layout: Layout<S>,
+        options: TrainOptions,
+        rules: Rules<'c>,
+        threads: usize,
+        control: &'c Control,
+    ) -> Result<Self> {
         let (entries, postings) = bytes::pairs(&layout, threads, control)?;
         let heap = entries.iter().map(|entry| heap_entry(entry.count, entry.key)).collect();
-        Ok(Self {
-            layout,
-            options,
-            control,
-            table: PairTable::new(entries),
-            postings,
-            heap,
-            floor: options.min_count,
-            neighbours: Neighbours::new(),
-        })
+        let (table, floor) = (PairTable::new(entries), options.min_count);
+        Ok(Self { layout, options, rules, control, table, postings, heap, floor, neighbours: Neighbours::new() })
+    }
+
+    /// The merger of words that are any tokens.
+    pub(super) fn resume(
+        layout: Layout<S>,
+        options: TrainOptions,
+        rules: Rules<'c>,
+        control: &'c Control,
+    ) -> Result<Self> {
+        let (table, postings, heap) = (PairTable::new(Vec::new()), Vec::new(), BinaryHeap::new());
+        let (floor, neighbours) = (options.min_count, Neighbours::new());
+        let mut merger = Self { layout, options, rules, control, table, postings, heap, floor, neighbours };
+        merger.count_pairs()?;
+        Ok(merger)
     }
 
     pub(super) fn run(mut self) -> Result<Vec<(u32, u32)>> {
@@ -56,6 +71,9 @@ impl<'c, S: Symbol> Merger<'c, S> {
                 self.count_pairs()?;
                 continue;
             };
+            if !self.rules.admit(pair(best)) {
+                continue; // it stays in the table, where its count goes on falling, but not in the heap
+            }
             merges.push(pair(best));
             self.merge(best)?;
             self.control.advance(1);
@@ -227,7 +245,7 @@ mod tests {
         let control = Control::new();
         let layout = Layout::<S>::new(words, &control).unwrap();
         let options = TrainOptions { n_merges: 1000, min_count: 1 };
-        let mut merger = Merger::new(layout, options, threads, &control).unwrap();
+        let mut merger = Merger::new(layout, options, Rules::default(), threads, &control).unwrap();
         merger.floor = floor;
         merger.run().unwrap()
     }

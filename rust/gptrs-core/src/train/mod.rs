@@ -14,10 +14,17 @@ mod bytes;
 mod layout;
 mod merge;
 mod neighbours;
+mod options;
 mod pairs;
+mod resume;
+pub mod superbpe;
+mod usage;
 
 use layout::{Layout, Symbol};
 use merge::Merger;
+use options::Rules;
+pub use options::{Recipe, Tie};
+pub use usage::usage;
 
 use crate::control::Control;
 use crate::count::WordCounts;
@@ -55,18 +62,35 @@ pub fn train(
     threads: usize,
     control: &Control,
 ) -> Result<Vec<(u32, u32)>> {
+    train_with(counts, options, Rules::default(), threads, control)
+}
+
+/// The words that have a pair, heaviest first.
+fn sorted_words(counts: &WordCounts) -> Result<Vec<(u64, &[u8])>> {
     if counts.is_empty() {
         return Err(Error::EmptyCorpus);
     }
     let mut words: Vec<(u64, &[u8])> = counts.iter().map(|(word, n)| (n, word)).filter(|(_, w)| w.len() > 1).collect();
-    let n_borders = check_sizes(&words)?;
     words.sort_unstable_by_key(|&(n, _)| std::cmp::Reverse(n));
+    Ok(words)
+}
+
+/// As [`train`], with rules.
+fn train_with(
+    counts: &WordCounts,
+    options: &TrainOptions,
+    rules: Rules,
+    threads: usize,
+    control: &Control,
+) -> Result<Vec<(u32, u32)>> {
+    let words = sorted_words(counts)?;
+    let n_borders = check_sizes(&words)?;
     let options = TrainOptions { n_merges: options.n_merges.min(n_borders), min_count: options.min_count.max(1) };
     control.begin("merge pairs", options.n_merges as u64);
     if 256 + options.n_merges < usize::from(u16::GAP) {
-        Merger::new(Layout::<u16>::new(words, control)?, options, threads, control)?.run()
+        Merger::new(Layout::<u16>::new(words, control)?, options, rules, threads, control)?.run()
     } else {
-        Merger::new(Layout::<u32>::new(words, control)?, options, threads, control)?.run()
+        Merger::new(Layout::<u32>::new(words, control)?, options, rules, threads, control)?.run()
     }
 }
 

@@ -1,0 +1,133 @@
+"""The commands that make a tokenizer: train, count, merge-counts."""
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import typer
+
+Files = Annotated[list[str], typer.Argument(help="Text files, globs or folders (*.txt, *.jsonl).", metavar="FILES…")]
+TextField = Annotated[str, typer.Option(help="The field of a .jsonl line that holds the text.")]
+Threads = Annotated[int, typer.Option(help="Threads; 0 means all cores.", min=0)]
+Progress = Annotated[bool, typer.Option("--progress/--no-progress", help="A progress bar on a terminal.")]
+_CountFiles = Annotated[list[str], typer.Argument(help="Count files or globs (*.gtc).", metavar="FILES…")]
+_Out = Annotated[str, typer.Option("--out", "-o", help="The count file to write (*.gtc).")]
+_PATTERN = "How text is split: gpt2, cl100k_base or a regex."
+
+
+def train(
+    files: Annotated[
+        list[str] | None, typer.Argument(help="Text files, globs or folders (*.txt, *.jsonl).", metavar="[FILES…]")
+    ] = None,
+    *,
+    vocab_size: Annotated[int, typer.Option("--vocab-size", "-n", help="Ids: 256 bytes, merges, special tokens.")],
+    out: Annotated[str, typer.Option("--out", "-o", help="The file to write.")] = "tokenizer.json",
+    from_counts: Annotated[
+        list[str] | None, typer.Option(help="A count file to train on; may be repeated, and FILES are more of them.")
+    ] = None,
+    pattern: Annotated[
+        str | None, typer.Option(help=f"{_PATTERN} [default: gpt2, or that of --base or the count files]")
+    ] = None,
+    special: Annotated[
+        list[str] | None, typer.Option(help="A special token; may be repeated. [default: <|endoftext|>]")
+    ] = None,
+    min_count: Annotated[int, typer.Option(help="A pair must occur this often to be merged.", min=1)] = 1,
+    max_token_bytes: Annotated[int | None, typer.Option(help="The longest token that a merge makes.", min=2)] = None,
+    tie: Annotated[
+        Literal["id", "hf"], typer.Option(help="Order of ids and equal counts: ours or Hugging Face's.")
+    ] = "id",
+    base: Annotated[str | None, typer.Option(help="A tokenizer to go on from; its ids stay.")] = None,
+    superbpe_from: Annotated[
+        int | None, typer.Option(help="From this vocabulary size on merges may cross single spaces.")
+    ] = None,
+    report: Annotated[str | None, typer.Option(help="A report to write, *.html or *.json.")] = None,
+    held_out: Annotated[
+        list[str] | None,
+        typer.Option(help="Files that the report encodes, or a fraction of FILES to hold out; may be repeated."),
+    ] = None,
+    text_field: TextField = "text",
+    threads: Threads = 0,
+    progress: Progress = True,
+) -> None:
+    """Train a byte-level BPE tokenizer on text files or count files and write tokenizer.json."""
+    from gptrs.tokenizer import Tokenizer
+
+    if Path(out).suffix not in (".json", ".tiktoken") or not Path(out).resolve().parent.is_dir():
+        raise ValueError(f"--out must be a .json or .tiktoken file in a folder that exists, got {out}")
+    if not files and not from_counts:
+        raise typer.BadParameter("expected FILES… or --from-counts FILE")
+    make = Tokenizer.train_from_counts if from_counts else Tokenizer.train
+    tokenizer = make(
+        [*(from_counts or ()), *(files or ())],
+        vocab_size,
+        pattern=pattern,
+        special_tokens=["<|endoftext|>"] if special is None else special,
+        min_count=min_count,
+        max_token_bytes=max_token_bytes,
+        tie=tie,
+        base=None if base is None else Tokenizer.from_file(base),
+        superbpe_from=superbpe_from,
+        report=report,
+        held_out=_held_out(held_out),
+        text_field=text_field,
+        threads=threads,
+        progress=progress,
+    )
+    tokenizer.save(out)
+    typer.echo(f"{out}: {tokenizer.vocab_size} ids, pattern {tokenizer.pattern}, digest {tokenizer.digest[:16]}")
+
+
+def _held_out(values: list[str] | None) -> list[str] | float | None:
+    """Files, or the fraction that a single number means; a file of that name goes first."""
+    if not values:
+        return None
+    if len(values) == 1 and not Path(values[0]).exists():
+        try:
+            return float(values[0])
+        except ValueError:
+            pass  # not a number: the name of a file that is missing, which is told later
+    return values
+
+
+def count(
+    files: Files,
+    out: _Out,
+    pattern: Annotated[str, typer.Option(help=_PATTERN)] = "gpt2",
+    superwords: Annotated[
+        bool, typer.Option("--superwords", help="Count runs of words, for train --superbpe-from.")
+    ] = False,
+    text_field: TextField = "text",
+    threads: Threads = 0,
+    progress: Progress = True,
+) -> None:
+    """Count the words of text files into a count file, so that machines can count apart and train together."""
+    from gptrs import trainer
+
+    _check_out(out)
+    facts = trainer.count(
+        files,
+        out,
+        pattern=pattern,
+        superwords=superwords,
+        text_field=text_field,
+        threads=threads,
+        progress=progress,
+    )
+    _say(out, facts)
+
+
+def merge_counts(files: _CountFiles, out: _Out, progress: Progress = True) -> None:
+    """Add count files up into one, in little memory however many and large they are."""
+    from gptrs import trainer
+
+    _check_out(out)
+    _say(out, trainer.merge_counts(files, out, progress=progress))
+
+
+def _check_out(out: str) -> None:
+    if Path(out).suffix != ".gtc" or not Path(out).resolve().parent.is_dir():
+        raise ValueError(f"--out must be a .gtc file in a folder that exists, got {out}")
+
+
+def _say(out: str, facts: dict[str, Any]) -> None:
+    sums = f"{facts['n_words']} words of {facts['n_bytes']} bytes in {facts['n_documents']} documents"
+    typer.echo(f"{out}: {sums}, pattern {facts['pattern']}")

@@ -1,0 +1,234 @@
+"""Training of tokenizers: files, texts or counts in, the Rust object out, and a report when one is asked for.
+
+files, texts ── count ──▶ words ──▶ merges          one machine: Tokenizer.train, train_from_iterator
+files ── count ──▶ part.gtc ── merge_counts, train_from_counts ──▶ the same tokenizer, byte for byte
+"""
+
+import tempfile
+import warnings
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack
+from os import fspath
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, TypedDict
+
+from gptrs import _core, holdout, tokenizer_report
+from gptrs.corpus import AnyPath, expand
+from gptrs.progress import Report, bar
+
+if TYPE_CHECKING:
+    from gptrs.tokenizer import Text, Tokenizer
+
+Paths = AnyPath | Iterable[AnyPath]
+
+# Texts of an iterator are counted in blocks: large enough to keep the threads busy, small enough to hold in memory.
+_BLOCK_BYTES = 1 << 25
+_BLOCK_TEXTS = 1 << 16
+_DEFAULTS: dict[str, Any] = {"special_tokens": ("<|endoftext|>",), "min_count": 1}
+
+
+class Options(TypedDict, total=False):
+    """What every way of training takes; `Tokenizer.train` says what each option means."""
+
+    pattern: str | None
+    special_tokens: Sequence[str]
+    min_count: int
+    max_token_bytes: int | None
+    tie: Literal["id", "hf"]
+    base: "Tokenizer | None"
+    superbpe_from: int | None
+    report: AnyPath | None
+    held_out: Paths | float | None
+    text_field: str
+    threads: int
+    progress: bool
+
+
+def from_files(files: Paths, vocab_size: int, options: Options) -> _core.Tokenizer:
+    """Trains on files; see `Tokenizer.train`."""
+    training = _Training(vocab_size, options)
+    with ExitStack() as stack:
+        paths = training.hold_out(expand(files), stack)
+        report = stack.enter_context(bar(training.is_shown))
+        training.trainer.add_files(paths, training.text_field, training.threads, report)
+        return training.finish(report)
+
+
+def from_iterator(texts: "Iterable[Text]", vocab_size: int, options: Options) -> _core.Tokenizer:
+    """Trains on texts; see `Tokenizer.train_from_iterator`."""
+    training = _Training(vocab_size, options)
+    if isinstance(texts, str | bytes):
+        raise TypeError("expected an iterable of texts, got one text; hint: wrap it in a list")
+    training.refuse_fraction("an iterator")
+    with bar(training.is_shown) as report:
+        for block in _blocks(iter(texts)):
+            training.trainer.add_texts(block, training.threads, report)
+        return training.finish(report)
+
+
+def from_counts(files: Paths, vocab_size: int, options: Options) -> _core.Tokenizer:
+    """Trains on count files; see `Tokenizer.train_from_counts`."""
+    paths = expand(files)
+    base = options.get("base")
+    if options.get("pattern") is None and options.get("superbpe_from") is None and base is None:
+        options = {**options, "pattern": _core.count_pattern(paths)}
+    training = _Training(vocab_size, options)
+    training.refuse_fraction("count files")
+    with bar(training.is_shown) as report:
+        training.trainer.add_counts(paths, training.threads, report)
+        return training.finish(report)
+
+
+def count(
+    files: Paths,
+    out: AnyPath,
+    *,
+    pattern: str = "gpt2",
+    superwords: bool = False,
+    text_field: str = "text",
+    threads: int = 0,
+    progress: bool = True,
+) -> dict[str, Any]:
+    """Counts the words of files into a count file (*.gtc) and returns what it holds, as docs/formats.md names it.
+
+    Args:
+        files: Paths, globs and folders, as for `Tokenizer.train`.
+        out: The file to write; an earlier one stays whole until the new one is complete.
+        pattern: How text is split, as for `Tokenizer.train`.
+        superwords: Count runs of words, for training with `superbpe_from`.
+        text_field: The field of a .jsonl line that holds the text.
+        threads: Threads to use; 0 means all cores.
+        progress: Show a progress bar when stderr is a terminal.
+    """
+    options: dict[str, Any] = {"pattern": pattern, "text_field": text_field, "superwords": superwords}
+    with bar(progress) as report:
+        return _core.count(expand(files), fspath(out), **options, threads=threads, progress=report)
+
+
+def merge_counts(files: Paths, out: AnyPath, *, progress: bool = True) -> dict[str, Any]:
+    """Adds count files up into one, in memory that depends neither on their number nor on their size.
+
+    Raises:
+        ValueError: Patterns differ, a file is given twice, is damaged, or a sum leaves 64 bits.
+    """
+    with bar(progress) as report:
+        return _core.merge_counts(expand(files), fspath(out), report)
+
+
+class _Training:
+    """One run of training; every argument is checked here, before the work starts."""
+
+    def __init__(self, vocab_size: int, options: Options) -> None:
+        unknown = sorted(options.keys() - Options.__annotations__.keys())
+        if unknown:
+            known = ", ".join(Options.__annotations__)
+            raise TypeError(f"expected options of training ({known}), got {unknown[0]!r}")
+        self.options: dict[str, Any] = {**_DEFAULTS, **options}
+        self.vocab_size = vocab_size
+        self.threads = options.get("threads", 0)
+        self.is_shown = options.get("progress", True)
+        self.text_field = options.get("text_field", "text")
+        self.held_out = options.get("held_out")
+        self.held_out_files: list[str] = []
+        self.report = _report_path(options.get("report"), self.held_out)
+        if self.held_out is not None and not isinstance(self.held_out, float):
+            self.held_out_files = expand(self.held_out)
+        self.trainer = self._trainer()
+
+    def _trainer(self) -> _core.Trainer:
+        limits = {name: self.options.get(name) for name in ("max_token_bytes", "superbpe_from")}
+        checked = {"vocab_size": self.vocab_size, "min_count": self.options["min_count"], "threads": self.threads}
+        for name, value in {**checked, **limits}.items():
+            if value is not None and not 0 <= value < 1 << 32:
+                raise ValueError(f"{name} must be 0 to 2**32 - 1, got {value}")
+        special = self.options["special_tokens"]
+        if isinstance(special, str):
+            raise ValueError(f"expected a list of special tokens, got {special!r}; hint: [{special!r}]")
+        base = self.options.get("base")
+        return _core.Trainer(
+            self.options.get("pattern") or (base.pattern if base else "gpt2"),
+            self.vocab_size,
+            list(special),
+            self.options["min_count"],
+            tie=self.options.get("tie", "id"),
+            base=base.core if base else None,
+            **limits,
+        )
+
+    def refuse_fraction(self, source: str) -> None:
+        """A part can be held out of files only."""
+        if isinstance(self.held_out, float):
+            raise ValueError(f"held_out must be files for {source}, got {self.held_out}; hint: held_out=['val.txt']")
+
+    def hold_out(self, paths: list[str], stack: ExitStack) -> list[str]:
+        """The files to train on: all, or all but the part that `held_out` names as a fraction."""
+        if not isinstance(self.held_out, float):
+            return paths
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="gptrs-")))
+        train, held_out = holdout.split(holdout.files_of(tuple(paths)), self.held_out, folder)
+        self.held_out_files = [str(path) for path in held_out]
+        return [str(path) for path in train]
+
+    def finish(self, report: Report | None) -> _core.Tokenizer:
+        """Learns the merges; writes the report."""
+        tokenizer = self.trainer.finish(self.threads, report)
+        if tokenizer.vocab_size < self.vocab_size:
+            warnings.warn(
+                f"the corpus ({self.trainer.n_bytes} bytes, {self.trainer.n_words} different pieces) has pairs for a "
+                f"vocabulary of {tokenizer.vocab_size}, not {self.vocab_size}; hint: use more text or a smaller "
+                "vocab_size",
+                stacklevel=4,
+            )
+        if self.report is not None:
+            tokenizer_report.write(self.report, self._facts(tokenizer, report))
+        return tokenizer
+
+    def _facts(self, tokenizer: _core.Tokenizer, report: Report | None) -> tokenizer_report.Facts:
+        usage = self.trainer.usage(tokenizer, self.threads, report)
+        held_out = None
+        if self.held_out_files:
+            held_out = _core.measure(tokenizer, self.held_out_files, self.text_field, self.threads, report)
+        shown = ("min_count", "max_token_bytes", "tie", "superbpe_from", "held_out")
+        options = {name: self.options[name] for name in shown if self.options.get(name) is not None}
+        if self.options.get("base") is not None:
+            options["base"] = self.options["base"].digest
+        return tokenizer_report.Facts(
+            tokenizer=tokenizer,
+            options={
+                name: value if isinstance(value, int | float | str) else str(value) for name, value in options.items()
+            },
+            n_bytes=self.trainer.n_bytes,
+            n_words=self.trainer.n_words,
+            n_documents=self.trainer.n_documents,
+            seconds=self.trainer.seconds,
+            usage=usage,
+            held_out=held_out,
+        )
+
+
+def _report_path(path: AnyPath | None, held_out: Any) -> Path | None:
+    """The report's file, refused before the work starts where it could not be written afterwards."""
+    if path is None:
+        if held_out is not None:
+            raise ValueError("held_out is measured for the report, expected report=FILE beside it")
+        return None
+    path = Path(path)
+    if path.suffix not in (".html", ".json") or not path.absolute().parent.is_dir():
+        raise ValueError(f"the report must be a .html or .json file in a folder that exists, got {path}")
+    if isinstance(held_out, float) and not 0 < held_out < 1:
+        raise ValueError(f"held_out must be files or a fraction between 0 and 1, got {held_out}")
+    return path
+
+
+def _blocks(texts: "Iterator[Text]") -> "Iterator[list[Text]]":
+    """`texts` in lists of bounded size."""
+    block: list[Text] = []
+    size = 0
+    for text in texts:
+        block.append(text)
+        size += len(text)
+        if size >= _BLOCK_BYTES or len(block) >= _BLOCK_TEXTS:
+            yield block
+            block, size = [], 0
+    if block:
+        yield block

@@ -1,0 +1,536 @@
+"""A tokenizer with the methods of tiktoken's `Encoding` or of Hugging Face's `Tokenizer`, for code written for those.
+
+    Tokenizer ── as_tiktoken() ──▶ TiktokenView     results as of tiktoken.Encoding
+              └─ as_hf() ────────▶ HuggingFaceView  results as of tokenizers.Tokenizer
+
+The views hold no vocabulary of their own. Names, arguments and results follow the originals; what differs is said where
+it differs.
+"""
+
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import chain, pairwise
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+if TYPE_CHECKING:
+    from gptrs import _core
+
+_Names = Literal["all"] | Collection[str]
+_Direction = Literal["left", "right"]
+
+
+class TiktokenView:
+    """The methods of `tiktoken.Encoding`. Batches are encoded on all cores; `num_threads` says on how many instead."""
+
+    __slots__ = ("_core", "_special_tokens", "name")
+
+    def __init__(self, core: "_core.Tokenizer", name: str) -> None:
+        self._core = core
+        self.name = name
+        self._special_tokens = core.special_tokens
+
+    def __repr__(self) -> str:
+        return f"<TiktokenView {self.name!r}>"
+
+    def encode(
+        self, text: str, *, allowed_special: _Names = frozenset(), disallowed_special: _Names = "all"
+    ) -> list[int]:
+        """The ids of `text`; special-token text raises `ValueError` unless it is allowed or not disallowed."""
+        return self._core.encode(text, allowed_special, disallowed_special)
+
+    def encode_ordinary(self, text: str) -> list[int]:
+        """The ids of `text`, in which special-token text is ordinary text."""
+        return self._core.encode_ordinary(text)
+
+    def encode_to_numpy(
+        self, text: str, *, allowed_special: _Names = frozenset(), disallowed_special: _Names = "all"
+    ) -> npt.NDArray[np.uint32]:
+        """The ids of `text` as an array."""
+        return np.array(self.encode(text, allowed_special=allowed_special, disallowed_special=disallowed_special), "u4")
+
+    def encode_ordinary_batch(self, text: Sequence[str], *, num_threads: int = 0) -> list[list[int]]:
+        """The ordinary ids of many texts."""
+        return self._batch(text, (), num_threads)
+
+    def encode_batch(
+        self,
+        text: Sequence[str],
+        *,
+        num_threads: int = 0,
+        allowed_special: _Names = frozenset(),
+        disallowed_special: _Names = "all",
+    ) -> list[list[int]]:
+        """The ids of many texts; as `encode` for each of them."""
+        if len(disallowed_special) > 0 and not (disallowed_special == "all" and allowed_special == "all"):
+            return [
+                self.encode(one, allowed_special=allowed_special, disallowed_special=disallowed_special) for one in text
+            ]
+        return self._batch(text, allowed_special, num_threads)
+
+    def _batch(self, texts: Sequence[str], allowed_special: _Names, threads: int) -> list[list[int]]:
+        ids, offsets = self._core.encode_batch(texts, allowed_special, threads)
+        flat: list[int] = ids.tolist()
+        ends: list[int] = offsets.tolist()
+        return [flat[start:end] for start, end in pairwise(ends)]
+
+    def encode_single_token(self, text_or_bytes: str | bytes) -> int:
+        """The id of a token, special ones included; `KeyError` when it is none."""
+        token = text_or_bytes.encode() if isinstance(text_or_bytes, str) else text_or_bytes
+        found = self._core.token_id(token)
+        if found is None:
+            raise KeyError(token)
+        return found
+
+    def decode(self, tokens: Sequence[int], errors: str = "replace") -> str:
+        """The text of ids."""
+        return self.decode_bytes(tokens).decode("utf-8", errors=errors)
+
+    def decode_bytes(self, tokens: Sequence[int]) -> bytes:
+        """The bytes of ids; `KeyError` when one is unknown."""
+        try:
+            return self._core.decode_bytes(tokens)
+        except ValueError as error:
+            raise KeyError(str(error)) from error
+
+    def decode_single_token_bytes(self, token: int) -> bytes:
+        """The bytes of one id; `KeyError` when it is unknown."""
+        found = self._core.token_bytes(token)
+        if found is None:
+            raise KeyError(token)
+        return found
+
+    def decode_tokens_bytes(self, tokens: Sequence[int]) -> list[bytes]:
+        """The bytes of each id."""
+        return [self.decode_single_token_bytes(token) for token in tokens]
+
+    def decode_with_offsets(self, tokens: Sequence[int]) -> tuple[str, list[int]]:
+        """The text of ids, and for each the index of the first character that has a byte of it."""
+        parts = self.decode_tokens_bytes(tokens)
+        offsets, n_chars = [], 0
+        for part in parts:
+            offsets.append(max(0, n_chars - (0x80 <= part[0] < 0xC0)))
+            n_chars += sum(not 0x80 <= byte < 0xC0 for byte in part)
+        return b"".join(parts).decode("utf-8", errors="strict"), offsets
+
+    def decode_batch(
+        self, batch: Sequence[Sequence[int]], *, errors: str = "replace", num_threads: int = 0
+    ) -> list[str]:
+        """The texts of many lists of ids."""
+        return [self.decode(tokens, errors) for tokens in batch]
+
+    def decode_bytes_batch(self, batch: Sequence[Sequence[int]], *, num_threads: int = 0) -> list[bytes]:
+        """The bytes of many lists of ids."""
+        return [self.decode_bytes(tokens) for tokens in batch]
+
+    def token_byte_values(self) -> list[bytes]:
+        """Every ordinary token, sorted."""
+        special = set(self._special_tokens.values())
+        ids = (i for i in range(self.n_vocab) if i not in special)
+        return sorted(token for i in ids if (token := self._core.token_bytes(i)) is not None)
+
+    @property
+    def eot_token(self) -> int:
+        """The id of "<|endoftext|>"; `KeyError` without one."""
+        return self._special_tokens["<|endoftext|>"]
+
+    @property
+    def special_tokens_set(self) -> set[str]:
+        """The texts of the special tokens."""
+        return set(self._special_tokens)
+
+    def is_special_token(self, token: int) -> bool:
+        """Whether an id is a special token's."""
+        return token in self._special_tokens.values()
+
+    @property
+    def max_token_value(self) -> int:
+        """The largest id."""
+        return self._core.vocab_size - 1
+
+    @property
+    def n_vocab(self) -> int:
+        """The largest id + 1."""
+        return self._core.vocab_size
+
+
+@dataclass(slots=True)
+class Encoding:
+    """The tokens of a text, as in `tokenizers.Encoding`; all lists have one entry for each token.
+
+    Offsets are in characters of the text, and of its normal form where the tokenizer has a normalizer that changes it.
+    """
+
+    ids: list[int]
+    type_ids: list[int]
+    tokens: list[str]
+    offsets: list[tuple[int, int]]
+    attention_mask: list[int]
+    special_tokens_mask: list[int]
+    word_ids: list[int | None]
+    sequence_ids: list[int | None]
+    overflowing: list["Encoding"] = field(default_factory=list)
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def __repr__(self) -> str:
+        return f"Encoding(num_tokens={len(self)}, attributes=[ids, type_ids, tokens, offsets, attention_mask, ...])"
+
+    @property
+    def words(self) -> list[int | None]:
+        """The older name of `word_ids`."""
+        return self.word_ids
+
+    @property
+    def n_sequences(self) -> int:
+        """How many texts were encoded together."""
+        return len({i for i in self.sequence_ids if i is not None}) or 1
+
+    def token_to_chars(self, token_index: int) -> tuple[int, tuple[int, int]] | tuple[int, int] | None:
+        """The offsets of a token; None for one that is in no text."""
+        is_in_text = 0 <= token_index < len(self) and self.sequence_ids[token_index] is not None
+        return self.offsets[token_index] if is_in_text else None
+
+    def token_to_sequence(self, token_index: int) -> int | None:
+        """Which text a token is of."""
+        return self.sequence_ids[token_index] if 0 <= token_index < len(self) else None
+
+    def token_to_word(self, token_index: int) -> int | None:
+        """Which piece of its text a token is of."""
+        return self.word_ids[token_index] if 0 <= token_index < len(self) else None
+
+    def char_to_token(self, char_pos: int, sequence_index: int = 0) -> int | None:
+        """The first token of a text that has the character at `char_pos`."""
+        places = zip(self.offsets, self.sequence_ids, strict=True)
+        for i, ((start, end), sequence) in enumerate(places):
+            if sequence == sequence_index and start <= char_pos < end:
+                return i
+        return None
+
+    def _slice(self, start: int, end: int) -> "Encoding":
+        return Encoding(*(getattr(self, name)[start:end] for name in _LISTS))
+
+    def _truncated(self, length: int, stride: int, direction: _Direction) -> "Encoding":
+        """The first (or last) `length` tokens; what is cut off follows in parts that overlap by `stride`."""
+        n = len(self)
+        if length >= n:
+            return self
+        if length == 0:
+            return replace(self._slice(0, 0), overflowing=[self])
+        if stride >= length:
+            raise ValueError(f"stride ({stride}) must be less than the room for the text ({length})")
+        step = length - stride
+        if direction == "right":
+            parts = [(start, min(start + length, n)) for start in range(0, n, step)]
+            last = next(i for i, (_, end) in enumerate(parts) if end == n)
+        else:
+            parts = [(max(end - length, 0), end) for end in range(n, 0, -step)]
+            last = next(i for i, (start, _) in enumerate(parts) if start == 0)
+        first, *rest = (self._slice(*part) for part in parts[: last + 1])
+        return replace(first, overflowing=rest)
+
+
+_LISTS = (
+    "ids", "type_ids", "tokens", "offsets", "attention_mask", "special_tokens_mask", "word_ids", "sequence_ids"
+)  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Padding:
+    direction: _Direction = "right"
+    pad_id: int = 0
+    pad_type_id: int = 0
+    pad_token: str = "[PAD]"  # noqa: S105 (a token of text)
+    length: int | None = None
+    pad_to_multiple_of: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Truncation:
+    max_length: int
+    stride: int = 0
+    strategy: Literal["longest_first", "only_first", "only_second"] = "longest_first"
+    direction: _Direction = "right"
+
+
+class HuggingFaceView:
+    """The methods of `tokenizers.Tokenizer` for encoding, decoding and asking; it cannot be changed but for its padding
+    and truncation. A pair's tokens beyond `max_length` are dropped, not kept as `overflowing`.
+    """
+
+    __slots__ = ("_added", "_alphabet", "_core", "_padding", "_skipped", "_truncation", "encode_special_tokens")
+
+    def __init__(self, core: "_core.Tokenizer") -> None:
+        self._core = core
+        self._added = {added[0]: added for added in core.added_tokens}
+        self._skipped = {added[0] for added in core.added_tokens if added[6]}
+        self._alphabet = _byte_alphabet()
+        self._padding: _Padding | None = None
+        self._truncation: _Truncation | None = None
+        self.encode_special_tokens = False
+
+    def __repr__(self) -> str:
+        return f"HuggingFaceView(vocab_size={self.get_vocab_size()})"
+
+    # ── text to ids ──
+
+    def encode(
+        self,
+        sequence: str | Sequence[str],
+        pair: str | Sequence[str] | None = None,
+        is_pretokenized: bool = False,
+        add_special_tokens: bool = True,
+    ) -> Encoding:
+        """The tokens of a text or a pair of texts, with what the post-processor puts around it."""
+        encoding = self._encode(sequence, pair, is_pretokenized, add_special_tokens)
+        if self._padding is not None:
+            self._pad([encoding], self._padding)
+        return encoding
+
+    def encode_batch(
+        self, input: Iterable[Any], is_pretokenized: bool = False, add_special_tokens: bool = True
+    ) -> list[Encoding]:
+        """The tokens of many texts, or of many (text, text) pairs."""
+        encodings = []
+        for one in input:
+            first, second = one, None
+            if isinstance(one, tuple | list) and (not is_pretokenized or not isinstance(one[0], str)):
+                first, second = one
+            encodings.append(self._encode(first, second, is_pretokenized, add_special_tokens))
+        if self._padding is not None:
+            self._pad(encodings, self._padding)
+        return encodings
+
+    encode_batch_fast = encode_batch
+
+    def _encode(
+        self, sequence: str | Sequence[str], pair: str | Sequence[str] | None, is_pretokenized: bool, is_wrapped: bool
+    ) -> Encoding:
+        texts = [self._text(one, i, is_pretokenized) for i, one in enumerate((sequence, pair)) if one is not None]
+        if self._truncation is not None:
+            n_added = self.num_special_tokens_to_add(pair is not None) if is_wrapped else 0
+            texts = _truncate(texts, self._truncation, n_added)
+        whole = self._wrap(texts, is_wrapped)
+        if len(texts) == 1:
+            whole.overflowing = [self._wrap([part], is_wrapped) for part in texts[0].overflowing]
+        return whole
+
+    def _text(self, sequence: str | Sequence[str], index: int, is_pretokenized: bool) -> Encoding:
+        """The tokens of one text without anything around it."""
+        if isinstance(sequence, str) == is_pretokenized:
+            wanted = "a list of words" if is_pretokenized else "a text"
+            raise TypeError(f"expected {wanted}, got {sequence!r:.80}; hint: see is_pretokenized")
+        allowed = [a[1] for a in self._added.values() if not (self.encode_special_tokens and a[6])]
+        words = [sequence] if isinstance(sequence, str) else sequence
+        ids: list[int] = []
+        offsets: list[tuple[int, int]] = []
+        word_ids: list[int | None] = []
+        for i, word in enumerate(words):
+            new_ids, new_offsets, pieces = self._core.encode_with_places(word, allowed)
+            ids += new_ids
+            offsets += new_offsets
+            word_ids += [i] * len(new_ids) if is_pretokenized else pieces
+        n = len(ids)
+        tokens = [self.id_to_token(i) or "" for i in ids]
+        template = self._core.template
+        if template is not None and template[2] is not None:
+            offsets = [_trimmed(i, *place, template[2]) for i, place in enumerate(zip(tokens, offsets, strict=True))]
+        return Encoding(ids, [index] * n, tokens, offsets, [1] * n, [0] * n, word_ids, [index] * n)
+
+    def _wrap(self, texts: list[Encoding], is_wrapped: bool) -> Encoding:
+        """Joins the texts with what the template puts around them."""
+        template = self._core.template
+        plain: list[tuple[bool | None, list[int], int]] = [(bool(i), [], i) for i in range(len(texts))]
+        slots = plain if template is None else template[0] if len(texts) == 1 else template[1]
+        parts = []
+        for is_second, ids, type_id in slots:
+            if is_second is not None:
+                parts.append(replace(texts[is_second], type_ids=[type_id] * len(texts[is_second])))
+            elif is_wrapped:
+                n = len(ids)
+                tokens = [self.id_to_token(i) or "" for i in ids]
+                none: list[int | None] = [None] * n
+                parts.append(Encoding(ids, [type_id] * n, tokens, [(0, 0)] * n, [1] * n, [1] * n, none, none))
+        return Encoding(*(list(chain.from_iterable(getattr(part, name) for part in parts)) for name in _LISTS))
+
+    # ── ids to text ──
+
+    def decode(self, ids: Sequence[int], skip_special_tokens: bool = True) -> str:
+        """The text of ids; unknown ids are left out, special tokens too unless `skip_special_tokens` is false."""
+        skipped = self._skipped if skip_special_tokens else set()
+        known = [i for i in ids if i not in skipped and self._core.token_bytes(i) is not None]
+        return self._core.decode_bytes(known).decode("utf-8", errors="replace")
+
+    def decode_batch(self, sequences: Sequence[Sequence[int]], skip_special_tokens: bool = True) -> list[str]:
+        """The texts of many lists of ids."""
+        return [self.decode(ids, skip_special_tokens) for ids in sequences]
+
+    # ── vocabulary ──
+
+    def token_to_id(self, token: str) -> int | None:
+        """The id of a token as the files spell it: bytes in GPT-2's alphabet, special tokens as they are."""
+        for added in self._added.values():
+            if added[1] == token:
+                return added[0]
+        codes = {char: byte for byte, char in enumerate(self._alphabet)}
+        spelled = [codes.get(char) for char in token]
+        found = None if None in spelled else self._core.token_id(bytes(b for b in spelled if b is not None))
+        return None if found in self._added else found
+
+    def id_to_token(self, id: int) -> str | None:
+        """The spelling of an id."""
+        if id in self._added:
+            return self._added[id][1]
+        token = self._core.token_bytes(id)
+        return None if token is None else "".join(self._alphabet[byte] for byte in token)
+
+    def get_vocab(self, with_added_tokens: bool = True) -> dict[str, int]:
+        """Every token's spelling and id; without the added ones where asked."""
+        ids = (i for i in range(self._core.vocab_size) if with_added_tokens or i not in self._added)
+        return {token: i for i in ids if (token := self.id_to_token(i)) is not None}
+
+    def get_vocab_size(self, with_added_tokens: bool = True) -> int:
+        """How many tokens there are."""
+        return len(self.get_vocab(with_added_tokens))
+
+    def num_special_tokens_to_add(self, is_pair: bool) -> int:
+        """How many tokens the post-processor puts around a text or a pair."""
+        template = self._core.template
+        if template is None:
+            return 0
+        return sum(len(ids) for _, ids, _ in (template[1] if is_pair else template[0]))
+
+    # ── padding and truncation ──
+
+    def enable_padding(
+        self,
+        direction: _Direction = "right",
+        pad_id: int = 0,
+        pad_type_id: int = 0,
+        pad_token: str = "[PAD]",  # noqa: S107 (a token of text)
+        length: int | None = None,
+        pad_to_multiple_of: int | None = None,
+    ) -> None:
+        """Fills encodings up to `length`, or to the longest of their batch."""
+        self._padding = _Padding(
+            direction=direction,
+            pad_id=pad_id,
+            pad_type_id=pad_type_id,
+            pad_token=pad_token,
+            length=length,
+            pad_to_multiple_of=pad_to_multiple_of,
+        )
+
+    def no_padding(self) -> None:
+        """Ends padding."""
+        self._padding = None
+
+    @property
+    def padding(self) -> dict[str, Any] | None:
+        """The arguments of `enable_padding`."""
+        return None if self._padding is None else {name: getattr(self._padding, name) for name in _Padding.__slots__}
+
+    def enable_truncation(
+        self,
+        max_length: int,
+        stride: int = 0,
+        strategy: Literal["longest_first", "only_first", "only_second"] = "longest_first",
+        direction: _Direction = "right",
+    ) -> None:
+        """Cuts encodings to `max_length` tokens, those that the post-processor adds included."""
+        if stride and max_length - self.num_special_tokens_to_add(is_pair=False) <= stride:
+            raise ValueError(f"stride ({stride}) must be less than max_length ({max_length}) without added tokens")
+        self._truncation = _Truncation(max_length=max_length, stride=stride, strategy=strategy, direction=direction)
+
+    def no_truncation(self) -> None:
+        """Ends truncation."""
+        self._truncation = None
+
+    @property
+    def truncation(self) -> dict[str, Any] | None:
+        """The arguments of `enable_truncation`."""
+        if self._truncation is None:
+            return None
+        return {name: getattr(self._truncation, name) for name in _Truncation.__slots__}
+
+    def _pad(self, encodings: list[Encoding], padding: _Padding) -> None:
+        everything = [*encodings, *(part for one in encodings for part in one.overflowing)]
+        length = max(map(len, encodings), default=0) if padding.length is None else padding.length
+        if padding.pad_to_multiple_of:
+            length = -(-length // padding.pad_to_multiple_of) * padding.pad_to_multiple_of
+        for one in everything:
+            n = length - len(one)
+            if n <= 0:
+                continue
+            fillers: tuple[list[Any], ...] = (
+                [padding.pad_id] * n,
+                [padding.pad_type_id] * n,
+                [padding.pad_token] * n,
+                [(0, 0)] * n,
+                [0] * n,
+                [1] * n,
+                [None] * n,
+                [None] * n,
+            )
+            for name, filler in zip(_LISTS, fillers, strict=True):
+                own = getattr(one, name)
+                setattr(one, name, own + filler if padding.direction == "right" else filler + own)
+
+    # ── files ──
+
+    def to_str(self) -> str:
+        """The text of tokenizer.json."""
+        return self._core.to_json()
+
+    def save(self, path: str) -> None:
+        """Writes tokenizer.json."""
+        self._core.write(path)
+
+
+def _truncate(texts: list[Encoding], to: _Truncation, n_added: int) -> list[Encoding]:
+    """The texts cut so that they have `to.max_length` tokens with those that are added."""
+    room = to.max_length - n_added
+    if room < 0:
+        raise ValueError(f"max_length ({to.max_length}) is less than the {n_added} tokens that are added")
+    excess = sum(map(len, texts)) - room
+    if excess <= 0:
+        return texts
+    if to.strategy == "longest_first":
+        lengths = [room] if len(texts) == 1 else _shares(len(texts[0]), len(texts[1]), room)
+    else:
+        which = int(to.strategy == "only_second")
+        if which >= len(texts) or len(texts[which]) <= excess:
+            raise ValueError(f"cannot cut {excess} tokens from the text that strategy {to.strategy!r} says")
+        lengths = [len(text) - excess * (i == which) for i, text in enumerate(texts)]
+    return [text._truncated(n, to.stride, to.direction) for text, n in zip(texts, lengths, strict=True)]
+
+
+def _shares(first: int, second: int, room: int) -> list[int]:
+    """How many tokens each of two texts keeps: the longer one gives first."""
+    short = min(first, second)
+    long = short if short > room else max(short, room - short)
+    if short + long > room:
+        short = room // 2
+        long = short + room % 2
+    return [long, short] if first > second else [short, long]
+
+
+def _trimmed(index: int, token: str, offsets: tuple[int, int], keeps_first: bool) -> tuple[int, int]:
+    """Offsets without the white space at a token's ends, as Hugging Face's ByteLevel post-processor counts it."""
+    start, end = offsets
+    n_left = len(token) - len(token.lstrip("\u0120 \t\n\r\x0b\x0c\x85\xa0"))
+    n_right = len(token) - len(token.rstrip("\u0120 \t\n\r\x0b\x0c\x85\xa0"))
+    if keeps_first and n_left == 1 and (index == 0 or start == 0):
+        n_left = 0
+    start = min(start + n_left, end)
+    return start, max(end - n_right, start) if end >= n_right else end
+
+
+def _byte_alphabet() -> list[str]:
+    """GPT-2's character for each byte."""
+    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    others = iter(range(0x100, 0x144))
+    return [chr(byte if byte in printable else next(others)) for byte in range(256)]

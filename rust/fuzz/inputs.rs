@@ -1,0 +1,207 @@
+//! What each fuzz target does with its input: read it as a file that may lie, or encode it.
+//!
+//! A reader may refuse with an error that says something; it may not panic, and what it accepts must work. Checksums
+//! are put right first where a format has them: an input that only fails its checksum tests nothing else.
+
+use std::fmt::Write as _;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::sync::{LazyLock, OnceLock};
+
+use gptrs_core::count::count_texts;
+use gptrs_core::count_files::count_files;
+use gptrs_core::dataset::Dataset;
+use gptrs_core::naive::{self, Pair};
+use gptrs_core::shard::Shard;
+use gptrs_core::train::{TrainOptions, train};
+use gptrs_core::{Control, Error, SpecialToken, Specials, Splitter, Tokenizer, Vocab, formats};
+use xxhash_rust::xxh3::xxh3_64;
+
+const PATTERNS: [&str; 7] = ["gpt2", "cl100k_base", "o200k_base", "llama3", "qwen2", "deepseek-v3", "nanochat"];
+
+const TEXT: &str = "the cat's hat isn't that flat, DON'T they'll say \u{4e2d}\u{6587}\u{4e2d}\u{6587} 12345 123 \
+    \u{43a}\u{43e}\u{442}\u{44b} \u{43a}\u{43e}\u{442} cafe\u{301} caf\u{e9} <|end <|endoftext|> \n\n  \t x=y; f(x) \
+    \u{1f469}\u{200d}\u{1f4bb}\u{1f469}\u{200d}\u{1f4bb} \u{ff76}\u{ff80}\u{30ab}\u{30bf}";
+
+/// tokenizer.json, also under the name of vocab.json's folder.
+pub fn tokenizer_json(data: &[u8]) {
+    let folder = folder();
+    let path = put(&folder, "tokenizer.json", data);
+    if let Some(tokenizer) = accepted(formats::read(&path, None)) {
+        works(&tokenizer);
+        if let Some(text) = accepted(formats::tokenizer_json::to_string(&tokenizer)) {
+            let again = formats::tokenizer_json::from_str(&text, &path).expect("what we write can be read");
+            assert_eq!(again.digest(), tokenizer.digest(), "what we write is the same tokenizer");
+        }
+    }
+}
+
+/// A file of ranks with a pattern of its own.
+pub fn tiktoken(data: &[u8]) {
+    let folder = folder();
+    let path = put(&folder, "x.tiktoken", data);
+    if let Some(tokenizer) = accepted(formats::read(&path, Some("cl100k_base"))) {
+        works(&tokenizer);
+    }
+}
+
+/// vocab.json and merges.txt, divided by the first zero byte.
+pub fn merges(data: &[u8]) {
+    let folder = folder();
+    let at = data.iter().position(|&byte| byte == 0).unwrap_or(data.len());
+    put(&folder, "vocab.json", &data[..at]);
+    put(&folder, "merges.txt", data.get(at + 1..).unwrap_or_default());
+    if let Some(tokenizer) = accepted(formats::read(folder.path(), None)) {
+        works(&tokenizer);
+    }
+}
+
+/// A .jsonl file and a .txt file of a corpus.
+pub fn corpus(data: &[u8]) {
+    let folder = folder();
+    let splitter = Splitter::new("gpt2").expect("a named pattern");
+    for name in ["a.jsonl", "a.txt"] {
+        let path = put(&folder, name, data);
+        if let Some(counts) = accepted(count_files(&[path], "text", &splitter, 1, &Control::new())) {
+            assert!(counts.n_bytes() <= data.len() as u64, "a text has no more bytes than its file");
+        }
+    }
+}
+
+/// A shard whose header and trailer have the digests of their bytes.
+pub fn shard(data: &[u8]) {
+    const HEADER: usize = 4096;
+    const TRAILER: usize = 64;
+    let mut bytes = data.to_vec();
+    if bytes.len() >= HEADER + TRAILER {
+        let digest = xxh3_64(&bytes[..HEADER - 8]);
+        bytes[HEADER - 8..HEADER].copy_from_slice(&digest.to_le_bytes());
+        let at = bytes.len() - TRAILER;
+        let digest = xxh3_64(&bytes[at..at + TRAILER - 8]);
+        bytes[at + TRAILER - 8..].copy_from_slice(&digest.to_le_bytes());
+    }
+    let folder = folder();
+    let path = put(&folder, "a.gts", &bytes);
+    let Some(shard) = accepted(Shard::open(&path)) else { return };
+    let (n_tokens, n_documents) = (shard.header().n_tokens, shard.header().n_documents);
+    assert!(n_tokens <= bytes.len() as u64 && n_documents <= bytes.len() as u64);
+    let mut tokens = vec![0u32; n_tokens.min(1000) as usize];
+    accepted(shard.tokens(0, &mut tokens));
+    accepted(shard.tokens(n_tokens, &mut [0u32; 1]).map(|()| panic!("there is no token behind the last")));
+    let mut ends = vec![0; n_documents.min(1000) as usize];
+    accepted(shard.document_ends(0, &mut ends));
+    accepted(shard.documents_before(n_tokens / 2));
+    accepted(shard.verify(&Control::new()));
+}
+
+/// A manifest whose checksum field, `""` in the input, gets the digest of its bytes; no shard is there.
+pub fn manifest(data: &[u8]) {
+    let (mark, folder) = (b"\"checksum\": \"\"", folder());
+    let mut bytes = data.to_vec();
+    if let Some(at) = data.windows(mark.len()).rposition(|window| window == mark) {
+        let digest = blake3::hash(data).to_hex();
+        let inside = at + mark.len() - 1;
+        bytes.splice(inside..inside, digest.bytes());
+    }
+    put(&folder, "manifest.json", &bytes);
+    if let Some(dataset) = accepted(Dataset::open(folder.path())) {
+        assert_eq!(dataset.n_tokens(), 0, "tokens without shards");
+        accepted(dataset.verify(1, &Control::new()));
+    }
+}
+
+/// Any bytes through every way of encoding, under the pattern that the first byte names.
+pub fn encode(data: &[u8]) {
+    let Some((&first, text)) = data.split_first() else { return };
+    let (pattern, merges, tokenizer) = &TOKENIZERS[first as usize % PATTERNS.len()];
+    let ids = tokenizer.encode_ordinary(text).expect("any bytes can be encoded");
+    assert!(tokenizer.decode_bytes(&ids).expect("ids of our own") == text, "{pattern}: not the bytes");
+    assert_eq!(ids, textbook(tokenizer, merges, text), "{pattern}");
+    assert_eq!(tokenizer.count(text).expect("any bytes can be counted"), ids.len());
+    let (same, spans) = tokenizer.encode_with_offsets(text).expect("any bytes have offsets");
+    assert_eq!(same, ids);
+    let mut at = 0;
+    for span in spans {
+        assert_eq!(span.0, at, "offsets leave no gap");
+        at = span.1;
+    }
+    assert_eq!(at, text.len());
+    let special = tokenizer.encode(text, Specials::All, Specials::None).expect("all are allowed");
+    assert!(tokenizer.decode_bytes(&special).expect("ids of our own") == text);
+    accepted(tokenizer.encode(text, Specials::None, Specials::All));
+}
+
+/// The ids by the definition, piece by piece.
+fn textbook(tokenizer: &Tokenizer, merges: &[Pair], text: &[u8]) -> Vec<u32> {
+    let ranked: Vec<(Pair, u32)> = merges.iter().zip(256..).map(|(&pair, id)| (pair, id)).collect();
+    let byte_ids = std::array::from_fn(|byte| byte as u32);
+    let mut ids = Vec::new();
+    let (mut joined, mut n_pieces) = (Vec::new(), 0);
+    let split = tokenizer.splitter().for_each_piece(text, |piece| {
+        assert!(!piece.is_empty(), "a piece has bytes");
+        joined.extend_from_slice(piece);
+        n_pieces += 1;
+        ids.extend(naive::encode_piece(piece, &byte_ids, &ranked));
+        Ok(())
+    });
+    split.expect("a named pattern cannot fail");
+    assert!(joined == text && n_pieces <= text.len(), "pieces are the text");
+    ids
+}
+
+static TOKENIZERS: LazyLock<Vec<(&str, Vec<Pair>, Tokenizer)>> = LazyLock::new(|| {
+    let of = |pattern| {
+        let splitter = Splitter::new(pattern).expect("a named pattern");
+        let counts = count_texts(&[TEXT.repeat(2)], &splitter, 1, &Control::new()).expect("a short text");
+        let options = TrainOptions { n_merges: 200, min_count: 1 };
+        let merges = train(&counts, &options, 1, &Control::new()).expect("a short text");
+        let id = 256 + merges.len() as u32;
+        let specials = vec![special("<|end", id), special("<|endoftext|>", id + 1)];
+        let vocab = Vocab::from_merges(&merges).expect("merges of our own");
+        let tokenizer = Tokenizer::new(vocab, splitter, specials).expect("a vocabulary of our own");
+        (pattern, merges, tokenizer)
+    };
+    PATTERNS.map(of).into()
+});
+
+fn special(text: &str, id: u32) -> SpecialToken {
+    SpecialToken { text: text.to_owned(), id }
+}
+
+/// A tokenizer that a reader accepted does what a tokenizer does.
+fn works(tokenizer: &Tokenizer) {
+    let ids = tokenizer.encode_ordinary(TEXT.as_bytes()).expect("a tokenizer encodes any text");
+    assert_eq!(tokenizer.decode_bytes(&ids).expect("ids of its own"), TEXT.as_bytes());
+    for id in [0, 255, 256, u32::MAX] {
+        accepted(tokenizer.decode_bytes(&[id]));
+    }
+}
+
+/// The value; an error must say something.
+fn accepted<T>(result: Result<T, Error>) -> Option<T> {
+    match result {
+        Ok(value) => Some(value),
+        Err(error) => {
+            let mut said = String::new();
+            write!(said, "{error}").expect("writing to a String cannot fail");
+            assert!(said.len() > 10, "an error says what is wrong, got {said:?}");
+            None
+        }
+    }
+}
+
+fn folder() -> tempfile::TempDir {
+    static MEMORY: OnceLock<Option<PathBuf>> = OnceLock::new();
+    let memory = MEMORY.get_or_init(|| Some(PathBuf::from("/dev/shm")).filter(|path| path.is_dir()));
+    match memory {
+        Some(path) => tempfile::tempdir_in(path),
+        None => tempfile::tempdir(),
+    }
+    .expect("a temporary folder")
+}
+
+fn put(folder: &tempfile::TempDir, name: &str, content: &[u8]) -> PathBuf {
+    let path: PathBuf = Path::new(folder.path()).join(name);
+    fs::write(&path, content).expect("a temporary file");
+    path
+}

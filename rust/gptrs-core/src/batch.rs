@@ -1,0 +1,380 @@
+//! Many texts, or one long one, on all threads.
+//!
+//! ```text
+//! texts ─ cut ─▶ tasks ─ encode (threads) ─▶ each thread's ids ─ copy (threads) ─▶ one array
+//! ```
+//! Short texts are gathered into a task; a long one is cut where cutting changes nothing: at [`Splitter::safe_cut`] and
+//! at the end of a special token. So the ids depend neither on the number of threads nor on who took which task.
+//!
+//! [`Splitter::safe_cut`]: crate::split::Splitter::safe_cut
+
+use std::borrow::Cow;
+use std::ops::Range;
+use std::sync::{Mutex, PoisonError};
+
+use crate::cache::Cache;
+use crate::control::Control;
+use crate::dropout::Dropout;
+use crate::encode::{Count, Sink};
+use crate::error::Result;
+use crate::parallel;
+use crate::special::{Finder, Specials};
+use crate::tokenizer::Tokenizer;
+
+/// Bytes of text that one task takes, so that a task outweighs its hand-out.
+const TASK_BYTES: usize = 256 << 10;
+
+/// Below this many bytes a batch stays on the calling thread.
+const PARALLEL_BYTES: usize = 64 << 10;
+
+/// Ids of a batch, two bytes each when the vocabulary allows it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Ids {
+    /// For vocabularies of at most 65,536 ids.
+    U16(Vec<u16>),
+    /// For all others.
+    U32(Vec<u32>),
+}
+
+impl Ids {
+    /// Number of ids.
+    pub fn len(&self) -> usize {
+        match self {
+            Self::U16(ids) => ids.len(),
+            Self::U32(ids) => ids.len(),
+        }
+    }
+
+    /// Whether there is none.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Every id, widened.
+    pub fn iter(&self) -> impl ExactSizeIterator<Item = u32> + '_ {
+        (0..self.len()).map(|i| match self {
+            Self::U16(ids) => u32::from(ids[i]),
+            Self::U32(ids) => ids[i],
+        })
+    }
+}
+
+/// The ids of many texts in one array: text `i` has `ids[offsets[i]..offsets[i + 1]]`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Encoded {
+    /// All ids in order of the texts.
+    pub ids: Ids,
+    /// One more than there are texts, from 0 to the number of ids.
+    pub offsets: Vec<i64>,
+}
+
+/// What an encoding call may do and on how many threads.
+#[derive(Debug, Clone, Copy)]
+pub struct EncodeOptions<'a> {
+    /// Special tokens that become their one id.
+    pub allowed: Specials<'a>,
+    /// Special tokens that are an error; `Specials::All` means all that are not allowed.
+    pub disallowed: Specials<'a>,
+    /// Skips merges at random, see [`Dropout`].
+    pub dropout: Option<Dropout>,
+    /// Threads to use; 0 means all cores. The ids do not depend on them.
+    pub threads: usize,
+}
+
+impl Default for EncodeOptions<'_> {
+    fn default() -> Self {
+        Self { allowed: Specials::None, disallowed: Specials::None, dropout: None, threads: 0 }
+    }
+}
+
+/// Where the ids of a thread go.
+pub(crate) trait Store: Sink + Default + Send {
+    fn n_ids(&self) -> usize;
+}
+
+impl<I: Send> Store for Vec<I>
+where
+    Vec<I>: Sink,
+{
+    fn n_ids(&self) -> usize {
+        self.len()
+    }
+}
+
+impl Store for Count {
+    fn n_ids(&self) -> usize {
+        self.0
+    }
+}
+
+/// How every text of a batch is encoded.
+pub(crate) struct How<'a> {
+    pub(crate) finder: Cow<'a, Finder>,
+    pub(crate) dropout: Option<Dropout>,
+}
+
+/// The texts `first..last` whole, or the range `start..end` of the text `first`.
+#[derive(Debug, Clone, Copy)]
+struct Task {
+    first: usize,
+    last: usize,
+    start: usize,
+    end: usize,
+}
+
+/// What a task made: a range of its thread's ids, and one of its thread's list of ids a text.
+struct Part {
+    task: usize,
+    thread: usize,
+    ids: Range<usize>,
+    lengths: Range<usize>,
+}
+
+struct Worker<S> {
+    cache: Cache,
+    store: S,
+    lengths: Vec<usize>,
+    parts: Vec<Part>,
+}
+
+/// What all threads made; the parts stand in order of the tasks.
+struct Made<S> {
+    stores: Vec<S>,
+    parts: Vec<Part>,
+    offsets: Vec<i64>,
+}
+
+impl Tokenizer {
+    /// Encodes many texts on `threads` threads (0: all cores); the result does not depend on their number.
+    ///
+    /// Special tokens are ordinary text unless `allowed`.
+    pub fn encode_batch<T: AsRef<[u8]> + Sync>(
+        &self,
+        texts: &[T],
+        allowed: Specials,
+        threads: usize,
+        control: &Control,
+    ) -> Result<Encoded> {
+        self.encode_batch_with(texts, &EncodeOptions { allowed, threads, ..EncodeOptions::default() }, control)
+    }
+
+    /// Encodes many texts as `options` say.
+    ///
+    /// ```
+    /// # use gptrs_core::{Control, EncodeOptions, Splitter, Tokenizer, Vocab};
+    /// let tokenizer = Tokenizer::new(Vocab::from_merges(&[(97, 98)])?, Splitter::new("gpt2")?, vec![])?;
+    /// let encoded = tokenizer.encode_batch_with(&["ab", "", "a"], &EncodeOptions::default(), &Control::new())?;
+    /// assert_eq!((encoded.ids.iter().collect(), encoded.offsets), (vec![256, 97], vec![0, 1, 1, 2]));
+    /// # Ok::<(), gptrs_core::Error>(())
+    /// ```
+    pub fn encode_batch_with<T: AsRef<[u8]> + Sync>(
+        &self,
+        texts: &[T],
+        options: &EncodeOptions,
+        control: &Control,
+    ) -> Result<Encoded> {
+        let how = self.how(options)?;
+        texts.iter().try_for_each(|text| self.refuse(text.as_ref(), options.allowed, options.disallowed))?;
+        Ok(if self.vocab_size() <= 1 << 16 {
+            let made = self.make::<Vec<u16>, T>(texts, &how, options.threads, control)?;
+            let ids = gather(made.stores, &made.parts, options.threads, control)?;
+            Encoded { ids: Ids::U16(ids), offsets: made.offsets }
+        } else {
+            let made = self.make::<Vec<u32>, T>(texts, &how, options.threads, control)?;
+            let ids = gather(made.stores, &made.parts, options.threads, control)?;
+            Encoded { ids: Ids::U32(ids), offsets: made.offsets }
+        })
+    }
+
+    /// The ids of one text as `options` say; a long one is encoded by all threads.
+    pub fn encode_with(&self, text: &[u8], options: &EncodeOptions, control: &Control) -> Result<Ids> {
+        Ok(self.encode_batch_with(&[text], options, control)?.ids)
+    }
+
+    /// The number of ids of each text as ordinary text, without making them.
+    pub fn count_batch<T: AsRef<[u8]> + Sync>(
+        &self,
+        texts: &[T],
+        threads: usize,
+        control: &Control,
+    ) -> Result<Vec<i64>> {
+        let how = self.how(&EncodeOptions::default())?;
+        let made = self.make::<Count, T>(texts, &how, threads, control)?;
+        Ok(made.offsets.windows(2).map(|pair| pair[1] - pair[0]).collect())
+    }
+
+    fn how(&self, options: &EncodeOptions) -> Result<How<'_>> {
+        let dropout = options.dropout.filter(|dropout| !dropout.is_none());
+        Ok(How { finder: self.special_set().finder(options.allowed)?, dropout })
+    }
+
+    fn make<S: Store, T: AsRef<[u8]> + Sync>(
+        &self,
+        texts: &[T],
+        how: &How,
+        threads: usize,
+        control: &Control,
+    ) -> Result<Made<S>> {
+        let n_bytes: usize = texts.iter().map(|text| text.as_ref().len()).sum();
+        control.begin("encode bytes", n_bytes as u64);
+        let threads = if n_bytes < PARALLEL_BYTES { 1 } else { parallel::resolve_threads(threads) };
+        let tasks = self.tasks(texts, &how.finder, threads > 1 && self.may_cut(how));
+        self.warm_up(n_bytes, threads, control)?;
+        let make = || Worker { cache: self.cache(), store: S::default(), lengths: Vec::new(), parts: Vec::new() };
+        let workers = parallel::run(threads, tasks.len(), control, make, |worker, index| {
+            let Task { first, last, start, end } = tasks[index];
+            let (ids_start, lengths_start) = (worker.store.n_ids(), worker.lengths.len());
+            for (i, text) in (first..last).zip(&texts[first..last]) {
+                let before = worker.store.n_ids();
+                let text = text.as_ref();
+                let range = start..end.min(text.len());
+                self.encode_range(&mut worker.cache, text, i, range, how, control, &mut worker.store)?;
+                worker.lengths.push(worker.store.n_ids() - before);
+            }
+            let (ids, lengths) = (ids_start..worker.store.n_ids(), lengths_start..worker.lengths.len());
+            worker.parts.push(Part { task: index, thread: 0, ids, lengths });
+            Ok(())
+        })?;
+        Ok(self.collect(workers, &tasks, texts.len()))
+    }
+
+    /// Encodes the range of `text`, the text `index` of its batch; an id for each special token that is found.
+    #[expect(clippy::too_many_arguments, reason = "what to encode, how, with what, where to")]
+    pub(crate) fn encode_range<S: Sink>(
+        &self,
+        cache: &mut Cache,
+        text: &[u8],
+        index: usize,
+        range: Range<usize>,
+        how: &How,
+        control: &Control,
+        sink: &mut S,
+    ) -> Result<()> {
+        how.finder.for_each(
+            &text[range.clone()],
+            &mut (sink, range.start),
+            |(sink, at), part| {
+                match how.dropout {
+                    Some(dropout) => self.encode_dropout(part, *at, index, dropout, control, *sink)?,
+                    None => self.encode_stretch(cache, part, control, *sink)?,
+                }
+                *at += part.len();
+                Ok(())
+            },
+            |(sink, at), found, bytes| {
+                sink.push(&[found.id]);
+                control.advance(bytes.len() as u64);
+                *at += bytes.len();
+            },
+        )
+    }
+
+    /// Whether a text may be cut at [`Splitter::safe_cut`](crate::split::Splitter::safe_cut) outside special tokens: not
+    /// where one is known by what stands around it, nor where the draws of dropout follow the normalized text.
+    fn may_cut(&self, how: &How) -> bool {
+        how.finder.is_plain() && (how.dropout.is_none() || self.splitter().normalizer().is_none())
+    }
+
+    /// Gathers short texts into tasks of about [`TASK_BYTES`] and, with `may_cut`, cuts long ones.
+    fn tasks<T: AsRef<[u8]>>(&self, texts: &[T], finder: &Finder, may_cut: bool) -> Vec<Task> {
+        let (mut tasks, mut first, mut n_bytes) = (Vec::new(), 0, 0);
+        for (i, text) in texts.iter().enumerate() {
+            let text = text.as_ref();
+            if may_cut && text.len() >= 2 * TASK_BYTES {
+                if i > first {
+                    tasks.push(Task { first, last: i, start: 0, end: usize::MAX });
+                }
+                self.cut(text, finder, |start, end| tasks.push(Task { first: i, last: i + 1, start, end }));
+                (first, n_bytes) = (i + 1, 0);
+                continue;
+            }
+            n_bytes += text.len();
+            if n_bytes >= TASK_BYTES || i + 1 == texts.len() {
+                tasks.push(Task { first, last: i + 1, start: 0, end: usize::MAX });
+                (first, n_bytes) = (i + 1, 0);
+            }
+        }
+        tasks
+    }
+
+    /// Cuts `text` into ranges of about [`TASK_BYTES`], never inside a special token that `finder` finds.
+    fn cut(&self, text: &[u8], finder: &Finder, mut f: impl FnMut(usize, usize)) {
+        let mut start = 0;
+        let mut special = finder.find(text, 0);
+        while start < text.len() {
+            let mut end = text.len();
+            if end - start >= 2 * TASK_BYTES {
+                end = self.splitter().safe_cut(text, start + TASK_BYTES);
+                // A special token ends the text before it: behind it is a cut, inside it is none.
+                while let Some(found) = special
+                    && found.start < end
+                {
+                    if found.end >= start + TASK_BYTES {
+                        end = found.end;
+                        break;
+                    }
+                    special = finder.find(text, found.end);
+                }
+            }
+            f(start, end);
+            start = end;
+        }
+    }
+
+    /// Gives the caches back and joins what the threads noted.
+    fn collect<S>(&self, workers: Vec<Worker<S>>, tasks: &[Task], n_texts: usize) -> Made<S> {
+        let mut offsets = vec![0; n_texts + 1];
+        let (mut stores, mut parts) = (Vec::with_capacity(workers.len()), Vec::with_capacity(tasks.len()));
+        for (thread, worker) in workers.into_iter().enumerate() {
+            self.give_back(worker.cache);
+            stores.push(worker.store);
+            for part in worker.parts {
+                let texts = &mut offsets[tasks[part.task].first + 1..];
+                for (n, &more) in texts.iter_mut().zip(&worker.lengths[part.lengths.clone()]) {
+                    *n += more as i64;
+                }
+                parts.push(Part { thread, ..part });
+            }
+        }
+        parts.sort_unstable_by_key(|part| part.task);
+        let mut end = 0;
+        for offset in &mut offsets {
+            end += *offset;
+            *offset = end;
+        }
+        Made { stores, parts, offsets }
+    }
+}
+
+/// The ids of all parts in one array. One thread's are that array; those of several are copied by as many.
+fn gather<I: Copy + Default + Send + Sync>(
+    mut stores: Vec<Vec<I>>,
+    parts: &[Part],
+    threads: usize,
+    control: &Control,
+) -> Result<Vec<I>> {
+    if stores.len() == 1 {
+        return Ok(stores.swap_remove(0));
+    }
+    // Zeros come from the system as they are touched: each thread gets the pages that it fills.
+    let mut ids = vec![I::default(); stores.iter().map(Vec::len).sum()];
+    let (mut rest, mut places) = (ids.as_mut_slice(), Vec::with_capacity(parts.len()));
+    for part in parts {
+        let (place, later) = rest.split_at_mut(part.ids.len());
+        places.push(Mutex::new(place));
+        rest = later;
+    }
+    parallel::run(
+        threads,
+        parts.len(),
+        control,
+        || (),
+        |(), i| {
+            let Part { thread, ids, .. } = &parts[i];
+            places[i].lock().unwrap_or_else(PoisonError::into_inner).copy_from_slice(&stores[*thread][ids.clone()]);
+            Ok(())
+        },
+    )?;
+    drop(places);
+    Ok(ids)
+}

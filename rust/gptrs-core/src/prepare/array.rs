@@ -1,0 +1,62 @@
+//! Files of text to one array of ids, by the same segments and workers as shards.
+
+use std::path::PathBuf;
+
+use super::journal::Position;
+use super::{Encode, PrepareOptions, check, check_options, encode, pipeline, segments};
+use crate::batch::{Encoded, Ids};
+use crate::control::Control;
+use crate::corpus;
+use crate::error::Result;
+use crate::parallel::resolve_threads;
+
+/// The ids of every document of `paths`, in order, as [`prepare`](super::prepare) would write them.
+///
+/// Files are mapped, and a large one is cut where cutting changes nothing, so that all threads work on it. Memory
+/// follows the ids. Fails with [`Error::NotUtf8`](crate::Error::NotUtf8) on the first byte that is not UTF-8.
+pub fn encode_files<E: Encode>(
+    paths: &[PathBuf],
+    tokenizer: &E,
+    options: &PrepareOptions,
+    control: &Control,
+) -> Result<Encoded> {
+    check_options(options)?;
+    let inputs = corpus::inputs(paths)?;
+    let stamps = check::stamps(&inputs)?;
+    let n_bytes = inputs.iter().map(|input| input.n_bytes).sum();
+    let threads = resolve_threads(options.threads);
+    tokenizer.warm_up(n_bytes, threads, control)?;
+    control.begin("encode bytes", n_bytes);
+    let eot_id = if options.append_eot { tokenizer.eot_id() } else { None };
+    let encoder = encode::Encoder::new(&inputs, tokenizer, &options.text_field, eot_id, &[])?.checking_utf8();
+    let segments = segments::Segments::new(&inputs, Position::START, options.segment_bytes);
+    let mut array = Array::new(tokenizer.vocab_size());
+    pipeline::run(segments, &encoder, threads, control, |encoded| {
+        array.push(&encoded);
+        Ok(())
+    })?;
+    check::refuse_changed(&inputs, &stamps)?;
+    Ok(Encoded { ids: array.ids, offsets: array.offsets })
+}
+
+struct Array {
+    ids: Ids,
+    offsets: Vec<i64>,
+}
+
+impl Array {
+    fn new(vocab_size: usize) -> Self {
+        let ids = if vocab_size <= 1 << 16 { Ids::U16(Vec::new()) } else { Ids::U32(Vec::new()) };
+        Self { ids, offsets: vec![0] }
+    }
+
+    fn push(&mut self, encoded: &encode::Encoded) {
+        let before = self.ids.len();
+        match &mut self.ids {
+            Ids::U16(ids) => ids.extend(encoded.ids.iter().map(|&id| id as u16)),
+            Ids::U32(ids) => ids.extend_from_slice(&encoded.ids),
+        }
+        let ends = encoded.spans.iter().filter(|span| span.ends_document).map(|span| before + span.ids_end);
+        self.offsets.extend(ends.map(|end| end as i64));
+    }
+}
