@@ -52,9 +52,16 @@ pub fn read(path: &Path, pattern: Option<&str>) -> Result<Tokenizer> {
     }
 }
 
-/// Writes a tokenizer atomically: `*.json` and a directory get tokenizer.json, `*.tiktoken` gets ranks. The words that its
-/// training text has most of go into a file beside it, which only saves time, see [`WarmWords`](crate::WarmWords).
+/// Writes a tokenizer atomically: `*.json` and a directory get tokenizer.json, `*.tiktoken` gets ranks, `merges.txt` and
+/// `vocab.bpe` get merges with vocab.json or encoder.json beside them. The words that its training text has most of go into
+/// a file beside the first two, which only saves time, see [`WarmWords`](crate::WarmWords).
 pub fn write(tokenizer: &Tokenizer, path: &Path) -> Result<()> {
+    let pair = MERGE_FILES.iter().find(|(_, merges)| path.file_name().is_some_and(|name| name == *merges));
+    if let Some((vocab, _)) = pair {
+        let (json, lines) = merges::to_strings(tokenizer)?;
+        io::write_atomic(&path.with_file_name(vocab), json.as_bytes())?;
+        return io::write_atomic(path, lines.as_bytes());
+    }
     let path = if path.is_dir() { path.join("tokenizer.json") } else { path.to_path_buf() };
     let text = match path.extension().and_then(|extension| extension.to_str()) {
         Some("json") => tokenizer_json::to_string(tokenizer)?,
