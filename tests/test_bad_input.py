@@ -224,7 +224,7 @@ def _tokenizer_json(tok: Tokenizer, change: Callable[[dict], object]) -> str:
     ("change", "says"),
     [
         (lambda f: f["model"].update(type="Unigram"), "Unigram"),
-        (lambda f: f.update(normalizer={"type": "NFC"}), "normalizer"),
+        (lambda f: f.update(normalizer={"type": "Lowercase"}), "normalizer"),
         (lambda f: f.update(pre_tokenizer={"type": "Whitespace"}), "Whitespace"),
         (lambda f: f["model"]["merges"].append(["zz", "z"]), "merge"),
         (lambda f: f["model"]["vocab"].pop("a"), ""),

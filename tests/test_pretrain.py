@@ -104,7 +104,16 @@ def test_a_run_fills_its_directory_and_prints_its_result_last(
     result = pretrain.run(config)
     names = {path.name for path in directory.iterdir()}
     assert names == {
-        *("config.toml", "tokenizer.json", "data", "checkpoints", "metrics.jsonl", "tensorboard", "loss.png"),
+        *(
+            "config.toml",
+            "tokenizer.json",
+            "tokenizer.warm",
+            "data",
+            "checkpoints",
+            "metrics.jsonl",
+            "tensorboard",
+            "loss.png",
+        ),
         *("samples.txt", "report.html", "result.json", ".lock"),
     }
     assert load(directory / "config.toml") == config

@@ -1,6 +1,6 @@
 """The run directory: whose it is, whether to go on there, and what an earlier run left in it.
 
-config.toml  tokenizer.json  data/  checkpoints/  metrics.jsonl  tensorboard/  samples.txt  loss.png
+config.toml  tokenizer.json  tokenizer.warm  data/  checkpoints/  metrics.jsonl  tensorboard/  samples.txt  loss.png
 report.html  result.json (written last: the run is finished)
 """
 
@@ -18,7 +18,7 @@ from gptrs.files import write_atomic
 CONFIG = "config.toml"
 RESULT = "result.json"
 PLACES = ("data", "checkpoints", "tensorboard")
-FILES = (RESULT, "tokenizer.json", "metrics.jsonl", "samples.txt", "loss.png", "report.html")
+FILES = (RESULT, "tokenizer.json", "tokenizer.warm", "metrics.jsonl", "samples.txt", "loss.png", "report.html")
 
 
 @contextmanager
