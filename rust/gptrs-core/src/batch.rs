@@ -247,7 +247,7 @@ impl Tokenizer {
     ) -> Result<Made<S>> {
         // Most text has more than three bytes a token, and room that is not used costs nothing; growing an array on a
         // thread copies it.
-        let room = n_bytes / threads.min(tasks.len()).max(1) / 3 + 16;
+        let room = n_bytes / threads.min(tasks.len()).max(1) + 16;
         let make = || Worker {
             cache: self.cache(),
             splitter: self.splitter().is_custom().then(|| self.splitter().clone()),
@@ -337,7 +337,9 @@ fn gather<I: Copy + Default + Send + Sync>(
     control: &Control,
 ) -> Result<Vec<I>> {
     if stores.len() == 1 {
-        return Ok(stores.swap_remove(0));
+        let mut ids = stores.swap_remove(0);
+        ids.shrink_to_fit();
+        return Ok(ids);
     }
     // Zeros come from the system as they are touched: each thread gets the pages that it fills.
     let mut ids = vec![I::default(); parts.iter().map(|part| part.ids.len()).sum()];

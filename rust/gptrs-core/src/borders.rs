@@ -4,6 +4,8 @@
 //! that it would cover) side by side, no merge ever crosses from one to the other, so both sides merge as if alone, and
 //! a long run of characters costs as much as its parts. Most parts are one character, whose ids are in a table.
 
+use crate::cache::INLINE;
+use crate::table::Ids;
 use crate::tokens::Tokens;
 
 /// Code points with an entry of their own.
@@ -35,7 +37,9 @@ const UNKNOWN: u32 = !COUNT;
 #[derive(Debug, Clone, Copy, Default)]
 #[repr(align(16))]
 struct Char {
-    ids: [u32; CHAR_BYTES],
+    /// The lower halves of the ids, and what is above them.
+    low: [u16; INLINE],
+    high: [u8; INLINE],
     /// How many ids, and flags.
     meta: u32,
 }
@@ -44,7 +48,7 @@ struct Char {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Part {
     /// A character: its ids and how many they are.
-    Char([u32; CHAR_BYTES], usize),
+    Char(Ids, usize),
     /// From here to there in the piece; to be merged.
     Bytes(usize, usize),
 }
@@ -90,7 +94,9 @@ impl Borders {
             ids.clear();
             encode(char.encode_utf8(&mut [0; 4]).as_bytes(), &mut ids);
             let entry = &mut borders.chars[char as usize];
-            entry.ids[..ids.len()].copy_from_slice(&ids);
+            for ((low, high), &id) in entry.low.iter_mut().zip(&mut entry.high).zip(&ids) {
+                (*low, *high) = (id as u16, (id >> 16) as u8);
+            }
             entry.meta |= ids.len() as u32;
         }
         borders
@@ -103,24 +109,26 @@ impl Borders {
         let (mut code, mut at) = char_at(piece, 0);
         let mut char = self.char(code);
         let (mut start, mut is_single) = (0, true);
-        while at < piece.len() {
+        loop {
             let (next_code, len) = char_at(piece, at);
             let next = self.char(next_code);
-            if self.may_span(code, char.meta, next_code, next.meta) {
+            if at < piece.len() && self.may_span(code, char.meta, next_code, next.meta) {
                 is_single = false;
             } else {
                 f(part(char, start, at, is_single))?;
+                if at == piece.len() {
+                    return Ok(());
+                }
                 (start, is_single) = (at, true);
             }
             (code, char) = (next_code, next);
             at += len;
         }
-        f(part(char, start, at, is_single))
     }
 
     #[inline]
     fn char(&self, code: u32) -> Char {
-        self.chars.get(code as usize).copied().unwrap_or(Char { ids: [0; CHAR_BYTES], meta: UNKNOWN })
+        self.chars.get(code as usize).copied().unwrap_or(Char { meta: UNKNOWN, ..Char::default() })
     }
 
     /// Whether a token may span the border between two characters; `false` is certain.
@@ -196,7 +204,8 @@ impl Borders {
 #[inline]
 fn part(char: Char, start: usize, end: usize, is_single: bool) -> Part {
     let n = char.meta & COUNT;
-    if is_single && n > 0 { Part::Char(char.ids, n as usize) } else { Part::Bytes(start, end) }
+    let ids = Ids { low: char.low, high: char.high.map(u16::from) };
+    if is_single && n > 0 { Part::Char(ids, n as usize) } else { Part::Bytes(start, end) }
 }
 
 /// The code and the length of the character at `at`; no character's code where the text ends inside of one.
@@ -345,7 +354,7 @@ mod tests {
                 let ids: Vec<u32> = parts
                     .into_iter()
                     .flat_map(|part| match part {
-                        Part::Char(ids, n) => ids[..n].to_vec(),
+                        Part::Char(ids, n) => ids.wide()[..n].to_vec(),
                         Part::Bytes(start, end) => encode(&piece.as_bytes()[start..end]),
                     })
                     .collect();
@@ -360,8 +369,9 @@ mod tests {
         // 中 is E4 B8 AD; the token B8 AD 'a' spans the border of "中a", E4 joins nothing.
         let vocab = Vocab::from_merges(&[(0xB8, 0xAD), (256, 0x61)]).unwrap();
         assert_eq!(parts(&vocab, "中a".as_bytes()), [Part::Bytes(0, 4)]);
-        assert_eq!(parts(&vocab, "中b".as_bytes()), [Part::Char([0xE4, 256, 0], 2), Part::Char([0x62, 0, 0], 1)]);
+        let char = |low: [u16; INLINE], n| Part::Char(Ids { low, high: [0; INLINE] }, n);
+        assert_eq!(parts(&vocab, "中b".as_bytes()), [char([0xE4, 256, 0, 0], 2), char([0x62, 0, 0, 0], 1)]);
         assert_eq!(parts(&vocab, "ab".as_bytes()), [Part::Bytes(0, 2)], "ASCII is never cut");
-        assert_eq!(parts(&vocab, "😀中".as_bytes()), [Part::Bytes(0, 4), Part::Char([0xE4, 256, 0], 2)]);
+        assert_eq!(parts(&vocab, "😀中".as_bytes()), [Part::Bytes(0, 4), char([0xE4, 256, 0, 0], 2)]);
     }
 }

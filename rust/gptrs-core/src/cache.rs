@@ -1,12 +1,13 @@
 //! The ids of pieces seen before: open addressing with exact keys, bounded, never visible in the output.
 //!
 //! A piece of at most 15 bytes is its own key: the bytes in a u128, the length in the top byte. A longer one is keyed
-//! by length and hash, and its bytes are compared. Up to three ids stand in the slot; others stand in an arena. Two slots
+//! by length and hash, and its bytes are compared. Up to four ids stand in the slot; others stand in an arena. Two slots
 //! fill a cache line and are compared together. The table starts small, grows eightfold, and is wiped when it may grow
 //! no more; large tables ask for huge pages.
 
 use std::fmt;
 
+use crate::encode::Batch;
 use crate::merge::Scratch;
 use crate::table::{self, BUCKET, RawSlot, Table};
 use crate::tokens::{fold, hash_bytes};
@@ -22,7 +23,10 @@ pub(crate) const PACKED: usize = 15;
 pub(crate) const LONGEST: usize = 128;
 
 /// Ids that fit into a slot.
-pub(crate) const INLINE: usize = 3;
+pub(crate) const INLINE: usize = 4;
+
+/// What a slot gives as the number of its ids when they stand in the arena.
+const ELSEWHERE: u32 = 0xFF;
 
 /// Where a piece is that is not stored.
 pub(crate) const NOWHERE: u32 = u32::MAX;
@@ -36,12 +40,16 @@ const SEED_BYTES: usize = 1 << 18;
 const FIRST_SLOTS: usize = 1 << 12;
 
 /// How much larger the next table is.
-const GROWTH: usize = 8;
+const GROWTH: usize = 4;
 
 /// Top byte of a long piece's key.
 const LONG: u128 = 0xFF << 120;
 
-/// What a piece encoded to: `n` ids when it is at most [`INLINE`], else `ids[0]` is a place in the arena.
+/// Top byte of what stands among keys and is none: no slot has it.
+pub(crate) const PLACE: u128 = 0xFE << 120;
+
+/// What a piece encoded to: `n` ids, or, when `n` is [`ELSEWHERE`], a place in the arena and how many ids stand there
+/// (and where the bytes of a long piece do).
 #[derive(Debug, Clone, Copy, Default)]
 pub(crate) struct Slot {
     pub(crate) key: u128,
@@ -67,6 +75,8 @@ pub struct Cache {
     expected_bytes: usize,
     /// Bytes of pieces that may fall apart, seen so far.
     pub(crate) wide_bytes: usize,
+    /// How far to look for more when a piece is unseen.
+    pub(crate) ahead: usize,
     pub(crate) buffers: Buffers,
 }
 
@@ -76,6 +86,8 @@ pub(crate) struct Buffers {
     /// Ids of one piece.
     pub(crate) ids: Vec<u32>,
     pub(crate) scratch: Scratch,
+    /// The batch that is filled and the one that waits.
+    pub(crate) batches: Box<[Batch; 2]>,
 }
 
 impl fmt::Debug for Cache {
@@ -94,7 +106,7 @@ impl Cache {
     pub(crate) fn new(owner: u64, max_bytes: usize) -> Self {
         // Places are u32.
         let max_bytes = max_bytes.min(u32::MAX as usize);
-        let fitting = (max_bytes / 2 / size_of::<Slot>()).max(16);
+        let fitting = (max_bytes / BUCKET).max(16);
         let max_slots = if fitting.is_power_of_two() { fitting } else { fitting.next_power_of_two() / 2 };
         Self {
             owner,
@@ -106,6 +118,7 @@ impl Cache {
             max_arena: max_bytes / 2,
             expected_bytes: 0,
             wide_bytes: 0,
+            ahead: 1,
             buffers: Buffers::default(),
         }
     }
@@ -155,15 +168,9 @@ impl Cache {
             }
             let key = packed_key(token, 0, token);
             if self.find(key) == NOWHERE {
-                self.put(Slot { key, ids: [id, 0, 0], n: 1 });
+                self.put(Slot { key, ids: [id, 0, 0, 0], n: 1 });
             }
         }
-    }
-
-    /// Asks the processor to bring the bucket of `key` near; changes nothing but the time of [`Cache::find`].
-    #[inline]
-    pub(crate) fn prefetch(&self, key: u128) {
-        self.table.prefetch(place(key));
     }
 
     /// The stored pieces for look-ups in a row.
@@ -205,19 +212,18 @@ impl Cache {
             return None;
         }
         // Another piece of the same length and hash hides this one, which is then computed each time.
-        let Slot { ids, n, .. } = self.slot(slot);
-        let [ids, bytes, _] = ids.map(|place| place as usize);
+        let [ids, n, bytes, _] = self.slot(slot).ids.map(|place| place as usize);
         if self.bytes.get(bytes..bytes + piece.len()) != Some(piece) {
             return None;
         }
-        self.ids.get(ids..ids + n as usize)
+        self.ids.get(ids..ids + n)
     }
 
     /// The ids of a slot of a packed piece.
     #[inline]
     pub(crate) fn ids<'a>(&'a self, slot: &'a Slot) -> &'a [u32] {
         let n = slot.n as usize;
-        if n <= INLINE { &slot.ids[..n] } else { &self.ids[slot.ids[0] as usize..][..n] }
+        if n <= INLINE { &slot.ids[..n] } else { &self.ids[slot.ids[0] as usize..][..slot.ids[1] as usize] }
     }
 
     /// Stores the ids of a piece of at most [`PACKED`] bytes that is not stored.
@@ -227,7 +233,8 @@ impl Cache {
         if ids.len() <= INLINE {
             slot.ids[..ids.len()].copy_from_slice(ids);
         } else {
-            slot.ids[0] = self.ids.len() as u32;
+            slot.ids[..2].copy_from_slice(&[self.ids.len() as u32, slot.n]);
+            slot.n = ELSEWHERE;
             self.ids.extend_from_slice(ids);
         }
         self.put(slot);
@@ -240,10 +247,10 @@ impl Cache {
             return;
         }
         self.make_room(4 * ids.len() + piece.len());
-        let places = [self.ids.len() as u32, self.bytes.len() as u32, 0];
+        let places = [self.ids.len() as u32, ids.len() as u32, self.bytes.len() as u32, 0];
         self.ids.extend_from_slice(ids);
         self.bytes.extend_from_slice(piece);
-        self.put(Slot { key, ids: places, n: ids.len() as u32 });
+        self.put(Slot { key, ids: places, n: ELSEWHERE });
     }
 
     /// Stores the ids of a piece, which must be what it encodes to; nothing changes when it is there or too long, or when
@@ -312,12 +319,20 @@ pub(crate) struct View<'a> {
 }
 
 impl<'a> View<'a> {
-    /// The slot of `key`.
+    /// Asks the processor to bring the bucket of `key` near; its place for [`View::get`].
     #[inline]
-    pub(crate) fn get(&self, key: u128) -> Option<&'a RawSlot> {
-        let bucket = &self.buckets[place(key) & (self.buckets.len() - 1)];
+    pub(crate) fn prefetch(&self, key: u128) -> u32 {
+        let place = place(key) as u32;
+        table::prefetch(self.buckets, place as usize);
+        place
+    }
+
+    /// The slot of `key`, whose place is `place`.
+    #[inline]
+    pub(crate) fn get(&self, place: u32, key: u128) -> Option<&'a RawSlot> {
+        let bucket = &self.buckets[place as usize & (self.buckets.len() - 1)];
         let slot = table::find(bucket, key);
-        if slot.is_none() && table::is_full(bucket) { self.get_on(key) } else { slot }
+        if slot.is_none() && table::is_full(bucket) && key < PLACE { self.get_on(key) } else { slot }
     }
 
     #[cold]

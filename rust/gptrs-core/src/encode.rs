@@ -1,25 +1,23 @@
 //! Text to ids: scan → key → probe → emit.
 //!
-//! Pieces are collected a few hundred at a time, so that the probes of a batch, whose order is known, overlap in the
-//! processor; the batch then goes piece by piece through cache, whole-piece lookup and merging.
+//! Keys of pieces are collected a batch ahead, so that the probes, whose order is known, overlap in the processor; the
+//! batch then goes piece by piece through cache, whole-piece lookup and merging.
 
 use crate::borders::{CHAR_BYTES, Part};
-use crate::cache::{Buffers, Cache, INLINE, LONGEST, NOWHERE, PACKED, packed_key, unpack};
+use crate::cache::{Buffers, Cache, INLINE, LONGEST, NOWHERE, PACKED, PLACE, packed_key, unpack};
 use crate::control::Control;
 use crate::error::Result;
 use crate::split::Splitter;
-use crate::table::content;
+use crate::table::{Ids, content};
 use crate::vocab::Vocab;
 
 /// Pieces collected before they are looked up. Two batches are under way, and their cache lines must fit beside all else
 /// into the first cache.
 const BATCH: usize = 128;
 
-/// Pieces among which others are looked for when one is unseen.
+/// Pieces among which others are looked for when one is unseen, at most: four merge in the time of two, but looking costs
+/// something, and late in a text unseen pieces are rare.
 const AHEAD: usize = 96;
-
-/// Top byte of a batch entry that is a place in the text instead of a key.
-const PLACE: u128 = 0xFF << 120;
 
 /// Set in the key of a part whose ids may not be those of the same bytes as a piece.
 const PART: u128 = 0x10 << 120;
@@ -36,26 +34,35 @@ const WIDE_LEAD: u8 = 0xE3;
 /// The first byte of characters of three bytes: long enough to gain from borders.
 const LONG_LEAD: u8 = 0xE0;
 
-/// Ids collected before they are given to the sink.
-const READY: usize = 1024;
-
-/// The key of a piece, or its place.
-#[inline]
-fn key_of(text: &[u8], start: usize, end: usize) -> u128 {
-    let piece = &text[start..end];
-    if (1..=PACKED).contains(&piece.len()) && piece[0] < WIDE_LEAD {
-        packed_key(text, start, piece)
-    } else {
-        PLACE | (piece.len() as u128) << 64 | start as u128
-    }
-}
+/// Ids collected before they are given to the sink: those of a batch have room behind as many others.
+const READY: usize = BATCH * INLINE;
 
 /// Where ids go.
 pub(crate) trait Sink {
+    /// An id as it is kept.
+    type Id: Copy + Default;
+
+    fn narrow(ids: Ids) -> [Self::Id; INLINE];
+
+    fn push_narrow(&mut self, ids: &[Self::Id]);
+
+    /// [`Sink::push_narrow`] of ids that are not narrowed yet.
     fn push(&mut self, ids: &[u32]);
 }
 
 impl Sink for Vec<u32> {
+    type Id = u32;
+
+    #[inline]
+    fn narrow(ids: Ids) -> [u32; INLINE] {
+        ids.wide()
+    }
+
+    #[inline]
+    fn push_narrow(&mut self, ids: &[u32]) {
+        self.extend_from_slice(ids);
+    }
+
     #[inline]
     fn push(&mut self, ids: &[u32]) {
         self.extend_from_slice(ids);
@@ -63,6 +70,18 @@ impl Sink for Vec<u32> {
 }
 
 impl Sink for Vec<u16> {
+    type Id = u16;
+
+    #[inline]
+    fn narrow(ids: Ids) -> [u16; INLINE] {
+        ids.low
+    }
+
+    #[inline]
+    fn push_narrow(&mut self, ids: &[u16]) {
+        self.extend_from_slice(ids);
+    }
+
     #[inline]
     fn push(&mut self, ids: &[u32]) {
         self.extend(ids.iter().map(|&id| id as u16));
@@ -74,6 +93,18 @@ impl Sink for Vec<u16> {
 pub(crate) struct Count(pub(crate) usize);
 
 impl Sink for Count {
+    type Id = ();
+
+    #[inline]
+    fn narrow(_: Ids) -> [(); INLINE] {
+        [(); INLINE]
+    }
+
+    #[inline]
+    fn push_narrow(&mut self, ids: &[()]) {
+        self.0 += ids.len();
+    }
+
     #[inline]
     fn push(&mut self, ids: &[u32]) {
         self.0 += ids.len();
@@ -93,125 +124,183 @@ pub(crate) fn encode_text<S: Sink>(
         return encode_text(vocab, splitter, cache, &normal, control, sink);
     }
     cache.expect(text.len(), vocab);
-    let mut ends = [0; BATCH];
-    let (mut n, mut at, mut reported) = (0, 0, 0);
-    let mut encoder = Encoder {
-        vocab,
-        cache,
-        text,
-        control,
-        sink,
-        at: 0,
-        keys: [[0; BATCH]; 2],
-        n_waiting: 0,
-        ready: [0; READY + INLINE],
-    };
-    let ended = splitter.for_each_piece(text, |piece| {
-        at += piece.len();
-        ends[n] = at;
-        n += 1;
-        if n == BATCH {
-            n = 0;
-            encoder.batch(&ends)?;
-            if at - reported >= REPORT_EVERY {
-                control.check()?;
-                control.advance((at - reported) as u64);
-                reported = at;
-            }
+    let mut batches = std::mem::take(&mut cache.buffers.batches);
+    let [filling, waiting] = &mut *batches;
+    let (mut at, mut reported) = (0, 0);
+    let ready = [S::Id::default(); 2 * READY];
+    let mut encoder = Encoder { vocab, cache, text, control, sink, filling, waiting, ready, n_ready: 0 };
+    let ended = splitter.for_each_run(text, |_, first, ends| {
+        let base = at - first;
+        encoder.add(base, at, ends)?;
+        at = ends.last().map_or(at, |&end| base + end as usize);
+        if at - reported >= REPORT_EVERY {
+            control.check()?;
+            control.advance((at - reported) as u64);
+            reported = at;
         }
         Ok(())
     });
-    let ended = ended.and_then(|()| encoder.batch(&ends[..n])).and_then(|()| encoder.batch(&[]));
+    let ended = ended.and_then(|()| encoder.flush());
+    for batch in [encoder.filling, encoder.waiting] {
+        batch.n = 0;
+    }
+    cache.buffers.batches = batches;
     control.advance((at - reported) as u64);
     ended
 }
 
-struct Encoder<'a, S> {
+/// Pieces on their way to the cache: their keys and where these are in the table.
+#[derive(Debug, Clone)]
+pub(crate) struct Batch {
+    keys: [u128; BATCH],
+    places: [u32; BATCH],
+    n: usize,
+}
+
+impl Default for Batch {
+    fn default() -> Self {
+        Self { keys: [0; BATCH], places: [0; BATCH], n: 0 }
+    }
+}
+
+struct Encoder<'a, S: Sink> {
     vocab: &'a Vocab,
     cache: &'a mut Cache,
     text: &'a [u8],
     control: &'a Control,
     sink: &'a mut S,
-    /// How much of the text is encoded.
-    at: usize,
-    /// Keys of the batch that waits for its part of the cache, and room for the next one.
-    keys: [[u128; BATCH]; 2],
-    n_waiting: usize,
-    /// Ids on their way to the sink; of no meaning between calls.
-    ready: [u32; READY + INLINE],
+    filling: &'a mut Batch,
+    /// The batch before, whose part of the cache is on its way.
+    waiting: &'a mut Batch,
+    /// Ids on their way to the sink, and how many.
+    ready: [S::Id; 2 * READY],
+    n_ready: usize,
 }
 
 impl<S: Sink> Encoder<'_, S> {
-    /// Takes the pieces with these ends, asks for what the cache has of them, and encodes the batch before.
-    #[inline(never)]
-    fn batch(&mut self, ends: &[usize]) -> Result<()> {
-        const { assert!(BATCH * INLINE <= READY) };
-        let (text, mut start) = (self.text, self.at);
-        self.keys.swap(0, 1);
-        for (key, &end) in self.keys[1].iter_mut().zip(ends) {
-            *key = key_of(text, start, end);
-            self.cache.prefetch(*key);
+    /// Takes pieces that end at these distances from `base`, the first of which starts at `start`.
+    #[inline]
+    fn add(&mut self, base: usize, mut start: usize, mut ends: &[u32]) -> Result<()> {
+        while !ends.is_empty() {
+            let (now, later) = ends.split_at(ends.len().min(BATCH - self.filling.n));
+            start = self.collect(base, start, now);
+            ends = later;
+            if self.filling.n == BATCH {
+                self.turn()?;
+            }
+        }
+        Ok(())
+    }
+
+    fn flush(&mut self) -> Result<()> {
+        self.turn()?;
+        self.turn()?;
+        self.spill();
+        Ok(())
+    }
+
+    /// Gives the ids that are ready to the sink.
+    #[inline]
+    fn spill(&mut self) {
+        self.sink.push_narrow(&self.ready[..std::mem::take(&mut self.n_ready)]);
+    }
+
+    /// Gives ids to the sink, behind those that are ready.
+    #[inline]
+    fn push(&mut self, ids: &[u32]) {
+        self.spill();
+        self.sink.push(ids);
+    }
+
+    /// Puts the keys of pieces into the batch and asks for what the cache has of them; the end of the last.
+    #[inline]
+    fn collect(&mut self, base: usize, mut start: usize, ends: &[u32]) -> usize {
+        let Batch { keys, places, n } = &mut *self.filling;
+        let (text, table) = (self.text, self.cache.view());
+        for ((key, at), &end) in keys[*n..].iter_mut().zip(&mut places[*n..]).zip(ends) {
+            let end = base + end as usize;
+            let piece = &text[start..end];
+            if (1..=PACKED).contains(&piece.len()) && piece[0] < WIDE_LEAD {
+                *key = packed_key(text, start, piece);
+                *at = table.prefetch(*key);
+            } else {
+                *key = PLACE | (piece.len() as u128) << 64 | start as u128;
+            }
             start = end;
         }
-        self.at = start;
-        let n_keys = std::mem::replace(&mut self.n_waiting, ends.len());
+        *n += ends.len();
+        start
+    }
+
+    /// Encodes the batch that waits, and lets the other one wait.
+    #[inline(never)]
+    fn turn(&mut self) -> Result<()> {
+        let text = self.text;
         let (mut at, mut resolved) = (0, 0);
+        let n_keys = self.waiting.n;
         while at < n_keys {
-            let key = self.keys[0][at];
+            at += self.hits(at, n_keys);
+            if at == n_keys {
+                break;
+            }
+            let key = self.waiting.keys[at];
             if key >= PLACE {
                 let (start, len) = (key as u64 as usize, (key >> 64 & ((1 << 56) - 1)) as usize);
                 self.place(&text[start..start + len])?;
                 at += 1;
                 continue;
             }
-            let n_hits = self.hits(at, n_keys);
-            at += n_hits;
-            if n_hits > 0 {
-                continue;
-            }
             let number = self.cache.find(key);
             if number == NOWHERE && at >= resolved {
-                resolved = n_keys.min(at + AHEAD);
+                resolved = n_keys.min(at + self.cache.ahead);
                 self.resolve(at, resolved);
                 continue;
             }
             self.other(key, number)?;
             at += 1;
         }
+        self.waiting.n = 0;
+        std::mem::swap(&mut self.filling, &mut self.waiting);
         Ok(())
     }
 
     /// Gives out the ids of pieces up to the first that is not stored or has more than [`INLINE`] of them; how many these
     /// are. Ids are gathered without branches: always [`INLINE`] stores, then a step of their number.
+    #[inline]
     fn hits(&mut self, from: usize, to: usize) -> usize {
-        let table = self.cache.view();
-        let (mut n, mut n_hits) = (0, 0);
-        for &key in &self.keys[0][from..to] {
-            if key >= PLACE {
-                break;
-            }
-            let Some(slot) = table.get(key) else { break };
+        if self.n_ready > READY {
+            self.spill();
+        }
+        let Self { ready, waiting: Batch { keys, places, .. }, cache, n_ready, .. } = self;
+        let table = cache.view();
+        let (mut n, mut n_hits) = (*n_ready, 0);
+        for (&key, &place) in keys[from..to].iter().zip(&places[from..to]) {
+            let Some(slot) = table.get(place, key) else { break };
             let (ids, n_ids) = content(slot);
-            self.ready[n..n + INLINE].copy_from_slice(&ids);
+            ready[n..n + INLINE].copy_from_slice(&S::narrow(ids));
             if n_ids as usize > INLINE {
                 break;
             }
             n += n_ids as usize;
             n_hits += 1;
         }
-        self.sink.push(&self.ready[..n]);
+        *n_ready = n;
         n_hits
     }
 
     /// Computes and stores the unseen pieces among keys of the batch, four at a time where merging alone gives the ids.
+    /// The first is one; the more others there are, the further the next call looks.
     #[inline(never)]
     fn resolve(&mut self, from: usize, to: usize) {
-        let mut group = [0; 4];
-        let mut n = 0;
+        let (mut group, mut n, mut n_unseen) = ([0; 4], 0, 0);
         for i in from..to {
-            let key = self.keys[0][i];
+            let key = self.waiting.keys[i];
+            if key >= PLACE || self.cache.view().get(self.waiting.places[i], key).is_some() {
+                continue;
+            }
+            n_unseen += 1;
             let (bytes, len) = unpack(key);
-            if key < PLACE && self.cache.find(key) == NOWHERE && self.merges_alone(&bytes[..len]) {
+            if self.merges_alone(&bytes[..len]) {
                 group[n] = key;
                 n += 1;
                 if n == group.len() {
@@ -221,6 +310,7 @@ impl<S: Sink> Encoder<'_, S> {
             }
         }
         self.resolve_four(&group[..n]);
+        self.cache.ahead = (16 * n_unseen).clamp(1, AHEAD);
     }
 
     /// Whether nothing but merging the bytes one by one is asked for.
@@ -233,10 +323,17 @@ impl<S: Sink> Encoder<'_, S> {
         for (unpacked, &key) in unpacked.iter_mut().zip(keys) {
             *unpacked = unpack(key);
         }
-        let merged = self.vocab.merge_four(std::array::from_fn(|i| &unpacked[i].0[..unpacked[i].1]));
-        for (ids, &key) in merged.iter().zip(keys) {
-            if self.cache.find(key) == NOWHERE {
-                self.cache.insert(key, ids.as_slice());
+        let piece = |i: usize| &unpacked[i].0[..unpacked[i].1];
+        match keys {
+            [] => {}
+            &[key] => self.cache.insert(key, self.vocab.merge_one(piece(0)).as_slice()),
+            _ => {
+                let merged = self.vocab.merge_four(std::array::from_fn(piece));
+                for (ids, &key) in merged.iter().zip(keys) {
+                    if self.cache.find(key) == NOWHERE {
+                        self.cache.insert(key, ids.as_slice());
+                    }
+                }
             }
         }
     }
@@ -246,6 +343,7 @@ impl<S: Sink> Encoder<'_, S> {
     fn other(&mut self, key: u128, number: u32) -> Result<()> {
         if number != NOWHERE {
             let slot = self.cache.slot(number);
+            self.spill();
             self.sink.push(self.cache.ids(&slot));
             return Ok(());
         }
@@ -264,8 +362,16 @@ impl<S: Sink> Encoder<'_, S> {
 
     /// Whether it pays to look for borders in `piece`.
     fn falls_apart(&mut self, piece: &[u8]) -> bool {
-        // An invalid sequence has at most three bytes; every other piece is UTF-8.
-        if piece.iter().all(|&byte| byte < LONG_LEAD) || (piece.len() < 4 && std::str::from_utf8(piece).is_err()) {
+        // An invalid sequence has at most three bytes, and three of them only at the front of a longer character; every
+        // other piece is UTF-8.
+        let is_utf8 = piece.len() > 3 || (piece.len() == 3 && piece[0] < 0xF0);
+        debug_assert!(
+            piece.len() > 3
+                || piece.is_ascii()
+                || is_utf8 == std::str::from_utf8(piece).is_ok()
+                || piece[0] < LONG_LEAD
+        );
+        if !is_utf8 || piece.iter().all(|&byte| byte < LONG_LEAD) {
             return false;
         }
         self.cache.wide_bytes = self.cache.wide_bytes.saturating_add(piece.len());
@@ -274,38 +380,52 @@ impl<S: Sink> Encoder<'_, S> {
 
     /// Encodes a piece part by part.
     fn parts(&mut self, piece: &[u8]) -> Result<()> {
-        let mut n = 0;
         self.vocab.borders().for_each_part(piece, |part| {
-            match part {
-                Part::Char(ids, n_ids) => {
-                    self.ready[n..n + CHAR_BYTES].copy_from_slice(&ids);
-                    n += n_ids;
-                    if n < READY {
-                        return Ok(());
-                    }
-                    self.sink.push(&self.ready[..n]);
-                }
+            let (ids, n_ids) = match part {
+                Part::Char(ids, n_ids) => (ids, n_ids),
                 Part::Bytes(start, end) => {
-                    self.sink.push(&self.ready[..n]);
-                    self.cached(&piece[start..end], end - start == piece.len())?;
+                    let (bytes, is_piece) = (&piece[start..end], end - start == piece.len());
+                    let Some(found) = self.inline(bytes, is_piece) else { return self.cached(bytes, is_piece) };
+                    found
                 }
+            };
+            if self.n_ready > READY {
+                self.spill();
             }
-            n = 0;
+            self.ready[self.n_ready..self.n_ready + INLINE].copy_from_slice(&S::narrow(ids));
+            self.n_ready += n_ids;
             Ok(())
-        })?;
-        self.sink.push(&self.ready[..n]);
-        Ok(())
+        })
+    }
+
+    /// The ids of a piece or a part of one when they stand in a slot, and how many they are.
+    #[inline]
+    fn inline(&self, bytes: &[u8], is_piece: bool) -> Option<(Ids, usize)> {
+        if bytes.len() > PACKED {
+            return None;
+        }
+        let key = self.part_key(bytes, is_piece);
+        let table = self.cache.view();
+        let (ids, n) = content(table.get(table.prefetch(key), key)?);
+        let n = n as usize;
+        (n <= INLINE).then_some((ids, n))
+    }
+
+    /// The key of a piece of at most [`PACKED`] bytes or a part of one: only with `ignore_merges` a part may have other ids
+    /// than the same bytes as a piece.
+    #[inline]
+    fn part_key(&self, bytes: &[u8], is_piece: bool) -> u128 {
+        packed_key(bytes, 0, bytes) | if !is_piece && self.vocab.ignore_merges() { PART } else { 0 }
     }
 
     /// Encodes a piece or a part of one, and stores what it encodes to.
     fn cached(&mut self, bytes: &[u8], is_piece: bool) -> Result<()> {
-        // Only with `ignore_merges` a part may have other ids than the same bytes as a piece.
-        let is_other = !is_piece && self.vocab.ignore_merges();
         if (1..=PACKED).contains(&bytes.len()) {
-            let key = packed_key(bytes, 0, bytes) | if is_other { PART } else { 0 };
+            let key = self.part_key(bytes, is_piece);
             let number = self.cache.find(key);
             if number != NOWHERE {
                 let slot = self.cache.slot(number);
+                self.spill();
                 self.sink.push(self.cache.ids(&slot));
                 return Ok(());
             }
@@ -313,6 +433,8 @@ impl<S: Sink> Encoder<'_, S> {
             self.keep(key);
             return Ok(());
         }
+        let is_other = !is_piece && self.vocab.ignore_merges();
+        self.spill();
         if !is_other && let Some(ids) = self.cache.get_long(bytes) {
             self.sink.push(ids);
             return Ok(());
@@ -331,7 +453,7 @@ impl<S: Sink> Encoder<'_, S> {
     fn keep(&mut self, key: u128) {
         let ids = std::mem::take(&mut self.cache.buffers.ids);
         self.cache.insert(key, &ids);
-        self.sink.push(&ids);
+        self.push(&ids);
         self.cache.buffers.ids = ids;
     }
 
@@ -356,7 +478,7 @@ impl<S: Sink> Encoder<'_, S> {
         let Buffers { ids, scratch, .. } = &mut self.cache.buffers;
         self.vocab.borders().for_each_part(piece, |part| match part {
             Part::Char(of_char, n) => {
-                ids.extend_from_slice(&of_char[..n]);
+                ids.extend_from_slice(&of_char.wide()[..n]);
                 Ok(())
             }
             Part::Bytes(start, end) => self.vocab.merge_piece(&piece[start..end], scratch, self.control, ids),

@@ -93,6 +93,13 @@ impl Merges<'_> {
         }
     }
 
+    /// The ids of a piece of at most 16 bytes.
+    pub(crate) fn encode_one(self, piece: &[u8]) -> Short {
+        let mut scan = Scan::new(self, piece);
+        while scan.step(self) {}
+        scan.finish()
+    }
+
     #[inline]
     fn append<const N: usize>(self, piece: &[u8], out: &mut Vec<u32>) {
         let mut scan = Scan::<N>::new(self, piece);

@@ -4,12 +4,13 @@ use memmap2::MmapMut;
 
 use crate::cache::{INLINE, NOWHERE, Slot};
 
-/// Bytes of a slot: the key, the ids, their number.
+/// Bytes of a slot: the key and the ids.
 const SLOT: usize = 32;
 
 pub(crate) const BUCKET: usize = 2 * SLOT;
 
-/// Key, ids and their number, little-endian.
+/// The key, the lower halves of the ids, the upper ones, all little-endian. Ids have 24 bits at most: the top byte of all
+/// is their number.
 pub(crate) type RawSlot = [u8; SLOT];
 
 /// Tables from this size on get memory of their own.
@@ -51,20 +52,6 @@ impl Table {
         &mut self.memory.bytes().as_chunks_mut().0[at]
     }
 
-    /// Asks the processor to bring a bucket near.
-    #[inline]
-    pub(crate) fn prefetch(&self, place: usize) {
-        #[cfg(target_arch = "x86_64")]
-        {
-            use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
-            let bucket = self.buckets().as_ptr().wrapping_add(place & self.mask);
-            // SAFETY: a prefetch is a hint: it reads and writes nothing the program can see, at any address.
-            unsafe { _mm_prefetch::<_MM_HINT_T0>(bucket.cast()) };
-        }
-        #[cfg(not(target_arch = "x86_64"))]
-        let _ = place;
-    }
-
     /// The number of the slot with `key` in the bucket at `place`, or [`NOWHERE`]; and whether the bucket is full.
     #[inline]
     pub(crate) fn probe(&self, place: usize, key: u128) -> (u32, bool) {
@@ -85,7 +72,7 @@ impl Table {
     pub(crate) fn slot(&self, number: usize) -> Slot {
         let raw = self.raw(number);
         let (ids, n) = content(raw);
-        Slot { key: read_key(raw, 0), ids, n }
+        Slot { key: read_key(raw, 0), ids: ids.wide(), n }
     }
 
     /// Writes `slot` into the bucket at `place`; false when the bucket is full.
@@ -94,8 +81,12 @@ impl Table {
         let Some(at) = [0, SLOT].into_iter().find(|&at| read_key(bucket, at) == 0) else { return false };
         let bytes = &mut bucket[at..at + SLOT];
         bytes[..16].copy_from_slice(&slot.key.to_le_bytes());
-        let words = slot.ids.into_iter().chain([slot.n]);
-        bytes[16..].chunks_exact_mut(4).zip(words).for_each(|(bytes, word)| bytes.copy_from_slice(&word.to_le_bytes()));
+        let halves = slot.ids.iter().map(|&id| id as u16).chain(slot.ids.iter().map(|&id| (id >> 16) as u16));
+        bytes[16..]
+            .chunks_exact_mut(2)
+            .zip(halves)
+            .for_each(|(bytes, half)| bytes.copy_from_slice(&half.to_le_bytes()));
+        bytes[SLOT - 1] = slot.n as u8;
         true
     }
 
@@ -147,11 +138,42 @@ pub(crate) fn find(bucket: &[u8; BUCKET], key: u128) -> Option<&RawSlot> {
     (is_second || read_key(bucket, 0) == key).then(|| &slots[usize::from(is_second)])
 }
 
+/// Ids as they stand in a slot: narrow ones are there without any work.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Ids {
+    /// The lower halves.
+    pub(crate) low: [u16; INLINE],
+    /// The upper halves, of which the lower bytes count.
+    pub(crate) high: [u16; INLINE],
+}
+
+impl Ids {
+    #[inline]
+    pub(crate) fn wide(self) -> [u32; INLINE] {
+        std::array::from_fn(|i| u32::from(self.low[i]) | u32::from(self.high[i] & 0xFF) << 16)
+    }
+}
+
 /// The ids of a slot and how many it says they are.
 #[inline]
-pub(crate) fn content(slot: &RawSlot) -> ([u32; INLINE], u32) {
-    let word = |at: usize| u32::from_le_bytes([slot[at], slot[at + 1], slot[at + 2], slot[at + 3]]);
-    ([word(16), word(20), word(24)], word(28))
+pub(crate) fn content(slot: &RawSlot) -> (Ids, u32) {
+    let half = |at: usize| u16::from_le_bytes([slot[at], slot[at + 1]]);
+    let ids = Ids { low: std::array::from_fn(|i| half(16 + 2 * i)), high: std::array::from_fn(|i| half(24 + 2 * i)) };
+    (ids, u32::from(slot[SLOT - 1]))
+}
+
+/// Asks the processor to bring the bucket at `place` near; the number of buckets is a power of two.
+#[inline]
+pub(crate) fn prefetch(buckets: &[[u8; BUCKET]], place: usize) {
+    #[cfg(target_arch = "x86_64")]
+    {
+        use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
+        let bucket = buckets.as_ptr().wrapping_add(place & (buckets.len() - 1));
+        // SAFETY: a prefetch is a hint: it reads and writes nothing the program can see, at any address.
+        unsafe { _mm_prefetch::<_MM_HINT_T0>(bucket.cast()) };
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = (buckets, place);
 }
 
 /// Whether there is no free slot in a bucket.

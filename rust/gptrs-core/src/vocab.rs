@@ -209,6 +209,12 @@ impl Vocab {
         self.ignore_merges || self.unreachable.binary_search(&id).is_err()
     }
 
+    /// The ids of a piece of at most 16 bytes.
+    #[inline]
+    pub(crate) fn merge_one(&self, piece: &[u8]) -> Short {
+        Merges { pairs: &self.pairs, byte_ids: &self.byte_ids }.encode_one(piece)
+    }
+
     /// The ids of each of four pieces of at most 16 bytes, see [`Merges::encode_four`].
     #[inline]
     pub(crate) fn merge_four(&self, pieces: [&[u8]; 4]) -> [Short; 4] {

@@ -236,16 +236,35 @@ impl Splitter {
 
     /// As [`Splitter::for_each_piece`], with each piece as `part[start..end]`: what stands beside it can be read too.
     #[inline]
-    pub fn for_each_span<'t, F>(&self, text: &'t [u8], f: F) -> Result<()>
+    pub fn for_each_span<'t, F>(&self, text: &'t [u8], mut f: F) -> Result<()>
     where
         F: FnMut(&'t [u8], usize, usize) -> Result<()>,
     {
         match (self.kind.scanner(), &self.kind) {
-            (Some(scanner), _) => scanner.for_each_span(self.level, text, f),
+            (Some(scanner), _) => scanner.for_each_run(self.level, text, |part, mut start, ends| {
+                for &end in ends {
+                    f(part, start, end as usize)?;
+                    start = end as usize;
+                }
+                Ok(())
+            }),
             (None, Kind::Runs(runs)) => runs.for_each_span(self.level, text, f),
             (None, Kind::Chain(chain)) => for_each_part(text, f, |part, f| chain.for_each_span(part, f)),
             (None, Kind::Custom(custom)) => for_each_part(text, f, |part, f| custom.for_each_span(part, f)),
             (None, kind) => unreachable!("{kind:?} has a scanner"),
+        }
+    }
+
+    /// As [`Splitter::for_each_span`], with the ends of many pieces at once: `f` is given a part of the text, where the
+    /// first of the pieces starts in it, and where each ends, which is where the next one starts.
+    #[inline]
+    pub(crate) fn for_each_run<'t, F>(&self, text: &'t [u8], mut f: F) -> Result<()>
+    where
+        F: FnMut(&'t [u8], usize, &[u32]) -> Result<()>,
+    {
+        match self.kind.scanner() {
+            Some(scanner) => scanner.for_each_run(self.level, text, f),
+            None => self.for_each_span(text, |part, start, end| f(&part[start..], 0, &[near(end - start)?])),
         }
     }
 
@@ -300,6 +319,11 @@ impl Splitter {
             _ => Ok(None),
         }
     }
+}
+
+/// The end of a piece as ends are handed on.
+fn near(end: usize) -> Result<u32> {
+    u32::try_from(end).map_err(|_| Error::Argument(format!("expected pieces below 4 GiB, got one of {end} bytes")))
 }
 
 /// Calls `split` with each stretch of valid UTF-8, for the ends of its pieces, and `f` with every piece and every

@@ -8,6 +8,9 @@ use crate::simd::Level;
 /// Text that is checked and scanned at once: it stays in the second cache from the one to the other.
 const WINDOW: usize = 1 << 17;
 
+/// Where ends begin to be counted anew in a text without windows, so that they stay below 4 GiB.
+const FAR: usize = 1 << 20;
+
 /// What a window without a cut near its end grows by, as a factor.
 const GROWTH: usize = 4;
 
@@ -30,11 +33,11 @@ impl Scanner {
         Self { fill: mask::fill::<B>, piece_end: B::piece_end, is_cut: B::is_cut }
     }
 
-    /// See [`super::Splitter::for_each_span`].
+    /// See [`super::Splitter::for_each_run`].
     #[inline]
-    pub(super) fn for_each_span<'t, F>(&self, level: Level, text: &'t [u8], mut f: F) -> Result<()>
+    pub(super) fn for_each_run<'t, F>(&self, level: Level, text: &'t [u8], mut f: F) -> Result<()>
     where
-        F: FnMut(&'t [u8], usize, usize) -> Result<()>,
+        F: FnMut(&'t [u8], usize, &[u32]) -> Result<()>,
     {
         let mut rest = text;
         while !rest.is_empty() {
@@ -44,16 +47,15 @@ impl Scanner {
                 let (mut walk, mut ends, mut at) = (Walk::default(), Ends::new(), 0);
                 while at < valid {
                     (self.fill)(level, &mut walk, part, &mut ends);
-                    for &end in ends.as_slice() {
-                        f(part, at, end as usize)?;
-                        at = end as usize;
-                    }
+                    let ends = ends.as_slice();
+                    f(part, at, ends)?;
+                    at = ends.last().map_or(valid, |&end| end as usize);
                 }
             } else {
                 self.whole(part, &mut f)?;
             }
             if invalid > 0 {
-                f(after, 0, invalid)?;
+                f(&after[..invalid], 0, &[invalid as u32])?;
             }
             rest = &after[invalid..];
         }
@@ -62,15 +64,20 @@ impl Scanner {
 
     /// The pieces of a text too short for blocks, or whose ends are too far for 32 bits, there being no cut.
     #[inline]
-    fn whole<'t, F>(&self, text: &'t [u8], f: &mut F) -> Result<()>
+    fn whole<'t, F>(&self, mut text: &'t [u8], f: &mut F) -> Result<()>
     where
-        F: FnMut(&'t [u8], usize, usize) -> Result<()>,
+        F: FnMut(&'t [u8], usize, &[u32]) -> Result<()>,
     {
-        let mut at = 0;
-        while at < text.len() {
-            let end = (self.piece_end)(text, at);
-            f(text, at, end)?;
-            at = end;
+        let mut ends = [0; mask::SHORT];
+        while !text.is_empty() {
+            let (mut n, mut at) = (0, 0);
+            while at < text.len() && n < ends.len() && (n == 0 || at <= FAR) {
+                at = (self.piece_end)(text, at);
+                ends[n] = super::near(at)?;
+                n += 1;
+            }
+            f(text, 0, &ends[..n])?;
+            text = &text[at..];
         }
         Ok(())
     }
