@@ -38,6 +38,7 @@ use named::Known;
 use o200k::O200k;
 use runs::Runs;
 pub use runs::run_pattern;
+pub(crate) use spans::Run;
 use spans::Scanner;
 use traits::Traits;
 
@@ -247,6 +248,24 @@ impl Splitter {
             (None, Kind::Custom(custom)) => for_each_part(text, f, |part, f| custom.for_each_span(part, f)),
             (None, kind) => unreachable!("{kind:?} has a scanner"),
         }
+    }
+
+    /// As [`Splitter::for_each_span`], with as many pieces at once as the scanner has. Invalid sequences are told apart
+    /// where [`Splitter::is_scanned`].
+    #[inline]
+    pub(crate) fn for_each_run<'t, F>(&self, text: &'t [u8], mut f: F) -> Result<()>
+    where
+        F: FnMut(&'t [u8], Run<'_>) -> Result<()>,
+    {
+        match self.kind.scanner() {
+            Some(scanner) => scanner.for_each_run(self.level, text, f),
+            None => self.for_each_span(text, |part, start, end| f(part, Run::One(start, end))),
+        }
+    }
+
+    /// Whether the pattern is a named one, with a scanner of its own.
+    pub(crate) fn is_scanned(&self) -> bool {
+        self.kind.scanner().is_some()
     }
 
     /// The first place at or after `at` where `text` can be cut so that the pieces of both sides are the pieces of the

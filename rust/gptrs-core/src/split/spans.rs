@@ -19,6 +19,17 @@ pub(super) struct Scanner {
     is_cut: fn(Traits, Traits, u8) -> bool,
 }
 
+/// Pieces that follow each other.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Run<'e> {
+    /// From a start to an end.
+    One(usize, usize),
+    /// An invalid sequence at the front, by its length.
+    Invalid(usize),
+    /// The start of the first and the ends of all.
+    Many(usize, &'e [u32]),
+}
+
 /// Text at the front that is scanned as a text of its own, and the invalid sequence after it, in bytes.
 struct Window {
     valid: usize,
@@ -36,6 +47,25 @@ impl Scanner {
     where
         F: FnMut(&'t [u8], usize, usize) -> Result<()>,
     {
+        self.for_each_run(level, text, |part, run| match run {
+            Run::One(start, end) => f(part, start, end),
+            Run::Invalid(len) => f(part, 0, len),
+            Run::Many(mut start, ends) => {
+                for &end in ends {
+                    f(part, start, end as usize)?;
+                    start = end as usize;
+                }
+                Ok(())
+            }
+        })
+    }
+
+    /// See [`super::Splitter::for_each_run`].
+    #[inline]
+    pub(super) fn for_each_run<'t, F>(&self, level: Level, text: &'t [u8], mut f: F) -> Result<()>
+    where
+        F: FnMut(&'t [u8], Run<'_>) -> Result<()>,
+    {
         let mut rest = text;
         while !rest.is_empty() {
             let Window { valid, invalid } = self.window(level, rest);
@@ -44,16 +74,14 @@ impl Scanner {
                 let (mut walk, mut ends, mut at) = (Walk::default(), Ends::new(), 0);
                 while at < valid {
                     (self.fill)(level, &mut walk, part, &mut ends);
-                    for &end in ends.as_slice() {
-                        f(part, at, end as usize)?;
-                        at = end as usize;
-                    }
+                    f(part, Run::Many(at, ends.as_slice()))?;
+                    at = ends.as_slice().last().map_or(valid, |&end| end as usize);
                 }
             } else {
                 self.whole(part, &mut f)?;
             }
             if invalid > 0 {
-                f(after, 0, invalid)?;
+                f(after, Run::Invalid(invalid))?;
             }
             rest = &after[invalid..];
         }
@@ -64,12 +92,12 @@ impl Scanner {
     #[inline]
     fn whole<'t, F>(&self, text: &'t [u8], f: &mut F) -> Result<()>
     where
-        F: FnMut(&'t [u8], usize, usize) -> Result<()>,
+        F: FnMut(&'t [u8], Run<'_>) -> Result<()>,
     {
         let mut at = 0;
         while at < text.len() {
             let end = (self.piece_end)(text, at);
-            f(text, at, end)?;
+            f(text, Run::One(at, end))?;
             at = end;
         }
         Ok(())

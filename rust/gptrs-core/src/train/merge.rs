@@ -76,7 +76,7 @@ impl<'c, S: Symbol> Merger<'c, S> {
             choices,
             threads,
             control,
-            table: PairTable::new(Vec::new()),
+            table: PairTable::with_room_for(0),
             postings: Vec::new(),
             queue: Queue::default(),
             floor: options.min_count,
@@ -121,7 +121,7 @@ impl<'c, S: Symbol> Merger<'c, S> {
     /// Gives every token one place and starts from all its pairs, with a lower floor.
     fn count_anew(&mut self) -> Result<()> {
         self.floor = self.next_floor().clamp(self.options.min_count, self.floor.max(2) / 2);
-        self.table = PairTable::new(Vec::new());
+        self.table = PairTable::with_room_for(0);
         self.postings = Vec::new();
         self.layout.compact(self.control)?;
         if self.is_dense() {
@@ -155,10 +155,10 @@ impl<'c, S: Symbol> Merger<'c, S> {
     fn list(&mut self, census: Census) -> Result<()> {
         let (entries, postings) = census.list(&self.layout, self.floor, self.threads, self.control)?;
         self.queue = Queue::default();
-        for entry in &entries {
-            self.queue.push(entry.count, entry.key);
+        for (key, entry) in &entries {
+            self.queue.push(entry.count, *key);
         }
-        self.table = PairTable::new(entries);
+        self.table = PairTable::new(&entries);
         self.postings = postings;
         Ok(())
     }
@@ -182,10 +182,10 @@ impl<'c, S: Symbol> Merger<'c, S> {
         self.table.rebuild(self.floor);
         self.queue = Queue::default();
         let mut n_postings = 1;
-        for entry in self.table.iter_mut() {
+        for (key, entry) in self.table.iter_mut() {
             entry.start = n_postings;
             n_postings += std::mem::take(&mut entry.n_postings) as usize;
-            self.queue.push(entry.count, entry.key);
+            self.queue.push(entry.count, key);
         }
         self.postings = vec![0; n_postings];
         self.layout.for_each_border(places, |left, right, at, _| {
@@ -221,7 +221,7 @@ impl<'c, S: Symbol> Merger<'c, S> {
         let (a, b) = pair(best);
         let length = self.layout.lengths[a as usize] + self.layout.lengths[b as usize];
         self.layout.lengths.push(length);
-        self.neighbours.clear();
+        self.neighbours.clear(self.layout.lengths.len());
         self.rewrite(best, id, length)?;
         self.n_applied += self.neighbours.n_places() as u64;
         // Two loops, so that the table's misses of the first overlap.
@@ -240,7 +240,7 @@ impl<'c, S: Symbol> Merger<'c, S> {
             let start = postings.len();
             postings.resize(start + cell.postings, 0);
             let (n_postings, count) = (cell.postings as u32, cell.weight);
-            *table.get_or_insert(key, *floor) = Entry { key, count, start, n_postings };
+            *table.get_or_insert(key, *floor) = Entry { count, start, n_postings };
             queue.push(count, key);
             start
         };
