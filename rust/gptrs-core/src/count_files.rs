@@ -162,6 +162,30 @@ mod tests {
     }
 
     #[test]
+    fn the_first_byte_that_is_not_utf8_is_named_whatever_scans() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("a.txt");
+        let text = "one d\u{e9}f, \u{8a9e}\u{1f469} 2\n".repeat(120_000);
+        let nfc = |pattern| Splitter::new(pattern).unwrap().with_normalizer(Some(crate::normalizer::Normalizer::Nfc));
+        let splitters = [Splitter::new("gpt2").unwrap(), Splitter::new(r"\w+|\W+").unwrap(), nfc("cl100k_base")];
+        let places = [0, 1, 7, 95, 1 << 17, (1 << 20) - 1, (1 << 20) + 2, 2_100_000, text.len() - 1];
+        for (i, &place) in places.iter().enumerate() {
+            let mut bytes = text.clone().into_bytes();
+            bytes[place] = [0xFF, b'x', 0xE4][i % 3]; // never valid, inside of a character or not, a character cut off
+            fs::write(&path, &bytes).unwrap();
+            let expected = std::str::from_utf8(&bytes).map_err(|error| error.valid_up_to() as u64);
+            for splitter in &splitters {
+                let got = count_files(std::slice::from_ref(&path), "text", splitter, 2, &Control::new());
+                match (got, expected) {
+                    (Ok(_), Ok(_)) => {}
+                    (Err(Error::NotUtf8 { offset, .. }), Err(expected)) if offset == expected => {}
+                    (got, _) => panic!("{} at {place}: {got:?}, expected {expected:?}", splitter.pattern()),
+                }
+            }
+        }
+    }
+
+    #[test]
     fn a_cancelled_count_ends_and_an_empty_corpus_is_said() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("a.txt");

@@ -16,6 +16,7 @@ use super::pairs::{Entry, PairTable, Sketch, key, pair};
 use super::queue::Queue;
 use crate::control::Control;
 use crate::error::Result;
+use crate::simd::prefetch;
 
 /// The most ids for which all pairs are counted in dense arrays.
 const DENSE_IDS: usize = 1 << 10;
@@ -224,7 +225,9 @@ impl<'c, S: Symbol> Merger<'c, S> {
         self.neighbours.clear(self.layout.lengths.len());
         self.rewrite(best, id, length)?;
         self.n_applied += self.neighbours.n_places() as u64;
-        // Two loops, so that the table's misses of the first overlap.
+        // First a loop without branches, so that the table's misses overlap.
+        self.neighbours.left.ids().iter().for_each(|&x| self.table.prefetch(key(x, a)));
+        self.neighbours.right.ids().iter().for_each(|&y| self.table.prefetch(key(b, y)));
         for (x, weight) in self.neighbours.left.sums() {
             subtract(&mut self.table, key(x, a), best, weight);
         }
@@ -263,8 +266,12 @@ impl<'c, S: Symbol> Merger<'c, S> {
         let mut segment = 0;
         // The last place waits for the next block: its right neighbour may be rewritten there.
         let (mut places, mut n_places) = ([(0, 0); BLOCK + 1], 0);
+        let mut ahead = postings.chunks(BLOCK).skip(1);
         for block in postings.chunks(BLOCK) {
             self.control.check()?;
+            for &border in ahead.next().unwrap_or_default() {
+                prefetch(symbols, border as usize);
+            }
             // First a pass without branches, so that the misses of the whole block overlap.
             let (mut live, mut n_live) = ([0; BLOCK], 0);
             for &border in block {

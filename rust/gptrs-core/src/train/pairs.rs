@@ -1,5 +1,7 @@
 //! Pairs of ids with their counts and postings: open addressing, eight keys a cache line.
 
+use crate::simd;
+
 /// A pair as one number; smaller left, then smaller right, is smaller.
 pub(super) fn key(left: u32, right: u32) -> u64 {
     u64::from(left) << 32 | u64::from(right)
@@ -96,6 +98,12 @@ impl PairTable {
             at = (at + 1) & mask;
         }
         at
+    }
+
+    /// Asks for the slot of `key`.
+    #[inline]
+    pub(super) fn prefetch(&self, key: u64) {
+        simd::prefetch(&self.keys, hash(key) & (self.keys.len() - 1));
     }
 
     /// The entry of `key`.
