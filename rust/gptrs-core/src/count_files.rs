@@ -27,8 +27,12 @@ pub fn count_files(
 ) -> Result<(WordCounts, u64)> {
     // `None` only while a batch is counted, and after an error, which ends the call.
     let mut counter = Some(Counter::new(splitter, threads));
-    let n_documents = for_each_batch(paths, text_field, control, |documents| {
-        counter = Some(counter.take().ok_or(Error::Interrupted)?.add_texts(documents, control)?);
+    let n_documents = for_each_unchecked_batch(paths, text_field, control, |documents| {
+        let more = counter.take().ok_or(Error::Interrupted)?.add_texts(documents, control)?;
+        if !more.is_utf8() {
+            documents.iter().try_for_each(Document::check)?;
+        }
+        counter = Some(more);
         Ok(())
     })?;
     let counts = counter.ok_or(Error::Interrupted)?.finish(control)?;
@@ -42,6 +46,19 @@ pub fn for_each_batch(
     paths: &[PathBuf],
     text_field: &str,
     control: &Control,
+    mut f: impl FnMut(&[Document]) -> Result<()>,
+) -> Result<u64> {
+    for_each_unchecked_batch(paths, text_field, control, |documents| {
+        documents.iter().try_for_each(Document::check)?;
+        f(documents)
+    })
+}
+
+/// As [`for_each_batch`], with text files that may be anything but UTF-8.
+fn for_each_unchecked_batch(
+    paths: &[PathBuf],
+    text_field: &str,
+    control: &Control,
     f: impl FnMut(&[Document]) -> Result<()>,
 ) -> Result<u64> {
     let inputs = corpus::inputs(paths)?;
@@ -49,9 +66,7 @@ pub fn for_each_batch(
     let mut batch = Batch { f, documents: Vec::new(), n_bytes: 0, n_documents: 0 };
     for input in &inputs {
         if input.kind == Kind::Text {
-            let map = Map::open(&input.path)?;
-            corpus::utf8(map.as_bytes(), 0, &input.path)?;
-            batch.push(Document::File(map))?;
+            batch.push(Document::File(Map::open(&input.path)?, input.path.clone()))?;
         } else {
             let push = |text: &str| batch.push(Document::Line(text.to_owned()));
             corpus::for_each_document(input, text_field, push)?;
@@ -64,16 +79,26 @@ pub fn for_each_batch(
 /// One text of a corpus.
 #[derive(Debug)]
 pub enum Document {
-    /// A whole file.
-    File(Map),
+    /// A whole file and its path.
+    File(Map, PathBuf),
     /// What a line of JSON holds.
     Line(String),
+}
+
+impl Document {
+    /// Fails when a file is not UTF-8.
+    fn check(&self) -> Result<()> {
+        match self {
+            Self::File(map, path) => corpus::utf8(map.as_bytes(), 0, path).map(drop),
+            Self::Line(_) => Ok(()),
+        }
+    }
 }
 
 impl AsRef<[u8]> for Document {
     fn as_ref(&self) -> &[u8] {
         match self {
-            Self::File(map) => map.as_bytes(),
+            Self::File(map, _) => map.as_bytes(),
             Self::Line(text) => text.as_bytes(),
         }
     }
@@ -133,6 +158,30 @@ mod tests {
             let paths = [dir.path().to_owned()];
             let (got, n_documents) = count_files(&paths, "body", &splitter, threads, &control).unwrap();
             assert_eq!((sorted(&got), n_documents), (expected.clone(), texts.len() as u64));
+        }
+    }
+
+    #[test]
+    fn the_first_byte_that_is_not_utf8_is_named_whatever_scans() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("a.txt");
+        let text = "one d\u{e9}f, \u{8a9e}\u{1f469} 2\n".repeat(120_000);
+        let nfc = |pattern| Splitter::new(pattern).unwrap().with_normalizer(Some(crate::normalizer::Normalizer::Nfc));
+        let splitters = [Splitter::new("gpt2").unwrap(), Splitter::new(r"\w+|\W+").unwrap(), nfc("cl100k_base")];
+        let places = [0, 1, 7, 95, 1 << 17, (1 << 20) - 1, (1 << 20) + 2, 2_100_000, text.len() - 1];
+        for (i, &place) in places.iter().enumerate() {
+            let mut bytes = text.clone().into_bytes();
+            bytes[place] = [0xFF, b'x', 0xE4][i % 3]; // never valid, inside of a character or not, a character cut off
+            fs::write(&path, &bytes).unwrap();
+            let expected = std::str::from_utf8(&bytes).map_err(|error| error.valid_up_to() as u64);
+            for splitter in &splitters {
+                let got = count_files(std::slice::from_ref(&path), "text", splitter, 2, &Control::new());
+                match (got, expected) {
+                    (Ok(_), Ok(_)) => {}
+                    (Err(Error::NotUtf8 { offset, .. }), Err(expected)) if offset == expected => {}
+                    (got, _) => panic!("{} at {place}: {got:?}, expected {expected:?}", splitter.pattern()),
+                }
+            }
         }
     }
 

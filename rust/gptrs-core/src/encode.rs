@@ -6,8 +6,8 @@
 use crate::borders::{CHAR_BYTES, Part};
 use crate::cache::{Buffers, Cache, INLINE, LONGEST, NOWHERE, PACKED, PLACE, packed_key, unpack};
 use crate::control::Control;
-use crate::error::Result;
-use crate::split::Splitter;
+use crate::error::{Error, Result};
+use crate::split::{Run, Splitter};
 use crate::table::{Ids, content};
 use crate::vocab::Vocab;
 
@@ -129,10 +129,16 @@ pub(crate) fn encode_text<S: Sink>(
     let (mut at, mut reported) = (0, 0);
     let ready = [S::Id::default(); 2 * READY];
     let mut encoder = Encoder { vocab, cache, text, control, sink, filling, waiting, ready, n_ready: 0 };
-    let ended = splitter.for_each_run(text, |_, first, ends| {
-        let base = at - first;
-        encoder.add(base, at, ends)?;
-        at = ends.last().map_or(at, |&end| base + end as usize);
+    let ended = splitter.for_each_run(text, |_, run| {
+        let mut one = |len| encoder.add(at, at, &[near(len)?]).map(|()| len);
+        at += match run {
+            Run::Many(start, ends) => {
+                encoder.add(at - start, at, ends)?;
+                ends.last().map_or(0, |&end| end as usize - start)
+            }
+            Run::One(start, end) => one(end - start)?,
+            Run::Invalid(len) => one(len)?,
+        };
         if at - reported >= REPORT_EVERY {
             control.check()?;
             control.advance((at - reported) as u64);
@@ -147,6 +153,11 @@ pub(crate) fn encode_text<S: Sink>(
     cache.buffers.batches = batches;
     control.advance((at - reported) as u64);
     ended
+}
+
+/// The length of a piece as ends are handed on.
+fn near(len: usize) -> Result<u32> {
+    u32::try_from(len).map_err(|_| Error::Argument(format!("expected pieces below 4 GiB, got one of {len} bytes")))
 }
 
 /// Pieces on their way to the cache: their keys and where these are in the table.

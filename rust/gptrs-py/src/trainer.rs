@@ -1,13 +1,16 @@
 //! `Trainer` and the count files.
 
+use std::panic::resume_unwind;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::thread;
 use std::time::Instant;
 
 use gptrs_core::count::file::{self, Header};
 use gptrs_core::count::superwords::{self, Stages, Superwords};
 use gptrs_core::count::{self as counting, WordCounts, join};
 use gptrs_core::count_files::{count_files, for_each_batch};
+use gptrs_core::parallel::resolve_threads;
 use gptrs_core::split::Splitter;
 use gptrs_core::train::{self, Recipe, Tie, superbpe};
 use gptrs_core::{Control, Error, Result, Specials, WarmWords};
@@ -219,9 +222,10 @@ impl Trainer {
         let (recipe, splitter, base) = (&self.recipe, &self.splitter, self.base.as_deref());
         let corpus = &self.corpus;
         let tokenizer = watched(py, progress, |control| match corpus {
-            Corpus::Words(counts) => Ok(warm(recipe.train(counts, splitter, base, threads, control)?, counts)),
+            Corpus::Words(counts) => warm(counts, threads, || recipe.train(counts, splitter, base, threads, control)),
             Corpus::Stages(transition, stages) => {
-                Ok(warm(superbpe::train(recipe, *transition, stages, threads, control)?, &stages.run_counts))
+                let train = || superbpe::train(recipe, *transition, stages, threads, control);
+                warm(&stages.run_counts, threads, train)
             }
             Corpus::Runs(..) | Corpus::Lost => Err(lost()),
         })?;
@@ -285,9 +289,22 @@ impl Corpus {
     }
 }
 
-/// The tokenizer with the most frequent of the words that it will be asked for.
-fn warm(tokenizer: gptrs_core::Tokenizer, counts: &WordCounts) -> gptrs_core::Tokenizer {
-    tokenizer.with_warm_words(WarmWords::most_frequent(counts, WarmWords::DEFAULT_LEN))
+/// The tokenizer that `train` makes, with the most frequent of the words that it will be asked for. Merges are one
+/// thread's work; with several, another one looks for the words meanwhile.
+fn warm(
+    counts: &WordCounts,
+    threads: usize,
+    train: impl FnOnce() -> Result<gptrs_core::Tokenizer>,
+) -> Result<gptrs_core::Tokenizer> {
+    let words = || WarmWords::most_frequent(counts, WarmWords::DEFAULT_LEN);
+    if resolve_threads(threads) == 1 {
+        return Ok(train()?.with_warm_words(words()));
+    }
+    thread::scope(|scope| {
+        let words = scope.spawn(words);
+        let tokenizer = train()?;
+        Ok(tokenizer.with_warm_words(words.join().unwrap_or_else(|panic| resume_unwind(panic))))
+    })
 }
 
 fn lost() -> Error {

@@ -8,7 +8,7 @@ use super::{N_SHARDS, Shard, WordCounts, lock};
 use crate::control::Control;
 use crate::error::Result;
 use crate::parallel;
-use crate::split::Splitter;
+use crate::split::{Run, Splitter};
 
 /// Text handed to a thread at once: some milliseconds of work.
 pub(crate) const TASK_BYTES: usize = 1 << 20;
@@ -24,6 +24,7 @@ pub struct Counter {
     shards: Vec<Mutex<Shard>>,
     /// One for each thread that has worked so far.
     fronts: Vec<Front>,
+    is_utf8: bool,
 }
 
 /// A thread's way to a counter.
@@ -32,13 +33,15 @@ pub(crate) struct Worker<'c> {
     front: Front,
     shards: &'c [Mutex<Shard>],
     control: &'c Control,
+    is_utf8: bool,
 }
 
 impl Counter {
     /// A counter that works on `threads` threads (0: all cores).
     pub fn new(splitter: &Splitter, threads: usize) -> Self {
         let shards = (0..N_SHARDS).map(|_| Mutex::default()).collect();
-        Self { splitter: splitter.clone(), threads: parallel::resolve_threads(threads), shards, fronts: Vec::new() }
+        let threads = parallel::resolve_threads(threads);
+        Self { splitter: splitter.clone(), threads, shards, fronts: Vec::new(), is_utf8: true }
     }
 
     /// Counts every text as a document of its own; long ones are cut at [`Splitter::safe_cut`] and shared by all threads.
@@ -68,12 +71,18 @@ impl Counter {
         let idle = Mutex::new(std::mem::take(&mut self.fronts));
         let make_worker = || {
             let front = lock(&idle).pop().unwrap_or_else(Front::new);
-            Worker { splitter: self.splitter.clone(), front, shards: &self.shards, control }
+            Worker { splitter: self.splitter.clone(), front, shards: &self.shards, control, is_utf8: true }
         };
         let workers = parallel::run(self.threads, n_tasks, control, make_worker, work)?;
+        self.is_utf8 &= workers.iter().all(|worker| worker.is_utf8);
         self.fronts = workers.into_iter().map(|worker| worker.front).collect();
         self.fronts.append(&mut lock(&idle));
         Ok(self)
+    }
+
+    /// Whether all texts so far were valid UTF-8: the scan knows, so that nobody needs to look a second time.
+    pub(crate) fn is_utf8(&self) -> bool {
+        self.is_utf8
     }
 
     /// All counts so far.
@@ -89,20 +98,27 @@ impl Worker<'_> {
     pub(crate) fn count(&mut self, text: &[u8]) -> Result<()> {
         /// A custom pattern cannot be cut: look up from a long text every so many pieces.
         const CHECK_PIECES: u32 = 1 << 14;
-        let Self { splitter, front, shards, control } = self;
-        let mut n_pieces = 0u32;
+        let Self { splitter, front, shards, control, is_utf8 } = self;
+        let mut n_single = 0u32;
         let mut long = LongBatch::default();
         let normal = splitter.normalize(text);
-        splitter.for_each_span(normal.as_deref().unwrap_or(text), |part, start, end| {
-            n_pieces = n_pieces.wrapping_add(1);
-            if n_pieces.is_multiple_of(CHECK_PIECES) {
+        if normal.is_some() || !splitter.is_scanned() {
+            *is_utf8 &= std::str::from_utf8(text).is_ok();
+        }
+        splitter.for_each_run(normal.as_deref().unwrap_or(text), |part, run| {
+            let piece = match run {
+                Run::Many(start, ends) => return front.add_all(part, start, ends, &mut long, shards),
+                Run::One(start, end) => &part[start..end],
+                Run::Invalid(len) => {
+                    *is_utf8 = false;
+                    &part[..len]
+                }
+            };
+            n_single = n_single.wrapping_add(1);
+            if n_single.is_multiple_of(CHECK_PIECES) {
                 control.check()?;
             }
-            if end - start > MAX_SHORT {
-                long.add(&part[start..end], shards)
-            } else {
-                front.add(part, start, end, shards)
-            }
+            if piece.len() > MAX_SHORT { long.add(piece, shards) } else { front.add(piece, shards) }
         })?;
         long.drain(shards)
     }

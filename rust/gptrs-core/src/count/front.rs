@@ -5,17 +5,17 @@
 
 use std::sync::Mutex;
 
-use super::table::{MAX_SHORT, hash_bytes, hash_key, pack_within};
+use super::table::{MAX_SHORT, hash_bytes, hash_key, pack, pack_within};
 use super::{N_SHARDS, Shard, lock, shard_of};
 use crate::error::Result;
 
 /// Slots: what a core's second-level cache holds beside the text.
-const N_SLOTS: usize = 1 << 12;
+const N_SLOTS: usize = 1 << 14;
 /// Words that wait for the shards: enough to give each of them many at once.
 const N_WAITING: usize = 1 << 12;
-/// Keys on their way to the slots. Scanning mispredicts once a piece, which ends what the processor does ahead; apart
-/// from it, the slots of many keys are on their way from memory at the same time.
-const BATCH: usize = 64;
+/// Keys on their way to the slots: packing and probing are loops of their own, so that the slots of many keys are on
+/// their way from memory at the same time.
+const BATCH: usize = 256;
 
 #[derive(Debug, Clone, Copy, Default)]
 struct Slot {
@@ -47,13 +47,38 @@ impl Front {
         }
     }
 
-    /// Counts `part[start..end]`, 1 to [`MAX_SHORT`] bytes, once more.
-    #[inline]
-    pub(super) fn add(&mut self, part: &[u8], start: usize, end: usize, shards: &[Mutex<Shard>]) -> Result<()> {
-        debug_assert!((1..=MAX_SHORT).contains(&(end - start)));
-        self.batch[self.n_batch] = pack_within(part, start, end);
+    /// Counts `word`, 1 to [`MAX_SHORT`] bytes, once more.
+    pub(super) fn add(&mut self, word: &[u8], shards: &[Mutex<Shard>]) -> Result<()> {
+        self.batch[self.n_batch] = pack(word);
         self.n_batch += 1;
         if self.n_batch == BATCH { self.sift(shards) } else { Ok(()) }
+    }
+
+    /// Counts the pieces of `part` from `start` on that have these ends; `long` gets those above [`MAX_SHORT`] bytes.
+    pub(super) fn add_all<'t>(
+        &mut self,
+        part: &'t [u8],
+        mut start: usize,
+        ends: &[u32],
+        long: &mut LongBatch<'t>,
+        shards: &[Mutex<Shard>],
+    ) -> Result<()> {
+        for ends in ends.chunks(BATCH) {
+            self.sift(shards)?;
+            let mut n_batch = 0;
+            for &end in ends {
+                let end = end as usize;
+                if end - start > MAX_SHORT {
+                    long.add(&part[start..end], shards)?;
+                } else {
+                    self.batch[n_batch] = pack_within(part, start, end);
+                    n_batch += 1;
+                }
+                start = end;
+            }
+            self.n_batch = n_batch;
+        }
+        Ok(())
     }
 
     /// Sends the batch through the slots.

@@ -157,14 +157,23 @@ pub(super) fn pack(word: &[u8]) -> u128 {
     u128::from_le_bytes(key)
 }
 
+/// The bits of a key that hold the word, by its length.
+const KEPT: [u128; MAX_SHORT + 1] = {
+    let (mut kept, mut len) = ([0; MAX_SHORT + 1], 1);
+    while len <= MAX_SHORT {
+        kept[len] = kept[len - 1] << 8 | 0xff;
+        len += 1;
+    }
+    kept
+};
+
 /// As [`pack`], of `part[start..end]`: one load when 16 bytes can be read.
 #[inline]
 pub(super) fn pack_within(part: &[u8], start: usize, end: usize) -> u128 {
     match part.get(start..).and_then(|rest| rest.first_chunk::<16>()) {
         Some(bytes) => {
             let len = end - start;
-            let kept = (1u128 << (8 * len)) - 1;
-            u128::from_le_bytes(*bytes) & kept | (len as u128) << 120
+            u128::from_le_bytes(*bytes) & KEPT[len] | (len as u128) << 120
         }
         None => pack(&part[start..end]),
     }

@@ -38,6 +38,7 @@ use named::Known;
 use o200k::O200k;
 use runs::Runs;
 pub use runs::run_pattern;
+pub(crate) use spans::Run;
 use spans::Scanner;
 use traits::Traits;
 
@@ -236,18 +237,12 @@ impl Splitter {
 
     /// As [`Splitter::for_each_piece`], with each piece as `part[start..end]`: what stands beside it can be read too.
     #[inline]
-    pub fn for_each_span<'t, F>(&self, text: &'t [u8], mut f: F) -> Result<()>
+    pub fn for_each_span<'t, F>(&self, text: &'t [u8], f: F) -> Result<()>
     where
         F: FnMut(&'t [u8], usize, usize) -> Result<()>,
     {
         match (self.kind.scanner(), &self.kind) {
-            (Some(scanner), _) => scanner.for_each_run(self.level, text, |part, mut start, ends| {
-                for &end in ends {
-                    f(part, start, end as usize)?;
-                    start = end as usize;
-                }
-                Ok(())
-            }),
+            (Some(scanner), _) => scanner.for_each_span(self.level, text, f),
             (None, Kind::Runs(runs)) => runs.for_each_span(self.level, text, f),
             (None, Kind::Chain(chain)) => for_each_part(text, f, |part, f| chain.for_each_span(part, f)),
             (None, Kind::Custom(custom)) => for_each_part(text, f, |part, f| custom.for_each_span(part, f)),
@@ -255,17 +250,22 @@ impl Splitter {
         }
     }
 
-    /// As [`Splitter::for_each_span`], with the ends of many pieces at once: `f` is given a part of the text, where the
-    /// first of the pieces starts in it, and where each ends, which is where the next one starts.
+    /// As [`Splitter::for_each_span`], with as many pieces at once as the scanner has. Invalid sequences are told apart
+    /// where [`Splitter::is_scanned`].
     #[inline]
     pub(crate) fn for_each_run<'t, F>(&self, text: &'t [u8], mut f: F) -> Result<()>
     where
-        F: FnMut(&'t [u8], usize, &[u32]) -> Result<()>,
+        F: FnMut(&'t [u8], Run<'_>) -> Result<()>,
     {
         match self.kind.scanner() {
             Some(scanner) => scanner.for_each_run(self.level, text, f),
-            None => self.for_each_span(text, |part, start, end| f(&part[start..], 0, &[near(end - start)?])),
+            None => self.for_each_span(text, |part, start, end| f(part, Run::One(start, end))),
         }
+    }
+
+    /// Whether the pattern is a named one, with a scanner of its own.
+    pub(crate) fn is_scanned(&self) -> bool {
+        self.kind.scanner().is_some()
     }
 
     /// The first place at or after `at` where `text` can be cut so that the pieces of both sides are the pieces of the
@@ -319,11 +319,6 @@ impl Splitter {
             _ => Ok(None),
         }
     }
-}
-
-/// The end of a piece as ends are handed on.
-fn near(end: usize) -> Result<u32> {
-    u32::try_from(end).map_err(|_| Error::Argument(format!("expected pieces below 4 GiB, got one of {end} bytes")))
 }
 
 /// Calls `split` with each stretch of valid UTF-8, for the ends of its pieces, and `f` with every piece and every

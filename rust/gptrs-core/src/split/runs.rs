@@ -81,30 +81,26 @@ impl Runs {
         // Where the run under way starts and ends, and how many words may follow.
         let mut run: Option<(usize, usize, usize)> = None;
         let Some(scanner) = self.words.scanner() else { return Ok(()) };
-        let mut at = 0;
-        scanner.for_each_run(level, text, |_, first, ends| {
+        scanner.for_each_span(level, text, |part, start, end| {
             // Parts stand in the text one behind the other; a run may cross from one to the next.
-            let base = at - first;
-            for &end in ends {
-                let (start, end) = (std::mem::replace(&mut at, base + end as usize), base + end as usize);
-                let kind = self.kind_of(&text[start..end]);
-                if let Some((_, run_end, left @ 1..)) = &mut run
-                    && matches!(kind, Piece::SpacedWord | Piece::Contraction)
-                    && *run_end == start
-                {
-                    (*run_end, *left) = (end, *left - 1);
-                    continue;
-                }
-                if let Some((start, end, _)) = run.take() {
-                    f(text, start, end)?;
-                }
-                if matches!(kind, Piece::SpacedWord | Piece::Word) {
-                    run = Some((start, end, MAX_WORDS - 1));
-                    continue;
-                }
+            let at = part.as_ptr().addr() - text.as_ptr().addr();
+            let (start, end) = (at + start, at + end);
+            let kind = self.kind_of(&text[start..end]);
+            if let Some((_, run_end, left @ 1..)) = &mut run
+                && matches!(kind, Piece::SpacedWord | Piece::Contraction)
+                && *run_end == start
+            {
+                (*run_end, *left) = (end, *left - 1);
+                return Ok(());
+            }
+            if let Some((start, end, _)) = run.take() {
                 f(text, start, end)?;
             }
-            Ok(())
+            if matches!(kind, Piece::SpacedWord | Piece::Word) {
+                run = Some((start, end, MAX_WORDS - 1));
+                return Ok(());
+            }
+            f(text, start, end)
         })?;
         run.map_or(Ok(()), |(start, end, _)| f(text, start, end))
     }

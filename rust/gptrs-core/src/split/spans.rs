@@ -8,9 +8,6 @@ use crate::simd::Level;
 /// Text that is checked and scanned at once: it stays in the second cache from the one to the other.
 const WINDOW: usize = 1 << 17;
 
-/// Where ends begin to be counted anew in a text without windows, so that they stay below 4 GiB.
-const FAR: usize = 1 << 20;
-
 /// What a window without a cut near its end grows by, as a factor.
 const GROWTH: usize = 4;
 
@@ -20,6 +17,17 @@ pub(super) struct Scanner {
     fill: fn(Level, &mut Walk, &[u8], &mut Ends),
     piece_end: fn(&[u8], usize) -> usize,
     is_cut: fn(Traits, Traits, u8) -> bool,
+}
+
+/// Pieces that follow each other.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Run<'e> {
+    /// From a start to an end.
+    One(usize, usize),
+    /// An invalid sequence at the front, by its length.
+    Invalid(usize),
+    /// The start of the first and the ends of all.
+    Many(usize, &'e [u32]),
 }
 
 /// Text at the front that is scanned as a text of its own, and the invalid sequence after it, in bytes.
@@ -33,11 +41,30 @@ impl Scanner {
         Self { fill: mask::fill::<B>, piece_end: B::piece_end, is_cut: B::is_cut }
     }
 
+    /// See [`super::Splitter::for_each_span`].
+    #[inline]
+    pub(super) fn for_each_span<'t, F>(&self, level: Level, text: &'t [u8], mut f: F) -> Result<()>
+    where
+        F: FnMut(&'t [u8], usize, usize) -> Result<()>,
+    {
+        self.for_each_run(level, text, |part, run| match run {
+            Run::One(start, end) => f(part, start, end),
+            Run::Invalid(len) => f(part, 0, len),
+            Run::Many(mut start, ends) => {
+                for &end in ends {
+                    f(part, start, end as usize)?;
+                    start = end as usize;
+                }
+                Ok(())
+            }
+        })
+    }
+
     /// See [`super::Splitter::for_each_run`].
     #[inline]
     pub(super) fn for_each_run<'t, F>(&self, level: Level, text: &'t [u8], mut f: F) -> Result<()>
     where
-        F: FnMut(&'t [u8], usize, &[u32]) -> Result<()>,
+        F: FnMut(&'t [u8], Run<'_>) -> Result<()>,
     {
         let mut rest = text;
         while !rest.is_empty() {
@@ -47,15 +74,14 @@ impl Scanner {
                 let (mut walk, mut ends, mut at) = (Walk::default(), Ends::new(), 0);
                 while at < valid {
                     (self.fill)(level, &mut walk, part, &mut ends);
-                    let ends = ends.as_slice();
-                    f(part, at, ends)?;
-                    at = ends.last().map_or(valid, |&end| end as usize);
+                    f(part, Run::Many(at, ends.as_slice()))?;
+                    at = ends.as_slice().last().map_or(valid, |&end| end as usize);
                 }
             } else {
                 self.whole(part, &mut f)?;
             }
             if invalid > 0 {
-                f(&after[..invalid], 0, &[invalid as u32])?;
+                f(after, Run::Invalid(invalid))?;
             }
             rest = &after[invalid..];
         }
@@ -64,20 +90,15 @@ impl Scanner {
 
     /// The pieces of a text too short for blocks, or whose ends are too far for 32 bits, there being no cut.
     #[inline]
-    fn whole<'t, F>(&self, mut text: &'t [u8], f: &mut F) -> Result<()>
+    fn whole<'t, F>(&self, text: &'t [u8], f: &mut F) -> Result<()>
     where
-        F: FnMut(&'t [u8], usize, &[u32]) -> Result<()>,
+        F: FnMut(&'t [u8], Run<'_>) -> Result<()>,
     {
-        let mut ends = [0; mask::SHORT];
-        while !text.is_empty() {
-            let (mut n, mut at) = (0, 0);
-            while at < text.len() && n < ends.len() && (n == 0 || at <= FAR) {
-                at = (self.piece_end)(text, at);
-                ends[n] = super::near(at)?;
-                n += 1;
-            }
-            f(text, 0, &ends[..n])?;
-            text = &text[at..];
+        let mut at = 0;
+        while at < text.len() {
+            let end = (self.piece_end)(text, at);
+            f(text, Run::One(at, end))?;
+            at = end;
         }
         Ok(())
     }

@@ -1,6 +1,7 @@
 //! Counts and postings of all pairs at once, while every token has one place: dense arrays, on all threads.
 
 use std::ops::Range;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Mutex, PoisonError};
 
 use super::layout::{Layout, Symbol};
@@ -13,6 +14,12 @@ use crate::parallel;
 const STEP: usize = 1 << 20;
 /// More threads would spend their time on adding up their sums.
 const MAX_THREADS: usize = 16;
+
+/// The first place of the postings takes what is not recorded.
+const NONE: u32 = 0;
+
+/// Pairs with their entries, and the postings of all.
+type Listed = (Vec<(u64, Entry)>, Vec<u32>);
 
 /// Sum of counts and number of borders of a pair.
 #[derive(Debug, Clone, Copy, Default)]
@@ -72,48 +79,47 @@ impl Census {
         floor: u64,
         threads: usize,
         control: &Control,
-    ) -> Result<(Vec<Entry>, Vec<u32>)> {
-        let floor = floor.max(1);
-        let n_pairs = self.n_ids * self.n_ids;
-        let kept: Vec<usize> = (0..n_pairs).filter(|&pair| self.count(pair) >= floor).collect();
-        let mut n_postings = 1;
-        let entries = kept.iter().map(|&pair| {
-            let start = n_postings;
-            let n: u32 = self.sums.iter().map(|sums| sums[pair].n).sum();
-            n_postings += n as usize;
-            let key = key((pair / self.n_ids) as u32, (pair % self.n_ids) as u32);
-            Entry { key, count: self.count(pair), start, n_postings: n }
-        });
-        let entries: Vec<_> = entries.collect();
-        let mut postings = vec![0; n_postings];
-        let mut rest = &mut postings[1..];
-        let mut slices: Vec<Vec<&mut [u32]>> = self.sums.iter().map(|_| Vec::with_capacity(n_pairs)).collect();
-        for (slices, _) in slices.iter_mut().zip(&self.sums) {
-            slices.resize_with(n_pairs, Default::default);
-        }
-        for pair in kept {
-            for (slices, sums) in slices.iter_mut().zip(&self.sums) {
-                slices[pair] = rest.split_off_mut(..sums[pair].n as usize).unwrap_or_default();
-            }
-        }
-        let (n_ids, ranges) = (self.n_ids, self.ranges);
-        drop(self.sums);
-        let slices: Vec<_> = slices.into_iter().map(Mutex::new).collect();
+    ) -> Result<Listed> {
+        let (entries, cursors, n_postings) = self.places(floor.max(1));
+        let Self { n_ids, ranges, sums } = self;
+        drop(sums);
+        let postings: Vec<_> = vec![0; n_postings].into_iter().map(AtomicU32::new).collect();
+        let cursors: Vec<_> = cursors.into_iter().map(Mutex::new).collect();
         let list = |(): &mut (), index: usize| {
-            let slices = &mut *slices[index].lock().unwrap_or_else(PoisonError::into_inner);
+            let cursors = &mut *cursors[index].lock().unwrap_or_else(PoisonError::into_inner);
             for places in steps(ranges[index].clone()) {
                 control.check()?;
                 layout.for_each_border(places, |left, right, at, _| {
-                    if let Some(place) = slices[left as usize * n_ids + right as usize].split_off_first_mut() {
-                        *place = at;
-                    }
+                    let next = &mut cursors[left as usize * n_ids + right as usize];
+                    postings[*next as usize].store(at, Ordering::Relaxed);
+                    *next += u32::from(*next != NONE);
                 });
             }
             Ok(())
         };
         parallel::run(threads, ranges.len(), control, || (), list)?;
-        drop(slices);
-        Ok((entries, postings))
+        Ok((entries, postings.into_iter().map(AtomicU32::into_inner).collect()))
+    }
+
+    /// The pairs at or above `floor`, where each thread's postings of each pair start, and where all end.
+    fn places(&self, floor: u64) -> (Vec<(u64, Entry)>, Vec<Vec<u32>>, usize) {
+        let n_pairs = self.n_ids * self.n_ids;
+        let (mut entries, mut n_postings) = (Vec::new(), 1);
+        let mut cursors = vec![vec![NONE; n_pairs]; self.sums.len()];
+        for pair in 0..n_pairs {
+            let count = self.count(pair);
+            if count < floor {
+                continue;
+            }
+            let start = n_postings;
+            for (cursors, sums) in cursors.iter_mut().zip(&self.sums) {
+                cursors[pair] = n_postings;
+                n_postings += sums[pair].n; // fewer borders than places, whose number fits 32 bits
+            }
+            let key = key((pair / self.n_ids) as u32, (pair % self.n_ids) as u32);
+            entries.push((key, Entry { count, start: start as usize, n_postings: n_postings - start }));
+        }
+        (entries, cursors, n_postings as usize)
     }
 }
 

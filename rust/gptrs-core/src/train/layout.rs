@@ -120,8 +120,6 @@ impl<S: Symbol> Layout<S> {
 
     /// Gives every token one place and drops words of one token.
     pub(super) fn compact(&mut self, control: &Control) -> Result<()> {
-        let mut lengths = self.lengths.clone();
-        lengths.resize(self.gap.id() as usize + 1, 1);
         let (mut at, mut to, mut word) = (1, 1, 1);
         for segment in 0..self.weights.of_segment.len() {
             control.check()?;
@@ -130,7 +128,7 @@ impl<S: Symbol> Layout<S> {
             while at < end {
                 let symbol = self.symbols[at];
                 self.symbols[to] = symbol;
-                at += lengths[symbol.id() as usize] as usize;
+                at += self.lengths.get(symbol.id() as usize).map_or(1, |&length| length as usize);
                 to += 1;
                 if symbol == self.gap {
                     to = if to - word > 2 { to } else { word };

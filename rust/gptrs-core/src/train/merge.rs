@@ -16,6 +16,7 @@ use super::pairs::{Entry, PairTable, Sketch, key, pair};
 use super::queue::Queue;
 use crate::control::Control;
 use crate::error::Result;
+use crate::simd::prefetch;
 
 /// The most ids for which all pairs are counted in dense arrays.
 const DENSE_IDS: usize = 1 << 10;
@@ -76,7 +77,7 @@ impl<'c, S: Symbol> Merger<'c, S> {
             choices,
             threads,
             control,
-            table: PairTable::new(Vec::new()),
+            table: PairTable::with_room_for(0),
             postings: Vec::new(),
             queue: Queue::default(),
             floor: options.min_count,
@@ -121,7 +122,7 @@ impl<'c, S: Symbol> Merger<'c, S> {
     /// Gives every token one place and starts from all its pairs, with a lower floor.
     fn count_anew(&mut self) -> Result<()> {
         self.floor = self.next_floor().clamp(self.options.min_count, self.floor.max(2) / 2);
-        self.table = PairTable::new(Vec::new());
+        self.table = PairTable::with_room_for(0);
         self.postings = Vec::new();
         self.layout.compact(self.control)?;
         if self.is_dense() {
@@ -155,10 +156,10 @@ impl<'c, S: Symbol> Merger<'c, S> {
     fn list(&mut self, census: Census) -> Result<()> {
         let (entries, postings) = census.list(&self.layout, self.floor, self.threads, self.control)?;
         self.queue = Queue::default();
-        for entry in &entries {
-            self.queue.push(entry.count, entry.key);
+        for (key, entry) in &entries {
+            self.queue.push(entry.count, *key);
         }
-        self.table = PairTable::new(entries);
+        self.table = PairTable::new(&entries);
         self.postings = postings;
         Ok(())
     }
@@ -182,10 +183,10 @@ impl<'c, S: Symbol> Merger<'c, S> {
         self.table.rebuild(self.floor);
         self.queue = Queue::default();
         let mut n_postings = 1;
-        for entry in self.table.iter_mut() {
+        for (key, entry) in self.table.iter_mut() {
             entry.start = n_postings;
             n_postings += std::mem::take(&mut entry.n_postings) as usize;
-            self.queue.push(entry.count, entry.key);
+            self.queue.push(entry.count, key);
         }
         self.postings = vec![0; n_postings];
         self.layout.for_each_border(places, |left, right, at, _| {
@@ -221,10 +222,12 @@ impl<'c, S: Symbol> Merger<'c, S> {
         let (a, b) = pair(best);
         let length = self.layout.lengths[a as usize] + self.layout.lengths[b as usize];
         self.layout.lengths.push(length);
-        self.neighbours.clear();
+        self.neighbours.clear(self.layout.lengths.len());
         self.rewrite(best, id, length)?;
         self.n_applied += self.neighbours.n_places() as u64;
-        // Two loops, so that the table's misses of the first overlap.
+        // First a loop without branches, so that the table's misses overlap.
+        self.neighbours.left.ids().iter().for_each(|&x| self.table.prefetch(key(x, a)));
+        self.neighbours.right.ids().iter().for_each(|&y| self.table.prefetch(key(b, y)));
         for (x, weight) in self.neighbours.left.sums() {
             subtract(&mut self.table, key(x, a), best, weight);
         }
@@ -240,7 +243,7 @@ impl<'c, S: Symbol> Merger<'c, S> {
             let start = postings.len();
             postings.resize(start + cell.postings, 0);
             let (n_postings, count) = (cell.postings as u32, cell.weight);
-            *table.get_or_insert(key, *floor) = Entry { key, count, start, n_postings };
+            *table.get_or_insert(key, *floor) = Entry { count, start, n_postings };
             queue.push(count, key);
             start
         };
@@ -263,8 +266,12 @@ impl<'c, S: Symbol> Merger<'c, S> {
         let mut segment = 0;
         // The last place waits for the next block: its right neighbour may be rewritten there.
         let (mut places, mut n_places) = ([(0, 0); BLOCK + 1], 0);
+        let mut ahead = postings.chunks(BLOCK).skip(1);
         for block in postings.chunks(BLOCK) {
             self.control.check()?;
+            for &border in ahead.next().unwrap_or_default() {
+                prefetch(symbols, border as usize);
+            }
             // First a pass without branches, so that the misses of the whole block overlap.
             let (mut live, mut n_live) = ([0; BLOCK], 0);
             for &border in block {

@@ -1,7 +1,7 @@
 //! What stands beside the occurrences of one merge, summed by id: two dense arrays instead of a hash an occurrence.
 //!
-//! Nothing branches on what the neighbour is: the gap has a cell like any id, and what is not recorded goes to a place
-//! of the postings that nobody reads.
+//! Nothing branches on what the neighbour is: the gap has a cell like any id, the last one, and what is not recorded goes
+//! to a place of the postings that nobody reads.
 
 use super::layout::Symbol;
 
@@ -22,9 +22,10 @@ struct Place<S> {
     right: S,
 }
 
-/// Sums by id, with a list of the ids that have one.
+/// Sums by id, with a list of the ids that have one. There are cells for the ids so far, and for half as many to come.
 #[derive(Debug)]
 pub(super) struct Tally {
+    /// The last is the gap's, which stands above every id.
     cells: Vec<Cell>,
     touched: Vec<u32>,
     n_touched: usize,
@@ -42,14 +43,13 @@ pub(super) struct Cell {
 pub(super) const UNRECORDED: usize = 0;
 
 impl Tally {
-    fn new(gap: usize) -> Self {
-        let mut tally = Self { cells: vec![Cell::default(); gap + 1], touched: vec![0; gap + 1], n_touched: 0 };
-        tally.clear();
-        tally
+    fn new() -> Self {
+        Self { cells: Vec::new(), touched: Vec::new(), n_touched: 0 }
     }
 
     #[inline]
     fn add(&mut self, id: u32, weight: u64) {
+        let id = id.min(self.cells.len() as u32 - 1);
         let cell = &mut self.cells[id as usize];
         self.touched[self.n_touched] = id;
         self.n_touched += usize::from(cell.postings == 0);
@@ -78,11 +78,17 @@ impl Tally {
         }
     }
 
-    fn clear(&mut self) {
+    /// Forgets all sums; ids stay below `n_ids`, at most `gap`, until the next call.
+    fn clear(&mut self, n_ids: usize, gap: usize) {
         for &id in &self.touched[..self.n_touched] {
             self.cells[id as usize] = Cell::default();
         }
         self.n_touched = 0;
+        if self.cells.len() <= n_ids {
+            let n_cells = 1 + gap.min(n_ids + n_ids / 2);
+            self.cells = vec![Cell::default(); n_cells];
+            self.touched.resize(n_cells, 0);
+        }
         if let Some(gap) = self.cells.last_mut() {
             *gap = Cell { weight: 0, postings: 1 }; // so that it is not listed
         }
@@ -91,7 +97,8 @@ impl Tally {
     /// Writes `at` to the slice of the new pair with `id`.
     #[inline]
     fn list(&mut self, id: u32, at: u32, postings: &mut [u32]) {
-        let next = &mut self.cells[id as usize].postings;
+        let gap = self.cells.len() - 1;
+        let next = &mut self.cells[gap.min(id as usize)].postings;
         postings[*next] = at;
         *next += usize::from(*next != UNRECORDED);
     }
@@ -99,14 +106,13 @@ impl Tally {
 
 impl<S: Symbol> Neighbours<S> {
     pub(super) fn new(gap: S) -> Self {
-        let n_ids = gap.id() as usize;
-        Self { left: Tally::new(n_ids), right: Tally::new(n_ids), places: Vec::new(), gap }
+        Self { left: Tally::new(), right: Tally::new(), places: Vec::new(), gap }
     }
 
-    /// Forgets the last merge.
-    pub(super) fn clear(&mut self) {
-        self.left.clear();
-        self.right.clear();
+    /// Forgets the last merge; ids stay below `n_ids` in the next one.
+    pub(super) fn clear(&mut self, n_ids: usize) {
+        self.left.clear(n_ids, self.gap.id() as usize);
+        self.right.clear(n_ids, self.gap.id() as usize);
         self.places.clear();
     }
 
@@ -133,6 +139,26 @@ impl<S: Symbol> Neighbours<S> {
         for place in &self.places {
             self.left.list(place.left.id(), place.start, postings);
             self.right.list(place.right.id(), place.start + length, postings);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn cells_follow_the_ids_so_far_and_keep_the_gap_apart() {
+        let gap = 40_000_000u32;
+        let mut neighbours = Neighbours::new(gap);
+        for n_ids in 257..3000 {
+            neighbours.clear(n_ids);
+            let id = n_ids as u32 - 1;
+            // gap id 7 id 7 gap: the second place has the first on its left side only after 7
+            neighbours.add(&[gap, id, 7, id, 7, gap], &[(1, 5), (3, 5)], 1, id);
+            assert_eq!(neighbours.left.sums().collect::<Vec<_>>(), [(7, 5)]);
+            assert_eq!(neighbours.right.sums().collect::<Vec<_>>(), [(7, 10)]);
+            assert!(neighbours.left.cells.len() <= 2 * n_ids && neighbours.right.touched.len() <= 2 * n_ids);
         }
     }
 }

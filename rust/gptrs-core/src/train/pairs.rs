@@ -1,4 +1,6 @@
-//! Pairs of ids with their counts and postings: open addressing, two slots a cache line.
+//! Pairs of ids with their counts and postings: open addressing, eight keys a cache line.
+
+use crate::simd;
 
 /// A pair as one number; smaller left, then smaller right, is smaller.
 pub(super) fn key(left: u32, right: u32) -> u64 {
@@ -44,9 +46,8 @@ impl Sketch {
 }
 
 /// What is known of a pair.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, Default)]
 pub(super) struct Entry {
-    pub(super) key: u64,
     /// Exact number of occurrences now.
     pub(super) count: u64,
     /// Its borders stand in `postings[start..start + n_postings]`, ascending; those that are gone are passed over.
@@ -55,69 +56,89 @@ pub(super) struct Entry {
 }
 
 /// No pair has this key: ids stay below `u32::MAX`.
-const FREE: Entry = Entry { key: u64::MAX, count: 0, start: 0, n_postings: 0 };
+const FREE: u64 = u64::MAX;
 
-/// Entries by key, at most half of the slots used.
+/// Entries by key, at most half of the slots used. Most questions are about pairs without an entry: the keys alone, which
+/// lie close together, answer them.
 #[derive(Debug)]
 pub(super) struct PairTable {
-    slots: Vec<Entry>,
+    keys: Vec<u64>,
+    entries: Vec<Entry>,
     n_used: usize,
 }
 
 impl PairTable {
-    /// A table of `entries` with different keys.
-    pub(super) fn new(entries: Vec<Entry>) -> Self {
-        let mut table = Self { n_used: entries.len(), slots: entries };
-        table.rebuild(0);
+    /// A table of entries with different keys.
+    pub(super) fn new(list: &[(u64, Entry)]) -> Self {
+        let mut table = Self::with_room_for(list.len());
+        for &(key, entry) in list {
+            table.insert(key, entry);
+        }
         table
+    }
+
+    /// An empty table with at least three slots for each of `n` entries.
+    pub(super) fn with_room_for(n: usize) -> Self {
+        let n_slots = (3 * n).next_power_of_two().max(1 << 10);
+        Self { keys: vec![FREE; n_slots], entries: vec![Entry::default(); n_slots], n_used: 0 }
+    }
+
+    fn insert(&mut self, key: u64, entry: Entry) {
+        let at = self.slot(key);
+        (self.keys[at], self.entries[at]) = (key, entry);
+        self.n_used += 1;
     }
 
     /// The slot of `key`, or the free one where it belongs.
     #[inline]
     fn slot(&self, key: u64) -> usize {
-        let mask = self.slots.len() - 1;
+        let mask = self.keys.len() - 1;
         let mut at = hash(key) & mask;
-        while self.slots[at].key != key && self.slots[at].key != FREE.key {
+        while self.keys[at] != key && self.keys[at] != FREE {
             at = (at + 1) & mask;
         }
         at
+    }
+
+    /// Asks for the slot of `key`.
+    #[inline]
+    pub(super) fn prefetch(&self, key: u64) {
+        simd::prefetch(&self.keys, hash(key) & (self.keys.len() - 1));
     }
 
     /// The entry of `key`.
     #[inline]
     pub(super) fn get(&mut self, key: u64) -> Option<&mut Entry> {
         let at = self.slot(key);
-        Some(&mut self.slots[at]).filter(|entry| entry.key == key)
+        if self.keys[at] == key { Some(&mut self.entries[at]) } else { None }
     }
 
     /// The entry of `key`, empty when it is new. When the table is full, entries below `floor` make room first.
     #[inline]
     pub(super) fn get_or_insert(&mut self, key: u64, floor: u64) -> &mut Entry {
-        if self.n_used * 2 >= self.slots.len() {
+        if self.n_used * 2 >= self.keys.len() {
             self.rebuild(floor);
         }
         let at = self.slot(key);
-        let entry = &mut self.slots[at];
-        if entry.key == FREE.key {
-            *entry = Entry { key, ..FREE };
+        if self.keys[at] == FREE {
+            self.keys[at] = key;
             self.n_used += 1;
         }
-        entry
+        &mut self.entries[at]
     }
 
     /// Drops the entries below `floor` and takes at least three slots for each one that stays.
     #[cold]
     pub(super) fn rebuild(&mut self, floor: u64) {
-        let is_kept = |entry: &Entry| entry.key != FREE.key && entry.count >= floor;
-        self.n_used = self.slots.iter().filter(|entry| is_kept(entry)).count();
-        let free = vec![FREE; (3 * self.n_used).next_power_of_two().max(1 << 10)];
-        for entry in std::mem::replace(&mut self.slots, free).into_iter().filter(is_kept) {
-            let at = self.slot(entry.key);
-            self.slots[at] = entry;
+        let n_kept = self.iter_mut().filter(|(_, entry)| entry.count >= floor).count();
+        let mut old = std::mem::replace(self, Self::with_room_for(n_kept));
+        for (key, &mut entry) in old.iter_mut().filter(|(_, entry)| entry.count >= floor) {
+            self.insert(key, entry);
         }
     }
 
-    pub(super) fn iter_mut(&mut self) -> impl Iterator<Item = &mut Entry> {
-        self.slots.iter_mut().filter(|entry| entry.key != FREE.key)
+    /// Every key with its entry.
+    pub(super) fn iter_mut(&mut self) -> impl Iterator<Item = (u64, &mut Entry)> {
+        self.keys.iter().copied().zip(&mut self.entries).filter(|&(key, _)| key != FREE)
     }
 }
