@@ -132,16 +132,17 @@ impl Entries {
         let last = (0..).zip(order).filter(is_token).last().map_or(0, |(id, _)| id as usize + 1);
         let mut tokens = Tokens::with_capacity(last);
         let mut left_out = HashMap::new();
-        for (id, &at) in (0..).zip(order) {
-            let bytes = if at == NONE { &[] } else { self.bytes(self.regular[at as usize]) };
-            let is_out = !bytes.is_empty() && is_hole(id);
-            if is_out && let Some(other) = left_out.insert(bytes, id) {
+        let bytes_at = |at: u32| if at == NONE { &[] } else { self.bytes(self.regular[at as usize]) };
+        for (id, &at) in (0..).zip(order).filter(|(id, _)| is_hole(*id)) {
+            let bytes = bytes_at(at);
+            if !bytes.is_empty()
+                && let Some(other) = left_out.insert(bytes, id)
+            {
                 return Err(format!("token \"{}\" has ids {other} and {id}", bytes.escape_ascii()));
             }
-            if (id as usize) < last {
-                tokens.push(if is_out { &[] } else { bytes }).map_err(super::reason)?;
-            }
         }
+        let with_ids = (0..).zip(&order[..last]);
+        tokens.extend(with_ids.map(|(id, &at)| if is_hole(id) { &[] } else { bytes_at(at) })).map_err(super::reason)?;
         Ok((tokens, left_out))
     }
 
