@@ -119,25 +119,6 @@ impl Cache {
         }
     }
 
-    /// Stores what `words` encode to as pieces; those that are stored already or longer than 15 bytes are passed over.
-    ///
-    /// `vocab` is the one of the tokenizer that the cache came from. The output of encoding does not depend on seeds.
-    pub fn seed<'w>(&mut self, vocab: &Vocab, words: impl IntoIterator<Item = &'w [u8]>) {
-        for word in words.into_iter().filter(|word| (1..=PACKED).contains(&word.len())) {
-            let key = packed_key(word, 0, word);
-            if 2 * (self.used + 1) > self.max_slots {
-                return;
-            }
-            if self.find(key) != NOWHERE {
-                continue;
-            }
-            match vocab.whole_piece(word) {
-                Some(id) => self.insert(key, &[id]),
-                None => self.insert(key, vocab.merge_four([word, &[], &[], &[]])[0].as_slice()),
-            }
-        }
-    }
-
     /// Counts `n_bytes` of text to come; when a new cache has seen enough for it to pay, it learns the tokens themselves,
     /// each of which is a likely piece that encodes to one id.
     pub(crate) fn expect(&mut self, n_bytes: usize, vocab: &Vocab) {

@@ -60,7 +60,6 @@ impl Entries {
     }
 
     /// Gives an id to the token that was added last; those before have theirs.
-    #[inline]
     pub(super) fn set_last_id(&mut self, id: u32) -> Option<()> {
         let odd = self.odd.last_mut().filter(|odd| odd.1 == NONE).map(|odd| &mut odd.1);
         *odd.or(self.regular.last_mut().map(|entry| &mut entry.id))? = id;
