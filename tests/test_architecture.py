@@ -20,7 +20,7 @@ MODULES = {
 LAYERS = {
     "gptrs": 4,
     "gptrs._core": 0, "gptrs.config": 0, "gptrs.corpus": 0, "gptrs.files": 0, "gptrs.progress": 0, "gptrs.chart": 0,
-    "gptrs.encoded": 0, "gptrs.views": 0, "gptrs.pretrained": 0, "gptrs.page": 0,
+    "gptrs.encoded": 0, "gptrs.tiktoken_view": 0, "gptrs.hugging_face_view": 0, "gptrs.pretrained": 0, "gptrs.page": 0,
     "gptrs.holdout": 1, "gptrs.tokenizer_report": 1, "gptrs.trainer": 1, "gptrs.data": 1, "gptrs.tokenizer": 1,
     "gptrs.model": 1,
     "gptrs.generate": 2, "gptrs.trace": 2, "gptrs.report": 2, "gptrs.inspect": 2, "gptrs.train_prepare": 2,

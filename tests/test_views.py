@@ -14,7 +14,8 @@ from tokenizers import processors
 import oracles
 from conftest import is_assigned
 from gptrs import Tokenizer
-from gptrs.views import HuggingFaceView, TiktokenView
+from gptrs.hugging_face_view import HuggingFaceView
+from gptrs.tiktoken_view import TiktokenView
 
 TEXTS = ["", "hello world", "  two  spaces ", "déjà vu 友情 🙂", "x<|endoftext|>y", "1234 don't\n\n\tend"]
 

@@ -20,8 +20,9 @@ from gptrs._core import StreamDecoder
 from gptrs.corpus import AnyPath, expand
 from gptrs.data import Dataset, prepare
 from gptrs.encoded import Encoded
+from gptrs.hugging_face_view import HuggingFaceView
 from gptrs.progress import bar
-from gptrs.views import HuggingFaceView, TiktokenView
+from gptrs.tiktoken_view import TiktokenView
 
 Text = str | bytes
 Ids = Sequence[int] | npt.NDArray[Any]

@@ -9,6 +9,7 @@ use std::fmt;
 
 use crate::encode::Batch;
 use crate::merge::Scratch;
+use crate::simd::prefetch;
 use crate::table::{self, BUCKET, RawSlot, Table};
 use crate::tokens::{fold, hash_bytes};
 use crate::vocab::Vocab;
@@ -129,25 +130,6 @@ impl Cache {
             self.owner = owner;
             self.expected_bytes = 0;
             self.wipe();
-        }
-    }
-
-    /// Stores what `words` encode to as pieces; those that are stored already or longer than 15 bytes are passed over.
-    ///
-    /// `vocab` is the one of the tokenizer that the cache came from. The output of encoding does not depend on seeds.
-    pub fn seed<'w>(&mut self, vocab: &Vocab, words: impl IntoIterator<Item = &'w [u8]>) {
-        for word in words.into_iter().filter(|word| (1..=PACKED).contains(&word.len())) {
-            let key = packed_key(word, 0, word);
-            if 2 * (self.used + 1) > self.max_slots {
-                return;
-            }
-            if self.find(key) != NOWHERE {
-                continue;
-            }
-            match vocab.whole_piece(word) {
-                Some(id) => self.insert(key, &[id]),
-                None => self.insert(key, vocab.merge_four([word, &[], &[], &[]])[0].as_slice()),
-            }
         }
     }
 
@@ -323,7 +305,7 @@ impl<'a> View<'a> {
     #[inline]
     pub(crate) fn prefetch(&self, key: u128) -> u32 {
         let place = place(key) as u32;
-        table::prefetch(self.buckets, place as usize);
+        prefetch(self.buckets, place as usize & (self.buckets.len() - 1));
         place
     }
 

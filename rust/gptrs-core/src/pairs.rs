@@ -1,5 +1,7 @@
 //! The merges as a table: pair of ids → rank, and rank → product.
 
+use std::hint::black_box;
+
 use crate::naive::Pair;
 use crate::tokens::fold;
 
@@ -58,6 +60,13 @@ impl Pairs {
             self.grid[grid_cell(left, right)] = rank;
         }
         true
+    }
+
+    /// Reads where each of `pairs` may stand, so that the memory of all of them is fetched side by side.
+    pub(crate) fn fetch(&self, pairs: &[Pair]) {
+        let mask = self.buckets.len() - 1;
+        let places = pairs.iter().flat_map(|&(left, right)| homes(key(left, right), mask));
+        black_box(places.fold(0, |all, place| all | self.buckets[place][0]));
     }
 
     /// The rank of a pair of bytes.

@@ -162,20 +162,6 @@ pub(crate) fn content(slot: &RawSlot) -> (Ids, u32) {
     (ids, u32::from(slot[SLOT - 1]))
 }
 
-/// Asks the processor to bring the bucket at `place` near; the number of buckets is a power of two.
-#[inline]
-pub(crate) fn prefetch(buckets: &[[u8; BUCKET]], place: usize) {
-    #[cfg(target_arch = "x86_64")]
-    {
-        use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
-        let bucket = buckets.as_ptr().wrapping_add(place & (buckets.len() - 1));
-        // SAFETY: a prefetch is a hint: it reads and writes nothing the program can see, at any address.
-        unsafe { _mm_prefetch::<_MM_HINT_T0>(bucket.cast()) };
-    }
-    #[cfg(not(target_arch = "x86_64"))]
-    let _ = (buckets, place);
-}
-
 /// Whether there is no free slot in a bucket.
 #[inline]
 pub(crate) fn is_full(bucket: &[u8; BUCKET]) -> bool {

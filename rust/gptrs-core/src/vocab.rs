@@ -19,6 +19,9 @@ use crate::tokens::Tokens;
 /// The longest token of a rank file; finding its merge is quadratic. The largest vocabularies in use have 128 bytes.
 const MAX_RANKED_BYTES: usize = 1024;
 
+/// Merges that enter the table of pairs together.
+const TOGETHER: usize = 32;
+
 /// What a file says: ids are known, the invariants are not checked.
 #[derive(Debug)]
 pub(crate) struct Resolved {
@@ -245,7 +248,7 @@ impl Vocab {
 fn collect<T: AsRef<[u8]>>(tokens: &[T]) -> Result<Tokens> {
     let n = tokens.iter().rposition(|token| !token.as_ref().is_empty()).map_or(0, |last| last + 1);
     let mut set = Tokens::with_capacity(n);
-    tokens[..n].iter().try_for_each(|token| set.push(token.as_ref()))?;
+    set.extend(tokens[..n].iter().map(AsRef::as_ref))?;
     Ok(set)
 }
 
@@ -290,6 +293,9 @@ fn pair_table(tokens: &Tokens, merges: &[Pair], products: &[u32]) -> Result<Pair
     }
     let mut pairs = Pairs::with_capacity(merges.len());
     for (rank, (&pair, &product)) in merges.iter().zip(products).enumerate() {
+        if rank % TOGETHER == 0 {
+            pairs.fetch(&merges[rank..merges.len().min(rank + TOGETHER)]);
+        }
         let token = tokens.get(product).unwrap_or_default();
         if !pairs.push(pair, product, token) {
             let text = token.escape_ascii();

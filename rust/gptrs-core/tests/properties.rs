@@ -270,6 +270,29 @@ fn pieces_around_every_threshold_equal_the_textbook() {
     }
 }
 
+/// Windows that join, windows that do not, and the way from one to the other and back.
+#[test]
+fn long_pieces_of_random_letters_and_runs_equal_the_textbook() {
+    let mut rng = Random(13);
+    for turn in 0..60 {
+        let merges = if turn % 3 == 0 { run_merges() } else { rng.merges() };
+        let mut oracle = Oracle::new(&merges);
+        let tokenizer = tokenizer(&merges, "gpt2");
+        for _ in 0..6 {
+            let mut text = Vec::new();
+            for _ in 0..=rng.below(6) {
+                let (n, alphabet) = (rng.below(600), rng.of(&ALPHABETS));
+                let n_unit = 1 + rng.below(3);
+                let unit = rng.bytes(n_unit, alphabet);
+                text.extend(rng.bytes(n, alphabet));
+                text.extend(unit.repeat(rng.below(300) / unit.len()));
+            }
+            let expected = oracle.encode(&text, tokenizer.splitter());
+            assert_eq!(tokenizer.encode_ordinary(&text).unwrap(), expected, "turn {turn}");
+        }
+    }
+}
+
 #[test]
 fn a_long_piece_takes_little_more_than_linear_time() {
     let merges = run_merges();

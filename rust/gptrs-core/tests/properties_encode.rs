@@ -271,14 +271,10 @@ proptest! {
         };
         tokenizer.splitter().for_each_piece(text.as_bytes(), each).unwrap();
         let mut cache = tokenizer.cache();
-        let mut seeded = cache.clone();
-        seeded.seed(tokenizer.vocab(), lines.split(' ').map(str::as_bytes));
-        for cache in [&mut cache, &mut seeded] {
-            for _ in 0..2 {
-                let mut ids = Vec::new();
-                tokenizer.encode_into(cache, text.as_bytes(), &mut ids).unwrap();
-                prop_assert!(ids == expected, "{} ids of {}", ids.len(), expected.len());
-            }
+        for _ in 0..2 {
+            let mut ids = Vec::new();
+            tokenizer.encode_into(&mut cache, text.as_bytes(), &mut ids).unwrap();
+            prop_assert!(ids == expected, "{} ids of {}", ids.len(), expected.len());
         }
     }
 }

@@ -36,6 +36,12 @@ const BYTES: [Option<u8>; 0x144] = {
     bytes
 };
 
+/// The byte that a character spells.
+#[inline]
+pub(super) fn byte(point: u32) -> Option<u8> {
+    BYTES.get(point as usize).copied().flatten()
+}
+
 /// `bytes` in the alphabet.
 pub(super) fn spell(bytes: &[u8]) -> String {
     bytes.iter().map(|&byte| CHARS[usize::from(byte)]).collect()
@@ -52,7 +58,7 @@ pub(super) fn bytes(text: &str) -> Result<Vec<u8>, char> {
 pub(super) fn extend(bytes: &mut Vec<u8>, text: &str) -> Result<(), char> {
     bytes.reserve(text.len());
     for c in text.chars() {
-        bytes.push(BYTES.get(c as usize).copied().flatten().ok_or(c)?);
+        bytes.push(byte(c as u32).ok_or(c)?);
     }
     Ok(())
 }

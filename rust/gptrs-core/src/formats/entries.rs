@@ -41,16 +41,29 @@ struct Entry {
 
 impl Entries {
     /// Adds a token by its spelling.
-    #[expect(clippy::unnecessary_wraps, reason = "what reads strings calls what may refuse one")]
-    fn push(&mut self, text: &str) -> Checked<()> {
-        let start = self.bytes.len();
-        if alphabet::extend(&mut self.bytes, text).is_ok() {
-            self.regular.push(Entry { start: start as u32, end: self.bytes.len() as u32, id: NONE });
-        } else {
-            self.bytes.truncate(start);
+    pub(super) fn push(&mut self, text: &str) {
+        if !self.push_by(|bytes| alphabet::extend(bytes, text).ok()) {
             self.odd.push((text.to_owned(), NONE));
         }
-        Ok(())
+    }
+
+    /// Adds a token that `append` spells; it gives `None`, and nothing is added, when the token is not in the alphabet.
+    #[inline]
+    pub(super) fn push_by(&mut self, append: impl FnOnce(&mut Vec<u8>) -> Option<()>) -> bool {
+        let start = self.bytes.len();
+        if append(&mut self.bytes).is_none() {
+            self.bytes.truncate(start);
+            return false;
+        }
+        self.regular.push(Entry { start: start as u32, end: self.bytes.len() as u32, id: NONE });
+        true
+    }
+
+    /// Gives an id to the token that was added last; those before have theirs.
+    pub(super) fn set_last_id(&mut self, id: u32) -> Option<()> {
+        let odd = self.odd.last_mut().filter(|odd| odd.1 == NONE).map(|odd| &mut odd.1);
+        *odd.or(self.regular.last_mut().map(|entry| &mut entry.id))? = id;
+        Some(())
     }
 
     /// Adds a token of a file that holds bytes.
@@ -118,16 +131,17 @@ impl Entries {
         let last = (0..).zip(order).filter(is_token).last().map_or(0, |(id, _)| id as usize + 1);
         let mut tokens = Tokens::with_capacity(last);
         let mut left_out = HashMap::new();
-        for (id, &at) in (0..).zip(order) {
-            let bytes = if at == NONE { &[] } else { self.bytes(self.regular[at as usize]) };
-            let is_out = !bytes.is_empty() && is_hole(id);
-            if is_out && let Some(other) = left_out.insert(bytes, id) {
+        let bytes_at = |at: u32| if at == NONE { &[] } else { self.bytes(self.regular[at as usize]) };
+        for (id, &at) in (0..).zip(order).filter(|(id, _)| is_hole(*id)) {
+            let bytes = bytes_at(at);
+            if !bytes.is_empty()
+                && let Some(other) = left_out.insert(bytes, id)
+            {
                 return Err(format!("token \"{}\" has ids {other} and {id}", bytes.escape_ascii()));
             }
-            if (id as usize) < last {
-                tokens.push(if is_out { &[] } else { bytes }).map_err(super::reason)?;
-            }
         }
+        let with_ids = (0..).zip(&order[..last]);
+        tokens.extend(with_ids.map(|(id, &at)| if is_hole(id) { &[] } else { bytes_at(at) })).map_err(super::reason)?;
         Ok((tokens, left_out))
     }
 
@@ -159,6 +173,18 @@ impl Merges {
             }
             None => Err(format!("expected two tokens with a space between, got {line:?}")),
         }
+    }
+
+    /// Adds the merge whose sides `append` spells, and gives where the second one begins; `None` adds nothing.
+    #[inline]
+    pub(super) fn push_by(&mut self, append: impl FnOnce(&mut Vec<u8>) -> Option<usize>) -> bool {
+        let start = self.bytes.len();
+        let middle = append(&mut self.bytes);
+        match middle {
+            Some(middle) => self.ends.push((middle as u32, self.bytes.len() as u32)),
+            None => self.bytes.truncate(start),
+        }
+        middle.is_some()
     }
 
     fn push_side(&mut self, text: &str) -> Checked<u32> {
@@ -280,15 +306,14 @@ impl<'de> Deserialize<'de> for Entries {
             fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Entries, A::Error> {
                 let mut entries = Entries::default();
                 loop {
-                    let n_odd = entries.odd.len();
-                    if map.next_key_seed(Spelling(|text: &str| entries.push(text)))?.is_none() {
+                    let push = |text: &str| {
+                        entries.push(text);
+                        Ok(())
+                    };
+                    if map.next_key_seed(Spelling(push))?.is_none() {
                         return Ok(entries);
                     }
-                    let id = map.next_value()?;
-                    match entries.odd.get_mut(n_odd) {
-                        Some(odd) => odd.1 = id,
-                        None => entries.regular.last_mut().ok_or_else(|| A::Error::custom("no token"))?.id = id,
-                    }
+                    entries.set_last_id(map.next_value()?).ok_or_else(|| A::Error::custom("no token"))?;
                 }
             }
         }

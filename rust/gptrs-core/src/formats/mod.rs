@@ -10,6 +10,7 @@ pub mod tokenizer_json;
 pub(crate) mod alphabet;
 mod entries;
 mod pre_tokenizer;
+mod quick;
 
 use std::fs::File;
 use std::io::Read;
@@ -98,14 +99,14 @@ fn read_directory(path: &Path, pattern: Option<&str>) -> Result<Tokenizer> {
 
 /// tokenizer.json by its content; a plain map from token to id is vocab.json.
 fn read_json(path: &Path, pattern: Option<&str>) -> Result<Tokenizer> {
-    let text = read_text(path)?;
+    let bytes = read_bytes(path)?;
     let pair = MERGE_FILES.iter().find(|(vocab, _)| path.file_name().is_some_and(|name| name == *vocab));
     if let Some((_, merges)) = pair
-        && !tokenizer_json::has_model(&text)
+        && !tokenizer_json::has_model(&bytes)
     {
         return read_merges(path, &path.with_file_name(merges), pattern);
     }
-    let tokenizer = tokenizer_json::from_str(&text, path)?.with_warm_words_beside(path);
+    let tokenizer = tokenizer_json::from_bytes(bytes, path)?.with_warm_words_beside(path);
     let Some(pattern) = pattern else { return Ok(tokenizer) };
     let (wanted, own) = (Splitter::new(pattern)?, tokenizer.splitter());
     if wanted.pattern() != own.pattern() {
@@ -137,7 +138,8 @@ fn read_merges(vocab: &Path, merges: &Path, pattern: Option<&str>) -> Result<Tok
 /// The whole file, refused before it is read when it is larger than any tokenizer.
 fn read_bytes(path: &Path) -> Result<Vec<u8>> {
     let file = File::open(path).map_err(Error::io("read", path))?;
-    let mut bytes = Vec::new();
+    let n_bytes = file.metadata().map_or(0, |metadata| metadata.len()).min(MAX_FILE_BYTES);
+    let mut bytes = Vec::with_capacity(n_bytes as usize + 1); // one more shows the end without growing
     file.take(MAX_FILE_BYTES + 1).read_to_end(&mut bytes).map_err(Error::io("read", path))?;
     if bytes.len() as u64 > MAX_FILE_BYTES {
         let reason = format!("it has more than {MAX_FILE_BYTES} bytes");
@@ -147,7 +149,11 @@ fn read_bytes(path: &Path) -> Result<Vec<u8>> {
 }
 
 fn read_text(path: &Path) -> Result<String> {
-    String::from_utf8(read_bytes(path)?)
+    text(read_bytes(path)?, path)
+}
+
+fn text(bytes: Vec<u8>, path: &Path) -> Result<String> {
+    String::from_utf8(bytes)
         .map_err(|error| Error::NotUtf8 { path: path.to_path_buf(), offset: error.utf8_error().valid_up_to() as u64 })
 }
 

@@ -13,7 +13,8 @@ use serde_json::{Value, json};
 
 use super::entries::{Entries, Map, Merges, resolve};
 use super::merges::{spelled_merges, spelled_tokens};
-use super::{Checked, alphabet, format_error, in_file, inexpressible, pre_tokenizer, read_text, special};
+use super::quick::{self, Cut};
+use super::{Checked, alphabet, format_error, in_file, inexpressible, pre_tokenizer, read_bytes, special};
 use crate::error::Result;
 use crate::normalizer::Normalizer;
 use crate::special::{Matching, SpecialToken};
@@ -25,14 +26,38 @@ const FORMAT: &str = "tokenizer.json";
 
 /// Reads a file.
 pub fn read(path: &Path) -> Result<Tokenizer> {
-    from_str(&read_text(path)?, path)
+    from_bytes(read_bytes(path)?, path)
+}
+
+/// Reads the bytes of a file.
+pub(super) fn from_bytes(bytes: Vec<u8>, path: &Path) -> Result<Tokenizer> {
+    match quick_file(&bytes) {
+        Some(file) => read_file(file, path),
+        None => read_file(whole_file(&super::text(bytes, path)?, path)?, path),
+    }
 }
 
 /// Reads the text of a file; `path` is only for messages.
 pub fn from_str(text: &str, path: &Path) -> Result<Tokenizer> {
+    let quick = quick_file(text.as_bytes());
+    read_file(quick.map_or_else(|| whole_file(text, path), Ok)?, path)
+}
+
+/// The file, tokens and merges by [`quick`]; `None` when the JSON reader must read them.
+fn quick_file(text: &[u8]) -> Option<File> {
+    let Cut { vocab, merges, rest } = quick::cut(text)?;
+    let mut file: File = serde_json::from_str(&rest).ok()?;
+    (file.model.vocab, file.model.merges) = (vocab, merges);
+    Some(file)
+}
+
+fn whole_file(text: &str, path: &Path) -> Result<File> {
     let error = format_error(path, FORMAT);
-    let file: File =
-        serde_json::from_str(text).map_err(|e| error(model_type(text).unwrap_or_else(|| e.to_string())))?;
+    serde_json::from_str(text).map_err(|e| error(model_type(text).unwrap_or_else(|| e.to_string())))
+}
+
+fn read_file(file: File, path: &Path) -> Result<Tokenizer> {
+    let error = format_error(path, FORMAT);
     check_file(&file).map_err(&error)?;
     check_model(&file.model).map_err(&error)?;
     let normalizer = read_normalizer(file.normalizer.as_ref()).map_err(&error)?;
@@ -79,13 +104,13 @@ pub fn to_string(tokenizer: &Tokenizer) -> Result<String> {
 }
 
 /// Whether a JSON text is a tokenizer.json and not a plain map of tokens.
-pub(super) fn has_model(text: &str) -> bool {
+pub(super) fn has_model(text: &[u8]) -> bool {
     #[derive(Deserialize)]
     struct Probe<'a> {
         #[serde(borrow)]
         model: Option<&'a RawValue>,
     }
-    serde_json::from_str(text).is_ok_and(|Probe { model }| model.is_some_and(|model| model.get().starts_with('{')))
+    serde_json::from_slice(text).is_ok_and(|Probe { model }| model.is_some_and(|model| model.get().starts_with('{')))
 }
 
 /// Why the model of a file that does not parse is not supported, when its type says so.

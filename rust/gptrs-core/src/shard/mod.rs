@@ -6,10 +6,12 @@
 //! All numbers are little-endian, sections start at multiples of 64 bytes, gaps are zero. docs/formats.md has every
 //! offset and a worked example.
 
+mod blocks;
 mod layout;
 mod reader;
 mod writer;
 
+pub(crate) use blocks::BlockWriter;
 pub use layout::{BLOCK, HEADER, Header, Spec, TRAILER};
 pub(crate) use layout::{trailer, u64_at};
 pub use reader::Shard;

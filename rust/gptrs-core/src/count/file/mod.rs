@@ -24,9 +24,9 @@ use crate::split::Splitter;
 /// The ending of a count file's name.
 pub const EXTENSION: &str = "gtc";
 /// Bytes of the header: records start here.
-pub const HEADER: usize = 4096;
+pub const HEADER: usize = crate::shard::HEADER;
 /// Bytes behind the header that share a checksum.
-pub const BLOCK: usize = 64 << 10;
+pub const BLOCK: usize = crate::shard::BLOCK;
 /// Bytes of the trailer, the last of the file.
 pub const TRAILER: usize = crate::shard::TRAILER;
 /// Bytes of a record in front of its word.

@@ -4,35 +4,27 @@ use std::cmp::Ordering;
 use std::fs::File;
 use std::path::Path;
 
-use xxhash_rust::xxh3::xxh3_64;
-
-use super::{BLOCK, HEADER, Header, Layout, malformed};
+use super::{HEADER, Header, Layout, malformed};
 use crate::control::Control;
 use crate::count::WordCounts;
 use crate::error::{Error, Result};
 use crate::io::AtomicFile;
-use crate::shard::trailer;
+use crate::shard::BlockWriter;
 use crate::split::Splitter;
 
 /// A count file under way. Memory: one block, 8 bytes for each block, and the last word.
 #[derive(Debug)]
 pub struct CountWriter {
-    file: AtomicFile,
+    blocks: BlockWriter,
     header: Header,
     last: Vec<u8>,
-    block: Vec<u8>,
-    digests: Vec<u64>,
-    blake3: blake3::Hasher,
 }
 
 impl CountWriter {
     /// Starts the count file at `path` for words that `splitter` cuts.
     pub fn create(path: &Path, splitter: &Splitter) -> Result<Self> {
         let header = Header::new(splitter)?;
-        let mut file = AtomicFile::create(path)?;
-        file.write(&[0; HEADER])?;
-        let (last, block, digests) = (Vec::new(), Vec::with_capacity(BLOCK), Vec::new());
-        Ok(Self { file, header, last, block, digests, blake3: blake3::Hasher::new() })
+        Ok(Self { blocks: BlockWriter::create(path)?, header, last: Vec::new() })
     }
 
     /// Appends a word, which must stand behind the last one, with its count, at least 1.
@@ -48,67 +40,39 @@ impl CountWriter {
             return Err(Error::Argument(format!("words must ascend, got {word} after {last}")));
         }
         self.header.include(word.len(), n).ok_or_else(|| {
-            let (word, path) = (show(word), self.file.path().display());
+            let (word, path) = (show(word), self.blocks.path().display());
             Error::Argument(format!("the sums of {path} exceed 64 bits at the word {word}, which occurs {n} times"))
         })?;
-        self.append(&n.to_le_bytes())?;
-        self.append(&(word.len() as u32).to_le_bytes())?;
-        self.append(word)?;
+        self.blocks.append(&n.to_le_bytes())?;
+        self.blocks.append(&(word.len() as u32).to_le_bytes())?;
+        self.blocks.append(word)?;
         self.last.clear();
         self.last.extend_from_slice(word);
         Ok(())
     }
 
     /// Gives the whole file its name; `n_documents` were counted. Returns its header.
-    pub fn finish(mut self, n_documents: u64) -> Result<Header> {
-        self.close(n_documents)?;
-        self.file.commit()?;
-        Ok(self.header)
+    pub fn finish(self, n_documents: u64) -> Result<Header> {
+        let (file, header) = self.close(n_documents)?;
+        file.commit()?;
+        Ok(header)
     }
 
     /// The whole file without a name, open for reading; the system removes it when it is closed.
-    pub(in crate::count) fn finish_unnamed(mut self, n_documents: u64) -> Result<File> {
-        self.close(n_documents)?;
-        self.file.into_unnamed()
+    pub(in crate::count) fn finish_unnamed(self, n_documents: u64) -> Result<File> {
+        self.close(n_documents)?.0.into_unnamed()
     }
 
     /// Writes what stands behind the records, then the header.
-    fn close(&mut self, n_documents: u64) -> Result<()> {
-        self.header.n_documents = n_documents;
-        let layout = Layout::new(self.header.records_len)
-            .ok_or_else(|| malformed(self.file.path(), "its length exceeds 64 bits".to_owned()))?;
-        self.append(&[0; 64][..(layout.digests - HEADER as u64 - self.header.records_len) as usize])?;
-        if !self.block.is_empty() {
-            self.write_block()?;
-        }
-        let mut table: Vec<u8> = self.digests.iter().flat_map(|digest| digest.to_le_bytes()).collect();
-        table.resize((layout.trailer - layout.digests) as usize, 0);
-        self.blake3.update(&table);
-        self.file.write(&table)?;
-        let header = self.header.to_bytes(&layout);
-        let digest = *self.blake3.update(&header).finalize().as_bytes();
-        self.file.write(&trailer(layout.total, &digest))?;
-        self.file.rewrite_start(&header)
-    }
-
-    fn append(&mut self, mut bytes: &[u8]) -> Result<()> {
-        while !bytes.is_empty() {
-            let (now, later) = bytes.split_at(bytes.len().min(BLOCK - self.block.len()));
-            self.block.extend_from_slice(now);
-            if self.block.len() == BLOCK {
-                self.write_block()?;
-            }
-            bytes = later;
-        }
-        Ok(())
-    }
-
-    fn write_block(&mut self) -> Result<()> {
-        self.digests.push(xxh3_64(&self.block));
-        self.blake3.update(&self.block);
-        self.file.write(&self.block)?;
-        self.block.clear();
-        Ok(())
+    fn close(self, n_documents: u64) -> Result<(AtomicFile, Header)> {
+        let Self { mut blocks, mut header, .. } = self;
+        header.n_documents = n_documents;
+        let layout = Layout::new(header.records_len)
+            .ok_or_else(|| malformed(blocks.path(), "its length exceeds 64 bits".to_owned()))?;
+        blocks.pad(layout.digests - HEADER as u64 - header.records_len)?;
+        let table_len = layout.trailer - layout.digests;
+        let (file, _) = blocks.seal(&header.to_bytes(&layout), table_len, layout.total)?;
+        Ok((file, header))
     }
 }
 

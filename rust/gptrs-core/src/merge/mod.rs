@@ -1,11 +1,10 @@
 //! The ids of one piece: the lowest rank first, the leftmost of equals first, until nothing merges.
 //!
-//! Up to [`SHORT`] bytes a scan finds the minimum on the stack. A longer piece is encoded window by window, which is
-//! exact: a span between two borders of an encoding encodes to the same tokens alone, and tokens of which each two
-//! neighbours encode to themselves are the encoding of all. So the next window begins at a token of the last one; when
-//! it has this token too, everything before it stays. When it has not, or tokens are too long for the window, the
-//! window grows, up to the whole piece. Windows beyond the scan keep a heap over linked symbols, O(n log n).
+//! Up to [`SHORT`] bytes a scan finds the minimum on the stack. A longer piece is encoded by [`windows`]; those beyond the
+//! scan keep a heap over linked symbols, O(n log n).
 //! All of it equals [`crate::naive::encode_piece`] on every vocabulary that training makes.
+
+mod windows;
 
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
@@ -14,11 +13,8 @@ use crate::control::Control;
 use crate::error::{Error, Result};
 use crate::pairs::{NO_RANK, Pairs};
 
-/// The longest piece for the scan, and the first window.
+/// The longest piece for the scan, and the first window of a longer one.
 const SHORT: usize = 64;
-
-/// Bytes of a window after the token that must return: tokens nearer to the end often change with what follows.
-const MARGIN: usize = 16;
 
 /// Windows, or heap pops, between two looks at the control.
 const CHECK_EVERY: u32 = 1 << 14;
@@ -71,7 +67,7 @@ impl Merges<'_> {
             1..=16 => self.append::<16>(piece, out),
             17..=32 => self.append::<32>(piece, out),
             33..=SHORT => self.append::<SHORT>(piece, out),
-            _ => return self.windows(piece, SHORT, scratch, control, out),
+            _ => return self.windows(piece, scratch, control, out),
         }
         Ok(())
     }
@@ -79,11 +75,16 @@ impl Merges<'_> {
     /// The ids of up to four pieces of 1 to 16 bytes (an empty one stands for none), merged in turn: most of the time
     /// goes by waiting for the table of pairs, and four can wait at once.
     pub(crate) fn encode_four(self, pieces: [&[u8]; 4]) -> [Short; 4] {
+        self.scan_four(pieces).map(Scan::finish)
+    }
+
+    #[inline]
+    fn scan_four<const N: usize>(self, pieces: [&[u8]; 4]) -> [Scan<N>; 4] {
         let mut scans = pieces.map(|piece| Scan::new(self, piece));
         loop {
             let changes = scans.each_mut().map(|scan| scan.merge(self));
             if changes.iter().all(Option::is_none) {
-                return scans.map(Scan::finish);
+                return scans;
             }
             for (scan, change) in scans.iter_mut().zip(changes) {
                 if let Some(change) = change {
@@ -106,56 +107,6 @@ impl Merges<'_> {
         while scan.step(self) {}
         let Short { ids, n } = scan.finish();
         out.extend_from_slice(&ids[..n]);
-    }
-
-    /// Encodes a long piece window by window, `size` bytes each at first.
-    fn windows(
-        self,
-        piece: &[u8],
-        mut size: usize,
-        scratch: &mut Scratch,
-        control: &Control,
-        out: &mut Vec<u32>,
-    ) -> Result<()> {
-        let first = Join { at: 0, expected: None, n_out: out.len() };
-        let (mut last, mut this) = (first, first);
-        let mut n_windows = 0;
-        let mut known: &[u8] = &[];
-        loop {
-            n_windows += 1;
-            if n_windows % CHECK_EVERY == 0 {
-                control.check()?;
-            }
-            let end = piece.len().min(this.at + size);
-            let window = &piece[this.at..end];
-            if window != known {
-                self.window(window, scratch, control)?;
-                known = window;
-            }
-            let tokens = &scratch.tokens;
-            let end_of = |i: usize| tokens.get(i + 1).map_or(window.len(), |&(_, start)| start as usize);
-            if this.expected.is_some_and(|expected| expected != end_of(0)) {
-                // The last window again, larger; all again when that had been done.
-                this = if last.at < this.at { last } else { first };
-                (last, size) = (first, 2 * size);
-                out.truncate(this.n_out);
-                continue;
-            }
-            if end == piece.len() {
-                out.extend(tokens.iter().map(|&(id, _)| id));
-                return Ok(());
-            }
-            let join = (1..tokens.len()).rev().find(|&i| end_of(i) + MARGIN <= window.len());
-            let Some(join) = join else {
-                size *= 2;
-                continue;
-            };
-            let start = tokens[join].1 as usize;
-            last = this;
-            this = Join { at: this.at + start, expected: Some(end_of(join) - start), n_out: 0 };
-            out.extend(tokens[..join].iter().map(|&(id, _)| id));
-            this.n_out = out.len();
-        }
     }
 
     /// Leaves the tokens of `window` in the scratch memory.
@@ -335,16 +286,6 @@ struct Change {
     previous: usize,
     at: usize,
     next: usize,
-}
-
-/// A place in a piece where a window begins.
-#[derive(Clone, Copy)]
-struct Join {
-    at: usize,
-    /// Length of the token that must stand there.
-    expected: Option<usize>,
-    /// Ids of what stands before it, and before the piece.
-    n_out: usize,
 }
 
 /// The places of the set bits, ascending.
