@@ -15,6 +15,7 @@ use crate::dropout::Dropout;
 use crate::encode::{Count, Sink};
 use crate::error::Result;
 use crate::guess::Guess;
+use crate::pages;
 use crate::parallel;
 use crate::special::{Finder, Specials};
 use crate::split::Splitter;
@@ -97,7 +98,7 @@ where
     Vec<I>: Sink,
 {
     fn with_room(n: usize) -> Self {
-        Self::with_capacity(n)
+        pages::with_room(n)
     }
 
     fn n_ids(&self) -> usize {
@@ -341,8 +342,7 @@ fn gather<I: Copy + Default + Send + Sync>(
         ids.shrink_to_fit();
         return Ok(ids);
     }
-    // Zeros come from the system as they are touched: each thread gets the pages that it fills.
-    let mut ids = vec![I::default(); parts.iter().map(|part| part.ids.len()).sum()];
+    let mut ids = pages::zeros(parts.iter().map(|part| part.ids.len()).sum());
     let (mut rest, mut places) = (ids.as_mut_slice(), Vec::with_capacity(parts.len()));
     for part in parts {
         let (place, later) = rest.split_at_mut(part.ids.len());

@@ -4,70 +4,98 @@
 //! that it would cover) side by side, no merge ever crosses from one to the other, so both sides merge as if alone, and
 //! a long run of characters costs as much as its parts. Most parts are one character, whose ids are in a table.
 
-use crate::cache::INLINE;
-use crate::table::Ids;
+use std::ops::Range;
+
+use crate::encode::{Id, Out, READY};
 use crate::tokens::Tokens;
 
 /// Code points with an entry of their own.
 const N_CHARS: usize = 1 << 16;
 
-/// The longest character with an entry, in bytes; it never has more ids.
-pub(crate) const CHAR_BYTES: usize = 3;
+/// The first entry of a space and a character of two bytes.
+const SPACED: usize = N_CHARS;
+
+/// The entry of what has no other: it may be in any token.
+const UNKNOWN: usize = SPACED + 0x800;
+
+const N_UNITS: usize = UNKNOWN + 1;
+
+/// Room for the ids of a character with an entry, which is at most one for each of its three bytes, and one more. A space
+/// and a character of two bytes never have more either.
+pub(crate) const CHAR_IDS: usize = 4;
 
 /// The bits of [`Char::meta`] that count ids.
 const COUNT: u32 = 3;
-/// A token has this character and one after it.
-const WHOLE_RIGHT: u32 = 1 << 2;
-/// A token has this character and one before it.
-const WHOLE_LEFT: u32 = 1 << 3;
 /// Colors of borders where one of the characters is not whole in the token: such a border is marked at both characters
 /// with its color, so that few pairs of characters without one share a color.
 const N_COLORS: u32 = 14;
-const COLORS: u32 = (1 << N_COLORS) - 1;
-/// The first color of borders at the right of a character.
-const RIGHT: u32 = 4;
-/// The first color of borders at its left.
-const LEFT: u32 = RIGHT + N_COLORS;
+/// The first flag of what may stand at the right of a character: a token has this character and one after it, whole,
+/// or parts of them in one of the colors.
+const RIGHT: u32 = 2;
+/// The first flag of what may stand at its left, in the same order.
+const LEFT: u32 = RIGHT + 1 + N_COLORS;
+const RIGHTS: u32 = (1 << LEFT) - (1 << RIGHT);
+const LEFTS: u32 = !((1 << LEFT) - 1);
+const WHOLE_RIGHT: u32 = 1 << RIGHT;
+const WHOLE_LEFT: u32 = 1 << LEFT;
 /// Size of the hashed set of such borders; the largest vocabularies have some hundreds.
-const PARTIAL_BITS: u32 = 15;
-/// A character without an entry may be in any token.
-const UNKNOWN: u32 = !COUNT;
+const PARTIAL_BITS: u32 = 16;
+
+/// The ids of a character, their lower halves and what is above them; there is always room for one more. In registers
+/// they travel as two numbers: an array would go through memory.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(crate) struct CharIds {
+    low: u64,
+    high: u32,
+}
+
+impl CharIds {
+    #[inline]
+    pub(crate) fn narrow(self) -> [u16; CHAR_IDS] {
+        std::array::from_fn(|i| (self.low >> (16 * i)) as u16)
+    }
+
+    #[inline]
+    pub(crate) fn wide(self) -> [u32; CHAR_IDS] {
+        std::array::from_fn(|i| u32::from((self.low >> (16 * i)) as u16) | (self.high >> (8 * i) & 0xFF) << 16)
+    }
+
+    fn of(ids: &[u32]) -> Self {
+        ids.iter().enumerate().fold(Self::default(), |Self { low, high }, (i, &id)| Self {
+            low: low | u64::from(id & 0xFFFF) << (16 * i),
+            high: high | (id >> 16) << (8 * i),
+        })
+    }
+}
 
 /// What is known of a character.
 #[derive(Debug, Clone, Copy, Default)]
 #[repr(align(16))]
 struct Char {
-    /// The lower halves of the ids, and what is above them.
-    low: [u16; INLINE],
-    high: [u8; INLINE],
+    /// [`CharIds`].
+    low: u64,
+    high: u32,
     /// How many ids, and flags.
     meta: u32,
-}
-
-/// A part of a piece, between two borders that no token spans.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Part {
-    /// A character: its ids and how many they are.
-    Char(Ids, usize),
-    /// From here to there in the piece; to be merged.
-    Bytes(usize, usize),
 }
 
 /// What a vocabulary's tokens span, and the ids of single characters.
 #[derive(Debug, Clone)]
 pub(crate) struct Borders {
-    chars: Vec<Char>,
+    /// By code; from [`SPACED`] on by the code of a character of two bytes that has a space before it, since most words of
+    /// many scripts begin so, and most vocabularies have tokens of a space and half a character; then one of which nothing
+    /// is known.
+    units: Box<[Char; N_UNITS]>,
     /// Whole characters side by side in a token, as bits by hash; a bit set by another pair costs time only.
     pairs: Vec<u64>,
     shift: u32,
-    /// Ends and starts of characters side by side in a token, at least one not whole; sorted.
-    partial: Vec<(u32, u32)>,
-    /// The same as bits by hash, which spare most searches.
-    partial_bits: Vec<u64>,
+    /// Ends and starts of characters side by side in a token, at least one not whole, as bits by hash like `pairs`.
+    partial: Vec<u64>,
 }
 
 impl Borders {
-    /// Borders of `tokens`; `encode` appends the ids of a character that stands alone.
+    /// Borders of `tokens`; `encode` appends the ids of a character that stands alone, or none when these are not always
+    /// the same.
     pub(crate) fn new(tokens: &Tokens, mut encode: impl FnMut(&[u8], &mut Vec<u32>)) -> Self {
         let (mut whole, mut partial) = (Vec::new(), Vec::new());
         for token in (0..tokens.len() as u32).filter_map(|id| tokens.get(id)) {
@@ -79,8 +107,12 @@ impl Borders {
         }
         let n_bits = (32 * whole.len()).next_power_of_two().max(64);
         let shift = 64 - n_bits.trailing_zeros();
-        let (chars, pairs) = (vec![Char::default(); N_CHARS], vec![0; n_bits / 64]);
-        let mut borders = Self { chars, pairs, shift, partial, partial_bits: vec![0; 1 << (PARTIAL_BITS - 6)] };
+        let units = vec![Char::default(); N_UNITS].into_boxed_slice().try_into();
+        let units = units.unwrap_or_else(|_| unreachable!("as many as were made"));
+        let bits = [n_bits, 1 << PARTIAL_BITS].map(|n| vec![0; n / 64]);
+        let [pairs, no_partial] = bits;
+        let mut borders = Self { units, pairs, shift, partial: no_partial };
+        borders.units[UNKNOWN].meta = !COUNT;
         (0..0x80).for_each(|ascii| borders.flag(ascii, WHOLE_RIGHT | WHOLE_LEFT));
         for (left, right) in whole {
             borders.flag(left, WHOLE_RIGHT);
@@ -88,61 +120,45 @@ impl Borders {
             let bit = borders.bit(left, right);
             borders.pairs[bit / 64] |= 1 << (bit % 64);
         }
-        borders.color();
+        borders.color(&partial);
         let mut ids = Vec::new();
-        for char in '\0'..='\u{FFFF}' {
+        let mut set = |entry: &mut Char, text: &str| {
             ids.clear();
-            encode(char.encode_utf8(&mut [0; 4]).as_bytes(), &mut ids);
-            let entry = &mut borders.chars[char as usize];
-            for ((low, high), &id) in entry.low.iter_mut().zip(&mut entry.high).zip(&ids) {
-                (*low, *high) = (id as u16, (id >> 16) as u8);
-            }
+            encode(text.as_bytes(), &mut ids);
+            let CharIds { low, high } = CharIds::of(&ids);
+            (entry.low, entry.high) = (low, high);
             entry.meta |= ids.len() as u32;
+        };
+        for char in '\0'..='\u{FFFF}' {
+            set(&mut borders.units[char as usize], char.encode_utf8(&mut [0; 4]));
+        }
+        let space = borders.units[usize::from(b' ')].meta & LEFTS;
+        for char in '\u{80}'..='\u{7FF}' {
+            let entry = &mut borders.units[SPACED + char as usize];
+            set(entry, &format!(" {char}"));
+            entry.meta |= space;
+        }
+        for code in 0x80..0x800 {
+            borders.units[SPACED + code].meta |= borders.units[code].meta & RIGHTS;
         }
         borders
     }
 
-    /// Calls `f` with the parts of `piece`, which is not empty, in order. The piece itself is its only part when some
-    /// token spans each of its borders.
-    #[inline]
-    pub(crate) fn for_each_part<E>(&self, piece: &[u8], mut f: impl FnMut(Part) -> Result<(), E>) -> Result<(), E> {
-        let (mut code, mut at) = char_at(piece, 0);
-        let mut char = self.char(code);
-        let (mut start, mut is_single) = (0, true);
-        loop {
-            let (next_code, len) = char_at(piece, at);
-            let next = self.char(next_code);
-            if at < piece.len() && self.may_span(code, char.meta, next_code, next.meta) {
-                is_single = false;
-            } else {
-                f(part(char, start, at, is_single))?;
-                if at == piece.len() {
-                    return Ok(());
-                }
-                (start, is_single) = (at, true);
-            }
-            (code, char) = (next_code, next);
-            at += len;
-        }
+    /// The parts of pieces that stand in a row in `text`, the first of them here.
+    pub(crate) fn parts<'a>(&'a self, text: &'a [u8], first: Range<usize>) -> Parts<'a> {
+        let start = first.start;
+        let (unit, len) = unit(text, start, Some(&first.end));
+        Parts { borders: self, text, n_pieces: 0, first: start, start, at: start + len, unit }
     }
 
-    #[inline]
-    fn char(&self, code: u32) -> Char {
-        self.chars.get(code as usize).copied().unwrap_or(Char { meta: UNKNOWN, ..Char::default() })
-    }
-
-    /// Whether a token may span the border between two characters; `false` is certain.
-    #[inline]
-    fn may_span(&self, left: u32, left_meta: u32, right: u32, right_meta: u32) -> bool {
-        let is_partial = (left_meta >> RIGHT) & (right_meta >> LEFT) & COLORS != 0;
-        let is_whole = left_meta & (right_meta >> 1) & WHOLE_RIGHT != 0;
-        if !is_partial && !is_whole {
-            return false;
-        }
+    /// Whether a token may span the border at `at`, between characters that may both be in a token, whole or, if `partial`,
+    /// not; `false` is certain.
+    #[inline(never)]
+    fn spans(&self, text: &[u8], at: usize, partial: bool) -> bool {
+        let n_tail = text[..at].iter().rev().take_while(|&&byte| is_tail(byte)).count();
+        let (left, right) = (char_at(text, at.saturating_sub(n_tail + 1)).0, char_at(text, at).0);
         let bit = self.bit(left, right);
-        self.pairs[bit / 64] >> (bit % 64) & 1 == 1
-            || (is_partial && self.has_partial(left, right))
-            || left | right < 0x80
+        self.pairs[bit / 64] >> (bit % 64) & 1 == 1 || (partial && self.has_partial(left, right)) || left | right < 0x80
     }
 
     fn bit(&self, left: u32, right: u32) -> usize {
@@ -150,31 +166,33 @@ impl Borders {
         (key.wrapping_mul(0x9E37_79B9_7F4A_7C15) >> self.shift) as usize
     }
 
+    /// Looks at all ends of `left` and starts of `right` without branches.
     fn has_partial(&self, left: u32, right: u32) -> bool {
         let ((left, left_len), (right, right_len)) = (spell(left), spell(right));
-        (1..=left_len).any(|from| {
-            let end = left & (u32::MAX >> (32 - 8 * from));
-            (1..=right_len).any(|to| {
-                let border = (end, right >> (8 * (right_len - to)));
-                let bit = partial_bit(border);
-                self.partial_bits[bit / 64] >> (bit % 64) & 1 == 1 && self.partial.binary_search(&border).is_ok()
-            })
-        })
+        let mut bits = 0;
+        for n_left in 1..=left_len {
+            let end = left & (u32::MAX >> (32 - 8 * n_left));
+            for n_right in 1..=right_len {
+                let bit = partial_bit((end, right >> (8 * (right_len - n_right))));
+                bits |= self.partial[bit / 64] >> (bit % 64);
+            }
+        }
+        bits & 1 == 1
     }
 
     fn flag(&mut self, code: u32, flag: u32) {
-        if let Some(char) = self.chars.get_mut(code as usize) {
+        if let Some(char) = self.units[..N_CHARS].get_mut(code as usize) {
             char.meta |= flag;
         }
     }
 
     /// Marks every character that ends or starts as a partial border does.
-    fn color(&mut self) {
+    fn color(&mut self, partial: &[(u32, u32)]) {
         let mut ends = Vec::new();
         let mut starts = Vec::new();
-        for &(end, start) in &self.partial {
+        for &(end, start) in partial {
             let bit = partial_bit((end, start));
-            self.partial_bits[bit / 64] |= 1 << (bit % 64);
+            self.partial[bit / 64] |= 1 << (bit % 64);
             let color = (end ^ start).wrapping_mul(0x9E37_79B1) % N_COLORS;
             ends.push((end, color));
             starts.push((start, color));
@@ -189,23 +207,118 @@ impl Borders {
             let is_whole = !is_tail(bytes[0]);
             let first = if is_whole { char_at(&bytes, 0).0 as usize } else { tail };
             let step = if is_whole { N_CHARS } else { 1 << (6 * bytes.len()) };
-            (first..N_CHARS).step_by(step).for_each(|code| self.flag(code as u32, 1 << (RIGHT + color)));
+            (first..N_CHARS).step_by(step).for_each(|code| self.flag(code as u32, WHOLE_RIGHT << 1 << color));
         }
         for (start, color) in starts {
             let mut bytes = unpack(start);
             let n_low = 6 * (char_len(bytes[0]) - bytes.len());
             bytes.resize(char_len(bytes[0]), 0x80);
             let first = char_at(&bytes, 0).0;
-            (first..first + (1 << n_low)).for_each(|code| self.flag(code, 1 << (LEFT + color)));
+            (first..first + (1 << n_low)).for_each(|code| self.flag(code, WHOLE_LEFT << 1 << color));
         }
     }
 }
 
+/// See [`Borders::parts`].
+#[derive(Debug)]
+pub(crate) struct Parts<'a> {
+    borders: &'a Borders,
+    text: &'a [u8],
+    /// How many pieces are done.
+    n_pieces: usize,
+    /// Where the first piece starts, and the next part.
+    first: usize,
+    start: usize,
+    /// The first character of this part, which ends at `at`.
+    unit: usize,
+    at: usize,
+}
+
+impl Parts<'_> {
+    /// Gives out the ids of characters that are parts of the pieces that end at `ends`, and calls `part` with all other
+    /// parts: where they are in the text, and whether they are a whole piece. Ends when `part` returns false, when there is
+    /// no room, or, with true, behind the last piece.
+    #[inline]
+    pub(crate) fn chars<I: Id>(
+        &mut self,
+        ends: &[usize],
+        out: &mut Out<I>,
+        mut part: impl FnMut(Range<usize>, bool, &mut Out<I>) -> bool,
+    ) -> bool {
+        let (borders, text) = (self.borders, self.text);
+        let (mut n_pieces, mut start, mut at) = (self.n_pieces, self.start, self.at);
+        let (mut this, mut n, mut is_single) = (self.unit, out.n, true);
+        let mut char = borders.units[this];
+        let is_done = loop {
+            let Some(&end) = ends.get(n_pieces) else { break true };
+            let is_end = at >= end;
+            let (next, len) = unit(text, at, if is_end { ends.get(n_pieces + 1) } else { None });
+            let next_char = borders.units[next];
+            // Flags of what a token may have on both sides; at the end of a piece nothing counts.
+            let shared = (char.meta >> RIGHT) & (next_char.meta >> LEFT);
+            if !is_end && shared != 0 && borders.spans(text, at, shared > 1) {
+                is_single = false;
+                (this, char, at) = (next, next_char, at + len);
+                continue;
+            }
+            let n_ids = (char.meta & COUNT) as usize;
+            let mut goes_on = true;
+            if is_single && n_ids > 0 {
+                if n > READY {
+                    break false;
+                }
+                let ids = CharIds { low: char.low, high: char.high };
+                out.room.as_mut_slice()[n..n + CHAR_IDS].copy_from_slice(&I::of_char(ids));
+                n += n_ids;
+            } else {
+                let from = n_pieces.checked_sub(1).map_or(self.first, |before| ends[before]);
+                out.n = n;
+                goes_on = part(start..at, is_end && start == from, out);
+                n = out.n;
+            }
+            n_pieces += usize::from(is_end);
+            (start, this, char, at, is_single) = (at, next, next_char, at + len, true);
+            if !goes_on {
+                break n_pieces == ends.len();
+            }
+        };
+        (self.n_pieces, self.start, self.unit, self.at) = (n_pieces, start, this, at);
+        out.n = n;
+        is_done
+    }
+}
+
+/// The entry and the length of the character at `at`. Where a piece starts, whose end is given, a space goes with the
+/// character after it.
 #[inline]
-fn part(char: Char, start: usize, end: usize, is_single: bool) -> Part {
-    let n = char.meta & COUNT;
-    let ids = Ids { low: char.low, high: char.high.map(u16::from) };
-    if is_single && n > 0 { Part::Char(ids, n as usize) } else { Part::Bytes(start, end) }
+fn unit(text: &[u8], at: usize, end: Option<&usize>) -> (usize, usize) {
+    match text.get(at..).and_then(<[u8]>::first_chunk) {
+        Some(&[a, b, c]) if a >> 4 == 0xE => (wide_code(a, b, c) as usize, 3),
+        Some(&[a, b, _]) if a >> 5 == 6 => (middle_code(a, b) as usize, 2),
+        _ => rare_unit(text, at, end),
+    }
+}
+
+#[inline(never)]
+fn rare_unit(text: &[u8], at: usize, end: Option<&usize>) -> (usize, usize) {
+    if let Some(&[b' ', a, b]) = text.get(at..).and_then(<[u8]>::first_chunk)
+        && a >> 5 == 6
+        && end.is_some_and(|&end| at + 3 <= end)
+    {
+        return (SPACED + middle_code(a, b) as usize, 3);
+    }
+    let (code, len) = char_at(text, at);
+    (if (code as usize) < N_CHARS { code as usize } else { UNKNOWN }, len)
+}
+
+#[inline]
+fn middle_code(a: u8, b: u8) -> u32 {
+    u32::from(a & 0x1F) << 6 | u32::from(b & 0x3F)
+}
+
+#[inline]
+fn wide_code(a: u8, b: u8, c: u8) -> u32 {
+    u32::from(a & 0x0F) << 12 | u32::from(b & 0x3F) << 6 | u32::from(c & 0x3F)
 }
 
 /// The code and the length of the character at `at`; no character's code where the text ends inside of one.
@@ -213,8 +326,8 @@ fn part(char: Char, start: usize, end: usize, is_single: bool) -> Part {
 fn char_at(text: &[u8], at: usize) -> (u32, usize) {
     let tail = |byte: u8| u32::from(byte & 0x3F);
     match text[at..] {
-        [a, b, c, ..] if a >> 4 == 0xE => (u32::from(a & 0x0F) << 12 | tail(b) << 6 | tail(c), 3),
-        [a, b, ..] if a >> 5 == 6 => (u32::from(a & 0x1F) << 6 | tail(b), 2),
+        [a, b, c, ..] if a >> 4 == 0xE => (wide_code(a, b, c), 3),
+        [a, b, ..] if a >> 5 == 6 => (middle_code(a, b), 2),
         [a, b, c, d, ..] if a >= 0xF0 => (u32::from(a & 7) << 18 | tail(b) << 12 | tail(c) << 6 | tail(d), 4),
         [a, ..] if a < 0x80 => (u32::from(a), 1),
         [_, ..] => (u32::MAX, 1),
@@ -290,9 +403,8 @@ fn unpack(packed: u32) -> Vec<u8> {
 
 #[cfg(test)]
 mod tests {
-    use std::convert::Infallible;
-
     use super::*;
+    use crate::encode::Ready;
     use crate::naive::{self, Pair};
     use crate::vocab::Vocab;
 
@@ -309,8 +421,24 @@ mod tests {
 
         /// Characters of one to four bytes, few enough to meet again.
         fn text(&mut self, n: usize) -> String {
-            const CHARS: [char; 16] =
-                ['a', ' ', 'é', 'ж', 'з', '一', '丁', '中', '乀', 'の', 'ー', '한', '한', '\u{200d}', '😀', '😁'];
+            const CHARS: [char; 16] = [
+                'a',
+                ' ',
+                'é',
+                'ж',
+                'з',
+                '一',
+                '丁',
+                '中',
+                '乀',
+                'の',
+                'ー',
+                '한',
+                '\u{10436}',
+                '\u{200d}',
+                '😀',
+                '😁',
+            ];
             (0..n).map(|_| CHARS[self.below(CHARS.len())]).collect()
         }
 
@@ -328,50 +456,92 @@ mod tests {
         }
     }
 
-    fn parts(vocab: &Vocab, piece: &[u8]) -> Vec<Part> {
-        let mut parts = Vec::new();
-        let Ok(()) = vocab.borders().for_each_part(piece, |part| {
-            parts.push(part);
-            Ok::<(), Infallible>(())
-        });
-        parts
+    /// Parts of pieces that end at `ends`: the ids of characters, or where others are and whether they are a piece.
+    #[derive(Debug, Clone, PartialEq, Eq)]
+    enum Part {
+        Chars(Vec<u32>),
+        Bytes(Range<usize>, bool),
+    }
+
+    fn parts(vocab: &Vocab, text: &[u8], ends: &[usize]) -> Vec<Part> {
+        let mut parts = vocab.borders().parts(text, 0..ends[0]);
+        let (mut all, mut ready) = (Vec::new(), Ready::default());
+        loop {
+            let mut found = None;
+            // Ids of characters up to another part, sometimes with little room.
+            let mut out = Out::<u32>::new(&mut ready);
+            let first = if all.is_empty() { READY } else { 0 };
+            out.n = first;
+            let is_done = parts.chars(ends, &mut out, |bytes, is_piece, _| {
+                found = Some(Part::Bytes(bytes, is_piece));
+                false
+            });
+            match all.last_mut() {
+                Some(Part::Chars(ids)) => ids.extend(&out.room[first..out.n]),
+                _ if out.n == first => {}
+                _ => all.push(Part::Chars(out.room[first..out.n].to_vec())),
+            }
+            all.extend(found);
+            if is_done {
+                return all;
+            }
+        }
     }
 
     #[test]
-    fn the_parts_of_a_piece_merge_as_the_whole_does() {
+    fn the_parts_of_pieces_merge_as_the_whole_does() {
         let mut rng = Rng(3);
-        let mut n_parts = 0;
+        let mut n_chars = 0;
         for _ in 0..150 {
             let merges = rng.merges();
             let vocab = Vocab::from_merges(&merges).unwrap();
             let ranked: Vec<_> = merges.iter().zip(256..).map(|(&pair, id)| (pair, id)).collect();
             let encode = |bytes: &[u8]| naive::encode_piece(bytes, vocab.byte_ids(), &ranked);
             for _ in 0..60 {
-                let n = 1 + rng.below(24);
-                let piece = rng.text(n);
-                let parts = parts(&vocab, piece.as_bytes());
-                n_parts += parts.len();
-                let ids: Vec<u32> = parts
+                let lengths: Vec<_> = (0..=rng.below(3)).map(|_| 1 + rng.below(16)).collect();
+                let pieces: Vec<_> = lengths.into_iter().map(|n| rng.text(n)).collect();
+                let ends: Vec<_> = (1..=pieces.len()).map(|n| pieces[..n].concat().len()).collect();
+                let text = pieces.concat().into_bytes();
+                let starts: Vec<_> = std::iter::once(0).chain(ends.iter().copied()).collect();
+                let ids: Vec<u32> = parts(&vocab, &text, &ends)
                     .into_iter()
                     .flat_map(|part| match part {
-                        Part::Char(ids, n) => ids.wide()[..n].to_vec(),
-                        Part::Bytes(start, end) => encode(&piece.as_bytes()[start..end]),
+                        Part::Chars(ids) => {
+                            n_chars += ids.len();
+                            ids
+                        }
+                        Part::Bytes(bytes, is_piece) => {
+                            let is_own = starts.windows(2).any(|piece| bytes == (piece[0]..piece[1]));
+                            assert_eq!(is_piece, is_own, "{pieces:?}, {bytes:?}");
+                            encode(&text[bytes])
+                        }
                     })
                     .collect();
-                assert_eq!(ids, encode(piece.as_bytes()), "{piece:?}, merges {merges:?}");
+                let expected: Vec<_> = pieces.iter().flat_map(|piece| encode(piece.as_bytes())).collect();
+                assert_eq!(ids, expected, "{pieces:?}, merges {merges:?}");
             }
         }
-        assert!(n_parts > 40_000, "only {n_parts} parts: nothing fell apart");
+        assert!(n_chars > 100_000, "only {n_chars} ids of characters: nothing fell apart");
     }
 
     #[test]
     fn a_border_inside_of_a_token_is_no_border() {
         // 中 is E4 B8 AD; the token B8 AD 'a' spans the border of "中a", E4 joins nothing.
         let vocab = Vocab::from_merges(&[(0xB8, 0xAD), (256, 0x61)]).unwrap();
-        assert_eq!(parts(&vocab, "中a".as_bytes()), [Part::Bytes(0, 4)]);
-        let char = |low: [u16; INLINE], n| Part::Char(Ids { low, high: [0; INLINE] }, n);
-        assert_eq!(parts(&vocab, "中b".as_bytes()), [char([0xE4, 256, 0, 0], 2), char([0x62, 0, 0, 0], 1)]);
-        assert_eq!(parts(&vocab, "ab".as_bytes()), [Part::Bytes(0, 2)], "ASCII is never cut");
-        assert_eq!(parts(&vocab, "😀中".as_bytes()), [Part::Bytes(0, 4), char([0xE4, 256, 0, 0], 2)]);
+        let of_text = |text: &str| parts(&vocab, text.as_bytes(), &[text.len()]);
+        assert_eq!(of_text("中a"), [Part::Bytes(0..4, true)]);
+        assert_eq!(of_text("中b"), [Part::Chars(vec![0xE4, 256, 0x62])]);
+        assert_eq!(of_text("ab"), [Part::Bytes(0..2, true)], "ASCII is never cut");
+        assert_eq!(of_text("😀中"), [Part::Bytes(0..4, false), Part::Chars(vec![0xE4, 256])]);
+    }
+
+    #[test]
+    fn a_space_goes_with_a_character_of_its_own_piece() {
+        // Space and D0: a token of a space and half of ж, D0 B6.
+        let vocab = Vocab::from_merges(&[(0x20, 0xD0)]).unwrap();
+        let of_text = |text: &str, ends: &[usize]| parts(&vocab, text.as_bytes(), ends);
+        assert_eq!(of_text(" жж", &[5]), [Part::Chars(vec![256, 0xB6, 0xD0, 0xB6])]);
+        assert_eq!(of_text(" жж", &[1, 5]), [Part::Chars(vec![0x20, 0xD0, 0xB6, 0xD0, 0xB6])]);
+        assert_eq!(of_text("ж ж", &[5]), [Part::Chars(vec![0xD0, 0xB6]), Part::Bytes(2..5, false)]);
     }
 }

@@ -1,16 +1,16 @@
 //! The ids of pieces seen before: open addressing with exact keys, bounded, never visible in the output.
 //!
 //! A piece of at most 15 bytes is its own key: the bytes in a u128, the length in the top byte. A longer one is keyed
-//! by length and hash, and its bytes are compared. Up to four ids stand in the slot; others stand in an arena. Two slots
+//! by length and hash, and its bytes are compared. A few ids stand in the slot; others stand in an arena. Two slots
 //! fill a cache line and are compared together. The table starts small, grows eightfold, and is wiped when it may grow
 //! no more; large tables ask for huge pages.
 
 use std::fmt;
 
-use crate::encode::Batch;
-use crate::merge::Scratch;
+use crate::encode::{Buffers, LONG_LEAD, OTHER_LEAD};
 use crate::simd::prefetch;
-use crate::table::{self, BUCKET, RawSlot, Table};
+use crate::slot::{self, Halves, RawSlot};
+use crate::table::{self, BUCKET, Table};
 use crate::tokens::{fold, hash_bytes};
 use crate::vocab::Vocab;
 
@@ -23,12 +23,6 @@ pub(crate) const PACKED: usize = 15;
 /// The longest piece that is stored.
 pub(crate) const LONGEST: usize = 128;
 
-/// Ids that fit into a slot.
-pub(crate) const INLINE: usize = 4;
-
-/// What a slot gives as the number of its ids when they stand in the arena.
-const ELSEWHERE: u32 = 0xFF;
-
 /// Where a piece is that is not stored.
 pub(crate) const NOWHERE: u32 = u32::MAX;
 
@@ -38,25 +32,22 @@ const MAX_PROBES: usize = 12;
 /// Bytes of text after which a cache learns the tokens: this takes some milliseconds.
 const SEED_BYTES: usize = 1 << 18;
 
+/// How many more pieces must fall apart than not.
+const CREDIT: i32 = 1 << 10;
+
 const FIRST_SLOTS: usize = 1 << 12;
 
 /// How much larger the next table is.
 const GROWTH: usize = 4;
 
 /// Top byte of a long piece's key.
-const LONG: u128 = 0xFF << 120;
+pub(crate) const LONG: u128 = 0xFF << 120;
 
 /// Top byte of what stands among keys and is none: no slot has it.
 pub(crate) const PLACE: u128 = 0xFE << 120;
 
-/// What a piece encoded to: `n` ids, or, when `n` is [`ELSEWHERE`], a place in the arena and how many ids stand there
-/// (and where the bytes of a long piece do).
-#[derive(Debug, Clone, Copy, Default)]
-pub(crate) struct Slot {
-    pub(crate) key: u128,
-    pub(crate) ids: [u32; INLINE],
-    pub(crate) n: u32,
-}
+/// The same of pieces that begin with a wide character.
+pub(crate) const WIDE: u128 = 0xFD << 120;
 
 /// The memory of one encoding thread: pieces seen before, and buffers. Get one from [`crate::Tokenizer::cache`].
 ///
@@ -65,30 +56,27 @@ pub(crate) struct Slot {
 pub struct Cache {
     /// The tokenizer whose ids are stored.
     owner: u64,
+    /// Whether all its ids are below 2¹⁶.
+    is_narrow: bool,
+    /// Whether its tokens were stored as pieces since the cache was last wiped.
+    knows_tokens: bool,
     table: Table,
     used: usize,
     max_slots: usize,
-    /// Ids and bytes of what does not fit into a slot.
-    ids: Vec<u32>,
-    bytes: Vec<u8>,
+    /// Ids that do not fit into a slot; behind those of a long piece its bytes.
+    arena: Vec<u32>,
+    /// In words.
     max_arena: usize,
     /// Bytes of text seen so far.
     expected_bytes: usize,
     /// Bytes of pieces that may fall apart, seen so far.
     pub(crate) wide_bytes: usize,
-    /// How far to look for more when a piece is unseen.
-    pub(crate) ahead: usize,
-    pub(crate) buffers: Buffers,
-}
-
-/// Memory that encoding reuses from call to call.
-#[derive(Debug, Default, Clone)]
-pub(crate) struct Buffers {
-    /// Ids of one piece.
-    pub(crate) ids: Vec<u32>,
-    pub(crate) scratch: Scratch,
-    /// The batch that is filled and the one that waits.
-    pub(crate) batches: Box<[Batch; 2]>,
+    /// The first byte of characters whose pieces are parted.
+    pub(crate) apart: u8,
+    /// How many more of them fell apart than not, of late.
+    credit: i32,
+    /// What an encoding call takes and gives back.
+    pub(crate) buffers: Option<Box<Buffers>>,
 }
 
 impl fmt::Debug for Cache {
@@ -104,31 +92,33 @@ impl fmt::Debug for Cache {
 
 impl Cache {
     /// An empty cache of at most `max_bytes`, for the tokenizer `owner`. Half may go to slots, half to the arena.
-    pub(crate) fn new(owner: u64, max_bytes: usize) -> Self {
+    pub(crate) fn new(owner: u64, is_narrow: bool, max_bytes: usize) -> Self {
         // Places are u32.
         let max_bytes = max_bytes.min(u32::MAX as usize);
         let fitting = (max_bytes / BUCKET).max(16);
         let max_slots = if fitting.is_power_of_two() { fitting } else { fitting.next_power_of_two() / 2 };
         Self {
             owner,
+            is_narrow,
+            knows_tokens: false,
             table: Table::new(FIRST_SLOTS.min(max_slots)),
             used: 0,
             max_slots,
-            ids: Vec::new(),
-            bytes: Vec::new(),
-            max_arena: max_bytes / 2,
+            arena: Vec::new(),
+            max_arena: max_bytes / 8,
             expected_bytes: 0,
             wide_bytes: 0,
-            ahead: 1,
-            buffers: Buffers::default(),
+            apart: OTHER_LEAD,
+            credit: 0,
+            buffers: None,
         }
     }
 
     /// Makes the cache one of `owner`: what another tokenizer stored is forgotten.
-    pub(crate) fn claim(&mut self, owner: u64) {
+    pub(crate) fn claim(&mut self, owner: u64, is_narrow: bool) {
         if self.owner != owner {
-            self.owner = owner;
-            self.expected_bytes = 0;
+            (self.owner, self.is_narrow) = (owner, is_narrow);
+            (self.expected_bytes, self.apart, self.credit) = (0, OTHER_LEAD, 0);
             self.wipe();
         }
     }
@@ -143,6 +133,7 @@ impl Cache {
             return;
         }
         self.resize(n_slots.max(self.table.n_slots()));
+        self.knows_tokens = true;
         for id in 0..vocab.len() as u32 {
             let token = vocab.token(id).unwrap_or_default();
             if !(1..=PACKED).contains(&token.len()) || !vocab.is_piece(id) {
@@ -150,9 +141,28 @@ impl Cache {
             }
             let key = packed_key(token, 0, token);
             if self.find(key) == NOWHERE {
-                self.put(Slot { key, ids: [id, 0, 0, 0], n: 1 });
+                self.put_ids(key, &[id]);
             }
         }
+    }
+
+    /// Notes whether a piece fell apart. Where tokens span most borders it costs more to look for them than they save; then
+    /// only characters of three bytes, which are more often written without spaces, are worth it.
+    pub(crate) fn parted(&mut self, fell_apart: bool) {
+        self.credit = (self.credit + if fell_apart { 1 } else { -2 }).min(CREDIT);
+        if self.credit < -CREDIT {
+            self.apart = LONG_LEAD;
+        }
+    }
+
+    /// Whether all ids are below 2¹⁶.
+    pub(crate) fn is_narrow(&self) -> bool {
+        self.is_narrow
+    }
+
+    /// Whether a piece that is not stored is not a token either, but for rare ones.
+    pub(crate) fn knows_tokens(&self) -> bool {
+        self.knows_tokens
     }
 
     /// The stored pieces for look-ups in a row.
@@ -180,46 +190,37 @@ impl Cache {
         NOWHERE
     }
 
-    /// The slot with a number that [`Cache::find`] just gave.
-    #[inline]
-    pub(crate) fn slot(&self, number: u32) -> Slot {
-        self.table.slot(number as usize)
-    }
-
-    /// The ids of a stored longer piece.
-    pub(crate) fn get_long(&self, piece: &[u8]) -> Option<&[u32]> {
-        let key = long_key(piece);
+    /// The ids of a stored longer piece, whose key is `key`.
+    pub(crate) fn get_long(&self, piece: &[u8], key: u128) -> Option<&[u32]> {
         let slot = self.find(key);
         if slot == NOWHERE {
             return None;
         }
         // Another piece of the same length and hash hides this one, which is then computed each time.
-        let [ids, n, bytes, _] = self.slot(slot).ids.map(|place| place as usize);
-        if self.bytes.get(bytes..bytes + piece.len()) != Some(piece) {
-            return None;
-        }
-        self.ids.get(ids..ids + n)
+        let (place, n) = slot::elsewhere(slot::content(self.table.raw(slot as usize)).0);
+        let (ids, bytes) = self.arena.get(place..)?.split_at_checked(n)?;
+        words(piece).zip(bytes).all(|(word, &stored)| word == stored).then_some(ids)
     }
 
-    /// The ids of a slot of a packed piece.
-    #[inline]
-    pub(crate) fn ids<'a>(&'a self, slot: &'a Slot) -> &'a [u32] {
-        let n = slot.n as usize;
-        if n <= INLINE { &slot.ids[..n] } else { &self.ids[slot.ids[0] as usize..][..slot.ids[1] as usize] }
+    /// The ids of a packed piece whose slot says where they are.
+    pub(crate) fn elsewhere(&self, halves: Halves) -> &[u32] {
+        let (place, n) = slot::elsewhere(halves);
+        &self.arena[place..place + n]
     }
 
     /// Stores the ids of a piece of at most [`PACKED`] bytes that is not stored.
     pub(crate) fn insert(&mut self, key: u128, ids: &[u32]) {
-        self.make_room(4 * ids.len());
-        let mut slot = Slot { key, ids: [0; INLINE], n: ids.len() as u32 };
-        if ids.len() <= INLINE {
-            slot.ids[..ids.len()].copy_from_slice(ids);
-        } else {
-            slot.ids[..2].copy_from_slice(&[self.ids.len() as u32, slot.n]);
-            slot.n = ELSEWHERE;
-            self.ids.extend_from_slice(ids);
-        }
-        self.put(slot);
+        self.make_room(ids.len());
+        self.put_ids(key, ids);
+    }
+
+    /// Puts ids into a slot, or into the arena and their place into the slot; there is room.
+    fn put_ids(&mut self, key: u128, ids: &[u32]) {
+        let slot = slot::inline(key, ids, self.is_narrow).unwrap_or_else(|| {
+            self.arena.extend_from_slice(ids);
+            slot::far(key, (self.arena.len() - ids.len()) as u32, ids.len() as u16)
+        });
+        self.put(&slot);
     }
 
     /// Stores the ids of a longer piece that [`Cache::get_long`] did not find.
@@ -228,11 +229,11 @@ impl Cache {
         if self.find(key) != NOWHERE {
             return;
         }
-        self.make_room(4 * ids.len() + piece.len());
-        let places = [self.ids.len() as u32, ids.len() as u32, self.bytes.len() as u32, 0];
-        self.ids.extend_from_slice(ids);
-        self.bytes.extend_from_slice(piece);
-        self.put(Slot { key, ids: places, n: ELSEWHERE });
+        self.make_room(ids.len() + piece.len().div_ceil(4));
+        let slot = slot::far(key, self.arena.len() as u32, ids.len() as u16);
+        self.arena.extend_from_slice(ids);
+        self.arena.extend(words(piece));
+        self.put(&slot);
     }
 
     /// Stores the ids of a piece, which must be what it encodes to; nothing changes when it is there or too long, or when
@@ -249,14 +250,14 @@ impl Cache {
                 }
             }
             0 => {}
-            n if n <= LONGEST && self.get_long(piece).is_none() => self.insert_long(piece, ids),
+            n if n <= LONGEST && self.get_long(piece, long_key(piece)).is_none() => self.insert_long(piece, ids),
             _ => {}
         }
     }
 
     /// Grows the table at a load of 1/2; wipes everything when table or arena are at their bound.
-    fn make_room(&mut self, arena: usize) {
-        if 4 * self.ids.len() + self.bytes.len() + arena > self.max_arena {
+    fn make_room(&mut self, n_words: usize) {
+        if self.arena.len() + n_words > self.max_arena {
             self.wipe();
         }
         if 2 * (self.used + 1) <= self.table.n_slots() {
@@ -273,24 +274,24 @@ impl Cache {
     fn resize(&mut self, n_slots: usize) {
         let old = std::mem::replace(&mut self.table, Table::new(n_slots));
         self.used = 0;
-        for slot in (0..old.n_slots()).map(|number| old.slot(number)).filter(|slot| slot.key != 0) {
+        for slot in (0..old.n_slots()).map(|number| old.raw(number)).filter(|slot| slot::key(&slot[..], 0) != 0) {
             self.put(slot);
         }
     }
 
     /// Puts a slot into the first free place near its own; drops it when there is none.
-    fn put(&mut self, slot: Slot) {
-        let home = place(slot.key);
-        if (home..home + MAX_PROBES).any(|place| self.table.put(place, &slot)) {
+    fn put(&mut self, slot: &RawSlot) {
+        let home = place(slot::key(slot, 0));
+        if (home..home + MAX_PROBES).any(|place| self.table.put(place, slot)) {
             self.used += 1;
         }
     }
 
     fn wipe(&mut self) {
         self.table.wipe();
+        self.knows_tokens = false;
         self.used = 0;
-        self.ids.clear();
-        self.bytes.clear();
+        self.arena.clear();
     }
 }
 
@@ -314,7 +315,7 @@ impl<'a> View<'a> {
     pub(crate) fn get(&self, place: u32, key: u128) -> Option<&'a RawSlot> {
         let bucket = &self.buckets[place as usize & (self.buckets.len() - 1)];
         let slot = table::find(bucket, key);
-        if slot.is_none() && table::is_full(bucket) && key < PLACE { self.get_on(key) } else { slot }
+        if slot.is_none() && table::is_full(bucket) && key < WIDE { self.get_on(key) } else { slot }
     }
 
     #[cold]
@@ -350,12 +351,18 @@ pub(crate) fn packed_key(text: &[u8], at: usize, piece: &[u8]) -> u128 {
     word | (n as u128) << 120
 }
 
-/// The bytes of a packed key and how many there are.
-pub(crate) fn unpack(key: u128) -> ([u8; 16], usize) {
-    (key.to_le_bytes(), (key >> 120) as usize % 16)
+/// The bytes of a piece, four a word, zeros behind the last.
+fn words(piece: &[u8]) -> impl Iterator<Item = u32> + '_ {
+    piece.chunks(4).map(|bytes| {
+        let mut word = [0; 4];
+        word[..bytes.len()].copy_from_slice(bytes);
+        u32::from_le_bytes(word)
+    })
 }
 
-fn long_key(piece: &[u8]) -> u128 {
+/// The key of a piece of more than [`PACKED`] bytes, and at most [`LONGEST`].
+#[inline]
+pub(crate) fn long_key(piece: &[u8]) -> u128 {
     LONG | (piece.len() as u128) << 64 | u128::from(hash_bytes(piece))
 }
 

@@ -1,8 +1,9 @@
 //! The merges as a table: pair of ids → rank, and rank → product.
 
-use std::hint::black_box;
+use std::hint::{black_box, select_unpredictable};
 
 use crate::naive::Pair;
+use crate::simd;
 use crate::tokens::fold;
 
 /// The rank of a pair that never merges; larger than every real one, and with six bits below it still positive in i32.
@@ -16,17 +17,22 @@ const RANK: u64 = (1 << ID_BITS) - 1;
 /// A slot without a merge; its pair is none, since ids have 21 bits.
 const EMPTY: u64 = u64::MAX;
 
-/// Entries moved for one that is inserted before the table grows.
-const MAX_MOVES: usize = 64;
+/// The slots of a bucket.
+const SLOTS: usize = 4;
 
-/// Two buckets of two slots may hold a pair, so that a look-up reads four slots and takes no branch: most pairs that
-/// are asked for do not merge, and which do is not to be predicted. Beside it a dense grid for the pairs of single bytes,
-/// which are all that a fresh piece asks for.
+/// Two buckets, so that none lies in two cache lines.
+#[derive(Debug, Clone, Copy)]
+#[repr(align(64))]
+struct Line([[u64; SLOTS]; 2]);
+
+/// A pair stands in its bucket, or, if this is full, in the first after it that is not. Few are, so that a look-up reads one
+/// cache line and takes a branch that is easy to predict: time goes by waiting for the lines. Beside it a dense grid for the
+/// pairs of single bytes, which are all that a fresh piece asks for.
 #[derive(Debug, Clone)]
 pub(crate) struct Pairs {
     grid: Vec<u32>,
     /// Left id, right id, rank.
-    buckets: Vec<[u64; 2]>,
+    lines: Vec<Line>,
     products: Vec<u32>,
     /// What to add to a rank for its product, where that is the same for all.
     offset: Option<u32>,
@@ -35,11 +41,9 @@ pub(crate) struct Pairs {
 impl Pairs {
     /// An empty table with room for `n_merges`.
     pub(crate) fn with_capacity(n_merges: usize) -> Self {
-        // A load of at most 0.83, at which moves are few.
-        let n_buckets = (n_merges * 6 / 10).next_power_of_two().max(16);
         Self {
             grid: vec![NO_RANK; 256 * 256],
-            buckets: vec![[EMPTY; 2]; n_buckets],
+            lines: lines(n_merges),
             products: Vec::with_capacity(n_merges),
             offset: None,
         }
@@ -64,9 +68,14 @@ impl Pairs {
 
     /// Reads where each of `pairs` may stand, so that the memory of all of them is fetched side by side.
     pub(crate) fn fetch(&self, pairs: &[Pair]) {
-        let mask = self.buckets.len() - 1;
-        let places = pairs.iter().flat_map(|&(left, right)| homes(key(left, right), mask));
-        black_box(places.fold(0, |all, place| all | self.buckets[place][0]));
+        let place = |&(left, right): &Pair| home(key(left, right), self.lines.len());
+        black_box(pairs.iter().map(place).fold(0, |all, place| all | self.bucket(place)[0]));
+    }
+
+    /// Asks the processor to bring near what [`Pairs::rank`] looks up.
+    #[inline]
+    pub(crate) fn prefetch(&self, left: u32, right: u32) {
+        simd::prefetch(&self.lines, home(key(left, right), self.lines.len()) / 2);
     }
 
     /// The rank of a pair of bytes.
@@ -79,13 +88,37 @@ impl Pairs {
     #[inline]
     pub(crate) fn rank(&self, left: u32, right: u32) -> u32 {
         let key = key(left, right);
-        let [first, second] = homes(key, self.buckets.len() - 1);
-        let ([a, b], [c, d]) = (self.buckets[first], self.buckets[second]);
+        let place = home(key, self.lines.len());
+        let (rank, is_full) = self.rank_in(place, key);
+        if is_full { self.rank_on(place, key) } else { rank }
+    }
+
+    /// The rank of a pair in the bucket at `place`, and whether others may have gone on from there. Whether a pair is there
+    /// cannot be predicted: no branch is taken.
+    #[inline]
+    fn rank_in(&self, place: usize, key: u64) -> (u32, bool) {
+        let bucket = self.bucket(place);
         let mut rank = NO_RANK;
-        for slot in [a, b, c, d] {
-            rank = std::hint::select_unpredictable(slot >> ID_BITS == key, (slot & RANK) as u32, rank);
+        for &slot in bucket {
+            rank = select_unpredictable(slot >> ID_BITS == key, (slot & RANK) as u32, rank);
         }
-        rank
+        (rank, bucket[SLOTS - 1] != EMPTY)
+    }
+
+    #[cold]
+    fn rank_on(&self, mut place: usize, key: u64) -> u32 {
+        loop {
+            let (rank, is_full) = self.rank_in(place, key);
+            if rank != NO_RANK || !is_full {
+                return rank;
+            }
+            place += 1;
+        }
+    }
+
+    #[inline]
+    fn bucket(&self, place: usize) -> &[u64; SLOTS] {
+        &self.lines[(place / 2) & (self.lines.len() - 1)].0[place % 2]
     }
 
     /// The id that the merge of `rank` makes.
@@ -97,23 +130,30 @@ impl Pairs {
         }
     }
 
-    /// Puts a slot into one of its buckets; one that stands there moves to its other bucket.
-    fn insert(&mut self, mut slot: u64) {
-        for turn in 0..MAX_MOVES {
-            let homes = homes(slot >> ID_BITS, self.buckets.len() - 1);
-            for home in homes {
-                if let Some(free) = self.buckets[home].iter_mut().find(|slot| **slot == EMPTY) {
-                    *free = slot;
-                    return;
-                }
-            }
-            slot = std::mem::replace(&mut self.buckets[homes[turn % 2]][turn / 2 % 2], slot);
+    /// Puts a slot into the first free place from its bucket on.
+    fn insert(&mut self, slot: u64) {
+        if 2 * self.products.len() > SLOTS * self.lines.len() {
+            let old = std::mem::replace(&mut self.lines, lines(2 * self.products.len()));
+            old.iter().flat_map(|line| line.0).flatten().filter(|&slot| slot != EMPTY).for_each(|slot| self.put(slot));
         }
-        let n_buckets = 2 * self.buckets.len();
-        let old = std::mem::replace(&mut self.buckets, vec![[EMPTY; 2]; n_buckets]);
-        old.into_iter().flatten().filter(|&slot| slot != EMPTY).for_each(|slot| self.insert(slot));
-        self.insert(slot);
+        self.put(slot);
     }
+
+    fn put(&mut self, slot: u64) {
+        let (first, mask) = (home(slot >> ID_BITS, self.lines.len()), self.lines.len() - 1);
+        let free = (first..).find_map(|place| {
+            let slots = &self.lines[(place / 2) & mask].0[place % 2];
+            slots.iter().position(|&slot| slot == EMPTY).map(|at| (place, at))
+        });
+        if let Some((place, at)) = free {
+            self.lines[(place / 2) & mask].0[place % 2][at] = slot;
+        }
+    }
+}
+
+/// Free lines for so many pairs: of eight slots about three are taken.
+fn lines(n: usize) -> Vec<Line> {
+    vec![Line([[EMPTY; SLOTS]; 2]); (n / 4).next_power_of_two().max(8)]
 }
 
 #[inline]
@@ -126,9 +166,8 @@ fn key(left: u32, right: u32) -> u64 {
     u64::from(left) << ID_BITS | u64::from(right)
 }
 
-/// The two buckets of a key; `mask` is below 2³².
+/// The bucket of a key.
 #[inline]
-fn homes(key: u64, mask: usize) -> [usize; 2] {
-    let hash = fold(key ^ 0x9E37_79B9_7F4A_7C15, 0xD6E8_FEB8_6659_FD93);
-    [hash as usize & mask, (hash >> 32) as usize & mask]
+fn home(key: u64, n_lines: usize) -> usize {
+    fold(key ^ 0x9E37_79B9_7F4A_7C15, 0xD6E8_FEB8_6659_FD93) as usize & (2 * n_lines - 1)
 }

@@ -2,16 +2,10 @@
 
 use memmap2::MmapMut;
 
-use crate::cache::{INLINE, NOWHERE, Slot};
-
-/// Bytes of a slot: the key and the ids.
-const SLOT: usize = 32;
+use crate::cache::NOWHERE;
+use crate::slot::{RawSlot, SLOT, key as read_key};
 
 pub(crate) const BUCKET: usize = 2 * SLOT;
-
-/// The key, the lower halves of the ids, the upper ones, all little-endian. Ids have 24 bits at most: the top byte of all
-/// is their number.
-pub(crate) type RawSlot = [u8; SLOT];
 
 /// Tables from this size on get memory of their own.
 const HUGE: usize = 2 << 20;
@@ -68,25 +62,11 @@ impl Table {
         &self.buckets()[(number / 2) & self.mask].as_chunks().0[number % 2]
     }
 
-    #[inline]
-    pub(crate) fn slot(&self, number: usize) -> Slot {
-        let raw = self.raw(number);
-        let (ids, n) = content(raw);
-        Slot { key: read_key(raw, 0), ids: ids.wide(), n }
-    }
-
     /// Writes `slot` into the bucket at `place`; false when the bucket is full.
-    pub(crate) fn put(&mut self, place: usize, slot: &Slot) -> bool {
+    pub(crate) fn put(&mut self, place: usize, slot: &RawSlot) -> bool {
         let bucket = self.bucket(place);
         let Some(at) = [0, SLOT].into_iter().find(|&at| read_key(bucket, at) == 0) else { return false };
-        let bytes = &mut bucket[at..at + SLOT];
-        bytes[..16].copy_from_slice(&slot.key.to_le_bytes());
-        let halves = slot.ids.iter().map(|&id| id as u16).chain(slot.ids.iter().map(|&id| (id >> 16) as u16));
-        bytes[16..]
-            .chunks_exact_mut(2)
-            .zip(halves)
-            .for_each(|(bytes, half)| bytes.copy_from_slice(&half.to_le_bytes()));
-        bytes[SLOT - 1] = slot.n as u8;
+        bucket[at..at + SLOT].copy_from_slice(slot);
         true
     }
 
@@ -138,39 +118,8 @@ pub(crate) fn find(bucket: &[u8; BUCKET], key: u128) -> Option<&RawSlot> {
     (is_second || read_key(bucket, 0) == key).then(|| &slots[usize::from(is_second)])
 }
 
-/// Ids as they stand in a slot: narrow ones are there without any work.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Ids {
-    /// The lower halves.
-    pub(crate) low: [u16; INLINE],
-    /// The upper halves, of which the lower bytes count.
-    pub(crate) high: [u16; INLINE],
-}
-
-impl Ids {
-    #[inline]
-    pub(crate) fn wide(self) -> [u32; INLINE] {
-        std::array::from_fn(|i| u32::from(self.low[i]) | u32::from(self.high[i] & 0xFF) << 16)
-    }
-}
-
-/// The ids of a slot and how many it says they are.
-#[inline]
-pub(crate) fn content(slot: &RawSlot) -> (Ids, u32) {
-    let half = |at: usize| u16::from_le_bytes([slot[at], slot[at + 1]]);
-    let ids = Ids { low: std::array::from_fn(|i| half(16 + 2 * i)), high: std::array::from_fn(|i| half(24 + 2 * i)) };
-    (ids, u32::from(slot[SLOT - 1]))
-}
-
 /// Whether there is no free slot in a bucket.
 #[inline]
 pub(crate) fn is_full(bucket: &[u8; BUCKET]) -> bool {
     read_key(bucket, SLOT) != 0
-}
-
-#[inline]
-fn read_key(bytes: &[u8], at: usize) -> u128 {
-    let mut key = [0; 16];
-    key.copy_from_slice(&bytes[at..at + 16]);
-    u128::from_le_bytes(key)
 }

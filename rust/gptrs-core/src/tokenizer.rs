@@ -214,7 +214,7 @@ impl Tokenizer {
 
     /// An empty cache of this tokenizer.
     pub(crate) fn cold_cache(&self) -> Cache {
-        Cache::new(self.identity, self.cache_bytes)
+        Cache::new(self.identity, self.vocab.is_narrow(), self.cache_bytes)
     }
 
     /// Runs `f` with a cache and keeps the cache for later calls.
@@ -292,7 +292,7 @@ impl Tokenizer {
         control: &Control,
         sink: &mut S,
     ) -> Result<()> {
-        cache.claim(self.identity);
+        cache.claim(self.identity, self.vocab.is_narrow());
         encode_text(&self.vocab, &self.splitter, cache, text, control, sink)
     }
 

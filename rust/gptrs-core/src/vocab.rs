@@ -10,7 +10,7 @@ use std::sync::OnceLock;
 use crate::borders::Borders;
 use crate::control::Control;
 use crate::error::{Error, Result};
-use crate::merge::{Merges, Scratch, Short};
+use crate::merge::{Merges, Scratch};
 use crate::naive::Pair;
 use crate::pairs::{ID_BITS, NO_RANK, Pairs};
 use crate::reach::unreachable;
@@ -171,6 +171,11 @@ impl Vocab {
         &self.unreachable
     }
 
+    /// Whether all ids are below 2¹⁶.
+    pub(crate) fn is_narrow(&self) -> bool {
+        self.len() <= 1 << 16
+    }
+
     /// Whether a piece that is an unreachable token is still that token.
     pub fn ignore_merges(&self) -> bool {
         self.ignore_merges
@@ -212,24 +217,23 @@ impl Vocab {
         self.ignore_merges || self.unreachable.binary_search(&id).is_err()
     }
 
-    /// The ids of a piece of at most 16 bytes.
-    #[inline]
-    pub(crate) fn merge_one(&self, piece: &[u8]) -> Short {
-        Merges { pairs: &self.pairs, byte_ids: &self.byte_ids }.encode_one(piece)
-    }
-
-    /// The ids of each of four pieces of at most 16 bytes, see [`Merges::encode_four`].
-    #[inline]
-    pub(crate) fn merge_four(&self, pieces: [&[u8]; 4]) -> [Short; 4] {
-        Merges { pairs: &self.pairs, byte_ids: &self.byte_ids }.encode_four(pieces)
+    pub(crate) fn merges_by_id(&self) -> Merges<'_> {
+        Merges { pairs: &self.pairs, byte_ids: &self.byte_ids }
     }
 
     /// Where pieces fall apart; the first call takes some milliseconds.
     pub(crate) fn borders(&self) -> &Borders {
         self.borders.get_or_init(|| {
             let (mut scratch, control) = (Scratch::default(), Control::new());
-            // Short pieces cannot fail.
-            Borders::new(&self.tokens, |char, ids| drop(self.merge_piece(char, &mut scratch, &control, ids)))
+            Borders::new(&self.tokens, |char, ids| {
+                // A whole piece may be a token that no part of a piece is.
+                if !self.ignore_merges
+                    || self.tokens.id(char).is_none_or(|id| self.unreachable.binary_search(&id).is_err())
+                {
+                    // Short pieces cannot fail.
+                    drop(self.merge_piece(char, &mut scratch, &control, ids));
+                }
+            })
         })
     }
 
@@ -241,7 +245,7 @@ impl Vocab {
         control: &Control,
         out: &mut Vec<u32>,
     ) -> Result<()> {
-        Merges { pairs: &self.pairs, byte_ids: &self.byte_ids }.encode(piece, scratch, control, out)
+        self.merges_by_id().encode(piece, scratch, control, out)
     }
 }
 

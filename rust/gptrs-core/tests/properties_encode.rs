@@ -230,10 +230,13 @@ fn piece() -> impl Strategy<Value = String> {
     prop_oneof![3 => "[abc]{0,60}", 1 => "[abc]{60,220}"]
 }
 
-/// Characters of one to four bytes, with and without spaces.
+/// Characters of one to four bytes with and without spaces, or words of two-byte letters.
 fn scripts(n: std::ops::Range<usize>) -> impl Strategy<Value = String> {
-    let char = prop::sample::select("ab éжз一丁中のー한국\u{200d}😀😁".chars().collect::<Vec<_>>());
-    prop::collection::vec(char, n).prop_map(String::from_iter)
+    let text_of = move |chars: &str| {
+        let char = prop::sample::select(chars.chars().collect::<Vec<_>>());
+        prop::collection::vec(char, n.clone()).prop_map(String::from_iter)
+    };
+    prop_oneof![text_of("ab éжз一丁中のー한국\u{200d}😀😁"), text_of("жзийклмнопрс ,")]
 }
 
 /// Bytes and pieces of text cut anywhere, and any merges among them.

@@ -4,6 +4,7 @@
 //! scan keep a heap over linked symbols, O(n log n).
 //! All of it equals [`crate::naive::encode_piece`] on every vocabulary that training makes.
 
+mod lanes;
 mod windows;
 
 use std::cmp::Reverse;
@@ -14,7 +15,7 @@ use crate::error::{Error, Result};
 use crate::pairs::{NO_RANK, Pairs};
 
 /// The longest piece for the scan, and the first window of a longer one.
-const SHORT: usize = 64;
+pub(crate) const SHORT: usize = 64;
 
 /// Windows, or heap pops, between two looks at the control.
 const CHECK_EVERY: u32 = 1 << 14;
@@ -72,12 +73,6 @@ impl Merges<'_> {
         Ok(())
     }
 
-    /// The ids of up to four pieces of 1 to 16 bytes (an empty one stands for none), merged in turn: most of the time
-    /// goes by waiting for the table of pairs, and four can wait at once.
-    pub(crate) fn encode_four(self, pieces: [&[u8]; 4]) -> [Short; 4] {
-        self.scan_four(pieces).map(Scan::finish)
-    }
-
     #[inline]
     fn scan_four<const N: usize>(self, pieces: [&[u8]; 4]) -> [Scan<N>; 4] {
         let mut scans = pieces.map(|piece| Scan::new(self, piece));
@@ -94,19 +89,11 @@ impl Merges<'_> {
         }
     }
 
-    /// The ids of a piece of at most 16 bytes.
-    pub(crate) fn encode_one(self, piece: &[u8]) -> Short {
-        let mut scan = Scan::new(self, piece);
-        while scan.step(self) {}
-        scan.finish()
-    }
-
     #[inline]
     fn append<const N: usize>(self, piece: &[u8], out: &mut Vec<u32>) {
         let mut scan = Scan::<N>::new(self, piece);
         while scan.step(self) {}
-        let Short { ids, n } = scan.finish();
-        out.extend_from_slice(&ids[..n]);
+        scan.finish(out);
     }
 
     /// Leaves the tokens of `window` in the scratch memory.
@@ -194,19 +181,6 @@ impl Merges<'_> {
     }
 }
 
-/// The ids of a short piece.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct Short<const N: usize = 16> {
-    ids: [u32; N],
-    n: usize,
-}
-
-impl<const N: usize> Short<N> {
-    pub(crate) fn as_slice(&self) -> &[u32] {
-        &self.ids[..self.n]
-    }
-}
-
 /// A piece of at most `N` ≤ 64 bytes under way.
 ///
 /// Symbols stay where they start. `order[i]` is the rank of the pair of symbol `i` and the next one, then `i`, so that
@@ -260,6 +234,13 @@ impl<const N: usize> Scan<N> {
         Some(Change { previous, at, next })
     }
 
+    /// Asks for what [`Scan::rank`] looks up.
+    #[inline]
+    fn prefetch(&self, merges: Merges<'_>, &Change { previous, at, next }: &Change) {
+        merges.pairs.prefetch(self.ids[previous], self.ids[at]);
+        merges.pairs.prefetch(self.ids[at], self.ids[next % N]);
+    }
+
     #[inline]
     fn rank(&mut self, merges: Merges<'_>, Change { previous, at, next }: Change) {
         let id = self.ids[at];
@@ -270,18 +251,15 @@ impl<const N: usize> Scan<N> {
         self.order[at] = if next < 64 { place(right, at) } else { NOTHING };
     }
 
+    /// Appends the ids.
     #[inline]
-    fn finish(mut self) -> Short<N> {
-        let n = Bits(self.alive).fold(0, |n, at| {
-            self.ids[n] = self.ids[at];
-            n + 1
-        });
-        Short { ids: self.ids, n }
+    fn finish(&self, out: &mut Vec<u32>) {
+        out.extend(Bits(self.alive).map(|at| self.ids[at]));
     }
 }
 
 /// The places of a merged symbol and of those beside it; the next one is 64 when there is none.
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, Default)]
 struct Change {
     previous: usize,
     at: usize,

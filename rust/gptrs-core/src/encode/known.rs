@@ -1,0 +1,207 @@
+//! Pieces and parts of pieces: ids that are stored, or holes to be filled later.
+
+use std::mem::take;
+use std::ops::Range;
+
+use super::sink::{Id, Out, Ready, Sink};
+use super::{LONG_LEAD, PART};
+use crate::cache::{Cache, LONGEST, NOWHERE, PACKED, WIDE, long_key, packed_key};
+use crate::control::Control;
+use crate::error::Result;
+use crate::merge::{SHORT, Scratch};
+use crate::slot;
+use crate::vocab::Vocab;
+
+/// Unseen pieces that are merged together, at most.
+const MAX_HOLES: usize = 32;
+
+/// Bytes of pieces that may fall apart before the table of borders is worth making.
+const WIDE_BYTES: usize = 1 << 14;
+
+/// Pieces, or parts of them, whose ids are not known yet.
+#[derive(Debug, Default, Clone)]
+pub(super) struct Holes {
+    open: Vec<Hole>,
+    /// The ids of all, in any order.
+    ids: Vec<u32>,
+    /// Where those of each are; nowhere as long as they are not known.
+    places: Vec<Range<usize>>,
+    /// Room for those of one.
+    ready: Ready,
+}
+
+#[derive(Debug, Clone)]
+struct Hole {
+    /// What its ids are stored under; `None` when they are not stored.
+    key: Option<u128>,
+    /// Where it is in the text.
+    bytes: Range<usize>,
+    /// Whether it is a whole piece, which may be a token whatever the merges make of it.
+    is_piece: bool,
+    /// How many of the ids on their way stand before it.
+    at: usize,
+}
+
+impl Holes {
+    fn take(&mut self) -> (Vec<Hole>, Vec<u32>, Vec<Range<usize>>) {
+        let Self { open, ids, places, .. } = self;
+        (take(open), take(ids), take(places))
+    }
+
+    pub(super) fn clear(&mut self) {
+        self.open.clear();
+        self.ids.clear();
+        self.places.clear();
+    }
+}
+
+/// What is known of a text's pieces.
+pub(super) struct Known<'a> {
+    pub(super) vocab: &'a Vocab,
+    pub(super) cache: &'a mut Cache,
+    pub(super) text: &'a [u8],
+    pub(super) control: &'a Control,
+    /// What is missing among the ids on their way, in order.
+    pub(super) holes: &'a mut Holes,
+    pub(super) scratch: &'a mut Scratch,
+}
+
+impl Known<'_> {
+    /// Whether holes should be filled.
+    #[inline]
+    pub(super) fn is_full(&self) -> bool {
+        self.holes.open.len() >= MAX_HOLES
+    }
+
+    /// Gives out a piece or a part of one.
+    pub(super) fn part<I: Id>(&mut self, bytes: Range<usize>, is_piece: bool, out: &mut Out<I>) {
+        // Only with `ignore_merges` a part may have other ids than the same bytes as a piece.
+        let (piece, is_own) = (&self.text[bytes.clone()], is_piece || !self.vocab.ignore_merges());
+        match piece.len() {
+            0 => {}
+            1..=PACKED => {
+                let key = packed_key(self.text, bytes.start, piece) | if is_own { 0 } else { PART };
+                self.packed(key, bytes, is_piece, out);
+            }
+            ..=LONGEST if is_own => self.long(long_key(piece), bytes, is_piece, out),
+            _ => self.hole(None, bytes, is_piece, out.n),
+        }
+    }
+
+    /// Gives out what is stored under the key of a short piece, or leaves a hole.
+    pub(super) fn packed<I: Id>(&mut self, key: u128, bytes: Range<usize>, is_piece: bool, out: &mut Out<I>) {
+        let table = self.cache.view();
+        let Some(slot) = table.get(table.prefetch(key), key) else {
+            self.hole(Some(key), bytes, is_piece, out.n);
+            return;
+        };
+        let (halves, n) = slot::content(slot);
+        if n <= slot::INLINE {
+            out.add_slot(halves, n, self.cache.is_narrow());
+        } else {
+            out.add(self.cache.elsewhere(halves));
+        }
+    }
+
+    /// The same for a longer piece.
+    pub(super) fn long<I: Id>(&mut self, key: u128, bytes: Range<usize>, is_piece: bool, out: &mut Out<I>) {
+        match self.cache.get_long(&self.text[bytes.clone()], key) {
+            Some(ids) => out.add(ids),
+            None => self.hole(Some(key), bytes, is_piece, out.n),
+        }
+    }
+
+    fn hole(&mut self, key: Option<u128>, bytes: Range<usize>, is_piece: bool, at: usize) {
+        self.holes.open.push(Hole { key, bytes, is_piece, at });
+    }
+
+    /// Counts bytes of pieces that may fall apart; whether it pays to look for borders in them.
+    pub(super) fn may_part(&mut self, n_bytes: usize) -> bool {
+        self.cache.wide_bytes = self.cache.wide_bytes.saturating_add(n_bytes);
+        self.cache.wide_bytes >= WIDE_BYTES
+    }
+
+    /// Whether it pays to look for borders in `piece`.
+    pub(super) fn falls_apart(&mut self, piece: &[u8]) -> bool {
+        // An invalid sequence has at most three bytes, and three of them only at the front of a longer character; every
+        // other piece is UTF-8.
+        let is_utf8 = piece.len() > 3 || (piece.len() == 3 && piece[0] < 0xF0);
+        debug_assert!(
+            piece.len() > 3
+                || piece.is_ascii()
+                || is_utf8 == std::str::from_utf8(piece).is_ok()
+                || piece[0] < LONG_LEAD
+        );
+        // Without an early end: the bytes are looked at side by side.
+        is_utf8
+            && piece.iter().fold(0, |highest, &byte| byte.max(highest)) >= self.cache.apart
+            && self.may_part(piece.len())
+    }
+
+    /// Gives all ids to the sink, with those that were missing among them.
+    #[inline(never)]
+    pub(super) fn spill<S: Sink>(&mut self, out: &mut Out<S::Id>, sink: &mut S) -> Result<()> {
+        self.fill()?;
+        let mut from = 0;
+        for (hole, ids) in self.holes.open.iter().zip(&self.holes.places) {
+            sink.push_narrow(&out.room[from..hole.at]);
+            sink.push(&self.holes.ids[ids.clone()]);
+            from = hole.at;
+        }
+        sink.push_narrow(&out.room[from..take(&mut out.n)]);
+        self.holes.clear();
+        Ok(())
+    }
+
+    /// Computes the ids of all holes and stores them.
+    fn fill(&mut self) -> Result<()> {
+        let (holes, mut ids, mut places) = self.holes.take();
+        let (vocab, text) = (self.vocab, self.text);
+        let may_be_token = vocab.ignore_merges() || !self.cache.knows_tokens();
+        for Hole { bytes, is_piece, .. } in &holes {
+            let (piece, from) = (&text[bytes.clone()], ids.len());
+            if *is_piece
+                && may_be_token
+                && let Some(id) = vocab.whole_piece(piece)
+            {
+                ids.push(id);
+            } else if piece.len() > SHORT {
+                vocab.merge_piece(piece, self.scratch, self.control, &mut ids)?;
+            } else if *is_piece && self.falls_apart(piece) {
+                self.merge_parts(bytes.clone(), &mut ids)?;
+            }
+            places.push(from..ids.len());
+        }
+        let pieces = holes.iter().map(|hole| &text[hole.bytes.clone()]);
+        vocab.merges_by_id().encode_others(pieces, &mut ids, &mut places);
+        for (hole, ids) in holes.iter().zip(places.iter().map(|place| &ids[place.clone()])) {
+            match hole.key {
+                Some(key) if key >= WIDE => self.cache.insert_long(&text[hole.bytes.clone()], ids),
+                // The same piece may have left several holes.
+                Some(key) if self.cache.find(key) == NOWHERE => self.cache.insert(key, ids),
+                _ => {}
+            }
+        }
+        (self.holes.open, self.holes.ids, self.holes.places) = (holes, ids, places);
+        Ok(())
+    }
+
+    /// Appends the ids of a piece that is no token, part by part; nothing when it is its only part.
+    fn merge_parts(&mut self, piece: Range<usize>, ids: &mut Vec<u32>) -> Result<()> {
+        let Self { vocab, text, control, .. } = *self;
+        let (scratch, mut merged, mut end) = (&mut *self.scratch, Vec::new(), Ok(()));
+        let mut out = Out::new(&mut self.holes.ready);
+        let is_done =
+            vocab.borders().parts(text, piece.clone()).chars(&[piece.end], &mut out, |bytes, is_piece, out| {
+                if !is_piece {
+                    merged.clear();
+                    end = vocab.merge_piece(&text[bytes], scratch, control, &mut merged);
+                    out.add(&merged);
+                }
+                end.is_ok()
+            });
+        debug_assert!(is_done || end.is_err(), "there is room for all ids of a short piece");
+        ids.extend_from_slice(&out.room[..out.n]);
+        end
+    }
+}

@@ -1,0 +1,60 @@
+//! Many pieces merged in turn: nearly all time of merging one goes by waiting for the table of pairs, and many can wait at
+//! once.
+
+use std::ops::Range;
+
+use super::{Change, Merges, SHORT, Scan};
+
+/// Pieces under way.
+const LANES: usize = 16;
+
+impl Merges<'_> {
+    /// Appends to `ids` those of the pieces that are not longer than a scan and have none so far, and says in `places`
+    /// where: there is a place for each piece, and it is empty where ids are missing.
+    pub(crate) fn encode_others<'p>(
+        self,
+        pieces: impl Iterator<Item = &'p [u8]> + Clone,
+        ids: &mut Vec<u32>,
+        places: &mut [Range<usize>],
+    ) {
+        self.lanes::<16>(0, pieces.clone(), ids, places);
+        self.lanes::<32>(16, pieces.clone(), ids, places);
+        self.lanes::<SHORT>(32, pieces, ids, places);
+    }
+
+    /// The same for pieces of more than `above` and at most `N` bytes.
+    fn lanes<'p, const N: usize>(
+        self,
+        above: usize,
+        pieces: impl Iterator<Item = &'p [u8]>,
+        ids: &mut Vec<u32>,
+        places: &mut [Range<usize>],
+    ) {
+        let is_empty: Vec<bool> = places.iter().map(Range::is_empty).collect();
+        let mut pieces = pieces.enumerate().filter(|&(i, piece)| (above + 1..=N).contains(&piece.len()) && is_empty[i]);
+        let mut next = || pieces.next().map(|(i, piece)| (i, Scan::<N>::new(self, piece)));
+        let mut lanes: Vec<_> = std::iter::from_fn(&mut next).take(LANES).collect();
+        let mut changes = [Change::default(); LANES];
+        while !lanes.is_empty() {
+            let mut at = 0;
+            while let Some((i, scan)) = lanes.get_mut(at) {
+                if let Some(change) = scan.merge(self) {
+                    scan.prefetch(self, &change);
+                    changes[at] = change;
+                    at += 1;
+                    continue;
+                }
+                let from = ids.len();
+                scan.finish(ids);
+                places[*i] = from..ids.len();
+                match next() {
+                    Some(lane) => lanes[at] = lane,
+                    None => drop(lanes.swap_remove(at)),
+                }
+            }
+            for ((_, scan), &change) in lanes.iter_mut().zip(&changes) {
+                scan.rank(self, change);
+            }
+        }
+    }
+}
