@@ -79,6 +79,24 @@ struct Char {
     meta: u32,
 }
 
+impl Char {
+    #[inline]
+    fn ids(self) -> CharIds {
+        CharIds { low: self.low, high: self.high }
+    }
+
+    #[inline]
+    fn n_ids(self) -> usize {
+        (self.meta & COUNT) as usize
+    }
+
+    /// Flags of what a token may have of this character and of `next` after it; none is certain.
+    #[inline]
+    fn shared(self, next: Self) -> u32 {
+        (self.meta >> RIGHT) & (next.meta >> LEFT)
+    }
+}
+
 /// What a vocabulary's tokens span, and the ids of single characters.
 #[derive(Debug, Clone)]
 pub(crate) struct Borders {
@@ -246,45 +264,67 @@ impl Parts<'_> {
         mut part: impl FnMut(Range<usize>, bool, &mut Out<I>) -> bool,
     ) -> bool {
         let (borders, text) = (self.borders, self.text);
-        let (mut n_pieces, mut start, mut at) = (self.n_pieces, self.start, self.at);
-        let (mut this, mut n, mut is_single) = (self.unit, out.n, true);
-        let mut char = borders.units[this];
-        let is_done = loop {
-            let Some(&end) = ends.get(n_pieces) else { break true };
-            let is_end = at >= end;
-            let (next, len) = unit(text, at, if is_end { ends.get(n_pieces + 1) } else { None });
-            let next_char = borders.units[next];
-            // Flags of what a token may have on both sides; at the end of a piece nothing counts.
-            let shared = (char.meta >> RIGHT) & (next_char.meta >> LEFT);
-            if !is_end && shared != 0 && borders.spans(text, at, shared > 1) {
-                is_single = false;
-                (this, char, at) = (next, next_char, at + len);
-                continue;
+        let mut is_single = true;
+        loop {
+            if is_single {
+                self.plain(ends, out);
             }
-            let n_ids = (char.meta & COUNT) as usize;
+            let Some(&end) = ends.get(self.n_pieces) else { return true };
+            let is_end = self.at >= end;
+            let (next, len) = unit(text, self.at, if is_end { ends.get(self.n_pieces + 1) } else { None });
+            let char = borders.units[self.unit];
+            let shared = char.shared(borders.units[next]);
+            let is_border = is_end || shared == 0 || !borders.spans(text, self.at, shared > 1);
             let mut goes_on = true;
-            if is_single && n_ids > 0 {
-                if n > READY {
-                    break false;
+            if is_border {
+                if is_single && out.is_full() {
+                    return false;
                 }
-                let ids = CharIds { low: char.low, high: char.high };
-                out.room.as_mut_slice()[n..n + CHAR_IDS].copy_from_slice(&I::of_char(ids));
-                n += n_ids;
-            } else {
-                let from = n_pieces.checked_sub(1).map_or(self.first, |before| ends[before]);
-                out.n = n;
-                goes_on = part(start..at, is_end && start == from, out);
-                n = out.n;
+                if is_single && char.n_ids() > 0 {
+                    out.add_char(char.ids(), char.n_ids());
+                } else {
+                    let from = self.n_pieces.checked_sub(1).map_or(self.first, |before| ends[before]);
+                    goes_on = part(self.start..self.at, is_end && self.start == from, out);
+                }
+                self.n_pieces += usize::from(is_end);
+                self.start = self.at;
             }
-            n_pieces += usize::from(is_end);
-            (start, this, char, at, is_single) = (at, next, next_char, at + len, true);
+            is_single = is_border;
+            (self.unit, self.at) = (next, self.at + len);
             if !goes_on {
-                break n_pieces == ends.len();
+                return self.n_pieces == ends.len();
             }
-        };
-        (self.n_pieces, self.start, self.unit, self.at) = (n_pieces, start, this, at);
-        out.n = n;
-        is_done
+        }
+    }
+
+    /// Goes on for as long as each character is a part, has two or three bytes, and there is room: nearly all of the time
+    /// where a vocabulary is not made for a script. Few numbers are under way, so that they stay in registers.
+    #[inline(never)]
+    fn plain<I: Id>(&mut self, ends: &[usize], out: &mut Out<I>) {
+        let (units, text, room) = (&*self.borders.units, self.text, &mut out.room[..READY + CHAR_IDS]);
+        let (mut n_pieces, mut start, mut at, mut n) = (self.n_pieces, self.start, self.at, out.n);
+        let (mut this, mut char) = (self.unit, units[self.unit]);
+        while let Some(&end) = ends.get(n_pieces)
+            && let Some(&[a, b, c]) = text.get(at..).and_then(<[u8]>::first_chunk)
+            && let Some(room) = room.get_mut(n..n + CHAR_IDS)
+        {
+            let (next, len) = match (a >> 4, a >> 5) {
+                (0xE, _) => (wide_code(a, b, c), 3),
+                (_, 6) => (middle_code(a, b), 2),
+                _ => break,
+            };
+            let next_char = units[next as usize];
+            let is_end = at == end;
+            let spanned = if is_end { 0 } else { char.shared(next_char) };
+            if spanned != 0 || char.n_ids() == 0 {
+                break;
+            }
+            room.copy_from_slice(&I::of_char(char.ids()));
+            n += char.n_ids();
+            n_pieces += usize::from(is_end);
+            (start, this, char, at) = (at, next as usize, next_char, at + len);
+        }
+        (self.n_pieces, self.start, self.at, self.unit, out.n) = (n_pieces, start, at, this, n);
     }
 }
 

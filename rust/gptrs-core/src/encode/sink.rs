@@ -168,8 +168,15 @@ impl<'a, I: Id> Out<'a, I> {
 
     /// Whether the sink should be given what there is.
     #[inline]
-    pub(super) fn is_full(&self) -> bool {
+    pub(crate) fn is_full(&self) -> bool {
         self.n > READY
+    }
+
+    /// Adds the ids of a character.
+    #[inline]
+    pub(crate) fn add_char(&mut self, ids: CharIds, n: usize) {
+        self.room[self.n..self.n + CHAR_IDS].copy_from_slice(&I::of_char(ids));
+        self.n += n;
     }
 
     /// Adds the ids of a slot.
