@@ -57,10 +57,10 @@ def render(rows: dict[tuple[str, str, str], Row], tokenizer: tokenizer_table.Row
         cells = [f"{e} {figure(r)}{ratio(row, r)}" for e, r in sorted(peers, key=lambda item: -speed(item[1]))]
         lines.append(f"| {task} | **{figure(row)}** | {' · '.join(cells) or '–'} |")
     ours = [row for row in [*tokenizer.values(), *rows.values()] if row["engine"] == "gptrs"]
-    machine = ours[0]["machine"]
-    commits = sorted({row["commit"] for row in ours})
-    note = f"{machine['cpu']}, {machine['cores']} cores, {machine['memory_gib']} GiB, shared cloud machine; commit "
-    return "\n".join(lines) + f"\n\n{note}{', '.join(commits)}; medians; raw rows in `benches/results/`.\n"
+    machines = sorted({"{cpu}, {cores} cores, {memory_gib} GiB".format(**row["machine"]) for row in ours})
+    note = f"Shared cloud machines, each line's figures from one of them: {'; '.join(machines)}. Commits "
+    commits = ", ".join(sorted({row["commit"] for row in ours}))
+    return "\n".join(lines) + f"\n\n{note}{commits}; medians; raw rows in `benches/results/`.\n"
 
 
 def figure(row: Row) -> str:
