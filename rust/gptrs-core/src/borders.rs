@@ -461,25 +461,8 @@ mod tests {
 
         /// Characters of one to four bytes, few enough to meet again.
         fn text(&mut self, n: usize) -> String {
-            const CHARS: [char; 16] = [
-                'a',
-                ' ',
-                'é',
-                'ж',
-                'з',
-                '一',
-                '丁',
-                '中',
-                '乀',
-                'の',
-                'ー',
-                '한',
-                '\u{10436}',
-                '\u{200d}',
-                '😀',
-                '😁',
-            ];
-            (0..n).map(|_| CHARS[self.below(CHARS.len())]).collect()
+            let chars: Vec<char> = "a éжз一丁中乀のー한\u{10436}\u{200d}😀😁".chars().collect();
+            (0..n).map(|_| chars[self.below(chars.len())]).collect()
         }
 
         /// Merges of words that begin and end anywhere, so that tokens have parts of characters.

@@ -158,6 +158,7 @@ impl Known<'_> {
         let (holes, mut ids, mut places) = self.holes.take();
         let (vocab, text) = (self.vocab, self.text);
         let may_be_token = vocab.ignore_merges() || !self.cache.knows_tokens();
+        let mut others: Vec<&[u8]> = Vec::with_capacity(holes.len());
         for Hole { bytes, is_piece, .. } in &holes {
             let (piece, from) = (&text[bytes.clone()], ids.len());
             if *is_piece
@@ -170,10 +171,10 @@ impl Known<'_> {
             } else if *is_piece && self.falls_apart(piece) {
                 self.merge_parts(bytes.clone(), &mut ids)?;
             }
+            others.push(if ids.len() > from { &[] } else { piece });
             places.push(from..ids.len());
         }
-        let pieces = holes.iter().map(|hole| &text[hole.bytes.clone()]);
-        vocab.merges_by_id().encode_others(pieces, &mut ids, &mut places);
+        vocab.merges_by_id().encode_many(&others, &mut ids, &mut places);
         for (hole, ids) in holes.iter().zip(places.iter().map(|place| &ids[place.clone()])) {
             match hole.key {
                 Some(key) if key >= WIDE => self.cache.insert_long(&text[hole.bytes.clone()], ids),

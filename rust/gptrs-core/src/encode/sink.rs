@@ -7,7 +7,8 @@ use crate::slot::{self, Halves, N_HALVES};
 /// Ids that are given to the sink at the latest before others follow.
 pub(crate) const READY: usize = 2048;
 
-/// Room for ids on their way: those of a batch of short pieces may follow before the sink is given what there is.
+/// Room for ids on their way: those of a batch of short pieces, of at most 15 bytes, and those of one longer piece in the
+/// place of one of them may follow before the sink is given what there is.
 const ROOM: usize = READY + BATCH * 16;
 
 /// An id as it is kept.
@@ -98,31 +99,17 @@ impl Id for () {
     }
 }
 
-impl Sink for Vec<u32> {
-    type Id = u32;
+impl<I: Id> Sink for Vec<I> {
+    type Id = I;
 
     #[inline]
-    fn push_narrow(&mut self, ids: &[u32]) {
+    fn push_narrow(&mut self, ids: &[I]) {
         self.extend_from_slice(ids);
     }
 
     #[inline]
     fn push(&mut self, ids: &[u32]) {
-        self.extend_from_slice(ids);
-    }
-}
-
-impl Sink for Vec<u16> {
-    type Id = u16;
-
-    #[inline]
-    fn push_narrow(&mut self, ids: &[u16]) {
-        self.extend_from_slice(ids);
-    }
-
-    #[inline]
-    fn push(&mut self, ids: &[u32]) {
-        self.extend(ids.iter().map(|&id| id as u16));
+        self.extend(ids.iter().map(|&id| I::narrow(id)));
     }
 }
 

@@ -9,29 +9,17 @@ use super::{Change, Merges, SHORT, Scan};
 const LANES: usize = 16;
 
 impl Merges<'_> {
-    /// Appends to `ids` those of the pieces that are not longer than a scan and have none so far, and says in `places`
-    /// where: there is a place for each piece, and it is empty where ids are missing.
-    pub(crate) fn encode_others<'p>(
-        self,
-        pieces: impl Iterator<Item = &'p [u8]> + Clone,
-        ids: &mut Vec<u32>,
-        places: &mut [Range<usize>],
-    ) {
-        self.lanes::<16>(0, pieces.clone(), ids, places);
-        self.lanes::<32>(16, pieces.clone(), ids, places);
+    /// Appends to `ids` those of the pieces that are not longer than a scan, and not empty, and says in `places` where: there
+    /// is a place for each piece.
+    pub(crate) fn encode_many(self, pieces: &[&[u8]], ids: &mut Vec<u32>, places: &mut [Range<usize>]) {
+        self.lanes::<16>(0, pieces, ids, places);
+        self.lanes::<32>(16, pieces, ids, places);
         self.lanes::<SHORT>(32, pieces, ids, places);
     }
 
     /// The same for pieces of more than `above` and at most `N` bytes.
-    fn lanes<'p, const N: usize>(
-        self,
-        above: usize,
-        pieces: impl Iterator<Item = &'p [u8]>,
-        ids: &mut Vec<u32>,
-        places: &mut [Range<usize>],
-    ) {
-        let is_empty: Vec<bool> = places.iter().map(Range::is_empty).collect();
-        let mut pieces = pieces.enumerate().filter(|&(i, piece)| (above + 1..=N).contains(&piece.len()) && is_empty[i]);
+    fn lanes<const N: usize>(self, above: usize, pieces: &[&[u8]], ids: &mut Vec<u32>, places: &mut [Range<usize>]) {
+        let mut pieces = pieces.iter().enumerate().filter(|(_, piece)| (above + 1..=N).contains(&piece.len()));
         let mut next = || pieces.next().map(|(i, piece)| (i, Scan::<N>::new(self, piece)));
         let mut lanes: Vec<_> = std::iter::from_fn(&mut next).take(LANES).collect();
         let mut changes = [Change::default(); LANES];
