@@ -27,7 +27,8 @@ pub(crate) const CHAR_IDS: usize = 4;
 /// The bits of [`Char::meta`] that count ids.
 const COUNT: u32 = 3;
 /// Colors of borders where one of the characters is not whole in the token: such a border is marked at both characters
-/// with its color, so that few pairs of characters without one share a color.
+/// with its color. It is that of the one that is not whole, half of them for those at the left and half for those at the
+/// right: most borders have few other characters beside it, so few pairs of characters without a border share a color.
 const N_COLORS: u32 = 14;
 /// The first flag of what may stand at the right of a character: a token has this character and one after it, whole,
 /// or parts of them in one of the colors.
@@ -112,9 +113,9 @@ pub(crate) struct Borders {
 }
 
 impl Borders {
-    /// Borders of `tokens`; `encode` appends the ids of a character that stands alone, or none when these are not always
-    /// the same.
-    pub(crate) fn new(tokens: &Tokens, mut encode: impl FnMut(&[u8], &mut Vec<u32>)) -> Self {
+    /// Borders of `tokens`; `encode` gives the ids of a character of at most three bytes that stands alone, and how many, or
+    /// none when these are not always the same.
+    pub(crate) fn new(tokens: &Tokens, encode: impl Fn(&[u8]) -> ([u32; CHAR_IDS - 1], usize)) -> Self {
         let (mut whole, mut partial) = (Vec::new(), Vec::new());
         for token in (0..tokens.len() as u32).filter_map(|id| tokens.get(id)) {
             collect(token, &mut whole, &mut partial);
@@ -139,13 +140,10 @@ impl Borders {
             borders.pairs[bit / 64] |= 1 << (bit % 64);
         }
         borders.color(&partial);
-        let mut ids = Vec::new();
-        let mut set = |entry: &mut Char, text: &str| {
-            ids.clear();
-            encode(text.as_bytes(), &mut ids);
-            let CharIds { low, high } = CharIds::of(&ids);
-            (entry.low, entry.high) = (low, high);
-            entry.meta |= ids.len() as u32;
+        let set = |entry: &mut Char, text: &str| {
+            let (ids, n_ids) = encode(text.as_bytes());
+            CharIds { low: entry.low, high: entry.high } = CharIds::of(&ids[..n_ids]);
+            entry.meta |= n_ids as u32;
         };
         for char in '\0'..='\u{FFFF}' {
             set(&mut borders.units[char as usize], char.encode_utf8(&mut [0; 4]));
@@ -166,17 +164,23 @@ impl Borders {
     pub(crate) fn parts<'a>(&'a self, text: &'a [u8], first: Range<usize>) -> Parts<'a> {
         let start = first.start;
         let (unit, len) = unit(text, start, Some(&first.end));
-        Parts { borders: self, text, n_pieces: 0, first: start, start, at: start + len, unit }
+        Parts { borders: self, text, n_pieces: 0, first: start, start, at: start + len, unit, is_single: true }
     }
 
-    /// Whether a token may span the border at `at`, between characters that may both be in a token, whole or, if `partial`,
-    /// not; `false` is certain.
+    /// Whether a token may span the border at `at`, between characters of which tokens have `shared`; `false` is certain.
     #[inline(never)]
-    fn spans(&self, text: &[u8], at: usize, partial: bool) -> bool {
+    fn spans(&self, text: &[u8], at: usize, shared: u32) -> bool {
         let n_tail = text[..at].iter().rev().take_while(|&&byte| is_tail(byte)).count();
         let (left, right) = (char_at(text, at.saturating_sub(n_tail + 1)).0, char_at(text, at).0);
+        left | right < 0x80 || self.span(left, right, shared)
+    }
+
+    /// The same of characters with these codes, which are not both ASCII.
+    #[inline]
+    fn span(&self, left: u32, right: u32, shared: u32) -> bool {
         let bit = self.bit(left, right);
-        self.pairs[bit / 64] >> (bit % 64) & 1 == 1 || (partial && self.has_partial(left, right)) || left | right < 0x80
+        let is_whole = (self.pairs[bit / 64] >> (bit % 64)) as u32 & shared & 1;
+        is_whole != 0 || (shared > 1 && self.has_partial(left, right))
     }
 
     fn bit(&self, left: u32, right: u32) -> usize {
@@ -185,6 +189,7 @@ impl Borders {
     }
 
     /// Looks at all ends of `left` and starts of `right` without branches.
+    #[inline(never)]
     fn has_partial(&self, left: u32, right: u32) -> bool {
         let ((left, left_len), (right, right_len)) = (spell(left), spell(right));
         let mut bits = 0;
@@ -211,7 +216,9 @@ impl Borders {
         for &(end, start) in partial {
             let bit = partial_bit((end, start));
             self.partial[bit / 64] |= 1 << (bit % 64);
-            let color = (end ^ start).wrapping_mul(0x9E37_79B1) % N_COLORS;
+            let bytes = unpack(start);
+            let (part, side) = if bytes.len() == char_len(bytes[0]) { (end, 0) } else { (start, 1) };
+            let color = (part.wrapping_mul(0x9E37_79B1) >> 16) % (N_COLORS / 2) * 2 + side;
             ends.push((end, color));
             starts.push((start, color));
         }
@@ -247,9 +254,10 @@ pub(crate) struct Parts<'a> {
     /// Where the first piece starts, and the next part.
     first: usize,
     start: usize,
-    /// The first character of this part, which ends at `at`.
+    /// The last character of this part so far, which ends at `at`, and whether it is the only one.
     unit: usize,
     at: usize,
+    is_single: bool,
 }
 
 impl Parts<'_> {
@@ -264,23 +272,20 @@ impl Parts<'_> {
         mut part: impl FnMut(Range<usize>, bool, &mut Out<I>) -> bool,
     ) -> bool {
         let (borders, text) = (self.borders, self.text);
-        let mut is_single = true;
         loop {
-            if is_single {
-                self.plain(ends, out);
-            }
+            let mut is_border = self.plain(ends, out);
             let Some(&end) = ends.get(self.n_pieces) else { return true };
             let is_end = self.at >= end;
             let (next, len) = unit(text, self.at, if is_end { ends.get(self.n_pieces + 1) } else { None });
             let char = borders.units[self.unit];
             let shared = char.shared(borders.units[next]);
-            let is_border = is_end || shared == 0 || !borders.spans(text, self.at, shared > 1);
+            is_border = is_border || is_end || shared == 0 || !borders.spans(text, self.at, shared);
             let mut goes_on = true;
             if is_border {
-                if is_single && out.is_full() {
+                if self.is_single && out.is_full() {
                     return false;
                 }
-                if is_single && char.n_ids() > 0 {
+                if self.is_single && char.n_ids() > 0 {
                     out.add_char(char.ids(), char.n_ids());
                 } else {
                     let from = self.n_pieces.checked_sub(1).map_or(self.first, |before| ends[before]);
@@ -289,7 +294,7 @@ impl Parts<'_> {
                 self.n_pieces += usize::from(is_end);
                 self.start = self.at;
             }
-            is_single = is_border;
+            self.is_single = is_border;
             (self.unit, self.at) = (next, self.at + len);
             if !goes_on {
                 return self.n_pieces == ends.len();
@@ -297,13 +302,15 @@ impl Parts<'_> {
         }
     }
 
-    /// Goes on for as long as each character is a part, has two or three bytes, and there is room: nearly all of the time
-    /// where a vocabulary is not made for a script. Few numbers are under way, so that they stay in registers.
+    /// Goes on for as long as characters have two or three bytes, their ids are known, and there is room: nearly all of the
+    /// time in scripts that are written without spaces, and in others where a vocabulary is not made for them. Few numbers are
+    /// under way, so that they stay in registers. Ends, with true, where a part of several characters does.
     #[inline(never)]
-    fn plain<I: Id>(&mut self, ends: &[usize], out: &mut Out<I>) {
-        let (units, text, room) = (&*self.borders.units, self.text, &mut out.room[..READY + CHAR_IDS]);
+    fn plain<I: Id>(&mut self, ends: &[usize], out: &mut Out<I>) -> bool {
+        let (borders, text, room) = (self.borders, self.text, &mut out.room[..READY + CHAR_IDS]);
         let (mut n_pieces, mut start, mut at, mut n) = (self.n_pieces, self.start, self.at, out.n);
-        let (mut this, mut char) = (self.unit, units[self.unit]);
+        let (mut this, mut is_single) = (self.unit as u32, self.is_single);
+        let (mut char, mut is_part) = (borders.units[self.unit], false);
         while let Some(&end) = ends.get(n_pieces)
             && let Some(&[a, b, c]) = text.get(at..).and_then(<[u8]>::first_chunk)
             && let Some(room) = room.get_mut(n..n + CHAR_IDS)
@@ -313,18 +320,32 @@ impl Parts<'_> {
                 (_, 6) => (middle_code(a, b), 2),
                 _ => break,
             };
-            let next_char = units[next as usize];
+            let next_char = borders.units[next as usize];
             let is_end = at == end;
-            let spanned = if is_end { 0 } else { char.shared(next_char) };
-            if spanned != 0 || char.n_ids() == 0 {
+            let shared = if is_end { 0 } else { char.shared(next_char) };
+            if shared != 0 {
+                // Others than characters with an entry of their own are rare.
+                if this >= SPACED as u32 {
+                    break;
+                }
+                if borders.span(this, next, shared) {
+                    is_single = false;
+                    (this, char, at) = (next, next_char, at + len);
+                    continue;
+                }
+            }
+            if !is_single || char.n_ids() == 0 {
+                is_part = !is_single;
                 break;
             }
             room.copy_from_slice(&I::of_char(char.ids()));
             n += char.n_ids();
             n_pieces += usize::from(is_end);
-            (start, this, char, at) = (at, next as usize, next_char, at + len);
+            (start, this, char, at) = (at, next, next_char, at + len);
         }
-        (self.n_pieces, self.start, self.at, self.unit, out.n) = (n_pieces, start, at, this, n);
+        (self.n_pieces, self.start, self.at, self.unit, out.n) = (n_pieces, start, at, this as usize, n);
+        self.is_single = is_single;
+        is_part
     }
 }
 
@@ -545,6 +566,24 @@ mod tests {
             }
         }
         assert!(n_chars > 100_000, "only {n_chars} ids of characters: nothing fell apart");
+    }
+
+    #[test]
+    fn few_bytes_merge_as_a_piece_does() {
+        let mut rng = Rng(4);
+        let mut n_merged = 0;
+        for _ in 0..2000 {
+            let merges = rng.merges();
+            let vocab = Vocab::from_merges(&merges).unwrap();
+            let ranked: Vec<_> = merges.iter().zip(256..).map(|(&pair, id)| (pair, id)).collect();
+            let text = rng.text(8).into_bytes();
+            for bytes in (1..=3).flat_map(|n| text.windows(n)) {
+                let (ids, n) = vocab.merges_by_id().few(bytes);
+                assert_eq!(ids[..n], naive::encode_piece(bytes, vocab.byte_ids(), &ranked), "{bytes:?}, {merges:?}");
+                n_merged += bytes.len() - n;
+            }
+        }
+        assert!(n_merged > 1000, "only {n_merged} merges");
     }
 
     #[test]

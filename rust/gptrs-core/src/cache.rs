@@ -32,6 +32,9 @@ const MAX_PROBES: usize = 12;
 /// Bytes of text after which a cache learns the tokens: this takes some milliseconds.
 const SEED_BYTES: usize = 1 << 18;
 
+/// Tokens that are learnt together.
+const TOGETHER: usize = 32;
+
 /// How many more pieces must fall apart than not.
 const CREDIT: i32 = 1 << 10;
 
@@ -134,14 +137,25 @@ impl Cache {
         }
         self.resize(n_slots.max(self.table.n_slots()));
         self.knows_tokens = true;
-        for id in 0..vocab.len() as u32 {
-            let token = vocab.token(id).unwrap_or_default();
-            if !(1..=PACKED).contains(&token.len()) || !vocab.is_piece(id) {
-                continue;
+        let mut tokens = (0..vocab.len() as u32).filter_map(|id| {
+            let token = vocab.token(id).filter(|token| (1..=PACKED).contains(&token.len()) && vocab.is_piece(id))?;
+            Some((packed_key(token, 0, token), id))
+        });
+        // Where they go is brought near for many side by side.
+        let mut together = Vec::with_capacity(TOGETHER);
+        loop {
+            together.extend(tokens.by_ref().take(TOGETHER));
+            if together.is_empty() {
+                return;
             }
-            let key = packed_key(token, 0, token);
-            if self.find(key) == NOWHERE {
-                self.put_ids(key, &[id]);
+            let view = self.view();
+            for &(key, _) in &together {
+                view.prefetch(key);
+            }
+            for (key, id) in together.drain(..) {
+                if self.find(key) == NOWHERE {
+                    self.put_ids(key, &[id]);
+                }
             }
         }
     }

@@ -224,16 +224,11 @@ impl Vocab {
     /// Where pieces fall apart; the first call takes some milliseconds.
     pub(crate) fn borders(&self) -> &Borders {
         self.borders.get_or_init(|| {
-            let (mut scratch, control) = (Scratch::default(), Control::new());
-            Borders::new(&self.tokens, |char, ids| {
-                // A whole piece may be a token that no part of a piece is.
-                if !self.ignore_merges
-                    || self.tokens.id(char).is_none_or(|id| self.unreachable.binary_search(&id).is_err())
-                {
-                    // Short pieces cannot fail.
-                    drop(self.merge_piece(char, &mut scratch, &control, ids));
-                }
-            })
+            // A whole piece may be a token that no part of a piece is.
+            let is_unreachable = |id| self.unreachable.binary_search(&id).is_ok();
+            let is_other = |char: &[u8]| self.ignore_merges && self.tokens.id(char).is_some_and(is_unreachable);
+            let merges = self.merges_by_id();
+            Borders::new(&self.tokens, |char| if is_other(char) { ([0; 3], 0) } else { merges.few(char) })
         })
     }
 

@@ -73,6 +73,29 @@ impl Merges<'_> {
         Ok(())
     }
 
+    /// The ids of two or three bytes, in front of zeros, and how many: what [`Merges::encode`] gives, in a few steps.
+    pub(crate) fn few(self, bytes: &[u8]) -> ([u32; 3], usize) {
+        let rank = |at: usize| bytes.get(at..at + 2).map_or(NO_RANK, |pair| self.pairs.byte_rank(pair[0], pair[1]));
+        let mut ids = [0; 3];
+        for (id, &byte) in ids.iter_mut().zip(bytes) {
+            *id = self.byte_ids[usize::from(byte)];
+        }
+        let ([a, _, c], first, second) = (ids, rank(0), rank(1));
+        if first == NO_RANK && second == NO_RANK {
+            return (ids, bytes.len());
+        }
+        // The lower one; of equals the left one.
+        let merged = self.pairs.product(first.min(second));
+        let pair = if first <= second { [merged, c] } else { [a, merged] };
+        if bytes.len() < 3 {
+            return ([merged, 0, 0], 1);
+        }
+        match self.pairs.rank(pair[0], pair[1]) {
+            NO_RANK => ([pair[0], pair[1], 0], 2),
+            last => ([self.pairs.product(last), 0, 0], 1),
+        }
+    }
+
     #[inline]
     fn scan_four<const N: usize>(self, pieces: [&[u8]; 4]) -> [Scan<N>; 4] {
         let mut scans = pieces.map(|piece| Scan::new(self, piece));
