@@ -200,26 +200,24 @@ WORST = {
 
 
 def worst(vocabulary: str, pattern: str, n_bytes: int, **_: Any) -> Result:
-    """Texts that are one piece, or look like one, by name: the best of three calls and of twice the length."""
+    """Texts that are one piece, or look like one: the best of three calls and, in turn, of three of twice the length."""
     import gptrs
 
     folder = Path(vocabulary)
     tok = gptrs.Tokenizer.from_file(folder / f"{folder.name}.tiktoken", pattern=pattern)
     found = {}
     for name, unit in WORST.items():
-        times = []
-        for n in (n_bytes, 2 * n_bytes):
-            text = (unit * (n // len(unit.encode()) + 1)).encode()[:n]
-            times.append(min(timed(lambda text=text: tok.encode_batch([text], threads=1)) for _ in range(3)))
-            assert tok.decode_bytes(tok.encode_batch([text], threads=1).ids) == text, (pattern, name)
-        found[name] = {"seconds": times[0], "twice": times[1]}
+        texts = [(unit * (n // len(unit.encode()) + 1)).encode()[:n] for n in (n_bytes, 2 * n_bytes)]
+        times: list[list[float]] = [[], []]
+        for _ in range(3):
+            for text, of in zip(texts, times, strict=True):
+                start = time.perf_counter()
+                ids = tok.encode_batch([text], threads=1).ids
+                of.append(time.perf_counter() - start)
+        assert tok.decode_bytes(ids) == texts[1], (pattern, name)
+        assert tok.decode_bytes(tok.encode_batch([texts[0]], threads=1).ids) == texts[0], (pattern, name)
+        found[name] = {"seconds": min(times[0]), "twice": min(times[1])}
     return {"cases": found}
-
-
-def timed(call: Callable[[], Any]) -> float:
-    start = time.perf_counter()
-    call()
-    return time.perf_counter() - start
 
 
 def memory(vocabulary: str, text: str, out: str, **_: Any) -> Result:
