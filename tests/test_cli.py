@@ -34,6 +34,29 @@ def test_commands_do_what_the_functions_do(folder: Path, corpus: Path):
     assert Dataset(folder / "data").tokenizer_digest == tok.digest
 
 
+def test_standard_input_is_a_file_like_any_other(folder: Path, tmp_path: Path, cli: Cli):
+    text, line = "def f(x):\n    return 'é日'\n" * 50, '{"text": "one two"}\n'
+    (tmp_path / "a.txt").write_text(text)
+    (tmp_path / "b.jsonl").write_text(line * 3)
+    tok, files = Tokenizer.from_file(folder / "tokenizer.json"), [tmp_path / "a.txt", tmp_path / "b.jsonl"]
+    whole = gptrs.prepare(files, tok, tmp_path / "whole")
+    for given, options, files in (
+        (text, [], ["-", tmp_path / "b.jsonl"]),
+        (line * 3, ["--stdin", "jsonl"], [tmp_path / "a.txt", "-"]),
+    ):
+        out = tmp_path / f"out-{len(options)}"
+        command = ["prepare", *files, "--tokenizer", folder / "tokenizer.json", "--out", out, *options]
+        assert cli(*command, input=given).returncode == 0
+        assert [path.name for path in out.iterdir() if path.is_dir()] == []
+        # The same again is the same dataset, and so is that of the files.
+        again = cli(*command, input=given)
+        assert again.returncode == 0, again.stderr
+        assert Dataset(out).fingerprint == whole.fingerprint
+        assert cli(*command, input=given + given).stderr.count("other input files") == 1
+    twice = cli("prepare", "-", "-", "--tokenizer", folder / "tokenizer.json", "--out", tmp_path / "twice", input="x")
+    assert twice.returncode == 1 and twice.stderr == 'error: expected standard input once, got "-" more than once\n'
+
+
 def test_encode_and_decode_are_inverse(folder: Path, cli: Cli):
     file = folder / "tokenizer.json"
     text = "def f(x):\n    return 'é日'  "

@@ -1,6 +1,7 @@
 """Shards from Python: what prepare writes, what Dataset reads, and that the bytes depend on the text alone."""
 
 import doctest
+import gzip
 import json
 import pickle
 from pathlib import Path
@@ -41,6 +42,34 @@ def test_a_small_dataset_by_hand(tmp_path: Path):
     assert data.doc_ids(0, 4).tolist() == [0, 0, 1, 1] and data.n_documents == 3
     assert tok.decode(data[2:-3]) == "b<|endoftext|><|endoftext|>"
     assert data.tokenizer_digest == tok.digest and data.vocab_size == 258 and data.dtype == np.uint16
+
+
+def test_compressed_files_are_read_everywhere(corpus: Path, gpt2_like: Tokenizer, dataset: Dataset, tmp_path: Path):
+    import zstandard
+
+    for i, path in enumerate(sorted(corpus.iterdir())):
+        packed = gzip.compress(path.read_bytes()) if i % 2 else zstandard.compress(path.read_bytes())
+        (tmp_path / f"{path.name}.{'gz' if i % 2 else 'zst'}").write_bytes(packed)
+    packed_dataset = prepare(tmp_path, gpt2_like, tmp_path / "out", shard_tokens=100_000)
+    assert packed_dataset.fingerprint == dataset.fingerprint
+    assert gpt2_like.encode_files(tmp_path).ids.tolist() == gpt2_like.encode_files(corpus).ids.tolist()
+    options = {"vocab_size": 400, "progress": False}
+    assert Tokenizer.train(tmp_path, **options) == Tokenizer.train(corpus, **options)
+    (tmp_path / "cut.txt.gz").write_bytes(gzip.compress(b"some text")[:-3])
+    with pytest.raises(ValueError, match=r"cut\.txt\.gz is not a valid gzip file: it ends too early"):
+        gpt2_like.encode_files(tmp_path / "cut.txt.gz")
+
+
+def test_a_template_joins_the_fields_of_a_line(gpt2_like: Tokenizer, tmp_path: Path):
+    lines = [{"title": "On hats", "stars": 3, "text": "Wear one.\n"}, {"text": "", "title": "None {}"}]
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    data = prepare(tmp_path / "a.jsonl", gpt2_like, tmp_path / "out", text_field="{{{title}}}: {text}")
+    end = "<|endoftext|>"
+    assert gpt2_like.decode(data[:]) == "{On hats}: Wear one.\n" + end + "{None {}}: " + end
+    assert data.manifest["text_field"] == "{{{title}}}: {text}"
+    for field, message in (("{title", "got { at byte 0"), ("{title}{stars}", "expected a string"), ("{url}", '"url"')):
+        with pytest.raises(ValueError, match=message):
+            prepare(tmp_path / "a.jsonl", gpt2_like, tmp_path / "other", text_field=field)
 
 
 def test_the_docstrings_examples_run():

@@ -9,7 +9,7 @@ import sys
 import warnings
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -164,6 +164,9 @@ def prepare_command(
     ] = None,
     pattern: Pattern = None,
     text_field: TextField = "text",
+    stdin: Annotated[
+        Literal["txt", "jsonl"], typer.Option(help="What standard input holds, the file named -.")
+    ] = "txt",
     shard_tokens: Annotated[int, typer.Option(help="Tokens in a shard.", min=1)] = 1 << 27,
     eot: Annotated[bool, typer.Option("--eot/--no-eot", help="Write the end-of-text id after each document.")] = True,
     threads: Threads = 0,
@@ -171,34 +174,36 @@ def prepare_command(
 ) -> None:
     """Encode text files into token shards; the same command again finishes what was cut off."""
     from gptrs import prepare, train_and_prepare
+    from gptrs.corpus import standard_input
 
-    if train_tokenizer is None:
-        coder = _load_tokenizer(tokenizer, pattern)
-        dataset = prepare(
-            files,
-            coder,
-            out,
-            text_field=text_field,
-            shard_tokens=shard_tokens,
-            append_eot=eot,
-            threads=threads,
-            progress=progress,
-        )
-    else:
+    if train_tokenizer is not None:
         _check_out(tokenizer, "--tokenizer")
-        coder, dataset = train_and_prepare(
-            files,
-            train_tokenizer,
-            out,
-            pattern=pattern or "gpt2",
-            save=tokenizer,
-            text_field=text_field,
-            shard_tokens=shard_tokens,
-            append_eot=eot,
-            threads=threads,
-            progress=progress,
-        )
-        typer.echo(f"{tokenizer}: {coder.vocab_size} ids, pattern {coder.pattern}, digest {coder.digest[:16]}")
+    with standard_input(files, stdin, out) as paths:
+        if train_tokenizer is None:
+            dataset = prepare(
+                paths,
+                _load_tokenizer(tokenizer, pattern),
+                out,
+                text_field=text_field,
+                shard_tokens=shard_tokens,
+                append_eot=eot,
+                threads=threads,
+                progress=progress,
+            )
+        else:
+            coder, dataset = train_and_prepare(
+                paths,
+                train_tokenizer,
+                out,
+                pattern=pattern or "gpt2",
+                save=tokenizer,
+                text_field=text_field,
+                shard_tokens=shard_tokens,
+                append_eot=eot,
+                threads=threads,
+                progress=progress,
+            )
+            typer.echo(f"{tokenizer}: {coder.vocab_size} ids, pattern {coder.pattern}, digest {coder.digest[:16]}")
     typer.echo(f"{out}: {dataset.n_tokens} tokens, {dataset.n_documents} documents, fingerprint {dataset.fingerprint}")
 
 

@@ -5,8 +5,11 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-Files = Annotated[list[str], typer.Argument(help="Text files, globs or folders (*.txt, *.jsonl).", metavar="FILES…")]
-TextField = Annotated[str, typer.Option(help="The field of a .jsonl line that holds the text.")]
+_FILES_HELP = "Text files, globs or folders (*.txt, *.jsonl, also with .gz or .zst)."
+Files = Annotated[list[str], typer.Argument(help=_FILES_HELP, metavar="FILES…")]
+TextField = Annotated[
+    str, typer.Option(help='The field of a .jsonl line that holds the text, or a template: "{title}: {text}".')
+]
 Threads = Annotated[int, typer.Option(help="Threads; 0 means all cores.", min=0)]
 Progress = Annotated[bool, typer.Option("--progress/--no-progress", help="A progress bar on a terminal.")]
 _CountFiles = Annotated[list[str], typer.Argument(help="Count files or globs (*.gtc).", metavar="FILES…")]
@@ -15,9 +18,7 @@ _PATTERN = "How text is split: gpt2, cl100k_base, o200k_base, llama3, qwen2, dee
 
 
 def train(
-    files: Annotated[
-        list[str] | None, typer.Argument(help="Text files, globs or folders (*.txt, *.jsonl).", metavar="[FILES…]")
-    ] = None,
+    files: Annotated[list[str] | None, typer.Argument(help=_FILES_HELP, metavar="[FILES…]")] = None,
     *,
     vocab_size: Annotated[int, typer.Option("--vocab-size", "-n", help="Ids: 256 bytes, merges, special tokens.")],
     out: Annotated[str, typer.Option("--out", "-o", help="The file to write.")] = "tokenizer.json",

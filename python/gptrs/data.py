@@ -47,11 +47,11 @@ def prepare(
     shards and ends in the same bytes. Special-token text in the files is ordinary text; the manifest counts it.
 
     Args:
-        files: Paths, globs and folders (searched for *.txt and *.jsonl). A .txt file is one UTF-8 document, a line of
-            a .jsonl file is one.
+        files: Paths, globs and folders (searched for *.txt and *.jsonl, also with .gz or .zst). A .txt file is one
+            UTF-8 document, a line of a .jsonl file is one.
         tokenizer: The tokenizer; its digest goes into every shard.
         out: The folder to write; one that holds another dataset is refused.
-        text_field: The field of a .jsonl line that holds the text.
+        text_field: The field of a .jsonl line that holds the text, or a template of several: "{title}: {text}".
         shard_tokens: Tokens in a shard, the last one excepted.
         append_eot: Write the tokenizer's end-of-text id after each document, if it has one.
         threads: Threads to use; 0 means all cores.

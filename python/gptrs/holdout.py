@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Literal
 
-from gptrs.corpus import expand
+from gptrs.corpus import expand, inside, is_compressed, kind
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -31,10 +31,10 @@ def files_of(text: tuple[str, ...]) -> list[Path]:
     files: list[Path] = []
     for path in map(Path, expand(text)):
         if path.is_dir():
-            inside = sorted(p for p in path.rglob("*") if p.suffix.lower() in (".txt", ".jsonl") and p.is_file())
-            if not inside:
+            found = inside(path)
+            if not found:
                 raise ValueError(f"expected *.txt or *.jsonl files in {path}, found none; hint: name the files")
-            files += inside
+            files += found
         else:
             files.append(path)
     return list(dict.fromkeys(files))
@@ -76,9 +76,11 @@ def split_file(file: Path, fraction: float, out: Path) -> tuple[list[Path], list
     The cut moves forward to the next character, of JSON lines to the next line.
     """
     size = file.stat().st_size
+    if is_compressed(file):
+        raise ValueError(f"expected a file that can be cut, got {file}; hint: decompress it, or give several files")
     if size == 0:
         raise ValueError(f"expected text in {file}, got an empty file")
-    suffix = file.suffix.lower() if file.suffix.lower() in JSON_LINES else ".txt"
+    suffix = kind(file) if kind(file) in JSON_LINES else ".txt"
     train, val = out / f"train{suffix}", out / f"val{suffix}"
     with file.open("rb") as source:
         source.seek(int(size * (1 - fraction)))

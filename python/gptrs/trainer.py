@@ -96,7 +96,7 @@ def count(
         out: The file to write; an earlier one stays whole until the new one is complete.
         pattern: How text is split, as for `Tokenizer.train`.
         superwords: Count runs of words, for training with `superbpe_from`.
-        text_field: The field of a .jsonl line that holds the text.
+        text_field: The field of a .jsonl line that holds the text, or a template of several: "{title}: {text}".
         threads: Threads to use; 0 means all cores.
         progress: Show a progress bar when stderr is a terminal.
     """

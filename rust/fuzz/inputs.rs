@@ -8,6 +8,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::{LazyLock, OnceLock};
 
+use gptrs_core::corpus::TextField;
 use gptrs_core::count::{count_texts, join};
 use gptrs_core::count_files::count_files;
 use gptrs_core::dataset::Dataset;
@@ -56,7 +57,7 @@ pub fn merges(data: &[u8]) {
     }
 }
 
-/// A .jsonl file and a .txt file of a corpus.
+/// A .jsonl file and a .txt file of a corpus, both also as if they were compressed, and the template of a document.
 pub fn corpus(data: &[u8]) {
     let folder = folder();
     let splitter = Splitter::new("gpt2").expect("a named pattern");
@@ -66,6 +67,11 @@ pub fn corpus(data: &[u8]) {
             assert!(counts.n_bytes() <= data.len() as u64, "a text has no more bytes than its file");
         }
     }
+    for name in ["a.jsonl.gz", "a.txt.gz", "a.jsonl.zst", "a.txt.zst"] {
+        let path = put(&folder, name, data);
+        accepted(count_files(&[path], "text", &splitter, 1, &Control::new()));
+    }
+    accepted(TextField::new(&String::from_utf8_lossy(data)));
 }
 
 /// A shard whose header, first block and trailer have the digests of their bytes.

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use crate::control::Control;
-use crate::corpus::{self, Kind};
+use crate::corpus::{self, Codec, Kind, TextField};
 use crate::count::{Counter, WordCounts};
 use crate::error::{Error, Result};
 use crate::io::Map;
@@ -61,15 +61,15 @@ fn for_each_unchecked_batch(
     control: &Control,
     f: impl FnMut(&[Document]) -> Result<()>,
 ) -> Result<u64> {
-    let inputs = corpus::inputs(paths)?;
+    let (inputs, text_field) = (corpus::inputs(paths)?, TextField::new(text_field)?);
     control.begin("count bytes", inputs.iter().map(|input| input.n_bytes).sum());
     let mut batch = Batch { f, documents: Vec::new(), n_bytes: 0, n_documents: 0 };
     for input in &inputs {
-        if input.kind == Kind::Text {
+        if input.kind == Kind::Text && input.codec == Codec::Plain {
             batch.push(Document::File(Map::open(&input.path)?, input.path.clone()))?;
         } else {
             let push = |text: &str| batch.push(Document::Line(text.to_owned()));
-            corpus::for_each_document(input, text_field, push)?;
+            corpus::for_each_document(input, &text_field, push)?;
         }
     }
     batch.flush()?;
@@ -81,7 +81,7 @@ fn for_each_unchecked_batch(
 pub enum Document {
     /// A whole file and its path.
     File(Map, PathBuf),
-    /// What a line of JSON holds.
+    /// What a line of JSON or a compressed file holds.
     Line(String),
 }
 

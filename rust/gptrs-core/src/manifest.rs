@@ -28,7 +28,7 @@ pub struct Recipe {
     pub eot_id: Option<u32>,
     /// Whether that id was put behind each document.
     pub append_eot: bool,
-    /// The field of JSON lines that held the text.
+    /// The field of JSON lines that held the text, or the template of several.
     pub text_field: String,
     /// Tokens of each shard but the last.
     pub shard_tokens: u64,

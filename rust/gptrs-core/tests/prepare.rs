@@ -4,6 +4,7 @@
 
 use std::collections::BTreeMap;
 use std::fs::{self, File, FileTimes};
+use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -202,6 +203,156 @@ fn a_run_stopped_at_any_text_is_continued_to_the_same_bytes() {
         assert!(content(&out) == whole, "stopped at text {stop}");
         fs::remove_dir_all(out).unwrap();
     }
+}
+
+/// The files compressed beside themselves, those of even number by gzip in two members, the others by Zstandard in two
+/// frames.
+fn compress(paths: &[PathBuf]) -> Vec<PathBuf> {
+    let compress = |(i, path): (usize, &PathBuf)| {
+        let bytes = fs::read(path).unwrap();
+        let (front, back) = bytes.split_at(bytes.len() / 3);
+        let (ending, stored) = if i % 2 == 0 {
+            ("gz", [front, back].map(gzip).concat())
+        } else {
+            ("zst", [front, back].map(|part| zstd::encode_all(part, 3).unwrap()).concat())
+        };
+        let path = PathBuf::from(format!("{}.{ending}", path.display()));
+        fs::write(&path, stored).unwrap();
+        path
+    };
+    paths.iter().enumerate().map(compress).collect()
+}
+
+fn gzip(bytes: &[u8]) -> Vec<u8> {
+    let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::default());
+    encoder.write_all(bytes).unwrap();
+    encoder.finish().unwrap()
+}
+
+/// The shards of a dataset, which hold no names of inputs.
+fn shards(dir: &Path) -> BTreeMap<String, Vec<u8>> {
+    content(dir).into_iter().filter(|(name, _)| name.starts_with("shard-")).collect()
+}
+
+#[test]
+fn compressed_files_give_the_shards_of_what_they_hold() {
+    let dir = temporary_dir();
+    let (paths, _) = write_corpus(&dir.path().join("text"), 5000);
+    let compressed = compress(&paths);
+    let n_stored: u64 = compressed.iter().map(|path| fs::metadata(path).unwrap().len()).sum();
+    prepare(&paths, &Words::new(), &dir.path().join("plain"), &options(1000), &Control::new()).unwrap();
+    let plain = shards(&dir.path().join("plain"));
+    for (threads, segment_bytes) in [(1, 1 << 20), (1, 1), (2, 64), (3, 1000), (8, 77)] {
+        let out = dir.path().join(format!("{threads}-{segment_bytes}"));
+        let (options, control) = (PrepareOptions { threads, segment_bytes, ..options(1000) }, Control::new());
+        let dataset = prepare(&compressed, &Words::new(), &out, &options, &control).unwrap();
+        assert!(shards(&out) == plain, "{threads} threads, {segment_bytes} bytes");
+        let progress = control.progress();
+        assert_eq!((progress.stage, progress.done, progress.total), ("encode bytes", n_stored, n_stored));
+        for (source, path) in dataset.manifest().recipe.inputs.iter().zip(&compressed) {
+            assert_eq!(source.blake3, blake3::hash(&fs::read(path).unwrap()).to_string());
+        }
+    }
+}
+
+#[test]
+fn a_stopped_run_over_compressed_files_is_continued_to_the_same_bytes() {
+    let dir = temporary_dir();
+    let (paths, _) = write_corpus(&dir.path().join("text"), 2000);
+    let (paths, whole, words) = (compress(&paths), dir.path().join("whole"), Words::new());
+    prepare(&paths, &words, &whole, &options(300), &Control::new()).unwrap();
+    let (whole, n_texts) = (content(&whole), words.n_texts.into_inner());
+    assert!(n_texts > 30 && whole.len() > 4, "{n_texts} texts, {} files", whole.len());
+    for stop in 0..n_texts {
+        let out = dir.path().join(stop.to_string());
+        let control = std::sync::Arc::new(Control::new());
+        let handle = std::sync::Arc::clone(&control);
+        let on_text = Box::new(move |n| {
+            if n >= stop {
+                handle.cancel();
+            }
+        });
+        let words = Words { on_text, ..Words::new() };
+        drop(prepare(&paths, &words, &out, &options(300), &control));
+        let options = PrepareOptions { segment_bytes: 333, ..options(300) };
+        prepare(&paths, &Words::new(), &out, &options, &Control::new()).unwrap();
+        assert!(content(&out) == whole, "stopped at text {stop}");
+        fs::remove_dir_all(out).unwrap();
+    }
+}
+
+#[test]
+fn a_damaged_compressed_file_is_named_and_gives_no_dataset() {
+    let dir = temporary_dir();
+    let text = "{\"text\": \"one two three four five six\"}\n".repeat(30);
+    let run = |name: &str, stored: &[u8]| {
+        let (path, out) = (dir.path().join(name), dir.path().join("out"));
+        fs::write(&path, stored).unwrap();
+        let end = prepare(&[path], &Words::new(), &out, &options(50), &Control::new());
+        let _ = fs::remove_dir_all(out);
+        end
+    };
+    for (name, stored) in [("a.jsonl.gz", gzip(text.as_bytes())), ("a.jsonl.zst", zstd_checked(text.as_bytes()))] {
+        assert_eq!(run(name, &stored).unwrap().n_documents(), 30);
+        for cut in 1..stored.len() {
+            let error = run(name, &stored[..cut]).unwrap_err();
+            assert!(matches!(&error, Error::Format { path, .. } if path.ends_with(name)), "cut at {cut}: {error}");
+        }
+        let mut n_unseen = 0;
+        for bit in 0..8 * stored.len() {
+            let mut flipped = stored.clone();
+            flipped[bit / 8] ^= 1 << (bit % 8);
+            match run(name, &flipped) {
+                // The time and the system of a gzip header, a name that is not there, or a reserved bit.
+                Ok(dataset) => {
+                    n_unseen += 1;
+                    assert_eq!((dataset.n_documents(), dataset.manifest().n_bytes), (30, 30 * 27), "bit {bit}");
+                }
+                Err(error) => assert!(error.to_string().contains(name), "bit {bit}: {error}"),
+            }
+        }
+        assert!(n_unseen <= 64, "{name}: {n_unseen} flipped bits of {} unseen", 8 * stored.len());
+        let trailing = [stored, b"garbage".to_vec()].concat();
+        assert!(matches!(run(name, &trailing), Err(Error::Format { .. })), "{name} with garbage behind");
+    }
+    assert!(matches!(run("latin.txt.gz", &gzip(b"one caf\xE9 two")), Err(Error::NotUtf8 { offset: 7, .. })));
+    assert_eq!(run("empty.txt.gz", &gzip(b"")).unwrap_err().to_string(), Error::EmptyCorpus.to_string());
+}
+
+fn zstd_checked(bytes: &[u8]) -> Vec<u8> {
+    let mut encoder = zstd::Encoder::new(Vec::new(), 3).unwrap();
+    encoder.include_checksum(true).unwrap();
+    encoder.write_all(bytes).unwrap();
+    encoder.finish().unwrap()
+}
+
+#[test]
+fn what_is_far_larger_inside_is_refused_before_it_fills_the_memory() {
+    let dir = temporary_dir();
+    let zeros = vec![0; 1 << 20];
+    let mut gzip = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
+    let mut zstd = zstd::Encoder::new(Vec::new(), 1).unwrap();
+    for _ in 0..1200 {
+        gzip.write_all(&zeros).unwrap();
+        zstd.write_all(&zeros).unwrap();
+    }
+    for (name, stored) in [("a.gz", gzip.finish().unwrap()), ("a.zst", zstd.finish().unwrap())] {
+        for inner in ["txt", "jsonl"] {
+            let path = dir.path().join(format!("{inner}-{name}").replace("-a", &format!(".{inner}")));
+            fs::write(&path, &stored).unwrap();
+            let error =
+                prepare(&[path], &Words::new(), &dir.path().join("out"), &options(50), &Control::new()).unwrap_err();
+            assert!(matches!(error, Error::Format { .. }), "{error}");
+        }
+    }
+    // A frame that asks for a window of 2 GiB.
+    let mut encoder = zstd::Encoder::new(Vec::new(), 1).unwrap();
+    encoder.window_log(31).unwrap();
+    encoder.write_all(b"one two").unwrap();
+    let path = dir.path().join("window.txt.zst");
+    fs::write(&path, encoder.finish().unwrap()).unwrap();
+    let error = prepare(&[path], &Words::new(), &dir.path().join("out"), &options(50), &Control::new()).unwrap_err();
+    assert!(matches!(error, Error::Format { .. }), "{error}");
 }
 
 const CHILD: &str = "GPTRS_TEST_PREPARE_IN";

@@ -29,7 +29,7 @@ pub fn encode_files<E: Encode>(
     control.begin("encode bytes", n_bytes);
     let eot_id = if options.append_eot { tokenizer.eot_id() } else { None };
     let encoder = encode::Encoder::new(&inputs, tokenizer, options, eot_id, &[])?.checking_utf8();
-    let segments = segments::Segments::new(&inputs, Position::START, options.segment_bytes);
+    let segments = segments::Segments::new(&inputs, Position::START, options.segment_bytes, encoder.lookahead());
     let mut array = Array::new(tokenizer.vocab_size());
     pipeline::run(segments, &encoder, threads, control, |encoded| {
         array.push(&encoded);

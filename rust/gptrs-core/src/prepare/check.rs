@@ -1,4 +1,4 @@
-//! The read before the work: every input is UTF-8, and its digest.
+//! The read before the work: every input that is not compressed is UTF-8, and the digest of each as it is stored.
 
 use std::fs;
 use std::time::SystemTime;
@@ -6,7 +6,7 @@ use std::time::SystemTime;
 use blake3::hazmat::{ChainingValue, HasherExt, Mode, merge_subtrees_non_root, merge_subtrees_root};
 
 use crate::control::Control;
-use crate::corpus::{self, Input};
+use crate::corpus::{self, Codec, Input};
 use crate::error::{Error, Result};
 use crate::io;
 use crate::manifest::Source;
@@ -15,7 +15,7 @@ use crate::parallel;
 /// Files are read in parts of this size by all threads; a power of two of BLAKE3's chunks.
 const PART: usize = 4 << 20;
 
-/// What each input is, in order; fails on the first byte that is not UTF-8.
+/// What each input is, in order; fails on the first byte of text that is not UTF-8.
 pub(super) fn sources(inputs: &[Input], threads: usize, control: &Control) -> Result<Vec<Source>> {
     let digests = digests(inputs, PART, threads, control)?;
     let name = |input: &Input| input.path.file_name().map_or(String::new(), |n| n.to_string_lossy().into_owned());
@@ -35,15 +35,9 @@ pub(super) fn stamps(inputs: &[Input]) -> Result<Vec<(u64, Option<SystemTime>)>>
 /// Fails when an input was changed since its stamp.
 pub(super) fn refuse_changed(inputs: &[Input], stamps: &[(u64, Option<SystemTime>)]) -> Result<()> {
     match inputs.iter().zip(self::stamps(inputs)?).zip(stamps).find(|((_, now), before)| now != *before) {
-        Some(((input, _), _)) => Err(changed(input)),
+        Some(((input, _), _)) => Err(input.changed()),
         None => Ok(()),
     }
-}
-
-/// The error for an input that is written to while it is read.
-pub(super) fn changed(input: &Input) -> Error {
-    let path = input.path.display();
-    Error::Argument(format!("{path} was changed while it was read; hint: remove the dataset's folder and start again"))
 }
 
 /// The hexadecimal BLAKE3 digest of each input.
@@ -80,7 +74,7 @@ enum Digest {
 fn check_part(input: &Input, start: u64, part: usize, buffer: &mut Vec<u8>) -> Result<Digest> {
     let (file, len) = io::open_regular(&input.path)?;
     if len != input.n_bytes {
-        return Err(changed(input));
+        return Err(input.changed());
     }
     let n = (len - start).min(part as u64) as usize;
     buffer.resize(n + (len - start - n as u64).min(3) as usize, 0);
@@ -88,7 +82,9 @@ fn check_part(input: &Input, start: u64, part: usize, buffer: &mut Vec<u8>) -> R
     let continues = |bytes: &[u8]| bytes.iter().take(3).take_while(|&&b| b & 0xC0 == 0x80).count();
     let from = if start == 0 { 0 } else { continues(buffer) };
     let to = n + continues(&buffer[n..]);
-    corpus::utf8(&buffer[from.min(to)..to], start + from as u64, &input.path)?;
+    if input.codec == Codec::Plain {
+        corpus::utf8(&buffer[from.min(to)..to], start + from as u64, &input.path)?;
+    }
     if n as u64 == len {
         return Ok(Digest::Whole(blake3::hash(buffer)));
     }
@@ -132,7 +128,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("text");
         fs::write(&path, bytes).unwrap();
-        let input = Input { path, kind: Kind::Text, n_bytes: bytes.len() as u64 };
+        let input = Input { path, kind: Kind::Text, codec: Codec::Plain, n_bytes: bytes.len() as u64 };
         Ok(digests(&[input], 1024, 2, &Control::new())?.remove(0))
     }
 

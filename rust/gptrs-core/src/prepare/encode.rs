@@ -4,7 +4,7 @@ use aho_corasick::{AhoCorasick, AhoCorasickKind};
 
 use super::segments::{Body, Segment};
 use super::{Encode, PrepareOptions};
-use crate::corpus::{self, Input, LinePosition};
+use crate::corpus::{self, Codec, Input, LinePosition, TextField};
 use crate::error::{Error, Result};
 
 /// A text of so many segments could not be cut, or is one line: all threads encode it.
@@ -14,8 +14,9 @@ const LONG: usize = 4;
 pub(super) struct Encoded {
     /// Index of the input.
     pub(super) input: usize,
-    /// Bytes of the input.
+    /// Bytes of text, and those of the input as it is stored.
     pub(super) n_bytes: u64,
+    pub(super) n_stored: u64,
     pub(super) ids: Vec<u32>,
     pub(super) spans: Vec<Span>,
 }
@@ -38,6 +39,7 @@ pub(super) struct Encoder<'a, E> {
     inputs: &'a [Input],
     pub(super) tokenizer: &'a E,
     options: &'a PrepareOptions,
+    text_field: TextField,
     eot_id: Option<u32>,
     specials: Option<AhoCorasick>,
     n_specials: usize,
@@ -60,8 +62,13 @@ impl<'a, E: Encode> Encoder<'a, E> {
         let specials = if texts.is_empty() { None } else { Some(build().map_err(|e| Error::Vocab(e.to_string()))?) };
         let longest_special = texts.iter().map(String::len).max().unwrap_or(1);
         let n_specials = texts.len();
-        let checks_utf8 = false;
-        Ok(Self { inputs, tokenizer, options, eot_id, specials, n_specials, longest_special, checks_utf8 })
+        let (checks_utf8, text_field) = (false, TextField::new(&options.text_field)?);
+        Ok(Self { inputs, tokenizer, options, text_field, eot_id, specials, n_specials, longest_special, checks_utf8 })
+    }
+
+    /// Bytes behind a segment that [`Encoder::encode`] looks at.
+    pub(super) fn lookahead(&self) -> usize {
+        self.longest_special - 1
     }
 
     /// The same encoder for inputs that nobody has read yet: what is not UTF-8 is an error.
@@ -71,25 +78,25 @@ impl<'a, E: Encode> Encoder<'a, E> {
     }
 
     pub(super) fn encode(&self, state: &mut E::State, segment: Segment) -> Result<Encoded> {
-        let Segment { input, n_bytes, body } = segment;
+        let Segment { input, n_bytes, n_stored, body } = segment;
         // Common text has three to five bytes a token: one allocation, filled once.
         let ids = Vec::with_capacity(n_bytes as usize / 3 + 16);
-        let mut encoded = Encoded { input, n_bytes, ids, spans: Vec::new() };
+        let mut encoded = Encoded { input, n_bytes, n_stored, ids, spans: Vec::new() };
         match body {
-            Body::Text { map, range, is_last } => {
-                let at = LinePosition { offset: range.start as u64, line: 1 };
-                if self.checks_utf8 {
-                    let text = &map.as_bytes()[range.clone()];
-                    corpus::utf8(text, range.start as u64, &self.inputs[input].path)?;
+            Body::Text { text, range, offset, is_last } => {
+                let at = LinePosition { offset, line: 1 };
+                let Input { path, codec, .. } = &self.inputs[input];
+                if self.checks_utf8 || *codec != Codec::Plain {
+                    corpus::utf8(&text.as_bytes()[range.clone()], offset, path)?;
                 }
-                let rest = &map.as_bytes()[range.start..];
+                let rest = &text.as_bytes()[range.start..];
                 self.span(state, rest, range.len(), at, is_last, &mut encoded)?;
             }
             Body::Lines { bytes, lines } => {
                 let mut start = 0;
                 for (at, end) in lines {
                     let path = &self.inputs[input].path;
-                    let text = corpus::document(&bytes[start..end], &self.options.text_field, at, path)?;
+                    let text = corpus::document(&bytes[start..end], &self.text_field, at, path)?;
                     self.span(state, text.as_bytes(), text.len(), at, true, &mut encoded)?;
                     start = end;
                 }

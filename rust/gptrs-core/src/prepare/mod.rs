@@ -119,7 +119,7 @@ impl Encode for Tokenizer {
 /// How [`prepare`] works. The first three decide the bytes, the others only speed and memory.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PrepareOptions {
-    /// The field of JSON lines that holds the text.
+    /// The field of JSON lines that holds the text, or a template of fields (see [`TextField`](corpus::TextField)).
     pub text_field: String,
     /// Tokens of a shard; the last one has the rest.
     pub shard_tokens: u64,
@@ -186,6 +186,7 @@ fn finish(out: &Path, journal: Journal, special_texts: BTreeMap<String, u64>) ->
 }
 
 fn check_options(options: &PrepareOptions) -> Result<()> {
+    corpus::TextField::new(&options.text_field)?;
     let sizes = [("shard_tokens", options.shard_tokens), ("segment_bytes", options.segment_bytes as u64)];
     match sizes.into_iter().find(|&(_, value)| !(1..=1 << 40).contains(&value)) {
         Some((name, value)) => Err(Error::Argument(format!("{name} must be 1 to 2^40, got {value}"))),
@@ -248,7 +249,7 @@ fn encode_all<E: Encode>(
     let eot_id = if options.append_eot { tokenizer.eot_id() } else { None };
     let texts = tokenizer.special_texts();
     let encoder = encode::Encoder::new(inputs, tokenizer, options, eot_id, &texts)?;
-    let segments = segments::Segments::new(inputs, start, options.segment_bytes);
+    let segments = segments::Segments::new(inputs, start, options.segment_bytes, encoder.lookahead());
     let mut sink = sink::Sink::new(inputs, &texts, journal)?;
     pipeline::run(segments, &encoder, threads, control, |encoded| sink.write(&encoded))?;
     sink.finish()

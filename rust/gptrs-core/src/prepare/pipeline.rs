@@ -51,11 +51,11 @@ pub(super) fn run<E: Encode>(
             match pipeline.result(wanted, control) {
                 Ok(None) => break,
                 Ok(Some(result)) => {
-                    let n_bytes = result.n_bytes;
+                    let (n_bytes, n_stored) = (result.n_bytes, result.n_stored);
                     end = write(result);
                     pipeline.lock().in_flight -= n_bytes + OVERHEAD;
                     pipeline.changed.notify_all();
-                    control.advance(n_bytes);
+                    control.advance(n_stored);
                 }
                 Err(error) => end = Err(error),
             }

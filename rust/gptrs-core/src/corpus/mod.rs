@@ -1,21 +1,28 @@
 //! Documents of text files and of JSON lines.
 //!
 //! A `.txt` file is one document; in a `.jsonl` file each line is a JSON object whose field `text` is one. Both must be
-//! UTF-8. Text files are mapped; JSON lines are streamed with one bounded line in memory.
+//! UTF-8, and both may be compressed (`.gz`, `.zst`). Text files are mapped; JSON lines are streamed with one bounded line
+//! in memory, and so is what is compressed.
+
+mod field;
+mod source;
 
 use std::borrow::Cow;
-use std::fmt;
-use std::fs::{self, File};
-use std::io::{BufRead, BufReader, Read, Seek, SeekFrom};
+use std::fs;
 use std::path::{Path, PathBuf};
 
-use serde::de::{DeserializeSeed, Deserializer, IgnoredAny, MapAccess, Visitor};
+use serde::de::DeserializeSeed;
 
+pub use self::field::TextField;
+pub use self::source::Source;
 use crate::error::{Error, Result};
 use crate::io::{self, Map};
 
 /// The longest line of a JSON lines file, in bytes.
 pub const MAX_LINE: usize = 256 << 20;
+
+/// The longest compressed text that is taken whole, in bytes.
+const MAX_TEXT: u64 = 1 << 30;
 
 /// What a file holds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -26,6 +33,17 @@ pub enum Kind {
     JsonLines,
 }
 
+/// How a file is compressed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Codec {
+    /// Not at all.
+    Plain,
+    /// gzip, of one member or several.
+    Gzip,
+    /// Zstandard, of one frame or several.
+    Zstd,
+}
+
 /// A file of documents.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Input {
@@ -33,11 +51,30 @@ pub struct Input {
     pub path: PathBuf,
     /// What it holds.
     pub kind: Kind,
-    /// Its length.
+    /// How it is compressed.
+    pub codec: Codec,
+    /// Its length as it is stored.
     pub n_bytes: u64,
 }
 
-/// The files behind `paths`, in their order; a folder gives its `*.txt` and `*.jsonl` at any depth, sorted by path.
+impl Input {
+    /// The error for an input that is written to while it is read.
+    pub(crate) fn changed(&self) -> Error {
+        let path = self.path.display();
+        let hint = "hint: remove the dataset's folder and start again";
+        Error::Argument(format!("{path} was changed while it was read; {hint}"))
+    }
+
+    /// The error for a compressed text that cannot be cut between two bytes.
+    pub(crate) fn uncut(&self, offset: u64, n_bytes: usize) -> Error {
+        let place = format!("in {n_bytes} bytes from byte {offset} of the text on");
+        let hint = "hint: decompress it first, or give each line as a document";
+        bad_file(&self.path, self.codec, &format!("expected a place to cut the text, found none {place}; {hint}"))
+    }
+}
+
+/// The files behind `paths`, in their order; a folder gives its `*.txt` and `*.jsonl`, compressed or not, at any
+/// depth, sorted by path.
 ///
 /// Every file is opened once, so what is missing or unreadable fails here. Named files of any other ending are text,
 /// except those that are known not to be.
@@ -61,16 +98,28 @@ pub fn inputs(paths: &[PathBuf]) -> Result<Vec<Input>> {
 }
 
 fn input(path: PathBuf) -> Result<Input> {
-    let kind = match extension(&path).as_str() {
+    let (ending, codec) = ending(&path);
+    let kind = match ending.as_str() {
         "jsonl" | "ndjson" => Kind::JsonLines,
-        got @ ("gz" | "zst" | "xz" | "bz2" | "zip" | "tar" | "parquet" | "arrow" | "json") => {
+        got @ ("gz" | "zst" | "xz" | "bz2" | "lz4" | "zip" | "7z" | "tar" | "tgz" | "parquet" | "arrow" | "json") => {
             let message = format!("expected text or JSON lines, got a .{got} file: {}", path.display());
-            return Err(Error::Argument(format!("{message}; hint: convert it to .txt or .jsonl")));
+            return Err(Error::Argument(format!(
+                "{message}; hint: convert it to .txt or .jsonl, or those with .gz or .zst"
+            )));
         }
         _ => Kind::Text,
     };
     let (_, n_bytes) = io::open_regular(&path)?;
-    Ok(Input { path, kind, n_bytes })
+    Ok(Input { path, kind, codec, n_bytes })
+}
+
+/// The ending of a file's name that says what it holds, and how it is compressed.
+fn ending(path: &Path) -> (String, Codec) {
+    let outer = extension(path);
+    match source::codec(&outer) {
+        Some(codec) => (extension(&source::inner(path)), codec),
+        None => (outer, Codec::Plain),
+    }
 }
 
 fn extension(path: &Path) -> String {
@@ -87,7 +136,7 @@ fn files_below(dir: &Path) -> Result<Vec<PathBuf>> {
             let path = entry.path();
             if entry.file_type().map_err(Error::io("read the metadata of", &path))?.is_dir() {
                 folders.push(path);
-            } else if matches!(extension(&path).as_str(), "txt" | "jsonl") && !path.is_dir() {
+            } else if matches!(ending(&path).0.as_str(), "txt" | "jsonl") && !path.is_dir() {
                 files.push(path);
             }
         }
@@ -96,15 +145,12 @@ fn files_below(dir: &Path) -> Result<Vec<PathBuf>> {
     Ok(files)
 }
 
-/// Calls `f` with each document of `input`, in order; `text_field` is the JSON field that holds the text.
-pub fn for_each_document(input: &Input, text_field: &str, mut f: impl FnMut(&str) -> Result<()>) -> Result<()> {
+/// Calls `f` with each document of `input`, in order.
+pub fn for_each_document(input: &Input, text_field: &TextField, mut f: impl FnMut(&str) -> Result<()>) -> Result<()> {
     match input.kind {
-        Kind::Text => {
-            let map = Map::open(&input.path)?;
-            f(utf8(map.as_bytes(), 0, &input.path)?)
-        }
+        Kind::Text => f(&text(input)?),
         Kind::JsonLines => {
-            let mut lines = JsonLines::open(&input.path)?;
+            let mut lines = JsonLines::open(input)?;
             let mut bytes = Vec::new();
             while let Some(at) = lines.next(&mut bytes)? {
                 f(&document(&bytes, text_field, at, &input.path)?)?;
@@ -115,11 +161,31 @@ pub fn for_each_document(input: &Input, text_field: &str, mut f: impl FnMut(&str
     }
 }
 
+/// The whole text of a text file; a compressed one has at most [`MAX_TEXT`] bytes.
+fn text(input: &Input) -> Result<String> {
+    let path = &input.path;
+    let mut bytes = Vec::new();
+    if input.codec == Codec::Plain {
+        bytes.extend_from_slice(Map::open(path)?.as_bytes());
+    } else {
+        Source::open(input, 0)?.read(MAX_TEXT + 1, &mut bytes)?;
+    }
+    if input.codec != Codec::Plain && bytes.len() as u64 > MAX_TEXT {
+        let reason = format!("expected at most {MAX_TEXT} bytes of text inside, got more; hint: decompress it first");
+        return Err(bad_file(path, input.codec, &reason));
+    }
+    utf8(&bytes, 0, path)?;
+    Ok(String::from_utf8(bytes).unwrap_or_default())
+}
+
 /// `bytes` as text; they stand at `offset` of the file at `path`.
 pub fn utf8<'b>(bytes: &'b [u8], offset: u64, path: &Path) -> Result<&'b str> {
     std::str::from_utf8(bytes)
         .map_err(|e| Error::NotUtf8 { path: path.to_owned(), offset: offset + e.valid_up_to() as u64 })
 }
+
+/// What some programs write before UTF-8.
+const BYTE_ORDER_MARK: &[u8] = b"\xEF\xBB\xBF";
 
 /// Where a line stands.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -133,34 +199,36 @@ pub struct LinePosition {
 /// The lines of a JSON lines file that are not blank.
 #[derive(Debug)]
 pub struct JsonLines {
-    reader: BufReader<File>,
+    source: Source,
     path: PathBuf,
     next: LinePosition,
     max_line: usize,
 }
 
 impl JsonLines {
-    /// The lines of the file at `path`; a byte order mark before the first is skipped.
-    pub fn open(path: &Path) -> Result<Self> {
-        Self::open_at(path, LinePosition { offset: 0, line: 1 })
+    /// The lines of a file; a byte order mark before the first is skipped.
+    pub fn open(input: &Input) -> Result<Self> {
+        Self::open_at(input, LinePosition { offset: 0, line: 1 })
     }
 
     /// The lines from a position on that [`JsonLines::next`] gave before.
-    pub fn open_at(path: &Path, next: LinePosition) -> Result<Self> {
-        let (file, _) = io::open_regular(path)?;
-        let mut reader = BufReader::with_capacity(1 << 18, file);
-        reader.seek(SeekFrom::Start(next.offset)).map_err(Error::io("read", path))?;
-        let mut lines = Self { reader, path: path.to_owned(), next, max_line: MAX_LINE };
-        if next.offset == 0 && lines.reader.fill_buf().map_err(Error::io("read", path))?.starts_with(b"\xEF\xBB\xBF") {
-            lines.reader.consume(3);
-            lines.next.offset = 3;
+    pub fn open_at(input: &Input, next: LinePosition) -> Result<Self> {
+        let source = Source::open(input, next.offset)?;
+        let mut lines = Self { source, path: input.path.clone(), next, max_line: MAX_LINE };
+        if next.offset == 0 && lines.source.skip_front(BYTE_ORDER_MARK)? {
+            lines.next.offset = BYTE_ORDER_MARK.len() as u64;
         }
         Ok(lines)
     }
 
-    /// Where the reader stands.
+    /// Where the reader stands, in what the file holds.
     pub fn position(&self) -> LinePosition {
         self.next
+    }
+
+    /// Bytes of the file that were read so far, as they are stored.
+    pub fn n_stored(&self) -> u64 {
+        self.source.n_stored()
     }
 
     /// Appends the next line to `out`, without its line feed, and says where it stands; `None` at the end of the file.
@@ -168,8 +236,7 @@ impl JsonLines {
         loop {
             let (start, position) = (out.len(), self.next);
             let limit = self.max_line as u64 + 1;
-            let read = (&mut self.reader).take(limit).read_until(b'\n', out);
-            let n = read.map_err(Error::io("read", &self.path))?;
+            let n = self.source.line(limit, out)?;
             if n == 0 {
                 return Ok(None);
             }
@@ -189,10 +256,10 @@ impl JsonLines {
 }
 
 /// The text of one JSON line.
-pub fn document<'l>(line: &'l [u8], text_field: &str, at: LinePosition, path: &Path) -> Result<Cow<'l, str>> {
+pub fn document<'l>(line: &'l [u8], text_field: &TextField, at: LinePosition, path: &Path) -> Result<Cow<'l, str>> {
     let json = utf8(line, at.offset, path)?;
     let mut parser = serde_json::Deserializer::from_str(json);
-    let text = TextOf(text_field).deserialize(&mut parser).and_then(|text| parser.end().map(|()| text));
+    let text = text_field.deserialize(&mut parser).and_then(|text| parser.end().map(|()| text));
     // serde_json counts from its own line 1; only its column says something about a file of many lines.
     text.map_err(|error| {
         let message = error.to_string();
@@ -201,66 +268,13 @@ pub fn document<'l>(line: &'l [u8], text_field: &str, at: LinePosition, path: &P
     })
 }
 
+fn bad_file(path: &Path, codec: Codec, reason: &str) -> Error {
+    let format = if codec == Codec::Gzip { "gzip file" } else { "Zstandard file" };
+    Error::Format { path: path.to_owned(), format, reason: reason.to_owned() }
+}
+
 fn bad_line(path: &Path, at: LinePosition, reason: &str) -> Error {
     Error::Format { path: path.to_owned(), format: "JSON lines file", reason: format!("line {}: {reason}", at.line) }
-}
-
-/// Reads a JSON object for one field; what else is in it is checked to be JSON and skipped.
-struct TextOf<'f>(&'f str);
-
-impl<'de> DeserializeSeed<'de> for TextOf<'_> {
-    type Value = Cow<'de, str>;
-
-    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> std::result::Result<Self::Value, D::Error> {
-        deserializer.deserialize_map(self)
-    }
-}
-
-impl<'de> Visitor<'de> for TextOf<'_> {
-    type Value = Cow<'de, str>;
-
-    fn expecting(&self, f: &mut fmt::Formatter) -> fmt::Result {
-        write!(f, "an object with a field {:?}", self.0)
-    }
-
-    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> std::result::Result<Self::Value, A::Error> {
-        use serde::de::Error as _;
-        let mut text = None;
-        while let Some(Text(key)) = map.next_key()? {
-            if key != self.0 {
-                map.next_value::<IgnoredAny>()?;
-            } else if text.replace(map.next_value::<Text>()?.0).is_some() {
-                return Err(A::Error::custom(format_args!("the field {:?} occurs twice", self.0)));
-            }
-        }
-        let hint = "hint: name the field that holds the text with text_field";
-        text.ok_or_else(|| A::Error::custom(format_args!("expected a field {:?}, found none; {hint}", self.0)))
-    }
-}
-
-/// A string, borrowed from the line when it has no escapes.
-struct Text<'de>(Cow<'de, str>);
-
-impl<'de> serde::Deserialize<'de> for Text<'de> {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> std::result::Result<Self, D::Error> {
-        struct Strings;
-        impl<'de> Visitor<'de> for Strings {
-            type Value = Text<'de>;
-
-            fn expecting(&self, f: &mut fmt::Formatter) -> fmt::Result {
-                f.write_str("a string")
-            }
-
-            fn visit_borrowed_str<E>(self, text: &'de str) -> std::result::Result<Self::Value, E> {
-                Ok(Text(Cow::Borrowed(text)))
-            }
-
-            fn visit_str<E>(self, text: &str) -> std::result::Result<Self::Value, E> {
-                Ok(Text(Cow::Owned(text.to_owned())))
-            }
-        }
-        deserializer.deserialize_str(Strings)
-    }
 }
 
 #[cfg(test)]
@@ -273,7 +287,7 @@ mod tests {
         fs::write(&path, bytes).unwrap();
         let mut documents = Vec::new();
         for input in inputs(&[path])? {
-            for_each_document(&input, "text", |text| {
+            for_each_document(&input, &TextField::new("text")?, |text| {
                 documents.push(text.to_owned());
                 Ok(())
             })?;
@@ -319,14 +333,15 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("a.jsonl");
         fs::write(&path, "1234567\n12345678\n123456789\n").unwrap();
-        let mut lines = JsonLines::open(&path).unwrap();
+        let input = input(path).unwrap();
+        let mut lines = JsonLines::open(&input).unwrap();
         lines.max_line = 8;
         let mut out = Vec::new();
         assert_eq!(lines.next(&mut out).unwrap(), Some(LinePosition { offset: 0, line: 1 }));
         let second = lines.next(&mut out).unwrap().unwrap();
         assert_eq!((second, out.as_slice()), (LinePosition { offset: 8, line: 2 }, &b"123456712345678"[..]));
         assert!(lines.next(&mut out).unwrap_err().to_string().contains("line 3: expected at most 8 bytes"));
-        let mut again = JsonLines::open_at(&path, second).unwrap();
+        let mut again = JsonLines::open_at(&input, second).unwrap();
         out.clear();
         assert_eq!((again.next(&mut out).unwrap(), out.as_slice()), (Some(second), &b"12345678"[..]));
     }
@@ -341,7 +356,7 @@ mod tests {
         let found = inputs(&[dir.path().to_owned()]).unwrap();
         let names: Vec<_> = found.iter().map(|i| i.path.strip_prefix(dir.path()).unwrap().to_str().unwrap()).collect();
         assert_eq!(names, ["a.TXT", "b/a.txt", "b/c.jsonl", "z.txt"]);
-        for bad in ["absent.txt", "x.jsonl.zst", "b/empty"] {
+        for bad in ["absent.txt", "x.jsonl.xz", "x.jsonl.zst", "b/empty"] {
             fs::create_dir_all(dir.path().join("b/empty")).unwrap();
             let message = inputs(&[dir.path().join(bad)]).unwrap_err().to_string();
             assert!(message.contains(bad), "{message}");

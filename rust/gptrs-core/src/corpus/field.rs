@@ -1,0 +1,182 @@
+//! Which fields of a JSON object make a document.
+
+use std::borrow::Cow;
+use std::fmt;
+
+use serde::de::{DeserializeSeed, Deserializer, Error as _, IgnoredAny, MapAccess, Visitor};
+
+use crate::error::{Error, Result};
+
+/// The name of a field that holds the text, or a template of several.
+///
+/// In a template a name in braces stands for the field's text, and two braces for one. What has no brace is a name.
+///
+/// ```
+/// # use gptrs_core::corpus::{LinePosition, TextField, document};
+/// let at = LinePosition { offset: 0, line: 1 };
+/// let line = br#"{"title": "On hats", "stars": 3, "text": "Wear one."}"#;
+/// let text = |field: &str| document(line, &TextField::new(field)?, at, "a.jsonl".as_ref()).map(String::from);
+/// assert_eq!(text("text")?, "Wear one.");
+/// assert_eq!(text("{title}\n{{{text}}}")?, "On hats\n{Wear one.}");
+/// # Ok::<(), gptrs_core::Error>(())
+/// ```
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TextField {
+    /// The fields, each once.
+    names: Vec<String>,
+    /// Texts and, behind each, the number of a field, but for the last.
+    parts: Vec<(String, Option<usize>)>,
+}
+
+impl TextField {
+    /// Reads the name of a field, or a template.
+    pub fn new(spelling: &str) -> Result<Self> {
+        if !spelling.contains(['{', '}']) {
+            return Ok(Self { names: vec![spelling.to_owned()], parts: vec![(String::new(), Some(0))] });
+        }
+        let bad = |got: &str| {
+            let expected = "expected field names in braces, and two braces for one";
+            Error::Argument(format!("{expected}, in the template {spelling:?}, got {got}"))
+        };
+        let (mut names, mut parts, mut text, mut rest) = (Vec::new(), Vec::new(), String::new(), spelling);
+        while let Some(at) = rest.find(['{', '}']) {
+            text.push_str(&rest[..at]);
+            let (brace, behind) = (&rest[at..=at], &rest[at + 1..]);
+            if let Some(behind) = behind.strip_prefix(brace) {
+                text.push_str(brace);
+                rest = behind;
+                continue;
+            }
+            let name = behind.split_once('}').map(|(name, _)| name);
+            let Some(name) = name.filter(|name| brace == "{" && !name.is_empty() && !name.contains('{')) else {
+                return Err(bad(&format!("{brace} at byte {}", spelling.len() - rest.len() + at)));
+            };
+            rest = &behind[name.len() + 1..];
+            let number = names.iter().position(|known| known == name).unwrap_or(names.len());
+            if number == names.len() {
+                names.push(name.to_owned());
+            }
+            parts.push((std::mem::take(&mut text), Some(number)));
+        }
+        text.push_str(rest);
+        parts.push((text, None));
+        if names.is_empty() {
+            return Err(bad("no field"));
+        }
+        Ok(Self { names, parts })
+    }
+
+    fn join<'t>(&self, mut texts: Vec<Cow<'t, str>>) -> Cow<'t, str> {
+        if let [(before, Some(0))] = self.parts.as_slice()
+            && before.is_empty()
+        {
+            return texts.swap_remove(0);
+        }
+        let mut whole = String::new();
+        for (text, number) in &self.parts {
+            whole.push_str(text);
+            whole.push_str(number.map_or("", |number| &texts[number]));
+        }
+        Cow::Owned(whole)
+    }
+}
+
+/// Reads a JSON object for the fields; what else is in it is checked to be JSON and skipped.
+impl<'de> DeserializeSeed<'de> for &TextField {
+    type Value = Cow<'de, str>;
+
+    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> std::result::Result<Self::Value, D::Error> {
+        deserializer.deserialize_map(self)
+    }
+}
+
+impl<'de> Visitor<'de> for &TextField {
+    type Value = Cow<'de, str>;
+
+    fn expecting(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        write!(f, "an object with a field {:?}", self.names[0])
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> std::result::Result<Self::Value, A::Error> {
+        let mut texts = vec![None; self.names.len()];
+        while let Some(Text(key)) = map.next_key()? {
+            let Some(number) = self.names.iter().position(|name| key == *name) else {
+                map.next_value::<IgnoredAny>()?;
+                continue;
+            };
+            if texts[number].replace(map.next_value::<Text>()?.0).is_some() {
+                return Err(A::Error::custom(format_args!("the field {key:?} occurs twice")));
+            }
+        }
+        let hint = "hint: name the field that holds the text with text_field";
+        let found = self.names.iter().zip(texts).map(|(name, text)| {
+            text.ok_or_else(|| A::Error::custom(format_args!("expected a field {name:?}, found none; {hint}")))
+        });
+        Ok(self.join(found.collect::<std::result::Result<_, _>>()?))
+    }
+}
+
+/// A string, borrowed from the line when it has no escapes.
+struct Text<'de>(Cow<'de, str>);
+
+impl<'de> serde::Deserialize<'de> for Text<'de> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> std::result::Result<Self, D::Error> {
+        struct Strings;
+        impl<'de> Visitor<'de> for Strings {
+            type Value = Text<'de>;
+
+            fn expecting(&self, f: &mut fmt::Formatter) -> fmt::Result {
+                f.write_str("a string")
+            }
+
+            fn visit_borrowed_str<E>(self, text: &'de str) -> std::result::Result<Self::Value, E> {
+                Ok(Text(Cow::Borrowed(text)))
+            }
+
+            fn visit_str<E>(self, text: &str) -> std::result::Result<Self::Value, E> {
+                Ok(Text(Cow::Owned(text.to_owned())))
+            }
+        }
+        deserializer.deserialize_str(Strings)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn read(field: &str, line: &str) -> std::result::Result<String, String> {
+        let field = TextField::new(field).map_err(|error| error.to_string())?;
+        let mut parser = serde_json::Deserializer::from_str(line);
+        field.deserialize(&mut parser).map(String::from).map_err(|error| error.to_string())
+    }
+
+    #[test]
+    fn a_template_joins_its_fields() {
+        let line = r#"{"a": "x", "b": "y\n", "": "z", "n": 5}"#;
+        for (field, text) in [
+            ("a", "x"),
+            ("", "z"),
+            ("{a}", "x"),
+            ("{b}{a}{b}", "y\nxy\n"),
+            ("{{}} {a}}}{{", "{} x}{"),
+            ("é{a}日", "éx日"),
+        ] {
+            assert_eq!(read(field, line).unwrap(), text, "{field}");
+        }
+        for (field, part) in [
+            ("c", "expected a field \"c\""),
+            ("{a}{c}", "expected a field \"c\""),
+            ("{a}{n}", "invalid type: integer `5`"),
+            ("{a", "got { at byte 0"),
+            ("é{a}}", "got } at byte 5"),
+            ("{a{b}", "got { at byte 0"),
+            ("{}", "got { at byte 0"),
+            ("{{}}", "got no field"),
+        ] {
+            let error = read(field, line).unwrap_err();
+            assert!(error.contains(part), "{field}: {error}");
+        }
+        assert!(read("{a}{b}", r#"{"a": "", "b": "", "b": ""}"#).unwrap_err().contains("\"b\" occurs twice"));
+    }
+}

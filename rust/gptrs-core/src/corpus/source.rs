@@ -1,0 +1,161 @@
+//! The bytes of a file from front to back, decompressed where its name says that it is compressed.
+
+use std::fs::File;
+use std::io::{self, BufRead, BufReader, Read, Seek, SeekFrom};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use flate2::bufread::MultiGzDecoder;
+
+use super::{Codec, Input, bad_file};
+use crate::error::{Error, Result};
+
+/// Bytes read at a time.
+const BUFFER: usize = 1 << 18;
+
+/// The largest window of a Zstandard frame, as a power of two: 128 MiB, what its own tools take without being asked.
+const MAX_WINDOW: u32 = 27;
+
+/// The bytes that an input holds, in order; memory does not follow their number.
+pub struct Source {
+    reader: BufReader<Decoder>,
+    path: PathBuf,
+    codec: Codec,
+    n_stored: Arc<AtomicU64>,
+}
+
+enum Decoder {
+    Plain(Stored),
+    Gzip(Box<MultiGzDecoder<BufReader<Stored>>>),
+    Zstd(zstd::stream::read::Decoder<'static, BufReader<Stored>>),
+}
+
+/// A file that counts what was read of it.
+struct Stored {
+    file: File,
+    n: Arc<AtomicU64>,
+}
+
+impl Source {
+    /// The bytes from `offset` on; those before are read as well where the file is compressed.
+    pub fn open(input: &Input, offset: u64) -> Result<Self> {
+        let (path, codec) = (&input.path, input.codec);
+        let (mut file, n_bytes) = crate::io::open_regular(path)?;
+        if n_bytes != input.n_bytes {
+            return Err(input.changed());
+        }
+        let n_stored = Arc::new(AtomicU64::new(0));
+        if codec == Codec::Plain {
+            file.seek(SeekFrom::Start(offset)).map_err(Error::io("read", path))?;
+            n_stored.store(offset, Ordering::Relaxed);
+        }
+        let stored = Stored { file, n: Arc::clone(&n_stored) };
+        let decoder = match codec {
+            Codec::Plain => Decoder::Plain(stored),
+            Codec::Gzip => Decoder::Gzip(Box::new(MultiGzDecoder::new(BufReader::with_capacity(BUFFER, stored)))),
+            Codec::Zstd => Decoder::zstd(stored).map_err(Error::io("read", path))?,
+        };
+        let reader = BufReader::with_capacity(BUFFER, decoder);
+        let mut source = Self { reader, path: path.clone(), codec, n_stored };
+        if codec != Codec::Plain {
+            source.skip(offset)?;
+        }
+        Ok(source)
+    }
+
+    /// Bytes of the file that were read so far.
+    pub fn n_stored(&self) -> u64 {
+        self.n_stored.load(Ordering::Relaxed)
+    }
+
+    /// Appends bytes to `out` up to and with the next line feed, or the end, or `limit` of them; how many.
+    pub fn line(&mut self, limit: u64, out: &mut Vec<u8>) -> Result<usize> {
+        let end = (&mut self.reader).take(limit).read_until(b'\n', out);
+        end.map_err(|error| self.error(error))
+    }
+
+    /// Appends `n` bytes to `out`, or fewer at the end; how many.
+    pub fn read(&mut self, n: u64, out: &mut Vec<u8>) -> Result<usize> {
+        let end = (&mut self.reader).take(n).read_to_end(out);
+        end.map_err(|error| self.error(error))
+    }
+
+    /// Whether the bytes to come start with `front`; then they are skipped.
+    pub fn skip_front(&mut self, front: &[u8]) -> Result<bool> {
+        let has_it = match self.reader.fill_buf() {
+            Ok(bytes) => bytes.starts_with(front),
+            Err(error) => return Err(self.error(error)),
+        };
+        if has_it {
+            self.reader.consume(front.len());
+        }
+        Ok(has_it)
+    }
+
+    fn skip(&mut self, n: u64) -> Result<()> {
+        let skipped = io::copy(&mut (&mut self.reader).take(n), &mut io::sink());
+        match skipped.map_err(|error| self.error(error))? {
+            got if got == n => Ok(()),
+            got => Err(bad_file(&self.path, self.codec, &format!("expected {n} bytes or more inside, got {got}"))),
+        }
+    }
+
+    /// What the decoder says about the file's content, or the system about the file.
+    fn error(&self, error: io::Error) -> Error {
+        if self.codec == Codec::Plain || error.raw_os_error().is_some() {
+            return Error::io("read", &self.path)(error);
+        }
+        let reason = match error.kind() {
+            io::ErrorKind::UnexpectedEof => "it ends too early".to_owned(),
+            _ => error.to_string(),
+        };
+        bad_file(&self.path, self.codec, &format!("{reason}; hint: make it anew"))
+    }
+}
+
+impl std::fmt::Debug for Source {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Source").field("path", &self.path).field("codec", &self.codec).finish_non_exhaustive()
+    }
+}
+
+impl Decoder {
+    fn zstd(stored: Stored) -> io::Result<Self> {
+        let mut decoder = zstd::stream::read::Decoder::with_buffer(BufReader::with_capacity(BUFFER, stored))?;
+        decoder.window_log_max(MAX_WINDOW)?;
+        Ok(Self::Zstd(decoder))
+    }
+}
+
+impl Read for Decoder {
+    fn read(&mut self, out: &mut [u8]) -> io::Result<usize> {
+        match self {
+            Self::Plain(file) => file.read(out),
+            Self::Gzip(decoder) => decoder.read(out),
+            Self::Zstd(decoder) => decoder.read(out),
+        }
+    }
+}
+
+impl Read for Stored {
+    fn read(&mut self, out: &mut [u8]) -> io::Result<usize> {
+        let n = self.file.read(out)?;
+        self.n.fetch_add(n as u64, Ordering::Relaxed);
+        Ok(n)
+    }
+}
+
+/// The ending of a compressed file's name, and how it is compressed.
+pub(super) fn codec(extension: &str) -> Option<Codec> {
+    match extension {
+        "gz" | "gzip" => Some(Codec::Gzip),
+        "zst" | "zstd" => Some(Codec::Zstd),
+        _ => None,
+    }
+}
+
+/// The name without the ending that says how the file is compressed.
+pub(super) fn inner(path: &Path) -> PathBuf {
+    path.with_extension("")
+}
