@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+import traceback
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -91,6 +92,7 @@ def forked(work: Callable[[], object]) -> int:
         except KeyboardInterrupt:
             os._exit(130)
         except BaseException:
+            traceback.print_exc()
             os._exit(1)
         os._exit(0)
     return child

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from gptrs import config
+from gptrs.files import temporary_of
 from gptrs.train import rundir
 
 
@@ -39,6 +40,12 @@ def test_a_new_run_stores_its_resolved_config(tmp_path: Path) -> None:
     begin(directory)
     assert config.load(Config, directory / "config.toml") == make()
     assert not rundir.is_finished(directory)
+
+
+def test_a_run_killed_while_its_first_file_was_written_is_no_other_run(tmp_path: Path) -> None:
+    temporary_of(tmp_path / "config.toml").write_text("[train]\nste")
+    begin(tmp_path)
+    assert files(tmp_path) == {".lock", "config.toml"}
 
 
 def test_the_same_config_goes_on_and_leaves_what_is_there(tmp_path: Path) -> None:

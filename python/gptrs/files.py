@@ -7,7 +7,7 @@ from pathlib import Path
 
 def write_atomic(path: Path, data: bytes) -> None:
     """Writes `data` to `path`: after a kill or a full disk there is the old file or the new one, never a part."""
-    temporary = path.with_name(f".{path.name}.tmp")
+    temporary = temporary_of(path)
     try:
         write_synced(temporary, data)
         temporary.replace(path)
@@ -15,6 +15,11 @@ def write_atomic(path: Path, data: bytes) -> None:
         temporary.unlink(missing_ok=True)
         raise
     sync_directory(path.parent)
+
+
+def temporary_of(path: Path) -> Path:
+    """The file that `write_atomic` writes first; a kill at that moment leaves it."""
+    return path.with_name(f".{path.name}.tmp")
 
 
 def write_synced(path: Path, data: bytes) -> None:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from gptrs import config as configs
-from gptrs.files import write_atomic
+from gptrs.files import temporary_of, write_atomic
 
 CONFIG = "config.toml"
 RESULT = "result.json"
@@ -33,6 +33,7 @@ def claim(directory: Path, config: Any, *, is_fresh: bool) -> Iterator[None]:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise OSError(f"expected to be alone in {directory}, got another process that trains there") from None
+        temporary_of(directory / CONFIG).unlink(missing_ok=True)  # of a run that was killed before it was one
         is_run = (directory / CONFIG).is_file()
         if not (is_run and is_fresh):
             _check(directory, config)
