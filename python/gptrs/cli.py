@@ -176,13 +176,16 @@ def prepare_command(
     from gptrs import prepare, train_and_prepare
     from gptrs.corpus import standard_input
 
-    if train_tokenizer is not None:
+    coder = None
+    if train_tokenizer is None:
+        coder = _load_tokenizer(tokenizer, pattern)
+    else:
         _check_out(tokenizer, "--tokenizer")
     with standard_input(files, stdin, out) as paths:
-        if train_tokenizer is None:
+        if coder is not None:
             dataset = prepare(
                 paths,
-                _load_tokenizer(tokenizer, pattern),
+                coder,
                 out,
                 text_field=text_field,
                 shard_tokens=shard_tokens,
@@ -190,7 +193,7 @@ def prepare_command(
                 threads=threads,
                 progress=progress,
             )
-        else:
+        elif train_tokenizer is not None:
             coder, dataset = train_and_prepare(
                 paths,
                 train_tokenizer,

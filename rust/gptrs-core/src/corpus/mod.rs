@@ -148,7 +148,8 @@ fn files_below(dir: &Path) -> Result<Vec<PathBuf>> {
 /// Calls `f` with each document of `input`, in order.
 pub fn for_each_document(input: &Input, text_field: &TextField, mut f: impl FnMut(&str) -> Result<()>) -> Result<()> {
     match input.kind {
-        Kind::Text => f(&text(input)?),
+        Kind::Text if input.codec == Codec::Plain => f(utf8(Map::open(&input.path)?.as_bytes(), 0, &input.path)?),
+        Kind::Text => f(&compressed_text(input)?),
         Kind::JsonLines => {
             let mut lines = JsonLines::open(input)?;
             let mut bytes = Vec::new();
@@ -161,21 +162,16 @@ pub fn for_each_document(input: &Input, text_field: &TextField, mut f: impl FnMu
     }
 }
 
-/// The whole text of a text file; a compressed one has at most [`MAX_TEXT`] bytes.
-fn text(input: &Input) -> Result<String> {
-    let path = &input.path;
-    let mut bytes = Vec::new();
-    if input.codec == Codec::Plain {
-        bytes.extend_from_slice(Map::open(path)?.as_bytes());
-    } else {
-        Source::open(input, 0)?.read(MAX_TEXT + 1, &mut bytes)?;
-    }
-    if input.codec != Codec::Plain && bytes.len() as u64 > MAX_TEXT {
+/// The whole text of a compressed file, which has at most [`MAX_TEXT`] bytes.
+fn compressed_text(input: &Input) -> Result<String> {
+    let (path, mut bytes) = (&input.path, Vec::new());
+    Source::open(input, 0)?.read(MAX_TEXT + 1, &mut bytes)?;
+    if bytes.len() as u64 > MAX_TEXT {
         let reason = format!("expected at most {MAX_TEXT} bytes of text inside, got more; hint: decompress it first");
         return Err(bad_file(path, input.codec, &reason));
     }
-    utf8(&bytes, 0, path)?;
-    Ok(String::from_utf8(bytes).unwrap_or_default())
+    String::from_utf8(bytes)
+        .map_err(|e| Error::NotUtf8 { path: path.clone(), offset: e.utf8_error().valid_up_to() as u64 })
 }
 
 /// `bytes` as text; they stand at `offset` of the file at `path`.
