@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import gptrs
-import gptrs.data
+import gptrs.loader
 from conftest import dataset_bytes
 from gptrs import Dataset, Loader, Tokenizer, prepare
 
@@ -73,7 +73,7 @@ def test_a_template_joins_the_fields_of_a_line(gpt2_like: Tokenizer, tmp_path: P
 
 
 def test_the_docstrings_examples_run():
-    results = doctest.testmod(gptrs.data, optionflags=doctest.ELLIPSIS)
+    results = doctest.testmod(gptrs.loader, optionflags=doctest.ELLIPSIS)
     assert results.failed == 0 and results.attempted >= 6
 
 

@@ -21,7 +21,7 @@ import pytest
 import torch
 
 from gptrs import config as configs
-from gptrs.data import Dataset
+from gptrs.dataset import Dataset
 from gptrs.tokenizer import Tokenizer
 from gptrs.train import corpus, metrics, pretrain
 from gptrs.train.config import PretrainConfig, load

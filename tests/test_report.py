@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from gptrs import chart, report
-from gptrs.data import prepare
+from gptrs.dataset import prepare
 from gptrs.holdout import Source
 from gptrs.model import ModelConfig, Transformer, count
 from gptrs.tokenizer import Tokenizer

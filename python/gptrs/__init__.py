@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from gptrs._core import StreamDecoder, __version__
-    from gptrs.data import Batch, Dataset, Loader, prepare
+    from gptrs.dataset import Dataset, prepare
     from gptrs.encoded import Encoded, Padded
+    from gptrs.loader import Batch, Loader
     from gptrs.tokenizer import Tokenizer
     from gptrs.train_prepare import train_and_prepare
 
@@ -28,8 +29,9 @@ __all__ = [
 
 _MODULES = {
     "gptrs._core": ("StreamDecoder", "__version__"),
-    "gptrs.data": ("Batch", "Dataset", "Loader", "prepare"),
+    "gptrs.dataset": ("Dataset", "prepare"),
     "gptrs.encoded": ("Encoded", "Padded"),
+    "gptrs.loader": ("Batch", "Loader"),
     "gptrs.tokenizer": ("Tokenizer",),
     "gptrs.train_prepare": ("train_and_prepare",),
 }

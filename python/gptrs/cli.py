@@ -9,12 +9,12 @@ import sys
 import warnings
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from gptrs import cli_training
-from gptrs.cli_training import Files, Progress, TextField, Threads
+from gptrs import cli_data, cli_training
+from gptrs.cli_data import Pattern, load_tokenizer
 
 if TYPE_CHECKING:
     from gptrs.model import Transformer
@@ -29,16 +29,13 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 tokenizer_app = typer.Typer(help="Train a tokenizer and use it.", no_args_is_help=True, context_settings=_SETTINGS)
-data_app = typer.Typer(help="Look into token shards and check them.", no_args_is_help=True, context_settings=_SETTINGS)
 app.add_typer(tokenizer_app, name="tokenizer")
-app.add_typer(data_app, name="data")
+app.add_typer(cli_data.app, name="data")
+app.command("prepare")(cli_data.prepare)
 
 TokenizerFile = Annotated[str, typer.Argument(help="tokenizer.json, *.tiktoken, or a folder.", metavar="TOKENIZER")]
-TokenizerOption = Annotated[str, typer.Option("--tokenizer", "-t", help="tokenizer.json, *.tiktoken, or a folder.")]
-Pattern = Annotated[str | None, typer.Option(help="Splitting pattern of a .tiktoken file: a name or a regex.")]
 Overrides = Annotated[list[str] | None, typer.Argument(help="Settings that differ.", metavar="[SECTION.KEY=VALUE…]")]
 Fresh = Annotated[bool, typer.Option("--fresh", help="Remove what an earlier run left in the run directory.")]
-Folder = Annotated[str, typer.Argument(help="The folder that `gptrs prepare` wrote.", metavar="DIR")]
 
 
 def main() -> None:
@@ -101,7 +98,7 @@ def tokenizer_encode(
     """Print the ids of a text; special-token text is ordinary text unless --special is given."""
     from gptrs.inspect import quoted
 
-    coder = _load_tokenizer(tokenizer, pattern)
+    coder = load_tokenizer(tokenizer, pattern)
     source = sys.stdin.buffer.read() if text is None else text
     ids = coder.encode(source, allowed_special="all" if special else (), disallowed_special=())
     if not tokens:
@@ -125,7 +122,7 @@ def tokenizer_inspect(
     from gptrs import inspect
     from gptrs.files import write_atomic
 
-    coder = _load_tokenizer(tokenizer, pattern)
+    coder = load_tokenizer(tokenizer, pattern)
     source = sys.stdin.buffer.read() if text is None else text
     pieces = inspect.trace(coder, source, allowed_special="all" if special else ())
     if html is None:
@@ -142,7 +139,7 @@ def tokenizer_decode(
     pattern: Pattern = None,
 ) -> None:
     """Write the bytes of ids to standard output, exactly."""
-    coder = _load_tokenizer(tokenizer, pattern)
+    coder = load_tokenizer(tokenizer, pattern)
     if not ids:
         words = sys.stdin.read().split()
         bad = next((word for word in words if not word.isdecimal()), None)
@@ -151,125 +148,6 @@ def tokenizer_decode(
         ids = [int(word) for word in words]
     sys.stdout.buffer.write(coder.decode_bytes(ids))
     sys.stdout.buffer.flush()
-
-
-@app.command("prepare")
-def prepare_command(
-    files: Files,
-    tokenizer: TokenizerOption,
-    out: Annotated[str, typer.Option("--out", "-o", help="The folder for the shards and manifest.json.")],
-    train_tokenizer: Annotated[
-        int | None,
-        typer.Option(help="Train TOKENIZER on these files first, with this many ids.", metavar="VOCAB_SIZE"),
-    ] = None,
-    pattern: Pattern = None,
-    text_field: TextField = "text",
-    stdin: Annotated[
-        Literal["txt", "jsonl"], typer.Option(help="What standard input holds, the file named -.")
-    ] = "txt",
-    shard_tokens: Annotated[int, typer.Option(help="Tokens in a shard.", min=1)] = 1 << 27,
-    eot: Annotated[bool, typer.Option("--eot/--no-eot", help="Write the end-of-text id after each document.")] = True,
-    threads: Threads = 0,
-    progress: Progress = True,
-) -> None:
-    """Encode text files into token shards; the same command again finishes what was cut off."""
-    from gptrs import prepare, train_and_prepare
-    from gptrs.corpus import standard_input
-
-    coder = None
-    if train_tokenizer is None:
-        coder = _load_tokenizer(tokenizer, pattern)
-    else:
-        _check_out(tokenizer, "--tokenizer")
-    with standard_input(files, stdin, out) as paths:
-        if coder is not None:
-            dataset = prepare(
-                paths,
-                coder,
-                out,
-                text_field=text_field,
-                shard_tokens=shard_tokens,
-                append_eot=eot,
-                threads=threads,
-                progress=progress,
-            )
-        elif train_tokenizer is not None:
-            coder, dataset = train_and_prepare(
-                paths,
-                train_tokenizer,
-                out,
-                pattern=pattern or "gpt2",
-                save=tokenizer,
-                text_field=text_field,
-                shard_tokens=shard_tokens,
-                append_eot=eot,
-                threads=threads,
-                progress=progress,
-            )
-            typer.echo(f"{tokenizer}: {coder.vocab_size} ids, pattern {coder.pattern}, digest {coder.digest[:16]}")
-    typer.echo(f"{out}: {dataset.n_tokens} tokens, {dataset.n_documents} documents, fingerprint {dataset.fingerprint}")
-
-
-@data_app.command("inspect")
-def data_inspect(path: Folder) -> None:
-    """Print what a dataset holds."""
-    from gptrs.data import Dataset
-
-    dataset = Dataset(path)
-    facts = {
-        "tokens": dataset.n_tokens,
-        "documents": dataset.n_documents,
-        "ids": f"{dataset.dtype.name}, below {dataset.vocab_size}",
-        "shards": len(dataset.manifest["shards"]),
-        "tokenizer": dataset.tokenizer_digest,
-        "fingerprint": dataset.fingerprint,
-    }
-    for name, value in facts.items():
-        typer.echo(f"{name:<12}{value}")
-    for shard in dataset.manifest["shards"]:
-        typer.echo(f"  {shard['name']}  {shard['n_tokens']} tokens  {shard['n_documents']} documents")
-
-
-@data_app.command("verify")
-def data_verify(path: Folder, threads: Threads = 0, progress: Progress = True) -> None:
-    """Read every byte of a dataset and compare all checksums."""
-    from gptrs.data import Dataset
-
-    dataset = Dataset(path)
-    dataset.verify(threads=threads, progress=progress)
-    typer.echo(f"{path}: {dataset.n_tokens} tokens are whole, fingerprint {dataset.fingerprint}")
-
-
-@data_app.command("show")
-def data_show(
-    path: Folder,
-    batch: Annotated[int, typer.Argument(help="Which batch, counted from 0.", min=0)] = 0,
-    seq_len: Annotated[int, typer.Option(help="Tokens in a row.", min=1)] = 64,
-    global_batch: Annotated[int, typer.Option(help="Rows in a batch.", min=1)] = 4,
-    seed: Annotated[int, typer.Option(help="The loader's seed.", min=0)] = 0,
-    shuffle: Annotated[
-        bool, typer.Option("--shuffle/--no-shuffle", help="The loader's order or the dataset's.")
-    ] = True,
-    tokenizer: Annotated[str | None, typer.Option("--tokenizer", "-t", help="Show text instead of ids.")] = None,
-    pattern: Pattern = None,
-) -> None:
-    """Print the rows of batch BATCH exactly as training sees them."""
-    from gptrs.data import Dataset, Loader
-    from gptrs.inspect import quoted
-
-    dataset = Dataset(path)
-    coder = None if tokenizer is None else _load_tokenizer(tokenizer, pattern)
-    if coder is not None and coder.digest != dataset.tokenizer_digest:
-        raise ValueError(
-            f"{path} was made by the tokenizer with digest {dataset.tokenizer_digest}, {tokenizer} has {coder.digest}"
-        )
-    with Loader(
-        dataset, seq_len=seq_len, global_batch=global_batch, seed=seed, shuffle=shuffle, device="numpy"
-    ) as loader:
-        shown = loader.batch_at(batch)
-    for start, row in zip(shown.starts, shown.tokens, strict=True):
-        content = " ".join(map(str, row.tolist())) if coder is None else quoted(coder.decode_bytes(row))
-        typer.echo(f"token {start}: {content}")
 
 
 @app.command("train")
@@ -363,7 +241,7 @@ def _open_model(run: str | None, checkpoint: str | None, device: str) -> tuple["
         raise FileNotFoundError(
             f"expected a finished checkpoint in {folder / 'checkpoints'}, found none; hint: gptrs train"
         )
-    tokenizer = _load_tokenizer(str(folder / "tokenizer.json"), None)
+    tokenizer = load_tokenizer(str(folder / "tokenizer.json"), None)
     checkpoints.verify(path)
     config = ModelConfig(**checkpoints.read_state(path)["model"])
     name = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
@@ -377,15 +255,3 @@ def _open_model(run: str | None, checkpoint: str | None, device: str) -> tuple["
 def _write(text: str) -> None:
     sys.stdout.write(text)
     sys.stdout.flush()
-
-
-def _check_out(path: str, option: str) -> None:
-    """Before the work: what is trained can be saved."""
-    if Path(path).suffix not in (".json", ".tiktoken") or not Path(path).resolve().parent.is_dir():
-        raise ValueError(f"{option} must be a .json or .tiktoken file in a folder that exists, got {path}")
-
-
-def _load_tokenizer(path: str, pattern: str | None) -> "Tokenizer":
-    from gptrs.tokenizer import Tokenizer
-
-    return Tokenizer.from_file(path, pattern=pattern)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gptrs import chart
-from gptrs.data import Dataset
+from gptrs.dataset import Dataset
 from gptrs.files import write_atomic
 from gptrs.holdout import Source
 from gptrs.model import count

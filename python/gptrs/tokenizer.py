@@ -18,7 +18,7 @@ import numpy.typing as npt
 from gptrs import _core, pretrained, trainer
 from gptrs._core import StreamDecoder
 from gptrs.corpus import AnyPath, expand
-from gptrs.data import Dataset, prepare
+from gptrs.dataset import Dataset, prepare
 from gptrs.encoded import Encoded
 from gptrs.hugging_face_view import HuggingFaceView
 from gptrs.progress import bar

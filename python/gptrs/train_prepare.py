@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from typing import Unpack
 
 from gptrs.corpus import AnyPath, expand
-from gptrs.data import Dataset, prepare
+from gptrs.dataset import Dataset, prepare
 from gptrs.tokenizer import Tokenizer
 from gptrs.trainer import Options
 

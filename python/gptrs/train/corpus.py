@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from gptrs import holdout
-from gptrs.data import Dataset, prepare
+from gptrs.dataset import Dataset, prepare
 from gptrs.files import digest, write_atomic
 from gptrs.holdout import Source
 from gptrs.tokenizer import Tokenizer

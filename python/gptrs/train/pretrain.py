@@ -16,8 +16,8 @@ from torch import Tensor, nn
 
 from gptrs import config as configs
 from gptrs import report, trace
-from gptrs.data import Loader
 from gptrs.generate import generate
+from gptrs.loader import Loader
 from gptrs.model import Transformer, count
 from gptrs.train import checkpoint, corpus, metrics, rundir
 from gptrs.train.config import PretrainConfig

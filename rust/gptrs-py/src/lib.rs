@@ -4,8 +4,9 @@
 #![allow(clippy::needless_pass_by_value)] // arguments come from Python as owned values
 
 mod call;
-mod data;
+mod dataset;
 mod formats;
+mod loader;
 mod text;
 mod tokenizer;
 mod trainer;
@@ -15,7 +16,9 @@ use pyo3::prelude::*;
 #[pymodule(gil_used = false)]
 mod _core {
     #[pymodule_export]
-    use crate::data::{Dataset, Loader, Ring, prepare};
+    use crate::dataset::{Dataset, prepare};
+    #[pymodule_export]
+    use crate::loader::{Loader, Ring};
     #[pymodule_export]
     use crate::tokenizer::{StreamDecoder, Tokenizer};
     #[pymodule_export]

@@ -1,196 +1,26 @@
-"""Text to token shards, and shards to batches in an order that only the seed decides.
+"""Shards to batches in an order that only the seed decides.
 
-    files ── prepare ──▶ shards + manifest.json ── Dataset ──▶ Loader ──▶ Batch (tokens, targets)
+    Dataset ──▶ Loader ──▶ Batch (tokens, targets)
 
 The order is a pure function of (seed, epoch, index): the loader's whole state is one integer, the next sample. It is
 the same on every rank, and after a stop any number of ranks and any microbatch continue exactly where it stood. A Rust
 thread fills fresh buffers ahead of the consumer, so a batch that is kept is never overwritten.
 """
 
-import json
 import os
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from os import fspath
-from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self
+from typing import Any, Self
 
 import numpy as np
 import numpy.typing as npt
 
 from gptrs import _core
-from gptrs.corpus import AnyPath, expand
-from gptrs.progress import bar
-
-if TYPE_CHECKING:
-    from gptrs.tokenizer import Tokenizer
+from gptrs.dataset import Dataset, require
 
 _STATE_VERSION = 1
-
-
-def prepare(
-    files: AnyPath | Iterable[AnyPath],
-    tokenizer: "Tokenizer",
-    out: AnyPath,
-    *,
-    text_field: str = "text",
-    shard_tokens: int = 1 << 27,
-    append_eot: bool = True,
-    threads: int = 0,
-    progress: bool = True,
-) -> "Dataset":
-    """Encodes files into token shards in the folder `out` and returns them as a dataset.
-
-    The bytes written do not depend on `threads`. When the work is cut off, the same call again keeps the finished
-    shards and ends in the same bytes. Special-token text in the files is ordinary text; the manifest counts it.
-
-    Args:
-        files: Paths, globs and folders (searched for *.txt and *.jsonl, also with .gz or .zst). A .txt file is one
-            UTF-8 document, a line of a .jsonl file is one.
-        tokenizer: The tokenizer; its digest goes into every shard.
-        out: The folder to write; one that holds another dataset is refused.
-        text_field: The field of a .jsonl line that holds the text, or a template of several: "{title}: {text}".
-        shard_tokens: Tokens in a shard, the last one excepted.
-        append_eot: Write the tokenizer's end-of-text id after each document, if it has one.
-        threads: Threads to use; 0 means all cores.
-        progress: Show a progress bar when stderr is a terminal.
-
-    Raises:
-        ValueError: The corpus is empty, not UTF-8 or not valid JSON, or `out` holds another dataset.
-        OSError: A file cannot be read or written.
-    """
-    _require("shard_tokens", shard_tokens, 1, 1 << 40)
-    _require("threads", threads, 0, 1 << 16)
-    paths = expand(files)
-    with bar(progress) as report:
-        core = _core.prepare(
-            paths,
-            tokenizer.core,
-            fspath(out),
-            text_field=text_field,
-            shard_tokens=shard_tokens,
-            append_eot=append_eot,
-            threads=threads,
-            progress=report,
-        )
-    return Dataset._of(core)
-
-
-class Dataset:
-    """The token shards of a folder as one long array of ids; opening checks sizes, headers and the manifest's root."""
-
-    __slots__ = ("core",)
-
-    core: _core.Dataset
-
-    def __init__(self, path: AnyPath) -> None:
-        """Opens the folder that `prepare` wrote.
-
-        Raises:
-            ValueError: The manifest or a shard is not valid or was cut short.
-            OSError: A file cannot be read.
-        """
-        self.core = _core.Dataset(fspath(path))
-
-    @classmethod
-    def _of(cls, core: _core.Dataset) -> Self:
-        dataset = cls.__new__(cls)
-        dataset.core = core
-        return dataset
-
-    @property
-    def path(self) -> Path:
-        """The folder."""
-        return Path(self.core.path)
-
-    @property
-    def n_tokens(self) -> int:
-        """Tokens in all shards, end-of-text ids included."""
-        return self.core.n_tokens
-
-    @property
-    def n_documents(self) -> int:
-        """Documents in all shards."""
-        return self.core.n_documents
-
-    @property
-    def vocab_size(self) -> int:
-        """The vocabulary size of the tokenizer that made the ids: each is smaller."""
-        return self.core.vocab_size
-
-    @property
-    def dtype(self) -> np.dtype[Any]:
-        """The ids' type in the shards: uint16 or uint32."""
-        return np.dtype(self.core.dtype)
-
-    @property
-    def tokenizer_digest(self) -> str:
-        """The digest of the tokenizer that made the ids (`Tokenizer.digest`)."""
-        return self.core.tokenizer_digest
-
-    @property
-    def fingerprint(self) -> str:
-        """64 hex digits over all shards and their order: the identity of the data."""
-        return self.core.fingerprint
-
-    @property
-    def manifest(self) -> dict[str, Any]:
-        """What manifest.json says: the shards with their counts and digests."""
-        manifest: dict[str, Any] = json.loads((self.path / "manifest.json").read_bytes())
-        return manifest
-
-    def n_rows(self, seq_len: int) -> int:
-        """The rows of `seq_len` + 1 tokens in one epoch; neighbours share one token."""
-        _require("seq_len", seq_len, 1, (1 << 31) - 1)
-        return self.core.n_rows(seq_len)
-
-    def read(self, start: int, n_tokens: int) -> npt.NDArray[np.uint32]:
-        """The ids `start` … `start + n_tokens`, across shard borders.
-
-        Raises:
-            ValueError: They are not all in the dataset, or a shard is damaged there.
-        """
-        self._check_range(start, n_tokens)
-        return self.core.read(start, n_tokens)
-
-    def doc_ids(self, start: int, n_tokens: int) -> npt.NDArray[np.int32]:
-        """For each of these tokens the number of its document, counted from 0 over the dataset."""
-        if self.n_documents > np.iinfo(np.int32).max:
-            raise ValueError(f"document numbers are int32, the dataset has {self.n_documents} documents")
-        self._check_range(start, n_tokens)
-        return self.core.doc_ids(start, n_tokens).astype(np.int32)
-
-    def _check_range(self, start: int, n_tokens: int) -> None:
-        if not 0 <= start <= start + n_tokens <= self.n_tokens:
-            raise ValueError(f"tokens {start} to {start + n_tokens} are not in the dataset of {self.n_tokens}")
-
-    def verify(self, *, threads: int = 0, progress: bool = True) -> None:
-        """Reads every byte and compares all checksums.
-
-        Raises:
-            ValueError: A shard was changed or damaged; the message names it and the block.
-        """
-        _require("threads", threads, 0, 1 << 16)
-        with bar(progress) as report:
-            self.core.verify(threads, report)
-
-    def __len__(self) -> int:
-        return self.n_tokens
-
-    def __getitem__(self, index: slice) -> npt.NDArray[np.uint32]:
-        """The ids of a slice with step 1."""
-        start, stop, step = index.indices(self.n_tokens)
-        if step != 1:
-            raise ValueError(f"expected a slice with step 1, got step {step}; hint: slice the array that comes back")
-        return self.read(start, max(stop - start, 0))
-
-    def __repr__(self) -> str:
-        return f"Dataset({str(self.path)!r}, n_tokens={self.n_tokens}, n_documents={self.n_documents})"
-
-    def __reduce__(self) -> tuple[Any, tuple[str]]:
-        return Dataset, (str(self.path),)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -291,9 +121,9 @@ class Loader:
             micro_batch = _split(global_batch, world_size)
         sizes = {"seq_len": seq_len, "global_batch": global_batch, "micro_batch": micro_batch, "world_size": world_size}
         for name, value in {**sizes, "prefetch": prefetch}.items():
-            _require(name, value, 1, (1 << 31) - 1)
-        _require("seed", seed, 0, (1 << 64) - 1)
-        _require("rank", rank, 0, world_size - 1)
+            require(name, value, 1, (1 << 31) - 1)
+        require("seed", seed, 0, (1 << 64) - 1)
+        require("rank", rank, 0, world_size - 1)
         self.dataset = dataset
         self.seq_len = seq_len
         self.global_batch = global_batch
@@ -358,7 +188,7 @@ class Loader:
 
     def batch_at(self, index: int) -> Batch:
         """Microbatch `index` of this rank, counted from the beginning; leaves the loader where it is."""
-        _require("index", index, 0, (1 << 63) // (self.micro_batch * self.world_size) - 1)
+        require("index", index, 0, (1 << 63) // (self.micro_batch * self.world_size) - 1)
         sample = index * self.micro_batch * self.world_size
         buffers = self._allocate()
         self.core.fill(sample, buffers.array)
@@ -465,11 +295,6 @@ def _restore(dataset: Dataset, arguments: dict[str, Any], next_sample: int) -> L
     loader = Loader(dataset, **arguments)
     loader._next_sample = next_sample
     return loader
-
-
-def _require(name: str, value: int, least: int, most: int) -> None:
-    if not least <= value <= most:
-        raise ValueError(f"{name} must be {least} to {most}, got {value}")
 
 
 def _split(global_batch: int, world_size: int) -> int:

@@ -1,0 +1,189 @@
+"""Text to token shards in a folder, and the folder read as one long array of ids.
+
+files ── prepare ──▶ shards + manifest.json ── Dataset
+"""
+
+import json
+from collections.abc import Iterable
+from os import fspath
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self
+
+import numpy as np
+import numpy.typing as npt
+
+from gptrs import _core
+from gptrs.corpus import AnyPath, expand
+from gptrs.progress import bar
+
+if TYPE_CHECKING:
+    from gptrs.tokenizer import Tokenizer
+
+
+def prepare(
+    files: AnyPath | Iterable[AnyPath],
+    tokenizer: "Tokenizer",
+    out: AnyPath,
+    *,
+    text_field: str = "text",
+    shard_tokens: int = 1 << 27,
+    append_eot: bool = True,
+    threads: int = 0,
+    progress: bool = True,
+) -> "Dataset":
+    """Encodes files into token shards in the folder `out` and returns them as a dataset.
+
+    The bytes written do not depend on `threads`. When the work is cut off, the same call again keeps the finished
+    shards and ends in the same bytes. Special-token text in the files is ordinary text; the manifest counts it.
+
+    Args:
+        files: Paths, globs and folders (searched for *.txt and *.jsonl, also with .gz or .zst). A .txt file is one
+            UTF-8 document, a line of a .jsonl file is one.
+        tokenizer: The tokenizer; its digest goes into every shard.
+        out: The folder to write; one that holds another dataset is refused.
+        text_field: The field of a .jsonl line that holds the text, or a template of several: "{title}: {text}".
+        shard_tokens: Tokens in a shard, the last one excepted.
+        append_eot: Write the tokenizer's end-of-text id after each document, if it has one.
+        threads: Threads to use; 0 means all cores.
+        progress: Show a progress bar when stderr is a terminal.
+
+    Raises:
+        ValueError: The corpus is empty, not UTF-8 or not valid JSON, or `out` holds another dataset.
+        OSError: A file cannot be read or written.
+    """
+    require("shard_tokens", shard_tokens, 1, 1 << 40)
+    require("threads", threads, 0, 1 << 16)
+    paths = expand(files)
+    with bar(progress) as report:
+        core = _core.prepare(
+            paths,
+            tokenizer.core,
+            fspath(out),
+            text_field=text_field,
+            shard_tokens=shard_tokens,
+            append_eot=append_eot,
+            threads=threads,
+            progress=report,
+        )
+    return Dataset._of(core)
+
+
+class Dataset:
+    """The token shards of a folder as one long array of ids; opening checks sizes, headers and the manifest's root."""
+
+    __slots__ = ("core",)
+
+    core: _core.Dataset
+
+    def __init__(self, path: AnyPath) -> None:
+        """Opens the folder that `prepare` wrote.
+
+        Raises:
+            ValueError: The manifest or a shard is not valid or was cut short.
+            OSError: A file cannot be read.
+        """
+        self.core = _core.Dataset(fspath(path))
+
+    @classmethod
+    def _of(cls, core: _core.Dataset) -> Self:
+        dataset = cls.__new__(cls)
+        dataset.core = core
+        return dataset
+
+    @property
+    def path(self) -> Path:
+        """The folder."""
+        return Path(self.core.path)
+
+    @property
+    def n_tokens(self) -> int:
+        """Tokens in all shards, end-of-text ids included."""
+        return self.core.n_tokens
+
+    @property
+    def n_documents(self) -> int:
+        """Documents in all shards."""
+        return self.core.n_documents
+
+    @property
+    def vocab_size(self) -> int:
+        """The vocabulary size of the tokenizer that made the ids: each is smaller."""
+        return self.core.vocab_size
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """The ids' type in the shards: uint16 or uint32."""
+        return np.dtype(self.core.dtype)
+
+    @property
+    def tokenizer_digest(self) -> str:
+        """The digest of the tokenizer that made the ids (`Tokenizer.digest`)."""
+        return self.core.tokenizer_digest
+
+    @property
+    def fingerprint(self) -> str:
+        """64 hex digits over all shards and their order: the identity of the data."""
+        return self.core.fingerprint
+
+    @property
+    def manifest(self) -> dict[str, Any]:
+        """What manifest.json says: the shards with their counts and digests."""
+        manifest: dict[str, Any] = json.loads((self.path / "manifest.json").read_bytes())
+        return manifest
+
+    def n_rows(self, seq_len: int) -> int:
+        """The rows of `seq_len` + 1 tokens in one epoch; neighbours share one token."""
+        require("seq_len", seq_len, 1, (1 << 31) - 1)
+        return self.core.n_rows(seq_len)
+
+    def read(self, start: int, n_tokens: int) -> npt.NDArray[np.uint32]:
+        """The ids `start` … `start + n_tokens`, across shard borders.
+
+        Raises:
+            ValueError: They are not all in the dataset, or a shard is damaged there.
+        """
+        self._check_range(start, n_tokens)
+        return self.core.read(start, n_tokens)
+
+    def doc_ids(self, start: int, n_tokens: int) -> npt.NDArray[np.int32]:
+        """For each of these tokens the number of its document, counted from 0 over the dataset."""
+        if self.n_documents > np.iinfo(np.int32).max:
+            raise ValueError(f"document numbers are int32, the dataset has {self.n_documents} documents")
+        self._check_range(start, n_tokens)
+        return self.core.doc_ids(start, n_tokens).astype(np.int32)
+
+    def _check_range(self, start: int, n_tokens: int) -> None:
+        if not 0 <= start <= start + n_tokens <= self.n_tokens:
+            raise ValueError(f"tokens {start} to {start + n_tokens} are not in the dataset of {self.n_tokens}")
+
+    def verify(self, *, threads: int = 0, progress: bool = True) -> None:
+        """Reads every byte and compares all checksums.
+
+        Raises:
+            ValueError: A shard was changed or damaged; the message names it and the block.
+        """
+        require("threads", threads, 0, 1 << 16)
+        with bar(progress) as report:
+            self.core.verify(threads, report)
+
+    def __len__(self) -> int:
+        return self.n_tokens
+
+    def __getitem__(self, index: slice) -> npt.NDArray[np.uint32]:
+        """The ids of a slice with step 1."""
+        start, stop, step = index.indices(self.n_tokens)
+        if step != 1:
+            raise ValueError(f"expected a slice with step 1, got step {step}; hint: slice the array that comes back")
+        return self.read(start, max(stop - start, 0))
+
+    def __repr__(self) -> str:
+        return f"Dataset({str(self.path)!r}, n_tokens={self.n_tokens}, n_documents={self.n_documents})"
+
+    def __reduce__(self) -> tuple[Any, tuple[str]]:
+        return Dataset, (str(self.path),)
+
+
+def require(name: str, value: int, least: int, most: int) -> None:
+    """Raises ValueError unless `least` <= `value` <= `most`."""
+    if not least <= value <= most:
+        raise ValueError(f"{name} must be {least} to {most}, got {value}")
