@@ -7,12 +7,14 @@ the same on every rank, and after a stop any number of ranks and any microbatch 
 thread fills fresh buffers ahead of the consumer, so a batch that is kept is never overwritten.
 """
 
+import math
 import os
+import weakref
 from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -135,10 +137,10 @@ class Loader:
         self.device = device
         self.prefetch = prefetch
         self.core = _core.Loader(dataset.core, seq_len, global_batch, micro_batch, rank, world_size, seed, shuffle)
-        self._allocate = _allocator(device, micro_batch, seq_len, dataset.dtype)
+        self._memory = _ring(device, micro_batch, seq_len, dataset.dtype, 2 * prefetch)
         self._next_sample = 0
         self._ring: _core.Ring | None = None
-        self._in_flight: deque[_Buffers] = deque()
+        self._in_flight: deque[_Slot] = deque()
         self._pid = os.getpid()
         self._is_closed = False
 
@@ -180,9 +182,8 @@ class Loader:
         except Exception:
             self._stop()  # the next call begins again at the same sample
             raise
-        buffers = self._in_flight.popleft()
+        batch = self._batch(self._next_sample, self._in_flight.popleft())
         self._submit(ring)
-        batch = self._batch(self._next_sample, buffers)
         self._next_sample += self.micro_batch * self.world_size
         return batch
 
@@ -190,9 +191,9 @@ class Loader:
         """Microbatch `index` of this rank, counted from the beginning; leaves the loader where it is."""
         require("index", index, 0, (1 << 63) // (self.micro_batch * self.world_size) - 1)
         sample = index * self.micro_batch * self.world_size
-        buffers = self._allocate()
-        self.core.fill(sample, buffers.array)
-        return self._batch(sample, buffers)
+        slot = self._memory.take()
+        self.core.fill(sample, slot.array)
+        return self._batch(sample, slot)
 
     def state_dict(self) -> dict[str, Any]:
         """What continues this loader exactly: JSON of less than 1 KB, the same on every rank."""
@@ -278,16 +279,16 @@ class Loader:
         return self._ring
 
     def _submit(self, ring: _core.Ring) -> None:
-        buffers = self._allocate()
-        ring.submit(buffers.array)
-        self._in_flight.append(buffers)
+        slot = self._memory.take()
+        ring.submit(slot.array)
+        self._in_flight.append(slot)
 
     def _stop(self) -> None:
         self._ring = None  # joins the thread
         self._in_flight.clear()
 
-    def _batch(self, sample: int, buffers: "_Buffers") -> Batch:
-        tokens, targets = buffers.take()
+    def _batch(self, sample: int, slot: "_Slot") -> Batch:
+        tokens, targets = self._memory.deliver(slot)
         return Batch(tokens, targets, self, sample)
 
 
@@ -308,50 +309,90 @@ def _split(global_batch: int, world_size: int) -> int:
     return global_batch // world_size
 
 
-@dataclass(slots=True, eq=False)
-class _Buffers:
-    """Fresh memory for one microbatch: what Rust fills, and how it becomes what the user gets."""
+class _Slot(NamedTuple):
+    """Memory for one microbatch."""
 
-    array: npt.NDArray[Any]  # (2, B, T) int64 tokens and targets, or (B, T+1) rows as in the shards
-    tensor: Any  # the same memory as a pinned torch tensor for CUDA, else None
-    device: str
+    array: npt.NDArray[Any]  # what Rust fills
+    tensor: Any = None  # the same memory as a pinned tensor, where it is
 
-    def take(self) -> tuple[Any, Any]:
-        """Tokens and targets, (B, T) int64."""
-        if self.device == "numpy":
-            return self.array[0], self.array[1]
+
+class _HostRing:
+    """Memory of batches on the CPU, used again once nobody holds anything that was made from it.
+
+    Fresh memory costs more than filling it: the system maps and clears each page at the first touch.
+    """
+
+    def __init__(self, shape: tuple[int, ...], size: int, from_numpy: Callable[..., Any] | None) -> None:
+        self._shape = shape
+        self._n_bytes = 8 * math.prod(shape)
+        self._from_numpy = from_numpy  # torch's, for tensors
+        self._free: deque[bytearray] = deque(maxlen=size)
+        self._lent: dict[weakref.ref[npt.NDArray[Any]], bytearray] = {}
+
+    def take(self) -> _Slot:
+        """Memory of (2, B, T) to fill."""
+        try:
+            memory = self._free.pop()
+        except IndexError:
+            memory = bytearray(self._n_bytes)
+        flat = np.frombuffer(memory, np.int64)
+        # numpy gives every view of it this base, and a tensor keeps its array: when `flat` dies nothing is left.
+        self._lent[weakref.ref(flat, self._give_back)] = memory
+        return _Slot(flat.reshape(self._shape))
+
+    def _give_back(self, lent: "weakref.ref[npt.NDArray[Any]]") -> None:
+        self._free.append(self._lent.pop(lent))
+
+    def deliver(self, slot: _Slot) -> tuple[Any, Any]:
+        """Tokens and targets, (B, T) int64, in the memory of `slot`."""
+        if self._from_numpy is None:
+            return slot.array[0], slot.array[1]
+        tokens, targets = self._from_numpy(slot.array).unbind()
+        return tokens, targets
+
+
+class _PinnedRing:
+    """Pinned memory of rows on their way to a CUDA device, used again once their copy has ended there."""
+
+    def __init__(self, device: str, shape: tuple[int, ...], dtype: np.dtype[Any]) -> None:
         import torch
 
-        if self.tensor is None:
-            tokens, targets = torch.from_numpy(self.array).unbind()
-            return tokens, targets
+        self._torch, self._device, self._shape, self._dtype = torch, device, shape, dtype
+        # torch has few operations on unsigned types: the same bits as signed ones, masked after widening.
+        self._signed = {2: torch.int16, 4: torch.int32}[dtype.itemsize]
+        self._mask = (1 << 8 * dtype.itemsize) - 1
+        self._copying: deque[tuple[_Slot, Any]] = deque()  # and the event behind the copy, oldest first
 
-        # Two bytes a token cross the bus and are widened there. The host memory returns to torch's pinned allocator,
-        # which waits for the copy before it hands it out again.
-        mask = (1 << 8 * self.array.itemsize) - 1
-        rows = self.tensor.to(self.device, non_blocking=True).to(torch.int64) & mask  # (B, T+1)
+    def take(self) -> _Slot:
+        """Memory of (B, T + 1) to fill with rows as in the shards."""
+        if self._copying and self._copying[0][1].query():
+            return self._copying.popleft()[0]
+        rows = self._torch.empty(self._shape, dtype=self._signed, pin_memory=True)
+        return _Slot(rows.numpy().view(self._dtype), rows)
+
+    def deliver(self, slot: _Slot) -> tuple[Any, Any]:
+        """Tokens and targets, (B, T) int64 on the device: two bytes a token cross the bus and are widened there."""
+        torch = self._torch
+        with torch.cuda.device(self._device):
+            rows = slot.tensor.to(self._device, non_blocking=True)  # (B, T+1)
+            copied = torch.cuda.Event()
+            copied.record()
+        self._copying.append((slot, copied))
+        rows = rows.to(torch.int64) & self._mask  # (B, T+1)
         return rows[:, :-1].contiguous(), rows[:, 1:].contiguous()  # (B, T)
 
 
-def _allocator(device: str, B: int, T: int, dtype: np.dtype[Any]) -> Callable[[], _Buffers]:
-    """What makes fresh buffers for `device`; wrong devices and missing packages show here, before the first batch."""
-    wide = (2, B, T)
+def _ring(device: str, B: int, T: int, dtype: np.dtype[Any], size: int) -> _HostRing | _PinnedRing:
+    """The memory of batches for `device`; wrong devices and missing packages show here, before the first batch."""
     if device == "numpy":
-        return lambda: _Buffers(np.empty(wide, np.int64), None, device)
+        return _HostRing((2, B, T), size, None)
     try:
         import torch
     except ModuleNotFoundError as error:
         hint = "hint: pip install 'gptrs[train]', or use device=\"numpy\""
         raise ModuleNotFoundError(f"device={device!r} needs PyTorch, which is not installed; {hint}") from error
-    if device == "cpu":  # numpy's allocation is a few times cheaper than torch's, and the tensor shares it
-        return lambda: _Buffers(np.empty(wide, np.int64), None, device)
+    if device == "cpu":
+        return _HostRing((2, B, T), size, torch.from_numpy)
     if device.split(":")[0] != "cuda" or not torch.cuda.is_available():
         raise ValueError(f'device must be "cpu", "numpy" or a CUDA device that is there, got {device!r}')
-    # torch has few operations on unsigned types: the same bits as signed ones, masked after widening.
-    signed = torch.int16 if dtype == np.uint16 else torch.int32
-
-    def on_cuda() -> _Buffers:
-        rows = torch.empty((B, T + 1), dtype=signed, pin_memory=True)
-        return _Buffers(rows.numpy().view(dtype), rows, device)
-
-    return on_cuda
+    return _PinnedRing(device, (B, T + 1), dtype)

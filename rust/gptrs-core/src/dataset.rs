@@ -140,6 +140,20 @@ impl Dataset {
         Ok(())
     }
 
+    /// Hands `n` tokens from `start` on to `read`, as stored: in place where one mapped shard has them all.
+    pub(crate) fn with_bytes<R>(&self, start: u64, n: usize, read: impl FnOnce(&[u8]) -> R) -> Result<R> {
+        let i = self.token_starts.partition_point(|&s| s <= start).saturating_sub(1);
+        if self.token_starts.get(i + 1).is_some_and(|&end| start.saturating_add(n as u64) <= end) {
+            let shard = self.shard(i)?;
+            if let Some(bytes) = shard.mapped_tokens(start - self.token_starts[i], n)? {
+                return Ok(read(bytes));
+            }
+        }
+        let mut bytes = vec![0; n * self.spec.dtype.size()];
+        self.read_bytes(start, &mut bytes)?;
+        Ok(read(&bytes))
+    }
+
     /// Fills `out` with the index of the document of each token from `start` on.
     pub fn doc_ids(&self, start: u64, out: &mut [u64]) -> Result<()> {
         let end = start.checked_add(out.len() as u64).filter(|&end| end <= self.n_tokens());

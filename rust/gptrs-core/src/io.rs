@@ -34,9 +34,21 @@ impl Map {
         if len < MAP_FROM {
             return Self::read_from(&file, len, path);
         }
+        Self::of_file(&file, path)
+    }
+
+    /// The bytes of `file`, which nobody may change or truncate until the map is dropped; `None` unless it lies on a
+    /// file system of this machine.
+    ///
+    /// A mapped page that cannot be read kills the process. A network gives reason for that far more often than a disk.
+    pub fn of_local(file: &File, path: &Path) -> Result<Option<Self>> {
+        is_local(file).then(|| Self::of_file(file, path)).transpose()
+    }
+
+    fn of_file(file: &File, path: &Path) -> Result<Self> {
         // SAFETY: the map is private to this module, read-only and lent as one shared slice of the mapped length, so
         // every access is bounds-checked; that nobody changes the file meanwhile is this function's contract.
-        let map = unsafe { memmap2::Mmap::map(&file) }.map_err(Error::io("map", path))?;
+        let map = unsafe { memmap2::Mmap::map(file) }.map_err(Error::io("map", path))?;
         Ok(Self(Bytes::Mapped(map)))
     }
 
@@ -59,6 +71,29 @@ impl Map {
             Bytes::Read(bytes) => bytes,
         }
     }
+}
+
+/// Whether a file lies on a file system that is known to be of this machine.
+#[cfg(target_os = "linux")]
+fn is_local(file: &File) -> bool {
+    const LOCAL: [u64; 9] = [
+        0xEF53,      // ext2, ext3, ext4
+        0x5846_5342, // xfs
+        0x9123_683E, // btrfs
+        0xCA45_1A4E, // bcachefs
+        0xF2F5_2010, // f2fs
+        0x2FC1_2FC1, // zfs
+        0x0102_1994, // tmpfs
+        0x794C_7630, // overlayfs
+        0x7371_7368, // squashfs
+    ];
+    // The field's type and sign depend on the platform; the number has 32 bits.
+    rustix::fs::fstatfs(file).is_ok_and(|fs| LOCAL.contains(&(fs.f_type as u64 & 0xFFFF_FFFF)))
+}
+
+#[cfg(not(target_os = "linux"))]
+fn is_local(_: &File) -> bool {
+    false
 }
 
 /// Opens a regular file for reading; returns it with its length.

@@ -135,12 +135,12 @@ impl Loader {
             check_len(name, n, micro_batch, seq_len)?;
         }
         let (dtype, size) = (self.dataset.dtype(), self.dataset.dtype().size());
-        let mut row_bytes = vec![0; (seq_len + 1) * size];
         let outs = tokens.chunks_exact_mut(seq_len).zip(targets.chunks_exact_mut(seq_len));
         for (row, (tokens, targets)) in self.microbatch(next_sample)?.into_iter().zip(outs) {
-            self.dataset.read_bytes(row * seq_len as u64, &mut row_bytes)?;
-            widen(dtype, &row_bytes, tokens);
-            widen(dtype, &row_bytes[size..], targets);
+            self.dataset.with_bytes(row * seq_len as u64, seq_len + 1, |bytes| {
+                widen(dtype, bytes, tokens);
+                widen(dtype, &bytes[size..], targets);
+            })?;
         }
         Ok(())
     }
@@ -151,10 +151,8 @@ impl Loader {
         check_len("rows", rows.len(), micro_batch, seq_len + 1)?;
         let dtype = self.dataset.dtype();
         check_width::<T>(dtype)?;
-        let mut row_bytes = vec![0; (seq_len + 1) * dtype.size()];
         for (row, out) in self.microbatch(next_sample)?.into_iter().zip(rows.chunks_exact_mut(seq_len + 1)) {
-            self.dataset.read_bytes(row * seq_len as u64, &mut row_bytes)?;
-            widen(dtype, &row_bytes, out);
+            self.dataset.with_bytes(row * seq_len as u64, seq_len + 1, |bytes| widen(dtype, bytes, out))?;
         }
         Ok(())
     }

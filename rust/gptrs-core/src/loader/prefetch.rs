@@ -57,6 +57,9 @@ impl<T: Token> Buffers for Rows<T> {
 
 /// A thread that fills submitted buffers with consecutive microbatches.
 ///
+/// Waking a thread costs the caller more than all else that it does here. So the thread wakes by itself, about when half
+/// of what it filled should be used up at the caller's pace, and is woken only when the last full buffer is taken.
+///
 /// The thread starts at the first [`Prefetch::submit`] and ends with [`Prefetch::close`] or the drop, which wait for
 /// it. A failed read surfaces at [`Prefetch::next`]; the same batch is tried again for the buffers that follow, so
 /// nothing is skipped.
@@ -80,8 +83,49 @@ struct Queue<B> {
     full: VecDeque<(B, Result<()>)>,
     /// Buffers lent and not handed back.
     n_pending: usize,
+    /// When the caller took its last batch, and its time from one to the next, averaged.
+    taken_at: Option<Instant>,
+    pace: Duration,
     is_closed: bool,
     is_dead: bool,
+}
+
+/// The shortest and the longest sleep of the thread.
+const MIN_NAP: Duration = Duration::from_micros(100);
+const MAX_NAP: Duration = Duration::from_millis(100);
+
+impl<B> Queue<B> {
+    fn new() -> Self {
+        let (empty, full) = (VecDeque::new(), VecDeque::new());
+        let (pace, n_pending) = (Duration::ZERO, 0);
+        Self { empty, full, n_pending, taken_at: None, pace, is_closed: false, is_dead: false }
+    }
+
+    /// Takes the oldest batch and learns the caller's pace.
+    fn take(&mut self) -> Option<(B, Result<()>)> {
+        let batch = self.full.pop_front()?;
+        self.n_pending -= 1;
+        let now = Instant::now();
+        if let Some(before) = self.taken_at.replace(now) {
+            // An eighth of the new one: a pause (evaluation, a checkpoint) does not change the pace for long.
+            self.pace = (self.pace * 7 + now.duration_since(before).min(MAX_NAP)) / 8;
+        }
+        Some(batch)
+    }
+
+    /// Whether it is worth filling: half of the buffers are empty.
+    fn is_due(&self) -> bool {
+        !self.empty.is_empty() && self.empty.len() >= self.full.len()
+    }
+
+    /// How long the thread may sleep until that should be so, after `n_fruitless` looks in a row.
+    fn nap(&self, n_fruitless: u32) -> Duration {
+        if self.n_pending == 0 {
+            return MAX_NAP; // `submit` wakes it
+        }
+        let n_batches = self.full.len().saturating_sub(self.empty.len()).div_ceil(2) as u32;
+        (self.pace * n_batches * (1 << n_fruitless.min(10))).clamp(MIN_NAP, MAX_NAP)
+    }
 }
 
 impl<B> Shared<B> {
@@ -94,9 +138,8 @@ impl<B: Buffers> Prefetch<B> {
     /// A prefetcher whose first batch is the one at `next_sample`.
     pub fn new(loader: Loader, next_sample: u64) -> Result<Self> {
         loader.check_start(next_sample)?;
-        let (empty, full) = (VecDeque::new(), VecDeque::new());
-        let queue = Mutex::new(Queue { empty, full, n_pending: 0, is_closed: false, is_dead: false });
-        Ok(Self { shared: Arc::new(Shared { queue, changed: Condvar::new() }), loader, thread: None, next_sample })
+        let shared = Shared { queue: Mutex::new(Queue::new()), changed: Condvar::new() };
+        Ok(Self { shared: Arc::new(shared), loader, thread: None, next_sample })
     }
 
     /// The state: the sample at which the batch begins that [`Prefetch::next`] gives next. Batches that were only read
@@ -120,8 +163,7 @@ impl<B: Buffers> Prefetch<B> {
             }
             queue.empty.push_back(buffers);
             queue.n_pending += 1;
-            // A wake-up costs the caller more than anything else here: one for half the buffers, not for each.
-            queue.full.len() <= queue.empty.len()
+            queue.full.is_empty()
         };
         if is_due {
             self.shared.changed.notify_all();
@@ -169,8 +211,7 @@ impl<B: Buffers> Prefetch<B> {
             self.shared.changed.notify_all(); // `submit` may have left the thread asleep
             queue = self.shared.changed.wait_timeout(queue, left).unwrap_or_else(PoisonError::into_inner).0;
         }
-        let batch = queue.full.pop_front();
-        queue.n_pending -= 1;
+        let batch = queue.take();
         drop(queue);
         let Some((buffers, end)) = batch else { return Ok(None) };
         end?;
@@ -216,25 +257,36 @@ impl<B: Buffers> Drop for Prefetch<B> {
 /// The thread: fills buffers in the order of their submission until the prefetcher is closed.
 fn fill_ahead<B: Buffers>(shared: &Shared<B>, loader: &Loader, mut next_sample: u64) {
     let _mourner = Mourner(shared);
-    loop {
-        let mut queue = shared.lock();
-        let mut buffers = loop {
-            if queue.is_closed {
-                return;
-            }
-            match queue.empty.pop_front() {
-                Some(buffers) => break buffers,
-                None => queue = shared.changed.wait(queue).unwrap_or_else(PoisonError::into_inner),
-            }
-        };
-        drop(queue);
+    while let Some(mut buffers) = next_empty(shared) {
         let end = buffers.fill(loader, next_sample);
         if end.is_ok() {
             next_sample += loader.samples_per_microbatch();
         }
-        shared.lock().full.push_back((buffers, end));
-        shared.changed.notify_all();
+        let mut queue = shared.lock();
+        queue.full.push_back((buffers, end));
+        let is_awaited = queue.full.len() == 1;
+        drop(queue);
+        if is_awaited {
+            shared.changed.notify_all();
+        }
     }
+}
+
+/// The next buffers to fill, all there are before the thread sleeps again; `None` once the prefetcher is closed.
+fn next_empty<B>(shared: &Shared<B>) -> Option<B> {
+    let mut queue = shared.lock();
+    let mut n_fruitless = 0;
+    while !queue.is_closed {
+        if (n_fruitless == 0 || queue.is_due())
+            && let Some(buffers) = queue.empty.pop_front()
+        {
+            return Some(buffers);
+        }
+        let nap = queue.nap(n_fruitless);
+        queue = shared.changed.wait_timeout(queue, nap).unwrap_or_else(PoisonError::into_inner).0;
+        n_fruitless += 1;
+    }
+    None
 }
 
 /// Tells the waiting caller when the thread unwinds.

@@ -10,12 +10,16 @@ use super::layout::{BLOCK, HEADER, Header, Layout, TRAILER, check, malformed, pa
 use super::{Dtype, Token, widen};
 use crate::control::Control;
 use crate::error::{Error, Result};
-use crate::io;
+use crate::io::{self, Map};
 
-/// An open shard. Reads go through `pread`, so threads share it and a damaged disk is an error.
+/// An open shard, which threads share.
+///
+/// The first read of a block goes through `pread`, so a damaged disk is an error. On a file system of this machine later
+/// ones go through a map, at a third of the cost.
 #[derive(Debug)]
 pub struct Shard {
     file: File,
+    map: Option<Map>,
     path: PathBuf,
     header: Header,
     layout: Layout,
@@ -44,7 +48,8 @@ impl Shard {
         io::read_exact_at(&file, layout.digests, &mut table, path)?;
         let digests = table.as_chunks().0.iter().map(|&word| u64::from_le_bytes(word)).collect();
         let checked = (0..layout.n_blocks.div_ceil(64)).map(|_| AtomicU64::new(0)).collect();
-        Ok(Self { file, path: path.to_owned(), header, layout, blake3, digests, checked })
+        let map = Map::of_local(&file, path)?;
+        Ok(Self { file, map, path: path.to_owned(), header, layout, blake3, digests, checked })
     }
 
     /// Where the file is.
@@ -73,13 +78,26 @@ impl Shard {
 
     /// Fills `out` with the tokens from `start` on, as stored.
     pub fn token_bytes(&self, start: u64, out: &mut [u8]) -> Result<()> {
-        let size = self.header.spec.dtype.size() as u64;
-        let n = out.len() as u64 / size;
-        if start.checked_add(n).is_none_or(|end| end > self.header.n_tokens) {
+        let n = out.len() / self.header.spec.dtype.size();
+        self.read(self.token_offset(start, n)?, out)
+    }
+
+    /// The `n` tokens from `start` on, as stored; `None` when the file is not mapped.
+    pub fn mapped_tokens(&self, start: u64, n: usize) -> Result<Option<&[u8]>> {
+        let offset = self.token_offset(start, n)?;
+        let n_bytes = n * self.header.spec.dtype.size();
+        let Some(map) = &self.map else { return Ok(None) };
+        self.check_touched(offset, n_bytes)?;
+        Ok(map.as_bytes().get(offset as usize..offset as usize + n_bytes))
+    }
+
+    /// Where in the file the `n` tokens from `start` on stand.
+    fn token_offset(&self, start: u64, n: usize) -> Result<u64> {
+        if start.checked_add(n as u64).is_none_or(|end| end > self.header.n_tokens) {
             let (has, path) = (self.header.n_tokens, self.path.display());
             return Err(Error::Argument(format!("tokens {start} to {start}+{n} are not in the {has} of {path}")));
         }
-        self.read(HEADER as u64 + start * size, out)
+        Ok(HEADER as u64 + start * self.header.spec.dtype.size() as u64)
     }
 
     /// Fills `out` with the ends of the documents from `first` on: positions in this shard, each behind a last token.
@@ -174,8 +192,19 @@ impl Shard {
 
     /// Fills `out` from `offset` on, after checking each block that it touches for the first time.
     fn read(&self, offset: u64, out: &mut [u8]) -> Result<()> {
+        self.check_touched(offset, out.len())?;
+        let mapped = self.map.as_ref().and_then(|map| map.as_bytes().get(offset as usize..offset as usize + out.len()));
+        match mapped {
+            Some(bytes) => out.copy_from_slice(bytes),
+            None => io::read_exact_at(&self.file, offset, out, &self.path)?,
+        }
+        Ok(())
+    }
+
+    /// Checks the blocks of `offset .. offset + n` that nobody has touched before.
+    fn check_touched(&self, offset: u64, n: usize) -> Result<()> {
         let first = (offset - HEADER as u64) / BLOCK as u64;
-        let end = (offset - HEADER as u64 + out.len() as u64).div_ceil(BLOCK as u64);
+        let end = (offset - HEADER as u64 + n as u64).div_ceil(BLOCK as u64);
         for i in first..end {
             let (word, bit) = (&self.checked[i as usize / 64], 1 << (i % 64));
             if word.load(Ordering::Relaxed) & bit == 0 {
@@ -186,7 +215,7 @@ impl Shard {
                 word.fetch_or(bit, Ordering::Relaxed);
             }
         }
-        io::read_exact_at(&self.file, offset, out, &self.path)
+        Ok(())
     }
 
     fn check_block(&self, i: u64, bytes: &[u8]) -> Result<()> {
@@ -208,4 +237,39 @@ pub(crate) fn check_width<T: Token>(dtype: Dtype) -> Result<()> {
         )));
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::shard::{ShardWriter, Spec};
+
+    #[test]
+    fn a_mapped_shard_reads_as_one_that_is_not() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("a.gts");
+        let spec = Spec { dtype: Dtype::U16, vocab_size: 50_000, eot_id: None, tokenizer: [7; 32] };
+        let mut writer = ShardWriter::create(&path, spec).unwrap();
+        let ids: Vec<u32> = (0..100_000).map(|i| i * 7919 % 50_000).collect();
+        writer.push(&ids).unwrap();
+        writer.end_document(1);
+        writer.finish().unwrap();
+        let mut mapped = Shard::open(&path).unwrap();
+        let file = File::open(&path).unwrap();
+        mapped.map = Some(Map::of_local(&file, &path).unwrap().unwrap_or(Map::open(&path).unwrap()));
+        let mut read = Shard::open(&path).unwrap();
+        read.map = None;
+        for (start, n) in [(0, 100_000), (99_999, 1), (32_767, 2), (1_234, 40_000), (100_000, 0)] {
+            let (mut a, mut b) = (vec![0u16; n], vec![0u16; n]);
+            mapped.tokens(start, &mut a).unwrap();
+            read.tokens(start, &mut b).unwrap();
+            assert!(a == b && a.iter().zip(&ids[start as usize..]).all(|(&a, &id)| u32::from(a) == id));
+            let bytes: Vec<u8> = a.iter().flat_map(|id| id.to_le_bytes()).collect();
+            assert_eq!(mapped.mapped_tokens(start, n).unwrap(), Some(&bytes[..]));
+            assert_eq!(read.mapped_tokens(start, n).unwrap(), None);
+        }
+        for shard in [&mapped, &read] {
+            assert!(shard.token_bytes(99_999, &mut [0; 4]).is_err() && shard.mapped_tokens(99_999, 2).is_err());
+        }
+    }
 }
