@@ -183,11 +183,35 @@ impl Dataset {
         Ok(start..self.document_end(index)?)
     }
 
+    /// Fills `out` with the ends of the documents from `first` on, each the position behind a last token.
+    pub fn document_ends(&self, first: u64, out: &mut [u64]) -> Result<()> {
+        let n = out.len() as u64;
+        if first.checked_add(n).is_none_or(|end| end > self.n_documents()) {
+            let has = self.n_documents();
+            return Err(Error::Argument(format!("documents {first} to {first}+{n} are not in the dataset of {has}")));
+        }
+        let (mut at, mut rest) = (first, out);
+        while !rest.is_empty() {
+            let i = self.document_starts.partition_point(|&s| s <= at) - 1;
+            let left = self.document_starts[i + 1] - at;
+            let (now, later) = rest.split_at_mut(rest.len().min(usize::try_from(left).unwrap_or(usize::MAX)));
+            let (shard, n_tokens) = (self.shard(i)?, self.token_starts[i + 1] - self.token_starts[i]);
+            shard.document_ends(at - self.document_starts[i], now)?;
+            if let Some(end) = now.iter().find(|&&end| end > n_tokens) {
+                let reason = format!("a document ends at {end} of {n_tokens} tokens");
+                return Err(Error::Format { path: shard.path().to_owned(), format: "shard", reason });
+            }
+            now.iter_mut().for_each(|end| *end += self.token_starts[i]);
+            at += now.len() as u64;
+            rest = later;
+        }
+        Ok(())
+    }
+
     fn document_end(&self, index: u64) -> Result<u64> {
-        let i = self.document_starts.partition_point(|&s| s <= index) - 1;
         let mut end = [0];
-        self.shard(i)?.document_ends(index - self.document_starts[i], &mut end)?;
-        Ok(self.token_starts[i] + end[0])
+        self.document_ends(index, &mut end)?;
+        Ok(end[0])
     }
 
     /// Shard `i`, from the open ones when it is among them.

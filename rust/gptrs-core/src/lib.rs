@@ -28,6 +28,7 @@ mod merge;
 pub mod naive;
 pub mod normalizer;
 mod offsets;
+pub mod pack;
 mod pages;
 mod pairs;
 pub mod parallel;
