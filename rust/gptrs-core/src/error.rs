@@ -102,6 +102,17 @@ pub enum Error {
         vocab_size: usize,
     },
 
+    /// A mixture of sources has no such sample.
+    #[error("the mixture ends before sample {end}, got {sample}: {reason}")]
+    MixtureEnd {
+        /// The sample that was asked for.
+        sample: u64,
+        /// The first one that does not exist.
+        end: u64,
+        /// Which source has been used up, or that the stages are over, with a hint.
+        reason: String,
+    },
+
     /// Another writer holds the folder.
     #[error("{} is being written by another process; hint: wait for it to end or choose another folder", path.display())]
     Locked {

@@ -29,20 +29,35 @@ pub struct Permutation {
 #[derive(Debug, Clone)]
 enum Method {
     Table { forward: Vec<u16>, backward: Vec<u16> },
-    Feistel { half_bits: u32, keys: [u64; ROUNDS] },
+    Feistel { left_bits: u32, right_bits: u32, keys: [[u64; 2]; ROUNDS / 2] },
 }
 
 impl Permutation {
     /// The permutation of `0..n` for an epoch of a seed.
     pub fn new(n: u64, seed: u64, epoch: u64) -> Self {
-        let mut words = words(n, seed, epoch);
+        let bits = bits(n).div_ceil(2);
+        Self::keyed(n, [bits; 2], Words::new("gptrs feistel-v1", &[seed, epoch, n]))
+    }
+
+    /// The same with other keys, and halves that together are as long as `n - 1`: fewer than 2 walks on average.
+    pub(crate) fn tight(n: u64, words: Words) -> Self {
+        let bits = bits(n);
+        Self::keyed(n, [bits / 2, bits.div_ceil(2)], words)
+    }
+
+    fn keyed(n: u64, [left_bits, right_bits]: [u32; 2], mut words: Words) -> Self {
         let method = if n < TABLE_BELOW {
             shuffled(n as u16, words)
         } else {
-            let bits = 64 - (n - 1).leading_zeros();
-            Method::Feistel { half_bits: bits.div_ceil(2), keys: std::array::from_fn(|_| words()) }
+            let keys = std::array::from_fn(|_| [words.next(), words.next()]);
+            Method::Feistel { left_bits, right_bits, keys }
         };
         Self { n, method }
+    }
+
+    /// How many numbers are permuted.
+    pub fn n(&self) -> u64 {
+        self.n
     }
 
     /// Where index `i` goes.
@@ -53,12 +68,14 @@ impl Permutation {
         assert!(i < self.n, "index {i} of a permutation of {}", self.n);
         match &self.method {
             Method::Table { forward, .. } => u64::from(forward[i as usize]),
-            Method::Feistel { half_bits, keys } => walk(i, self.n, |x| {
-                let (mut l, mut r) = halves(x, *half_bits);
-                for &key in keys {
-                    (l, r) = (r, l ^ round(r, key, *half_bits));
+            // Two rounds at a time leave the halves where they are.
+            Method::Feistel { left_bits, right_bits, keys } => walk(i, self.n, |x| {
+                let (mut l, mut r) = halves(x, *right_bits);
+                for &[even, odd] in keys {
+                    l ^= round(r, even, *left_bits);
+                    r ^= round(l, odd, *right_bits);
                 }
-                l << half_bits | r
+                l << right_bits | r
             }),
         }
     }
@@ -71,37 +88,58 @@ impl Permutation {
         assert!(j < self.n, "index {j} of a permutation of {}", self.n);
         match &self.method {
             Method::Table { backward, .. } => u64::from(backward[j as usize]),
-            Method::Feistel { half_bits, keys } => walk(j, self.n, |x| {
-                let (mut l, mut r) = halves(x, *half_bits);
-                for &key in keys.iter().rev() {
-                    (l, r) = (r ^ round(l, key, *half_bits), l);
+            Method::Feistel { left_bits, right_bits, keys } => walk(j, self.n, |x| {
+                let (mut l, mut r) = halves(x, *right_bits);
+                for &[even, odd] in keys.iter().rev() {
+                    r ^= round(l, odd, *right_bits);
+                    l ^= round(r, even, *left_bits);
                 }
-                l << half_bits | r
+                l << right_bits | r
             }),
         }
     }
 }
 
-/// The key stream: the next word at each call.
-fn words(n: u64, seed: u64, epoch: u64) -> impl FnMut() -> u64 {
-    let mut hasher = blake3::Hasher::new();
-    hasher.update(b"gptrs feistel-v1");
-    for value in [seed, epoch, n] {
-        hasher.update(&value.to_le_bytes());
+/// A key stream: the output of BLAKE3 for a name and some numbers, as words.
+pub(crate) struct Words {
+    stream: blake3::OutputReader,
+    block: [u8; 64],
+    used: usize,
+}
+
+impl Words {
+    pub(crate) fn new(name: &str, values: &[u64]) -> Self {
+        let mut hasher = blake3::Hasher::new();
+        hasher.update(name.as_bytes());
+        for value in values {
+            hasher.update(&value.to_le_bytes());
+        }
+        Self { stream: hasher.finalize_xof(), block: [0; 64], used: 64 }
     }
-    let mut stream = hasher.finalize_xof();
-    move || {
+
+    pub(crate) fn next(&mut self) -> u64 {
+        // Whole blocks: a shorter read would compute its block again each time.
+        if self.used == self.block.len() {
+            self.stream.fill(&mut self.block);
+            self.used = 0;
+        }
         let mut word = [0; 8];
-        stream.fill(&mut word);
+        word.copy_from_slice(&self.block[self.used..self.used + 8]);
+        self.used += 8;
         u64::from_le_bytes(word)
     }
 }
 
+/// The length of `n - 1` in binary.
+fn bits(n: u64) -> u32 {
+    64 - n.saturating_sub(1).leading_zeros()
+}
+
 /// Fisher–Yates from the end; a draw below `k` is the high half of `word * k` (biased by less than 2⁻⁵⁴).
-fn shuffled(n: u16, mut words: impl FnMut() -> u64) -> Method {
+fn shuffled(n: u16, mut words: Words) -> Method {
     let mut forward: Vec<u16> = (0..n).collect();
     for i in (1..n).rev() {
-        let draw = (u128::from(words()) * (u128::from(i) + 1)) >> 64;
+        let draw = (u128::from(words.next()) * (u128::from(i) + 1)) >> 64;
         forward.swap(usize::from(i), draw as usize);
     }
     let mut backward = vec![0; usize::from(n)];
@@ -122,15 +160,20 @@ fn walk(start: u64, n: u64, permute: impl Fn(u64) -> u64) -> u64 {
 }
 
 #[inline]
-fn halves(x: u64, half_bits: u32) -> (u64, u64) {
-    (x >> half_bits, x & ((1 << half_bits) - 1))
+fn halves(x: u64, right_bits: u32) -> (u64, u64) {
+    (x >> right_bits, x & ((1 << right_bits) - 1))
 }
 
-/// The round function: the finaliser of `SplitMix64`, cut to the half's width.
+/// The round function.
 #[inline]
-fn round(half: u64, key: u64, half_bits: u32) -> u64 {
-    let mut z = half.wrapping_add(key);
+fn round(half: u64, key: u64, bits: u32) -> u64 {
+    mixed(half.wrapping_add(key)) >> (64 - bits)
+}
+
+/// The finaliser of `SplitMix64`.
+#[inline]
+pub(crate) fn mixed(mut z: u64) -> u64 {
     z = (z ^ z >> 30).wrapping_mul(0xBF58_476D_1CE4_E5B9);
     z = (z ^ z >> 27).wrapping_mul(0x94D0_49BB_1331_11EB);
-    (z ^ z >> 31) >> (64 - half_bits)
+    z ^ z >> 31
 }
