@@ -22,7 +22,7 @@ LAYERS = {
     "gptrs._core": 0, "gptrs.config": 0, "gptrs.corpus": 0, "gptrs.files": 0, "gptrs.progress": 0, "gptrs.chart": 0,
     "gptrs.encoded": 0, "gptrs.tiktoken_view": 0, "gptrs.hugging_face_view": 0, "gptrs.pretrained": 0, "gptrs.page": 0,
     "gptrs.holdout": 1, "gptrs.tokenizer_report": 1, "gptrs.trainer": 1, "gptrs.dataset": 1, "gptrs.tokenizer": 1,
-    "gptrs.loader": 1, "gptrs.model": 1,
+    "gptrs.mixture": 1, "gptrs.ring": 1, "gptrs.loader": 1, "gptrs.model": 1,
     "gptrs.generate": 2, "gptrs.trace": 2, "gptrs.report": 2, "gptrs.inspect": 2, "gptrs.train_prepare": 2,
     "gptrs.train": 3,
     "gptrs.train.config": 2, "gptrs.train.corpus": 2, "gptrs.train.rundir": 2, "gptrs.train.optim": 2,
@@ -36,6 +36,8 @@ IN_ORDER = (
     "gptrs.trainer",
     "gptrs.dataset",
     "gptrs.tokenizer",
+    "gptrs.mixture",
+    "gptrs.ring",
     "gptrs.loader",
 )
 # Inside gptrs.model, only what stands before the importer.

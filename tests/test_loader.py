@@ -75,6 +75,7 @@ def test_targets_are_the_tokens_that_follow(dataset: Dataset):
 @given(data=st.data())
 def test_any_ranks_and_microbatches_continue_anywhere(dataset: Dataset, data: st.DataObject):
     """The stream of samples is the same however many processes read it and wherever they stop."""
+    options = data.draw(st.sampled_from([{}, {"pack": "bestfit"}, {"shuffle": "blocks"}]))
     global_batch = data.draw(st.sampled_from([12, 24, 60]))
     seed = data.draw(st.integers(0, 2**64 - 1))
 
@@ -83,7 +84,7 @@ def test_any_ranks_and_microbatches_continue_anywhere(dataset: Dataset, data: st
         for world_size, micro_batch, n_steps in worlds:
             loaders = [
                 Loader(dataset, seq_len=T, global_batch=global_batch, seed=seed, rank=rank, world_size=world_size,
-                       micro_batch=micro_batch, device="numpy")
+                       micro_batch=micro_batch, device="numpy", **options)
                 for rank in range(world_size)
             ]  # fmt: skip
             if state is not None:
@@ -123,7 +124,9 @@ def test_a_state_continues_within_a_step_and_is_small(dataset: Dataset):
         ("order", "sequential"),
         ("fingerprint", "0" * 64),
         ("seq_len", 16),
-        ("global_batch", 8),
+        ("pack", "bestfit-v1"),
+        ("mixture", "0" * 64),
+        ("tokenizer", "0" * 64),
         ("version", 9),
     ],
 )
@@ -142,18 +145,102 @@ def test_a_state_of_another_loader_is_refused_by_name(dataset: Dataset, field: s
     assert loader.state_dict() == before
 
 
-def test_a_batch_that_is_kept_is_never_overwritten(dataset: Dataset):
-    with Loader(dataset, seq_len=T, global_batch=8, seed=1, device="numpy", prefetch=2) as loader:
-        kept = [next(loader) for _ in range(40)]
-        copies = [loader.batch_at(i).tokens for i in range(40)]
-    assert all(np.array_equal(batch.tokens, copy) for batch, copy in zip(kept, copies, strict=True))
+def test_a_later_global_batch_continues_at_the_border_of_its_steps(dataset: Dataset):
+    options = {"seq_len": T, "seed": 9, "device": "numpy"}
+    with Loader(dataset, global_batch=24, micro_batch=4, **options) as loader:
+        rows = np.concatenate(take(loader, 60))
+        state = {**loader.state_dict(), "next_sample": 48}
+    for global_batch in (1, 2, 3, 4, 6, 8, 12, 16, 48):
+        with Loader(dataset, global_batch=global_batch, **options) as later:
+            later.load_state_dict(state)
+            assert np.array_equal(np.concatenate(take(later, 96 // global_batch)), rows[48 : 48 + 96])
+    for global_batch, next_sample in ((5, 48), (36, 48), (8, 4)):
+        later = Loader(dataset, global_batch=global_batch, **options)
+        with pytest.raises(ValueError, match=f"multiple of global_batch .{global_batch}., got {next_sample}; hint"):
+            later.load_state_dict({**state, "next_sample": next_sample})
+
+
+@pytest.mark.parametrize("device", ["numpy", "cpu"])
+@pytest.mark.parametrize("documents", [False, True])
+def test_memory_is_used_again_only_when_nothing_of_a_batch_is_left(dataset: Dataset, device: str, documents: bool):
+    if device == "cpu":
+        pytest.importorskip("torch")
+    options = {"seq_len": T, "global_batch": 8, "seed": 1, "device": device, "documents": documents}
+    with Loader(dataset, **options, prefetch=2) as loader:
+        kept, addresses = [], set()
+        for i in range(60):
+            batch = next(loader)
+            addresses.add(batch.tokens.data_ptr() if device == "cpu" else batch.tokens.ctypes.data)
+            # A batch, a view of its tokens, a row of its targets, its positions: each alone keeps the memory.
+            kept.append((batch, batch.tokens[:, 1:], batch.targets[3], batch.positions)[i % 4] if i % 3 == 0 else None)
+        for i, part in enumerate(kept):
+            if i % 3 == 0:
+                twin = loader.batch_at(i)
+                same = (twin.tokens, twin.tokens[:, 1:], twin.targets[3], twin.positions)[i % 4]
+                assert np.array_equal(np.asarray(part.tokens if i % 4 == 0 else part), np.asarray(same))
+        n_kept = 20 if documents else 15  # positions that were read when they were asked for are in memory of their own
+        assert n_kept <= len(addresses) <= n_kept + 6, "what nobody holds is used again"
+        pool = loader._memory
+        del batch, kept, part, twin, same
+        gc.collect()
+        assert len(pool._lent) <= 2 + 1 and len(pool._free) <= 4
+
+
+def test_marks_of_a_batch_say_where_documents_begin(dataset: Dataset):
+    for pack in ("stream", "bestfit"):
+        options = {"seq_len": 256, "global_batch": 6, "seed": 1, "device": "numpy", "pack": pack}
+        with Loader(dataset, **options, documents=True) as loader, Loader(dataset, **options) as lazy:
+            for _ in range(30):
+                batch, plain = next(loader), next(lazy)
+                assert np.array_equal(batch.tokens, plain.tokens) and np.array_equal(batch.targets, plain.targets)
+                assert np.array_equal(batch.positions, plain.positions)
+                assert np.array_equal(batch.cu_seqlens, plain.cu_seqlens) and batch.cu_seqlens.dtype == np.int32
+                assert batch.cu_seqlens.shape == (loader.n_cu_seqlens,) == (lazy.n_cu_seqlens,)
+                assert batch.cu_seqlens[0] == 0 and batch.cu_seqlens[-1] == 6 * 256
+                positions = np.concatenate([np.arange(n) for n in np.diff(batch.cu_seqlens)]).reshape(6, 256)
+                assert np.array_equal(batch.positions, positions)
+                docs = batch.doc_ids.ravel()
+                for start, end in zip(batch.cu_seqlens, batch.cu_seqlens[1:], strict=False):
+                    assert len(set(docs[start:end])) <= 1
+    with pytest.raises(ValueError, match=r"expected cu_seqlens of at least . elements for the"):
+        next(Loader(dataset, seq_len=2048, global_batch=4, max_documents=1, documents=True, device="numpy"))
+
+
+def test_packed_rows_hold_every_token_once_and_predict_inside_documents(dataset: Dataset):
+    ids, owner = dataset[:].astype(np.int64), dataset.doc_ids(0, len(dataset))
+    T, seen, n_targets = 64, [], 0
+    with Loader(dataset, seq_len=T, global_batch=1, seed=4, pack="bestfit", device="numpy") as loader:
+        assert loader.n_rows == -(-(len(dataset) + round(loader.padding * loader.n_rows * T)) // T)
+        for _ in range(loader.n_rows):
+            batch = next(loader)
+            docs = batch.doc_ids[0]
+            for start, end in zip(batch.cu_seqlens, batch.cu_seqlens[1:], strict=False):
+                if start == end or docs[start] < 0:
+                    assert (batch.targets[0, start:end] == -100).all()
+                    continue
+                document = ids[owner == docs[start]]
+                piece = batch.tokens[0, start:end]
+                at = next(i for i in range(0, len(document), T) if np.array_equal(document[i : i + end - start], piece))
+                follow = np.append(document, -100)[at + 1 : at + 1 + end - start]
+                assert np.array_equal(batch.targets[0, start:end], follow)
+                seen.append(np.flatnonzero(owner == docs[start])[at : at + end - start])
+                n_targets += int((follow >= 0).sum())
+    assert np.array_equal(np.sort(np.concatenate(seen)), np.arange(len(dataset)))
+    assert n_targets == len(dataset) - dataset.n_documents
+
+
+def test_blocks_are_shuffled_and_complete(dataset: Dataset):
+    with Loader(dataset, seq_len=8, global_batch=4, seed=5, shuffle="blocks", device="numpy") as loader:
+        assert loader.state_dict()["order"] == "block-v1"
+        starts = np.concatenate([next(loader).starts for _ in range(loader.n_rows // 4)]) // 8
+    assert len(set(starts.tolist())) == len(starts) == loader.n_rows // 4 * 4 and (np.diff(starts) != 1).mean() > 0.95
 
 
 def test_documents_and_positions_of_a_batch(dataset: Dataset, gpt2_like: Tokenizer):
     ids, owner = dataset[:], dataset.doc_ids(0, len(dataset))
     with Loader(dataset, seq_len=512, global_batch=8, seed=1, device="numpy") as loader:
         for _, batch in zip(range(20), loader, strict=False):
-            assert batch.doc_ids.dtype == np.int32 and batch.positions.dtype == np.int64
+            assert batch.doc_ids.dtype == batch.positions.dtype == np.int32
             for start, docs, positions in zip(batch.starts, batch.doc_ids, batch.positions, strict=True):
                 assert np.array_equal(docs, owner[start : start + 512])
                 expected, at = [], 0
@@ -171,9 +258,10 @@ def test_torch_tensors_hold_the_same(dataset: Dataset):
     ):
         for _ in range(10):
             a, b = next(loader), next(plain)
-            assert a.tokens.dtype == a.targets.dtype == a.positions.dtype == torch.int64
-            assert a.doc_ids.dtype == torch.int32 and a.tokens.is_contiguous() and a.tokens.shape == (8, T)
-            for name in ("tokens", "targets", "doc_ids", "positions"):
+            assert a.tokens.dtype == a.targets.dtype == torch.int64
+            assert a.doc_ids.dtype == a.positions.dtype == a.cu_seqlens.dtype == torch.int32
+            assert a.tokens.is_contiguous() and a.tokens.shape == (8, T)
+            for name in ("tokens", "targets", "doc_ids", "positions", "cu_seqlens"):
                 assert np.array_equal(getattr(a, name).numpy(), getattr(b, name))
 
 
@@ -189,7 +277,7 @@ def test_cuda_tensors_hold_the_same(dataset: Dataset):
         kept = [(next(loader), next(plain)) for _ in range(50)]
         for a, b in kept:
             assert a.tokens.is_cuda and a.tokens.is_contiguous() and a.targets.dtype == torch.int64
-            for name in ("tokens", "targets", "doc_ids", "positions"):
+            for name in ("tokens", "targets", "doc_ids", "positions", "cu_seqlens"):
                 assert np.array_equal(getattr(a, name).cpu().numpy(), getattr(b, name))
 
 
@@ -209,7 +297,9 @@ def test_cuda_tensors_hold_the_same(dataset: Dataset):
         ({"global_batch": 4, "seq_len": 0}, "seq_len"),
         ({"global_batch": 4, "seq_len": 10**8}, "use a smaller seq_len"),
         ({"global_batch": 4, "micro_batch": 0}, "micro_batch"),
-        ({"global_batch": 4, "pack": "bestfit"}, 'pack must be "stream"'),
+        ({"global_batch": 4, "pack": "crop"}, 'pack must be "stream" or "bestfit"'),
+        ({"global_batch": 4, "shuffle": "files"}, 'shuffle must be True, False or "blocks"'),
+        ({"global_batch": 4, "max_documents": 1 << 31}, "max_documents must be 1 to"),
         ({"global_batch": 4, "prefetch": 0}, "prefetch must be 1 to"),
         ({"global_batch": 4, "device": "tpu"}, 'device must be "cpu", "numpy" or a CUDA device'),
     ],

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from gptrs.dataset import Dataset, prepare
     from gptrs.encoded import Encoded, Padded
     from gptrs.loader import Batch, Loader
+    from gptrs.mixture import Mixture, Stage
     from gptrs.tokenizer import Tokenizer
     from gptrs.train_prepare import train_and_prepare
 
@@ -19,7 +20,9 @@ __all__ = [
     "Dataset",
     "Encoded",
     "Loader",
+    "Mixture",
     "Padded",
+    "Stage",
     "StreamDecoder",
     "Tokenizer",
     "__version__",
@@ -32,6 +35,7 @@ _MODULES = {
     "gptrs.dataset": ("Dataset", "prepare"),
     "gptrs.encoded": ("Encoded", "Padded"),
     "gptrs.loader": ("Batch", "Loader"),
+    "gptrs.mixture": ("Mixture", "Stage"),
     "gptrs.tokenizer": ("Tokenizer",),
     "gptrs.train_prepare": ("train_and_prepare",),
 }

@@ -1,28 +1,32 @@
 """Shards to batches in an order that only the seed decides.
 
-    Dataset ──▶ Loader ──▶ Batch (tokens, targets)
+    Dataset, Mixture ── order ─▶ rows ── pack ─▶ Loader ──▶ Batch (tokens, targets, documents)
 
 The order is a pure function of (seed, epoch, index): the loader's whole state is one integer, the next sample. It is
 the same on every rank, and after a stop any number of ranks and any microbatch continue exactly where it stood. A Rust
-thread fills fresh buffers ahead of the consumer, so a batch that is kept is never overwritten.
+thread fills memory ahead of the consumer; memory of a batch that is kept is never filled again.
 """
 
-import math
 import os
-import weakref
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from types import TracebackType
-from typing import Any, NamedTuple, Self
+from typing import Any, Literal, Self
 
 import numpy as np
 import numpy.typing as npt
 
 from gptrs import _core
 from gptrs.dataset import Dataset, require
+from gptrs.mixture import Mixture
+from gptrs.progress import bar
+from gptrs.ring import Slot, ring
 
-_STATE_VERSION = 1
+_STATE_VERSION = 2
+_PACKINGS = {"stream": "stream", "bestfit": "bestfit-v1"}
+_ORDERS = {True: "feistel-v1", False: "sequential", "blocks": "block-v1"}
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -30,31 +34,49 @@ class Batch:
     """One rank's microbatch: B rows of T tokens, and for each the token that follows."""
 
     tokens: Any  # (B, T) int64, torch.Tensor or with device="numpy" an array
-    targets: Any  # (B, T) int64: targets[b, t] follows tokens[b, t]
+    targets: Any  # (B, T) int64: targets[b, t] follows tokens[b, t], or is -100 where nothing is to be predicted
     loader: "Loader"  # what made it, and where its shards are
     sample: int  # the loader's next_sample before it
+    _marks: tuple[Any, Any] | None = None
 
     @property
     def starts(self) -> npt.NDArray[np.int64]:
-        """(B,) where each row begins in the dataset."""
-        return self.loader.core.row_starts(self.sample)
+        """(B,) where each row begins in its dataset."""
+        return self.loader.core.row_starts(self.sample)[0]
+
+    @property
+    def sources(self) -> list[str]:
+        """The name of each row's dataset in the mixture, "" without one."""
+        return [self.loader.source_names[i] for i in self.loader.core.row_starts(self.sample)[1]]
 
     @property
     def doc_ids(self) -> Any:
-        """(B, T) int32: the number of each token's document, counted from 0 over the dataset."""
-        return self._like_tokens(self._doc_ids())
+        """(B, T) int32: the number of each token's document, counted from 0 over its dataset; -1 for padding."""
+        doc_ids = self.loader.core.doc_ids(self.sample)
+        if doc_ids.max(initial=0) > np.iinfo(np.int32).max:
+            raise ValueError(f"document numbers are int32, the batch has document {doc_ids.max()}")
+        return self._like_tokens(doc_ids.astype(np.int32).reshape(self.tokens.shape))
 
     @property
     def positions(self) -> Any:
-        """(B, T) int64: each token's distance from the start of its document, or of the row where that is later."""
-        doc_ids = self._doc_ids()  # (B, T)
-        at = np.arange(doc_ids.shape[1])  # (T,)
-        is_first = np.diff(doc_ids, axis=1, prepend=doc_ids[:, :1]) != 0  # (B, T)
-        return self._like_tokens(at - np.maximum.accumulate(np.where(is_first, at, 0), axis=1))
+        """(B, T) int32: each token's distance from the start of its document, or of its part in this row."""
+        return self.marks()[0]
 
-    def _doc_ids(self) -> npt.NDArray[np.int32]:
-        T = self.tokens.shape[1]
-        return np.stack([self.loader.dataset.doc_ids(int(start), T) for start in self.starts])  # (B, T)
+    @property
+    def cu_seqlens(self) -> Any:
+        """(B·n + 1,) int32: where the documents of all rows begin and end in the flattened batch, for attention inside
+        documents. Each row has n of them; those that it does not need are empty and stand at its end. Padding is a
+        document."""
+        return self.marks()[1]
+
+    def marks(self) -> tuple[Any, Any]:
+        """`positions` and `cu_seqlens`; read from the shards now unless the loader was made with `documents=True`."""
+        if self._marks is not None:
+            return self._marks
+        B, T = self.tokens.shape
+        positions, cu_seqlens = np.empty((B, T), np.int32), np.empty(self.loader.n_cu_seqlens, np.int32)
+        self.loader.core.fill(self.sample, np.empty((2, B, T), np.int64), positions, cu_seqlens)
+        return self._like_tokens(positions), self._like_tokens(cu_seqlens)
 
     def _like_tokens(self, array: npt.NDArray[Any]) -> Any:
         if isinstance(self.tokens, np.ndarray):
@@ -88,7 +110,7 @@ class Loader:
 
     def __init__(
         self,
-        dataset: Dataset,
+        dataset: Dataset | Mixture,
         *,
         seq_len: int,
         global_batch: int,
@@ -96,33 +118,46 @@ class Loader:
         rank: int = 0,
         world_size: int = 1,
         micro_batch: int | None = None,
-        pack: str = "stream",
-        shuffle: bool = True,
+        pack: Literal["stream", "bestfit"] = "stream",
+        shuffle: bool | Literal["blocks"] = True,
+        documents: bool = False,
+        max_documents: int | None = None,
         device: str = "cpu",
-        prefetch: int = 4,
+        prefetch: int = 8,
+        progress: bool = False,
     ) -> None:
         """Args:
-            dataset: The tokens.
+            dataset: The tokens, or a mixture of several datasets.
             seq_len: T, tokens in a row.
             global_batch: Rows of one optimizer step over all ranks.
-            seed: Decides the order, with the dataset and `seq_len` alone.
+            seed: Decides the order, with the dataset, `seq_len` and `pack` alone.
             rank: This process, of `world_size`.
             world_size: Processes in all.
             micro_batch: Rows of one item; by default global_batch / world_size.
-            pack: How rows are cut from documents: "stream" (one after the other, nothing lost).
-            shuffle: False gives the rows in the dataset's order.
+            pack: How rows are cut from documents: "stream" (one after the other, across their ends), or "bestfit"
+                (whole where they fit, longer ones split; the plan takes 4 bytes a document, planning about a second for
+                10 million).
+            shuffle: False gives the rows in the dataset's order; "blocks" shuffles blocks of 256 rows, and the rows of
+                512 blocks at a time, for disks that are slow at random reads.
+            documents: Deliver `batch.positions` and `batch.cu_seqlens` with the tokens, for attention inside documents.
+                Without it they are read when they are asked for.
+            max_documents: Documents of a row in `cu_seqlens`; a row with more raises. By default the most that any row
+                has, which for "stream" reads the ends of all documents once.
             device: "cpu" or "cuda…" for torch tensors there, "numpy" for arrays without torch.
-            prefetch: Buffers that are filled ahead.
+            prefetch: Batches that are filled ahead.
+            progress: Show a progress bar for what takes time here, when stderr is a terminal.
 
         Raises:
             ValueError: An argument is out of range, or the batch sizes do not divide; names the nearest that do.
         """
-        if pack != "stream":
-            raise ValueError(f'pack must be "stream", got {pack!r}; hint: "stream" cuts rows without loss')
+        if pack not in _PACKINGS:
+            raise ValueError(f'pack must be "stream" or "bestfit", got {pack!r}; hint: "stream" needs no plan')
+        if shuffle not in _ORDERS:
+            raise ValueError(f'shuffle must be True, False or "blocks", got {shuffle!r}')
         if micro_batch is None:
             micro_batch = _split(global_batch, world_size)
         sizes = {"seq_len": seq_len, "global_batch": global_batch, "micro_batch": micro_batch, "world_size": world_size}
-        for name, value in {**sizes, "prefetch": prefetch}.items():
+        for name, value in {**sizes, "prefetch": prefetch, "max_documents": max_documents or 1}.items():
             require(name, value, 1, (1 << 31) - 1)
         require("seed", seed, 0, (1 << 64) - 1)
         require("rank", rank, 0, world_size - 1)
@@ -133,21 +168,75 @@ class Loader:
         self.seed = seed
         self.rank = rank
         self.world_size = world_size
+        self.pack = pack
         self.shuffle = shuffle
+        self.documents = documents
+        self.max_documents = max_documents
         self.device = device
         self.prefetch = prefetch
-        self.core = _core.Loader(dataset.core, seq_len, global_batch, micro_batch, rank, world_size, seed, shuffle)
-        self._memory = _ring(device, micro_batch, seq_len, dataset.dtype, 2 * prefetch)
+        self._sources = {"": dataset} if isinstance(dataset, Dataset) else dataset.sources
+        self._plans: dict[str, _core.Plan] = {}
+        if pack == "bestfit":
+            with bar(progress) as report:
+                self._plans = {name: _core.Plan(d.core, seq_len, 0, report) for name, d in self._sources.items()}
+        self.core = _core.Loader(
+            [(d.core, self._plans.get(name)) for name, d in self._sources.items()],
+            None if isinstance(dataset, Dataset) else _specification(dataset),
+            seq_len,
+            global_batch,
+            micro_batch,
+            rank,
+            world_size,
+            seed,
+            _ORDERS[shuffle],
+        )
+        self._memory = ring(
+            device,
+            micro_batch,
+            seq_len,
+            dtype=next(iter(self._sources.values())).dtype,
+            n_marks=self.n_cu_seqlens if documents else 0,
+            is_packed=bool(self._plans),
+            size=2 * prefetch,
+        )
+        # Behind a mixture's stages the iteration ends; where a source has given all it may, it fails.
+        self._n_staged = self.core.n_samples if self.core.n_samples == self.core.end else None
         self._next_sample = 0
         self._ring: _core.Ring | None = None
-        self._in_flight: deque[_Slot] = deque()
+        self._in_flight: deque[Slot] = deque()
         self._pid = os.getpid()
         self._is_closed = False
 
     @property
     def n_rows(self) -> int:
-        """Rows in one epoch."""
+        """Rows in one epoch, of all sources of a mixture together."""
         return self.core.n_rows
+
+    @property
+    def n_samples(self) -> int | None:
+        """Samples there are in all, or None for an endless stream: those of a mixture's stages, or fewer where a source
+        would come more often than its `max_epochs`."""
+        return self.core.end
+
+    @property
+    def source_names(self) -> list[str]:
+        """The names of a mixture's datasets in order; of a dataset alone, one empty name."""
+        return list(self._sources)
+
+    @cached_property
+    def n_cu_seqlens(self) -> int:
+        """The elements of a batch's `cu_seqlens`."""
+        most = self.max_documents
+        if most is None and self._plans:
+            most = max(plan.max_pieces + 1 for plan in self._plans.values())  # and the padding
+        elif most is None:
+            most = max(_core.max_documents(d.core, self.seq_len) for d in self._sources.values())
+        return self.micro_batch * most + 1
+
+    @property
+    def padding(self) -> float:
+        """The share of an epoch's positions that hold no token."""
+        return sum(plan.padding for plan in self._plans.values()) / (self.n_rows * self.seq_len)
 
     @property
     def next_sample(self) -> int:
@@ -156,8 +245,13 @@ class Loader:
 
     @property
     def epoch(self) -> int:
-        """The epoch of the next sample, counted from 0."""
+        """The epoch of the next sample, counted from 0; in a mixture each source has its own (`epochs`)."""
         return self._next_sample // self.n_rows
+
+    @property
+    def epochs(self) -> dict[str, float]:
+        """How often each source's rows have come so far, by name."""
+        return dict(zip(self._sources, self.core.epochs(self._next_sample), strict=True))
 
     @property
     def micro_batches_per_step(self) -> int:
@@ -171,10 +265,14 @@ class Loader:
         """The next microbatch; waits only when the thread has fallen behind.
 
         Raises:
-            ValueError: A shard is damaged.
+            StopIteration: The stages of a mixture are over.
+            ValueError: A shard is damaged, or a source of a mixture has given all rows that its `max_epochs` allows.
             OSError: A shard cannot be read.
         """
         ring = self._running()
+        stride = self.micro_batch * self.world_size
+        if self._n_staged is not None and self._next_sample + stride > self._n_staged:
+            raise StopIteration
         while len(self._in_flight) < self.prefetch:
             self._submit(ring)
         try:
@@ -184,7 +282,7 @@ class Loader:
             raise
         batch = self._batch(self._next_sample, self._in_flight.popleft())
         self._submit(ring)
-        self._next_sample += self.micro_batch * self.world_size
+        self._next_sample += stride
         return batch
 
     def batch_at(self, index: int) -> Batch:
@@ -192,44 +290,51 @@ class Loader:
         require("index", index, 0, (1 << 63) // (self.micro_batch * self.world_size) - 1)
         sample = index * self.micro_batch * self.world_size
         slot = self._memory.take()
-        self.core.fill(sample, slot.array)
+        self.core.fill(sample, slot.array, slot.positions, slot.cu_seqlens)
         return self._batch(sample, slot)
 
     def state_dict(self) -> dict[str, Any]:
         """What continues this loader exactly: JSON of less than 1 KB, the same on every rank."""
+        first = next(iter(self._sources.values()))
         return {
             "version": _STATE_VERSION,
             "order": self.core.order,
             "seed": self.seed,
             "next_sample": self._next_sample,
             "fingerprint": self.dataset.fingerprint,
+            "tokenizer": first.tokenizer_digest,
             "seq_len": self.seq_len,
+            "pack": _PACKINGS[self.pack],
+            "mixture": self.core.mixture_digest,
             "global_batch": self.global_batch,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continues at the state of another loader, whatever its rank, world size and microbatch were.
+        """Continues at the state of another loader, whatever its rank, world size, microbatch and global batch were.
 
         Raises:
             ValueError: A field is missing or differs (named with both values), or the state does not stand at the
-                border of a microbatch of this loader.
+                border of a microbatch of this loader, or with another global batch of a step.
         """
         here = self.state_dict()
         for name in here | state:
             if name not in state or name not in here:
                 where = "missing from" if name not in state else "unknown in"
                 raise ValueError(f"field {name!r} is {where} the loader state; hint: pass what state_dict() returned")
-            if name != "next_sample" and state[name] != here[name]:
+            if name not in ("next_sample", "global_batch") and state[name] != here[name]:
                 raise ValueError(
                     f"the loader state has {name} {state[name]!r}, this loader {here[name]!r}; hint: make the loader "
                     f"with the same {name}"
                 )
-        stride = self.micro_batch * self.world_size
+        # Within a step only the sizes of microbatches may change.
+        is_same = state["global_batch"] == self.global_batch
+        stride = self.micro_batch * self.world_size if is_same else self.global_batch
         next_sample = state["next_sample"]
         if type(next_sample) is not int or next_sample < 0 or next_sample % stride:
+            what, hint = ("micro_batch * world_size", "micro_batch") if is_same else ("global_batch",) * 2
             raise ValueError(
-                f"next_sample must be a multiple of micro_batch * world_size ({stride}), got {next_sample!r}; hint: "
-                "choose a micro_batch that divides it"
+                f"next_sample must be a multiple of {what} ({stride}), got {next_sample!r}; hint: choose a {hint} that "
+                "divides it"
             )
         self._stop()
         self._next_sample = next_sample
@@ -261,7 +366,10 @@ class Loader:
             "rank": self.rank,
             "world_size": self.world_size,
             "micro_batch": self.micro_batch,
+            "pack": self.pack,
             "shuffle": self.shuffle,
+            "documents": self.documents,
+            "max_documents": self.max_documents,
             "device": self.device,
             "prefetch": self.prefetch,
         }
@@ -280,19 +388,25 @@ class Loader:
 
     def _submit(self, ring: _core.Ring) -> None:
         slot = self._memory.take()
-        ring.submit(slot.array)
+        ring.submit(slot.array, slot.positions, slot.cu_seqlens)
         self._in_flight.append(slot)
 
     def _stop(self) -> None:
         self._ring = None  # joins the thread
         self._in_flight.clear()
 
-    def _batch(self, sample: int, slot: "_Slot") -> Batch:
-        tokens, targets = self._memory.deliver(slot)
-        return Batch(tokens, targets, self, sample)
+    def _batch(self, sample: int, slot: Slot) -> Batch:
+        tokens, targets, *marks = self._memory.deliver(slot)
+        return Batch(tokens, targets, self, sample, (marks[0], marks[1]) if self.documents else None)
 
 
-def _restore(dataset: Dataset, arguments: dict[str, Any], next_sample: int) -> Loader:
+def _specification(mixture: Mixture) -> tuple[list[tuple[str, int | None]], list[tuple[int | None, list[float]]]]:
+    names = list(mixture.sources)
+    stages = [(stage.samples, [float(stage.weights.get(n, 0)) for n in names]) for stage in mixture.stages]
+    return [(name, mixture.max_epochs[name]) for name in names], stages
+
+
+def _restore(dataset: Dataset | Mixture, arguments: dict[str, Any], next_sample: int) -> Loader:
     loader = Loader(dataset, **arguments)
     loader._next_sample = next_sample
     return loader
@@ -307,92 +421,3 @@ def _split(global_batch: int, world_size: int) -> int:
             f"global_batch={below} or global_batch={below + world_size}"
         )
     return global_batch // world_size
-
-
-class _Slot(NamedTuple):
-    """Memory for one microbatch."""
-
-    array: npt.NDArray[Any]  # what Rust fills
-    tensor: Any = None  # the same memory as a pinned tensor, where it is
-
-
-class _HostRing:
-    """Memory of batches on the CPU, used again once nobody holds anything that was made from it.
-
-    Fresh memory costs more than filling it: the system maps and clears each page at the first touch.
-    """
-
-    def __init__(self, shape: tuple[int, ...], size: int, from_numpy: Callable[..., Any] | None) -> None:
-        self._shape = shape
-        self._n_bytes = 8 * math.prod(shape)
-        self._from_numpy = from_numpy  # torch's, for tensors
-        self._free: deque[bytearray] = deque(maxlen=size)
-        self._lent: dict[weakref.ref[npt.NDArray[Any]], bytearray] = {}
-
-    def take(self) -> _Slot:
-        """Memory of (2, B, T) to fill."""
-        try:
-            memory = self._free.pop()
-        except IndexError:
-            memory = bytearray(self._n_bytes)
-        flat = np.frombuffer(memory, np.int64)
-        # numpy gives every view of it this base, and a tensor keeps its array: when `flat` dies nothing is left.
-        self._lent[weakref.ref(flat, self._give_back)] = memory
-        return _Slot(flat.reshape(self._shape))
-
-    def _give_back(self, lent: "weakref.ref[npt.NDArray[Any]]") -> None:
-        self._free.append(self._lent.pop(lent))
-
-    def deliver(self, slot: _Slot) -> tuple[Any, Any]:
-        """Tokens and targets, (B, T) int64, in the memory of `slot`."""
-        if self._from_numpy is None:
-            return slot.array[0], slot.array[1]
-        tokens, targets = self._from_numpy(slot.array).unbind()
-        return tokens, targets
-
-
-class _PinnedRing:
-    """Pinned memory of rows on their way to a CUDA device, used again once their copy has ended there."""
-
-    def __init__(self, device: str, shape: tuple[int, ...], dtype: np.dtype[Any]) -> None:
-        import torch
-
-        self._torch, self._device, self._shape, self._dtype = torch, device, shape, dtype
-        # torch has few operations on unsigned types: the same bits as signed ones, masked after widening.
-        self._signed = {2: torch.int16, 4: torch.int32}[dtype.itemsize]
-        self._mask = (1 << 8 * dtype.itemsize) - 1
-        self._copying: deque[tuple[_Slot, Any]] = deque()  # and the event behind the copy, oldest first
-
-    def take(self) -> _Slot:
-        """Memory of (B, T + 1) to fill with rows as in the shards."""
-        if self._copying and self._copying[0][1].query():
-            return self._copying.popleft()[0]
-        rows = self._torch.empty(self._shape, dtype=self._signed, pin_memory=True)
-        return _Slot(rows.numpy().view(self._dtype), rows)
-
-    def deliver(self, slot: _Slot) -> tuple[Any, Any]:
-        """Tokens and targets, (B, T) int64 on the device: two bytes a token cross the bus and are widened there."""
-        torch = self._torch
-        with torch.cuda.device(self._device):
-            rows = slot.tensor.to(self._device, non_blocking=True)  # (B, T+1)
-            copied = torch.cuda.Event()
-            copied.record()
-        self._copying.append((slot, copied))
-        rows = rows.to(torch.int64) & self._mask  # (B, T+1)
-        return rows[:, :-1].contiguous(), rows[:, 1:].contiguous()  # (B, T)
-
-
-def _ring(device: str, B: int, T: int, dtype: np.dtype[Any], size: int) -> _HostRing | _PinnedRing:
-    """The memory of batches for `device`; wrong devices and missing packages show here, before the first batch."""
-    if device == "numpy":
-        return _HostRing((2, B, T), size, None)
-    try:
-        import torch
-    except ModuleNotFoundError as error:
-        hint = "hint: pip install 'gptrs[train]', or use device=\"numpy\""
-        raise ModuleNotFoundError(f"device={device!r} needs PyTorch, which is not installed; {hint}") from error
-    if device == "cpu":
-        return _HostRing((2, B, T), size, torch.from_numpy)
-    if device.split(":")[0] != "cuda" or not torch.cuda.is_available():
-        raise ValueError(f'device must be "cpu", "numpy" or a CUDA device that is there, got {device!r}')
-    return _PinnedRing(device, (B, T + 1), dtype)

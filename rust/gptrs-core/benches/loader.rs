@@ -14,11 +14,12 @@ use std::time::Instant;
 
 use gptrs_core::dataset::Dataset;
 use gptrs_core::loader::{Loader, LoaderOptions, Rows, Wide};
+use gptrs_core::order::OrderKind;
 use gptrs_core::permute::Permutation;
 
 const SEQ_LEN: usize = 1024;
 const BATCH: usize = 32;
-const N_TOKENS: usize = 1 << 26;
+const N_TOKENS: usize = 1 << 27;
 const SHARD: usize = 1 << 24;
 const REPEATS: usize = 7;
 const BATCHES: u64 = 1000;
@@ -33,7 +34,7 @@ fn main() {
         rank: 0,
         world_size: 1,
         seed: 1,
-        shuffle: true,
+        order: OrderKind::Feistel,
     };
     let loader = Loader::new(dataset, options).unwrap();
     let mut wide = Wide::new(&loader);
@@ -42,15 +43,44 @@ fn main() {
     report("int64 tokens and targets, first touch checked", n, &first);
     let times = timed(REPEATS, || each(|s| loader.fill(s, &mut wide.tokens, &mut wide.targets).unwrap()));
     report("int64 tokens and targets", n, &times);
-    let start = loader.row((BATCHES - 1) * BATCH as u64) as usize * SEQ_LEN;
+    let start = loader.place((BATCHES - 1) * BATCH as u64).unwrap().row as usize * SEQ_LEN;
     assert!((start..start + SEQ_LEN).zip(&wide.tokens).all(|(i, &id)| id == token(i) as i64));
     assert!((start + 1..=start + SEQ_LEN).zip(&wide.targets).all(|(i, &id)| id == token(i) as i64));
-    let mut rows = Rows::<u16>::new(&loader).0;
-    report("uint16 rows", n, &timed(REPEATS, || each(|s| loader.fill_rows(s, &mut rows).unwrap())));
+    for seq_len in [SEQ_LEN, 2 * SEQ_LEN] {
+        gather_beside_memcpy(&loader, seq_len);
+    }
     let mut sum = 0;
     let order = Permutation::new(1_000_000_007, 1, 0);
     let times = timed(REPEATS, || (0..1_000_000).for_each(|i| sum ^= order.at(i)));
     report(&format!("permuted indices (checksum {sum})"), 1_000_000, &times);
+}
+
+/// Rows as they are stored, and a memcpy of the same bytes from memory in the same order, in turn.
+fn gather_beside_memcpy(loader: &Loader, seq_len: usize) {
+    let options = LoaderOptions { seq_len, ..*loader.options() };
+    let loader = Loader::new(Arc::clone(loader.dataset()), options).unwrap();
+    let mut all = vec![0u16; loader.dataset().n_tokens() as usize];
+    loader.dataset().read(0, &mut all).unwrap();
+    let starts: Vec<Vec<usize>> = (0..BATCHES)
+        .map(|i| loader.microbatch(i * BATCH as u64).unwrap().iter().map(|p| p.row as usize * seq_len).collect())
+        .collect();
+    let (mut rows, mut copy) = (Rows::<u16>::new(&loader).0, vec![0u16; BATCH * (seq_len + 1)]);
+    let (mut gather, mut memcpy) = (Vec::new(), Vec::new());
+    for _ in 0..REPEATS {
+        gather.extend(timed(1, || each(|s| loader.fill_rows(s, &mut rows).unwrap())));
+        memcpy.extend(timed(1, || {
+            for starts in &starts {
+                for (out, &start) in copy.chunks_exact_mut(seq_len + 1).zip(starts) {
+                    out.copy_from_slice(&all[start..=start + seq_len]);
+                }
+                std::hint::black_box(&mut copy);
+            }
+        }));
+        assert_eq!(rows, copy);
+    }
+    let n = BATCHES * (seq_len * BATCH) as u64;
+    report(&format!("gather of uint16 rows of {seq_len}"), n, &gather);
+    report(&format!("memcpy of the same rows of {seq_len}"), n, &memcpy);
 }
 
 fn token(i: usize) -> u32 {

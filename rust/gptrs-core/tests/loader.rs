@@ -14,6 +14,7 @@ use std::time::Duration;
 use gptrs_core::Error;
 use gptrs_core::dataset::Dataset;
 use gptrs_core::loader::{Loader, LoaderOptions, Prefetch, Rows, Wide};
+use gptrs_core::order::OrderKind;
 use random::Random;
 
 /// A dataset whose token `i` is `i`, in shards of `shard_tokens`.
@@ -26,15 +27,15 @@ fn counting_dataset(dir: &Path, n_tokens: u32, shard_tokens: usize) -> Arc<Datas
 }
 
 fn options(seq_len: usize, global_batch: usize) -> LoaderOptions {
-    let (rank, world_size, seed, shuffle) = (0, 1, 1, true);
-    LoaderOptions { seq_len, global_batch, micro_batch: global_batch, rank, world_size, seed, shuffle }
+    let (rank, world_size, seed, order) = (0, 1, 1, OrderKind::Feistel);
+    LoaderOptions { seq_len, global_batch, micro_batch: global_batch, rank, world_size, seed, order }
 }
 
 #[test]
 fn targets_are_the_tokens_behind_and_rows_hold_both() {
     let dir = tempfile::tempdir().unwrap();
     let dataset = counting_dataset(dir.path(), 21, 8);
-    let loader = Loader::new(dataset, LoaderOptions { shuffle: false, ..options(4, 2) }).unwrap();
+    let loader = Loader::new(dataset, LoaderOptions { order: OrderKind::Sequential, ..options(4, 2) }).unwrap();
     assert_eq!(loader.n_rows(), 5);
     let mut batch = Wide::new(&loader);
     loader.fill(2, &mut batch.tokens, &mut batch.targets).unwrap();
@@ -55,7 +56,8 @@ fn every_row_comes_once_in_each_epoch() {
         let loader = Loader::new(counting_dataset(dir.path(), n_tokens, 1000), options(seq_len, 1)).unwrap();
         let n_rows = loader.n_rows();
         for epoch in 0..3 {
-            let mut rows: Vec<u64> = (epoch * n_rows..(epoch + 1) * n_rows).map(|s| loader.row(s)).collect();
+            let mut rows: Vec<u64> =
+                (epoch * n_rows..(epoch + 1) * n_rows).map(|s| loader.place(s).unwrap().row).collect();
             assert_eq!(rows == (0..n_rows).collect::<Vec<_>>(), n_rows == 1);
             rows.sort_unstable();
             assert_eq!(rows, (0..n_rows).collect::<Vec<_>>());
@@ -73,7 +75,7 @@ fn any_change_of_ranks_or_microbatch_continues_the_stream_of_one_rank() {
         let global_batch = [8, 12, 24][random.below(3)];
         let one = LoaderOptions {
             seed: random.next(),
-            shuffle: random.below(8) > 0,
+            order: if random.below(8) > 0 { OrderKind::Feistel } else { OrderKind::Sequential },
             ..options([5, 16, 50][random.below(3)], global_batch)
         };
         let n_steps = 1 + random.below(6);

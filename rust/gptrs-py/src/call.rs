@@ -46,6 +46,12 @@ fn with_hint(message: &str, kind: io::ErrorKind) -> String {
     format!("{message}; hint: {hint}")
 }
 
+/// Lower-case hexadecimal digits.
+pub fn hex(bytes: &[u8]) -> String {
+    let nibbles = bytes.iter().flat_map(|byte| [byte >> 4, byte & 15]);
+    nibbles.filter_map(|nibble| char::from_digit(nibble.into(), 16)).collect()
+}
+
 /// `work` on this thread, with the GIL; for calls of a few microseconds.
 pub fn quick<T>(work: impl FnOnce() -> Result<T>) -> PyResult<T> {
     settle(catch_unwind(AssertUnwindSafe(work)))

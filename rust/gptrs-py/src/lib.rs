@@ -18,7 +18,7 @@ mod _core {
     #[pymodule_export]
     use crate::dataset::{Dataset, prepare};
     #[pymodule_export]
-    use crate::loader::{Loader, Ring};
+    use crate::loader::{Loader, Plan, Ring, max_documents};
     #[pymodule_export]
     use crate::tokenizer::{StreamDecoder, Tokenizer};
     #[pymodule_export]

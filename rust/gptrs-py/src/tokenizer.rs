@@ -13,7 +13,7 @@ use numpy::{PyArray1, PyArray2};
 use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyDict, PyList, PyString};
 
-use crate::call::{detached, py_err, quick, watched};
+use crate::call::{detached, hex, py_err, quick, watched};
 use crate::text::{self, Names, Text};
 
 /// Texts up to this length keep the GIL: encoding them takes less than 10 µs, and handing it over costs as much.
@@ -279,9 +279,7 @@ impl Tokenizer {
 
     #[getter]
     fn digest(&self) -> String {
-        let bytes = self.0.digest();
-        let nibbles = bytes.iter().flat_map(|byte| [byte >> 4, byte & 15]);
-        nibbles.filter_map(|nibble| char::from_digit(nibble.into(), 16)).collect()
+        hex(&self.0.digest())
     }
 }
 

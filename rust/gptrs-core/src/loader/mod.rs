@@ -1,19 +1,28 @@
 //! Batches: which rows a rank gets, a pure function of one counter, and a thread that reads them ahead.
 //!
-//! Sample `s` of the endless stream lies in epoch `s / n_rows`; its row is the epoch's permutation of `s % n_rows`. Row
-//! `r` is the `seq_len + 1` tokens from `r * seq_len` on, so each token but the first is a target once an epoch. The
+//! ```text
+//! sample ─ mixture ─▶ source, how many of its samples came before ─ epoch, order ─▶ row ─ stream or plan ─▶ tokens
+//! ```
+//! Of the only source, sample `s` lies in epoch `s / n_rows` and its row is the epoch's permutation of `s % n_rows`. The
 //! microbatch at sample `s` is `s .. s + micro_batch * world_size`, of which each rank takes its `micro_batch` in turn.
 //! The counter alone is the state: it is the same on every rank and means the same for any number of them.
 
+mod places;
 mod prefetch;
+mod source;
 
 use std::sync::Arc;
 
+pub use places::Place;
+use places::Places;
 pub use prefetch::{Buffers, Prefetch, Rows, Wide};
+pub use source::RowSource;
 
 use crate::dataset::Dataset;
 use crate::error::{Error, Result};
-use crate::permute::Permutation;
+use crate::mixture::Mixture;
+use crate::order::OrderKind;
+use crate::pack;
 use crate::shard::{Token, check_width, widen};
 
 /// How a dataset is cut into batches.
@@ -31,34 +40,84 @@ pub struct LoaderOptions {
     pub world_size: usize,
     /// Chooses the order.
     pub seed: u64,
-    /// Whether rows are permuted; otherwise they come as they stand.
-    pub shuffle: bool,
+    /// The order of an epoch's rows.
+    pub order: OrderKind,
+}
+
+/// Arrays beside the tokens of a microbatch; those that are empty are left out.
+#[derive(Debug, Default)]
+pub struct Marks<'b> {
+    /// The place of each token in its document or piece, counted from the row's start, `micro_batch * seq_len`.
+    pub positions: &'b mut [i32],
+    /// Where the documents or pieces of all rows begin, as places in the flattened microbatch: `micro_batch * n + 1`
+    /// elements, n for each row; a row with fewer repeats its end.
+    pub cu_seqlens: &'b mut [i32],
 }
 
 /// The stream of one rank.
 #[derive(Debug, Clone)]
 pub struct Loader {
-    dataset: Arc<Dataset>,
+    sources: Arc<[RowSource]>,
+    mixture: Option<Arc<Mixture>>,
     options: LoaderOptions,
-    n_rows: u64,
 }
 
 impl Loader {
-    /// A loader; refuses options that do not fit each other or the dataset.
+    /// A loader of the rows of one dataset's stream; refuses options that do not fit each other or the dataset.
     pub fn new(dataset: Arc<Dataset>, options: LoaderOptions) -> Result<Self> {
         check_options(&options).map_err(Error::Argument)?;
-        let n_rows = dataset.n_rows(options.seq_len);
-        if n_rows == 0 {
-            let (n_tokens, needed) = (dataset.n_tokens(), options.seq_len + 1);
-            let message = format!("seq_len ({}) needs {needed} tokens, the dataset has {n_tokens}", options.seq_len);
-            return Err(Error::Argument(format!("{message}; hint: use a smaller seq_len or more text")));
-        }
-        Ok(Self { dataset, options, n_rows })
+        Self::of(RowSource::stream(dataset, options.seq_len)?, options)
     }
 
-    /// The dataset.
+    /// A loader of one source.
+    pub fn of(source: RowSource, options: LoaderOptions) -> Result<Self> {
+        Self::checked(vec![source], None, options)
+    }
+
+    /// A loader of several sources, of which the mixture takes samples; it names them in their order.
+    pub fn mixed(sources: Vec<RowSource>, mixture: Mixture, options: LoaderOptions) -> Result<Self> {
+        let rows = mixture.sources().iter().map(|source| source.n_rows);
+        if !rows.eq(sources.iter().map(RowSource::n_rows)) {
+            return Err(Error::Argument("expected a mixture of the sources' rows, it was made for others".to_owned()));
+        }
+        Self::checked(sources, Some(Arc::new(mixture)), options)
+    }
+
+    fn checked(sources: Vec<RowSource>, mixture: Option<Arc<Mixture>>, options: LoaderOptions) -> Result<Self> {
+        check_options(&options).map_err(Error::Argument)?;
+        let Some(first) = sources.first() else {
+            return Err(Error::Argument("expected at least one source, got none".to_owned()));
+        };
+        for source in &sources {
+            let (got, expected) = (source.dataset().manifest(), first.dataset().manifest());
+            if (&got.recipe.tokenizer, got.recipe.dtype) != (&expected.recipe.tokenizer, expected.recipe.dtype) {
+                let (a, b) = (first.dataset().dir().display(), source.dataset().dir().display());
+                return Err(Error::Argument(format!(
+                    "{a} was made by the tokenizer with digest {}, {b} by {}; hint: prepare both with one tokenizer",
+                    expected.recipe.tokenizer, got.recipe.tokenizer
+                )));
+            }
+            if source.seq_len() != options.seq_len {
+                let (got, expected) = (source.seq_len(), options.seq_len);
+                return Err(Error::Argument(format!("expected rows of seq_len {expected}, a source has {got}")));
+            }
+        }
+        Ok(Self { sources: sources.into(), mixture, options })
+    }
+
+    /// The datasets' rows.
+    pub fn sources(&self) -> &[RowSource] {
+        &self.sources
+    }
+
+    /// How samples are taken of several sources.
+    pub fn mixture(&self) -> Option<&Arc<Mixture>> {
+        self.mixture.as_ref()
+    }
+
+    /// The dataset, or the first of several.
     pub fn dataset(&self) -> &Arc<Dataset> {
-        &self.dataset
+        self.sources[0].dataset()
     }
 
     /// The options.
@@ -66,14 +125,19 @@ impl Loader {
         &self.options
     }
 
-    /// Rows of an epoch.
+    /// Rows of an epoch of all sources.
     pub fn n_rows(&self) -> u64 {
-        self.n_rows
+        self.sources.iter().map(RowSource::n_rows).sum()
     }
 
     /// Samples of a microbatch over all ranks: what a hand-out adds to the counter.
     pub fn samples_per_microbatch(&self) -> u64 {
         (self.options.micro_batch * self.options.world_size) as u64
+    }
+
+    /// The seed of a source's order: the loader's for the first.
+    pub fn source_seed(&self, source: usize) -> u64 {
+        self.options.seed.wrapping_add((source as u64).wrapping_mul(0x9E37_79B9_7F4A_7C15))
     }
 
     /// Fails unless a microbatch may start at `next_sample`.
@@ -91,80 +155,127 @@ impl Loader {
         )))
     }
 
-    /// The row of sample `sample` of the endless stream.
-    pub fn row(&self, sample: u64) -> u64 {
-        let (epoch, place) = (sample / self.n_rows, sample % self.n_rows);
-        self.permutation(epoch).map_or(place, |order| order.at(place))
+    /// The place of sample `sample`.
+    pub fn place(&self, sample: u64) -> Result<Place> {
+        let mut places = Places::new(self, sample)?;
+        places.next().unwrap_or_else(|| Err(Error::Argument(format!("there is no sample {sample}"))))
     }
 
-    fn permutation(&self, epoch: u64) -> Option<Permutation> {
-        self.options.shuffle.then(|| Permutation::new(self.n_rows, self.options.seed, epoch))
-    }
-
-    /// The rows of the samples from `sample` on.
-    fn rows(&self, sample: u64) -> impl Iterator<Item = u64> + '_ {
-        let (mut epoch, mut place) = (sample / self.n_rows, sample % self.n_rows);
-        let mut order = self.permutation(epoch);
-        std::iter::from_fn(move || {
-            if place == self.n_rows {
-                (epoch, place) = (epoch + 1, 0);
-                order = self.permutation(epoch);
-            }
-            let row = order.as_ref().map_or(place, |order| order.at(place));
-            place += 1;
-            Some(row)
-        })
-    }
-
-    /// The rows of this rank in the microbatch at `next_sample`.
-    pub fn microbatch(&self, next_sample: u64) -> Result<Vec<u64>> {
+    /// The places of this rank in the microbatch at `next_sample`.
+    pub fn microbatch(&self, next_sample: u64) -> Result<Vec<Place>> {
         self.check_start(next_sample)?;
-        let first = (self.options.rank * self.options.micro_batch) as u64;
-        if next_sample.checked_add(self.samples_per_microbatch()).is_none() {
+        let end = next_sample.checked_add(self.samples_per_microbatch());
+        let Some(end) = end else {
             return Err(Error::Argument(format!("next_sample ({next_sample}) is at the end of the 64-bit counter")));
-        }
-        Ok(self.rows(next_sample + first).take(self.options.micro_batch).collect())
+        };
+        // On every rank alike: a mixture that ends inside a microbatch ends before it.
+        self.mixture.as_ref().map_or(Ok(()), |mixture| mixture.check(end - 1))?;
+        let first = next_sample + (self.options.rank * self.options.micro_batch) as u64;
+        Places::new(self, first)?.take(self.options.micro_batch).collect()
     }
 
     /// Fills `tokens` and `targets`, each `micro_batch * seq_len`, with this rank's microbatch at `next_sample`.
     ///
-    /// `targets[b][t]` is the token behind `tokens[b][t]`.
-    pub fn fill(&self, next_sample: u64, tokens: &mut [i64], targets: &mut [i64]) -> Result<()> {
+    /// `targets[b][t]` is the token behind `tokens[b][t]`, or negative where nothing is to be predicted.
+    pub fn fill<T: Token>(&self, next_sample: u64, tokens: &mut [T], targets: &mut [T]) -> Result<()> {
+        self.fill_marked(next_sample, tokens, targets, &mut Marks::default())
+    }
+
+    /// As [`Loader::fill`], and fills `marks`.
+    pub fn fill_marked<T: Token>(
+        &self,
+        next_sample: u64,
+        tokens: &mut [T],
+        targets: &mut [T],
+        marks: &mut Marks<'_>,
+    ) -> Result<()> {
         let LoaderOptions { seq_len, micro_batch, .. } = self.options;
-        for (name, n) in [("tokens", tokens.len()), ("targets", targets.len())] {
-            check_len(name, n, micro_batch, seq_len)?;
-        }
-        let (dtype, size) = (self.dataset.dtype(), self.dataset.dtype().size());
+        check_len("tokens", tokens.len(), micro_batch, seq_len)?;
+        check_len("targets", targets.len(), micro_batch, seq_len)?;
+        check_width::<T>(self.dataset().dtype())?;
+        let mut row_marks = RowMarks::new(marks, micro_batch, seq_len)?;
         let outs = tokens.chunks_exact_mut(seq_len).zip(targets.chunks_exact_mut(seq_len));
-        for (row, (tokens, targets)) in self.microbatch(next_sample)?.into_iter().zip(outs) {
-            self.dataset.with_bytes(row * seq_len as u64, seq_len + 1, |bytes| {
-                widen(dtype, bytes, tokens);
-                widen(dtype, &bytes[size..], targets);
-            })?;
+        for (b, (Place { source, row }, (tokens, targets))) in
+            self.microbatch(next_sample)?.into_iter().zip(outs).enumerate()
+        {
+            self.sources[source].fill(row, tokens, targets, &mut row_marks.of(b))?;
+            row_marks.flatten(b);
         }
         Ok(())
     }
 
-    /// Fills `rows`, `micro_batch * (seq_len + 1)`, with this rank's microbatch at `next_sample`.
+    /// Fills `rows`, `micro_batch * (seq_len + 1)`, with this rank's microbatch at `next_sample`, as it is stored.
     pub fn fill_rows<T: Token>(&self, next_sample: u64, rows: &mut [T]) -> Result<()> {
         let LoaderOptions { seq_len, micro_batch, .. } = self.options;
         check_len("rows", rows.len(), micro_batch, seq_len + 1)?;
-        let dtype = self.dataset.dtype();
+        let dtype = self.dataset().dtype();
         check_width::<T>(dtype)?;
-        for (row, out) in self.microbatch(next_sample)?.into_iter().zip(rows.chunks_exact_mut(seq_len + 1)) {
-            self.dataset.with_bytes(row * seq_len as u64, seq_len + 1, |bytes| widen(dtype, bytes, out))?;
+        for (Place { source, row }, out) in
+            self.microbatch(next_sample)?.into_iter().zip(rows.chunks_exact_mut(seq_len + 1))
+        {
+            if self.sources[source].plan().is_some() {
+                return Err(Error::Argument("packed rows have targets of their own; hint: use fill".to_owned()));
+            }
+            self.sources[source].with_bytes(row, |bytes| widen(dtype, bytes, out))?;
         }
         Ok(())
     }
 
-    /// Fills `out`, `micro_batch * seq_len`, with the document index of each input token of the microbatch.
+    /// Fills `out`, `micro_batch * seq_len`, with the document index of each input token of the microbatch, counted in
+    /// its source; padding has [`pack::NO_DOCUMENT`].
     pub fn fill_doc_ids(&self, next_sample: u64, out: &mut [u64]) -> Result<()> {
         let LoaderOptions { seq_len, micro_batch, .. } = self.options;
         check_len("doc_ids", out.len(), micro_batch, seq_len)?;
-        for (row, out) in self.microbatch(next_sample)?.into_iter().zip(out.chunks_exact_mut(seq_len)) {
-            self.dataset.doc_ids(row * seq_len as u64, out)?;
+        let (mut tokens, mut targets) = (vec![0i64; seq_len], vec![0i64; seq_len]);
+        for (Place { source, row }, doc_ids) in
+            self.microbatch(next_sample)?.into_iter().zip(out.chunks_exact_mut(seq_len))
+        {
+            let mut marks = pack::Marks { doc_ids, ..pack::Marks::default() };
+            self.sources[source].fill(row, &mut tokens, &mut targets, &mut marks)?;
         }
         Ok(())
+    }
+}
+
+/// The marks of a microbatch, row by row.
+struct RowMarks<'m, 'b> {
+    marks: &'m mut Marks<'b>,
+    seq_len: usize,
+    /// Elements of `cu_seqlens` for a row, and a row's own.
+    n_row: usize,
+    cu_seqlens: Vec<i32>,
+}
+
+impl<'m, 'b> RowMarks<'m, 'b> {
+    fn new(marks: &'m mut Marks<'b>, micro_batch: usize, seq_len: usize) -> Result<Self> {
+        if !marks.positions.is_empty() {
+            check_len("positions", marks.positions.len(), micro_batch, seq_len)?;
+        }
+        let n = marks.cu_seqlens.len();
+        let n_row = n.saturating_sub(1) / micro_batch;
+        let fits = i32::try_from(micro_batch as u64 * seq_len as u64).is_ok();
+        if n > 0 && (n_row == 0 || n_row * micro_batch + 1 != n || !fits) {
+            return Err(Error::Argument(format!(
+                "expected cu_seqlens of micro_batch ({micro_batch}) x documents of a row + 1 elements, got {n}"
+            )));
+        }
+        Ok(Self { marks, seq_len, n_row, cu_seqlens: vec![0; if n == 0 { 0 } else { n_row + 1 }] })
+    }
+
+    fn of(&mut self, b: usize) -> pack::Marks<'_> {
+        let all = &mut self.marks.positions;
+        let positions = if all.is_empty() { &mut [] } else { &mut all[b * self.seq_len..(b + 1) * self.seq_len] };
+        pack::Marks { positions, cu_seqlens: &mut self.cu_seqlens, ..pack::Marks::default() }
+    }
+
+    /// Writes the row's `cu_seqlens` behind those before.
+    fn flatten(&mut self, b: usize) {
+        if let Some(out) = self.marks.cu_seqlens.get_mut(b * self.n_row..=(b + 1) * self.n_row) {
+            let start = (b * self.seq_len) as i32;
+            for (flat, of_row) in out.iter_mut().zip(&self.cu_seqlens) {
+                *flat = start + of_row;
+            }
+        }
     }
 }
 

@@ -59,6 +59,9 @@ pub trait Token: Copy + Default + Send + 'static {
     /// Bytes of a value.
     const SIZE: usize = size_of::<Self>();
 
+    /// The target that predicts nothing, as PyTorch's cross entropy ignores it; unsigned types have none.
+    const IGNORED: Option<Self>;
+
     /// The value of a stored two-byte token.
     fn from_u16(id: u16) -> Self;
 
@@ -67,8 +70,10 @@ pub trait Token: Copy + Default + Send + 'static {
 }
 
 macro_rules! token {
-    ($($t:ty),*) => {$(
+    ($($t:ty: $ignored:expr),*) => {$(
         impl Token for $t {
+            const IGNORED: Option<Self> = $ignored;
+
             #[inline(always)]
             fn from_u16(id: u16) -> Self {
                 id as Self
@@ -81,7 +86,7 @@ macro_rules! token {
         }
     )*};
 }
-token!(u16, u32, i64);
+token!(u16: None, u32: None, i32: Some(-100), i64: Some(-100));
 
 /// Writes the stored tokens of `bytes` to `out`, one for one.
 ///

@@ -1,0 +1,88 @@
+"""Several datasets as one stream: shares, stages, and how often each may be repeated."""
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from gptrs.dataset import Dataset
+
+
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """A stretch of a curriculum: rows of every optimizer step count, over all ranks."""
+
+    weights: Mapping[str, float]  # share of each source, of any sum; sources that are left out have none
+    samples: int | None = None  # rows; None, for the last stage alone, is without end
+
+
+class Mixture:
+    """Datasets of one tokenizer, mixed row by row.
+
+    Which source a sample comes from is a function of its number (`mixture-v1`, docs/formats.md): after every block each
+    source has its share of the stage rounded to a whole row, and its own rows come in its own order, every one once an
+    epoch. No source is repeated more than `max_epochs` times: the loader says before which sample that would be.
+
+    Example:
+        >>> import gptrs, pathlib, tempfile
+        >>> folder = pathlib.Path(tempfile.mkdtemp())
+        >>> for name, text in {"web": "to be or not to be " * 90, "code": "if not (to or be): " * 20}.items():
+        ...     _ = (folder / f"{name}.txt").write_text(text)
+        >>> tok = gptrs.Tokenizer.train(folder, 257)
+        >>> sources = {name: gptrs.prepare(folder / f"{name}.txt", tok, folder / name) for name in ("web", "code")}
+        >>> mixture = gptrs.Mixture(sources, weights={"web": 3, "code": 1}, max_epochs={"code": 2})
+        >>> with gptrs.Loader(mixture, seq_len=8, global_batch=4, device="numpy") as loader:
+        ...     [str(name) for name in next(loader).sources], loader.n_samples
+        (['web', 'code', 'web', 'web'], 376)
+    """
+
+    __slots__ = ("max_epochs", "sources", "stages")
+
+    def __init__(
+        self,
+        sources: Mapping[str, Dataset],
+        weights: Mapping[str, float] | None = None,
+        *,
+        stages: Sequence[Stage] | None = None,
+        max_epochs: int | Mapping[str, int] | None = None,
+    ) -> None:
+        """Args:
+            sources: The datasets by name, in an order that is part of the mixture.
+            weights: The share of each source, of any sum, for a single stage without end. By default the weight that
+                the dataset was prepared with, or where none of them has one its number of tokens.
+            stages: Stages one after the other, instead of `weights`.
+            max_epochs: How often each row of a source may come, for all or by name; None is any number.
+
+        Raises:
+            ValueError: A name or number does not fit.
+        """
+        if weights is not None and stages is not None:
+            raise ValueError("expected weights or stages, got both; hint: stages have weights of their own")
+        self.sources = dict(sources)
+        if not self.sources:
+            raise ValueError("expected at least one source, got none")
+        if stages is None:
+            stages = [Stage(_default_weights(self.sources) if weights is None else weights)]
+        self.stages = tuple(stages)
+        named = max_epochs if isinstance(max_epochs, Mapping) else {}
+        for where, names in [("max_epochs", named), *((f"stage {i}", s.weights) for i, s in enumerate(self.stages))]:
+            for name in names:
+                if name not in self.sources:
+                    raise ValueError(f"{where} names {name!r}; expected one of {', '.join(self.sources)}")
+        limit = None if isinstance(max_epochs, Mapping) else max_epochs
+        self.max_epochs = {name: named.get(name, limit) for name in self.sources}
+
+    @property
+    def fingerprint(self) -> str:
+        """64 hex digits over the names and fingerprints of the sources, in order."""
+        lines = "".join(f"{name}\n{dataset.fingerprint}\n" for name, dataset in self.sources.items())
+        return hashlib.sha256(lines.encode()).hexdigest()
+
+    def __repr__(self) -> str:
+        return f"Mixture({self.sources!r}, stages={self.stages!r}, max_epochs={self.max_epochs!r})"
+
+
+def _default_weights(sources: Mapping[str, Dataset]) -> dict[str, float]:
+    weights = {name: dataset.manifest.get("weight") for name, dataset in sources.items()}
+    if all(weight is None for weight in weights.values()):
+        return {name: float(dataset.n_tokens) for name, dataset in sources.items()}
+    return {name: 1.0 if weight is None else float(weight) for name, weight in weights.items()}
