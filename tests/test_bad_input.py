@@ -1,6 +1,7 @@
 """Wrong input: one clear error that says what, where and how to cure it; exit code 1; earlier files stay whole."""
 
 import contextlib
+import fcntl
 import json
 import os
 import shutil
@@ -360,6 +361,44 @@ def test_a_folder_that_holds_something_else_is_left_alone(
 def test_a_tokenizer_that_is_not_the_datasets(dataset: Dataset, tok: Tokenizer, tmp_path: Path, cli: Cli):
     tok.save(tmp_path / "t.json")
     fails(cli, "data", "show", dataset.path, "-t", tmp_path / "t.json", says=("digest", tok.digest))
+
+
+def test_training_on_datasets_of_another_tokenizer(dataset: Dataset, tok: Tokenizer, tmp_path: Path):
+    pytest.importorskip("torch")
+    from gptrs.train.corpus import from_datasets
+
+    tok.save(tmp_path / "t.json")
+    with pytest.raises(
+        ValueError, match=rf"{dataset.tokenizer_digest[:16]}.*{tok.digest[:16]}.*t\.json; hint: "
+    ) as end:
+        from_datasets(str(dataset.path), str(dataset.path), str(tmp_path / "t.json"), tmp_path)
+    assert str(dataset.path) in str(end.value)
+
+
+def test_a_shard_may_be_a_link_and_a_pipe_is_not_waited_for(dataset: Dataset, tmp_path: Path, cli: Cli):
+    path = dataset.path / dataset.manifest["shards"][0]["name"]
+    path.rename(tmp_path / "blob")
+    path.symlink_to(tmp_path / "blob")
+    Dataset(dataset.path).verify()
+    path.unlink()
+    os.mkfifo(path)
+    with pytest.raises(ValueError, match=f"regular file, got .*{path.name}; hint: "):
+        Dataset(dataset.path)
+    fails(cli, "data", "verify", dataset.path, says=(path.name, "hint: "))
+
+
+def test_a_second_writer_of_a_folder_is_refused_at_once(
+    dataset: Dataset, corpus: Path, gpt2_like: Tokenizer, tmp_path: Path, cli: Cli
+):
+    gpt2_like.save(tmp_path / "t.json")
+    with (dataset.path / ".lock").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        with pytest.raises(ValueError, match=r"being written by another process; hint: ") as end:
+            prepare(corpus, gpt2_like, dataset.path, shard_tokens=200_000)
+        assert str(dataset.path) in str(end.value)
+        arguments = ("prepare", corpus, "-t", tmp_path / "t.json", "-o", dataset.path)
+        fails(cli, *arguments, says=(str(dataset.path), "another process", "hint: "))
+    prepare(corpus, gpt2_like, dataset.path, shard_tokens=200_000)
 
 
 # ── the command line ──

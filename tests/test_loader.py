@@ -5,6 +5,7 @@ import json
 import multiprocessing
 import os
 import pickle
+import random
 import subprocess
 import sys
 import textwrap
@@ -102,6 +103,35 @@ def test_any_ranks_and_microbatches_continue_anywhere(dataset: Dataset, data: st
     worlds = [(*data.draw(st.sampled_from(divisors)), data.draw(st.integers(1, 3))) for _ in range(3)]
     expected = stream([(1, global_batch, sum(steps for _, _, steps in worlds))])
     assert np.array_equal(stream(worlds), expected)
+
+
+@pytest.mark.parametrize("seed", range(50))
+def test_a_stop_between_two_microbatches_continues_with_other_ranks(dataset: Dataset, seed: int):
+    """What all ranks see before and behind the stop is what one rank sees without it; the state travels as JSON."""
+    chance = random.Random(seed)
+    global_batch = chance.choice([12, 24, 60])
+    options = {"seq_len": T, "global_batch": global_batch, "seed": chance.getrandbits(64), "device": "numpy"}
+    strides = [d for d in range(1, global_batch + 1) if global_batch % d == 0]
+    rows, state, position = [], None, 0
+    for _ in range(3):
+        stride = chance.choice([d for d in strides if position % d == 0])
+        world_size = chance.choice([d for d in strides if stride % d == 0])
+        split = {"world_size": world_size, "micro_batch": stride // world_size}
+        loaders = [Loader(dataset, rank=rank, **options, **split) for rank in range(world_size)]
+        for loader in loaders:
+            if state is not None:
+                loader.load_state_dict(json.loads(state))
+        n_items = chance.randrange(5)
+        rows += [next(loader).tokens for _ in range(n_items) for loader in loaders]
+        states = {json.dumps(loader.state_dict()) for loader in loaders}
+        assert len(states) == 1, "the state is the same on every rank"
+        state, position = states.pop(), position + n_items * stride
+        for loader in loaders:
+            loader.close()
+    with Loader(dataset, micro_batch=1, **options) as one:
+        expected = take(one, position)
+    got = [row for batch in rows for row in batch]
+    assert len(got) == position and all(np.array_equal(a, b[0]) for a, b in zip(got, expected, strict=True))
 
 
 def test_a_state_continues_within_a_step_and_is_small(dataset: Dataset):

@@ -3,13 +3,24 @@
 //! Shards are read with `pread`, so a file that shrinks or a disk that fails ends in an [`Error::Io`]; only large
 //! texts are mapped, because a splitter looks ahead without a bound.
 
-use std::fs::{self, File, OpenOptions, TryLockError};
+#[cfg(test)]
+pub(crate) mod fault;
+#[cfg(test)]
+mod proofs;
+#[cfg(test)]
+pub(crate) mod sweep;
+#[cfg(not(test))]
+mod system;
+
+use std::fs::{self, File, TryLockError};
 use std::io::{ErrorKind, Read, Seek, SeekFrom, Write};
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::error::{Error, Result};
+#[cfg(test)]
+use fault as system;
 
 /// Files shorter than this are read, not mapped: a map costs two system calls and a page fault for each 4 KiB.
 const MAP_FROM: u64 = 64 << 10;
@@ -58,9 +69,9 @@ impl Map {
         Self::read_from(&file, len, path)
     }
 
-    fn read_from(mut file: &File, len: u64, path: &Path) -> Result<Self> {
+    fn read_from(file: &File, len: u64, path: &Path) -> Result<Self> {
         let mut bytes = Vec::with_capacity(usize::try_from(len).unwrap_or(0));
-        file.read_to_end(&mut bytes).map_err(Error::io("read", path))?;
+        system::on(file).read_to_end(&mut bytes).map_err(Error::io("read", path))?;
         Ok(Self(Bytes::Read(bytes)))
     }
 
@@ -98,21 +109,34 @@ fn is_local(_: &File) -> bool {
 
 /// Opens a regular file for reading; returns it with its length.
 pub fn open_regular(path: &Path) -> Result<(File, u64)> {
-    let file = File::open(path).map_err(Error::io("open", path))?;
-    let metadata = file.metadata().map_err(Error::io("read the metadata of", path))?;
-    if metadata.is_dir() {
+    // Looked at before it is opened: opening a pipe waits for somebody to write to it.
+    let kind = fs::metadata(path).map_err(Error::io("open", path))?.file_type();
+    if kind.is_dir() {
         return Err(Error::io("read", path)(ErrorKind::IsADirectory.into()));
     }
-    if !metadata.is_file() {
+    if !kind.is_file() {
         let hint = format!("expected a regular file, got {}; hint: save it to a file first", path.display());
         return Err(Error::Argument(hint));
     }
+    let file = system::open(path).map_err(Error::io("open", path))?;
+    let metadata = file.metadata().map_err(Error::io("read the metadata of", path))?;
     Ok((file, metadata.len()))
 }
 
 /// Fills `out` from `offset` on; a file that ends before is an error.
 pub fn read_exact_at(file: &File, offset: u64, out: &mut [u8], path: &Path) -> Result<()> {
-    file.read_exact_at(out, offset).map_err(Error::io("read", path))
+    system::on(file).read_exact_at(out, offset).map_err(Error::io("read", path))
+}
+
+/// The first `limit` bytes of the file at `path`; `None` when there is no file.
+pub(crate) fn read_at_most(path: &Path, limit: u64) -> Result<Option<Vec<u8>>> {
+    let file = match open_regular(path) {
+        Err(Error::Io { source, .. }) if source.kind() == ErrorKind::NotFound => return Ok(None),
+        end => end?.0,
+    };
+    let mut bytes = Vec::new();
+    system::on(&file).take(limit).read_to_end(&mut bytes).map_err(Error::io("read", path))?;
+    Ok(Some(bytes))
 }
 
 /// Creates the folder `path` and those above it, durably.
@@ -120,7 +144,11 @@ pub fn create_dir(path: &Path) -> Result<()> {
     if path.is_dir() {
         return Ok(());
     }
-    fs::create_dir_all(path).map_err(Error::io("create", path))?;
+    create_dir(parent(path))?;
+    match system::create_dir(path) {
+        Err(error) if error.kind() == ErrorKind::AlreadyExists && path.is_dir() => {} // another process was faster
+        end => end.map_err(Error::io("create", path))?,
+    }
     sync_dir(parent(path))
 }
 
@@ -133,8 +161,7 @@ pub fn write_atomic(path: &Path, bytes: &[u8]) -> Result<()> {
 
 /// Removes the file at `path` durably; a file that is not there is fine.
 pub fn remove(path: &Path) -> Result<()> {
-    fault::step("remove", path)?;
-    match fs::remove_file(path) {
+    match system::remove_file(path) {
         Err(error) if error.kind() == ErrorKind::NotFound => Ok(()),
         end => end.map_err(Error::io("remove", path)).and_then(|()| sync_dir(parent(path))),
     }
@@ -162,13 +189,12 @@ impl AtomicFile {
         create_dir(parent(path))?;
         remove_stale(parent(path))?;
         loop {
-            fault::step("create", path)?;
             let mut temporary = std::ffi::OsString::from(".");
             temporary.push(name);
             let serial = SERIAL.fetch_add(1, Ordering::Relaxed);
             temporary.push(format!(".{}-{serial}{TEMPORARY}", std::process::id()));
             let temporary = parent(path).join(temporary);
-            let file = match OpenOptions::new().read(true).write(true).create_new(true).open(&temporary) {
+            let file = match system::create(&temporary, true) {
                 Err(error) if error.kind() == ErrorKind::AlreadyExists => continue,
                 end => end.map_err(Error::io("create", &temporary))?,
             };
@@ -185,16 +211,14 @@ impl AtomicFile {
 
     /// Appends `bytes`.
     pub fn write(&mut self, bytes: &[u8]) -> Result<()> {
-        fault::step("write", &self.path)?;
-        self.file.write_all(bytes).map_err(Error::io("write", &self.path))
+        system::on(&self.file).write_all(bytes).map_err(Error::io("write", &self.path))
     }
 
     /// Overwrites the file's first bytes; later writes append again.
     pub fn rewrite_start(&mut self, bytes: &[u8]) -> Result<()> {
-        fault::step("write", &self.path)?;
         let mut write = || {
             self.file.seek(SeekFrom::Start(0))?;
-            self.file.write_all(bytes)?;
+            system::on(&self.file).write_all(bytes)?;
             self.file.seek(SeekFrom::End(0))
         };
         write().map(|_| ()).map_err(Error::io("write", &self.path))
@@ -202,10 +226,9 @@ impl AtomicFile {
 
     /// Makes the bytes durable and gives the file its name, replacing an older one.
     pub fn commit(mut self) -> Result<()> {
-        fault::step("sync", &self.path)?;
-        self.file.sync_all().map_err(Error::io("sync", &self.path))?;
-        fault::step("rename", &self.path)?;
-        fs::rename(&self.temporary, &self.path).map_err(Error::io("rename a temporary file to", &self.path))?;
+        system::sync(&self.file).map_err(Error::io("sync", &self.path))?;
+        let renamed = system::rename(&self.temporary, &self.path);
+        renamed.map_err(Error::io("rename a temporary file to", &self.path))?;
         self.is_committed = true;
         sync_dir(parent(&self.path))
     }
@@ -218,7 +241,7 @@ impl AtomicFile {
 
 impl Drop for AtomicFile {
     fn drop(&mut self) {
-        if !self.is_committed && !fault::is_dead() {
+        if !self.is_committed && !system::is_dead() {
             // The error that led here matters more; a file that stays is removed by the next writer as stale.
             let _ = fs::remove_file(&self.temporary);
         }
@@ -227,13 +250,19 @@ impl Drop for AtomicFile {
 
 /// Locks a new file; false when a cleaner took it for a leftover before it was locked.
 fn lock_if_possible(file: &File) -> bool {
-    // A file system without locks keeps leftovers (see `remove_stale`), so nobody takes the file away there.
-    file.lock().is_err() || file.metadata().map_or(true, |m| m.nlink() > 0)
+    // A file system without locks keeps leftovers (see `remove_stale`), so nobody takes the file away there. A signal
+    // ends the wait for a cleaner that holds the lock, and std does not wait again.
+    while let Err(error) = file.lock() {
+        if error.kind() != ErrorKind::Interrupted {
+            return true;
+        }
+    }
+    file.metadata().map_or(true, |m| m.nlink() > 0)
 }
 
 /// Removes temporary files in `dir` whose writers died.
 pub fn remove_stale(dir: &Path) -> Result<()> {
-    for entry in fs::read_dir(dir).map_err(Error::io("list", dir))? {
+    for entry in system::list(dir).map_err(Error::io("list", dir))? {
         let entry = entry.map_err(Error::io("list", dir))?;
         let name = entry.file_name();
         let is_temporary =
@@ -258,8 +287,7 @@ impl FolderLock {
     /// Takes the lock of the folder `dir` (its empty file `.lock`) or fails at once when another writer holds it.
     pub fn take(dir: &Path) -> Result<Self> {
         let path = dir.join(".lock");
-        let open = OpenOptions::new().write(true).create(true).truncate(false).open(&path);
-        let file = open.map_err(Error::io("create", &path))?;
+        let file = system::create(&path, false).map_err(Error::io("create", &path))?;
         match file.try_lock() {
             Ok(()) => Ok(Self(file)),
             Err(TryLockError::WouldBlock) => Err(Error::Locked { path: dir.to_owned() }),
@@ -277,73 +305,12 @@ impl Drop for FolderLock {
 
 /// Makes the names in a folder durable.
 fn sync_dir(dir: &Path) -> Result<()> {
-    fault::step("sync", dir)?;
-    File::open(dir).and_then(|dir| dir.sync_all()).map_err(Error::io("sync", dir))
+    system::sync_dir(dir).map_err(Error::io("sync", dir))
 }
 
 /// The folder of `path`.
 fn parent(path: &Path) -> &Path {
     path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."))
-}
-
-/// Nothing outside the tests, which make the n-th write, sync, rename or removal of a thread fail.
-#[cfg(not(test))]
-mod fault {
-    use super::{Path, Result};
-
-    #[inline]
-    #[allow(clippy::unnecessary_wraps, reason = "the tests' twin fails")]
-    pub(super) fn step(_action: &'static str, _path: &Path) -> Result<()> {
-        Ok(())
-    }
-
-    pub(super) fn is_dead() -> bool {
-        false
-    }
-}
-
-/// Makes the n-th file operation of the calling thread fail, as a full disk or as the death of the process.
-#[cfg(test)]
-pub(crate) mod fault {
-    use std::cell::Cell;
-
-    use super::{Error, Path, Result};
-
-    thread_local! {
-        static PLAN: Cell<Plan> = const { Cell::new(Plan { left: u64::MAX, kills: false, is_dead: false }) };
-    }
-
-    #[derive(Clone, Copy)]
-    struct Plan {
-        left: u64,
-        kills: bool,
-        is_dead: bool,
-    }
-
-    /// Runs `work` with operation `n` (from 0) failing; true when it was reached. A killed process cleans nothing up.
-    pub(crate) fn at<R>(n: u64, kills: bool, work: impl FnOnce() -> R) -> (R, bool) {
-        PLAN.set(Plan { left: n, kills, is_dead: false });
-        let end = work();
-        let reached = PLAN.get().left == u64::MAX;
-        PLAN.set(Plan { left: u64::MAX, kills: false, is_dead: false });
-        (end, reached)
-    }
-
-    pub(super) fn step(action: &'static str, path: &Path) -> Result<()> {
-        let mut plan = PLAN.get();
-        let is_hit = plan.left == 0;
-        plan.left = if is_hit { u64::MAX } else { plan.left - u64::from(plan.left != u64::MAX) };
-        plan.is_dead |= is_hit && plan.kills;
-        PLAN.set(plan);
-        if is_hit || plan.is_dead {
-            return Err(Error::io(action, path)(std::io::ErrorKind::StorageFull.into()));
-        }
-        Ok(())
-    }
-
-    pub(super) fn is_dead() -> bool {
-        PLAN.get().is_dead
-    }
 }
 
 #[cfg(test)]
@@ -392,25 +359,27 @@ mod tests {
 
     #[test]
     fn any_failing_operation_leaves_the_old_file_or_the_new_one_whole() {
-        for kills in [false, true] {
+        for (name, old) in [("file", Some(&b"old"[..])), ("new/folder/file", None)] {
             let dir = tempfile::tempdir().unwrap();
-            let path = dir.path().join("file");
-            fs::write(&path, b"old").unwrap();
-            let mut n = 0;
-            loop {
-                let (end, reached) = fault::at(n, kills, || write_atomic(&path, b"new"));
-                if !reached {
-                    end.unwrap();
-                    break;
+            let path = dir.path().join(name);
+            let start = || {
+                let _ = fs::remove_dir_all(dir.path().join("new"));
+                if let Some(old) = old {
+                    fs::write(&path, old).unwrap();
                 }
-                assert!(matches!(end, Err(Error::Io { .. })), "operation {n}");
-                let now = fs::read(&path).unwrap();
-                assert!(now == b"old" || now == b"new", "operation {n}");
-                fs::write(&path, b"old").unwrap();
-                n += 1;
-            }
+            };
+            let n = sweep::each_change(
+                &sweep::WRITE_FAULTS,
+                start,
+                || write_atomic(&path, b"the new one"),
+                |is_written, what| match fs::read(&path).ok().as_deref() {
+                    Some(b"the new one") => {}
+                    now => assert!(now == old && !is_written, "{what}"),
+                },
+            );
             assert!(n >= 5, "create, write, sync, rename, sync: {n}");
-            assert_eq!(names(dir.path()), ["file"], "leftovers of the killed writers are gone");
+            write_atomic(&path, b"the new one").unwrap();
+            assert_eq!(names(parent(&path)), ["file"], "leftovers of the killed writers are gone");
         }
     }
 

@@ -109,7 +109,7 @@ impl Manifest {
     /// Reads the manifest of the dataset in `dir`; `None` when there is none.
     pub fn read(dir: &Path) -> Result<Option<Self>> {
         let path = dir.join(FILE);
-        let manifest: Option<Self> = sealed::read(&path, "manifest")?;
+        let manifest: Option<Self> = sealed::read(&path, "manifest", VERSION)?;
         if let Some(manifest) = &manifest {
             manifest.check().map_err(|reason| Error::Format { path, format: "manifest", reason })?;
         }
@@ -127,9 +127,6 @@ impl Manifest {
     }
 
     fn check(&self) -> std::result::Result<(), String> {
-        if self.version != VERSION {
-            return Err(format!("expected version {VERSION}, got {}", self.version));
-        }
         self.recipe.spec()?;
         for entry in &self.shards {
             check_name(&entry.name)?;

@@ -1,7 +1,5 @@
 //! JSON files with one spelling and a checksum, so that a change of any byte is found.
 
-use std::fs::File;
-use std::io::{ErrorKind, Read};
 use std::path::Path;
 
 use serde::de::DeserializeOwned;
@@ -31,17 +29,27 @@ pub(crate) fn to_bytes<T: Serialize>(body: &T) -> Vec<u8> {
     spell(hex(blake3::hash(&spell(String::new())).as_bytes()))
 }
 
-/// Reads what [`to_bytes`] spelt; `None` when there is no file.
-pub(crate) fn read<T: Serialize + DeserializeOwned>(path: &Path, format: &'static str) -> Result<Option<T>> {
-    let file = match File::open(path) {
-        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
-        end => end.map_err(Error::io("open", path))?,
-    };
+/// What every version of a file says first.
+#[derive(Deserialize)]
+struct Version {
+    version: u32,
+}
+
+/// Reads what [`to_bytes`] spelt of a `T` whose `version` is this one; `None` when there is no file.
+pub(crate) fn read<T: Serialize + DeserializeOwned>(
+    path: &Path,
+    format: &'static str,
+    version: u32,
+) -> Result<Option<T>> {
     let malformed = |reason: String| Error::Format { path: path.to_owned(), format, reason };
-    let mut bytes = Vec::new();
-    let n = file.take(MAX_LEN + 1).read_to_end(&mut bytes).map_err(Error::io("read", path))?;
-    if n as u64 > MAX_LEN {
+    let Some(bytes) = io::read_at_most(path, MAX_LEN + 1)? else { return Ok(None) };
+    if bytes.len() as u64 > MAX_LEN {
         return Err(malformed(format!("expected at most {MAX_LEN} bytes")));
+    }
+    let got = serde_json::from_slice(&bytes).map_or(version, |Version { version }| version);
+    if got != version {
+        let hint = "hint: it was written by another version of gptrs, or changed";
+        return Err(malformed(format!("expected version {version}, got {got}; {hint}")));
     }
     let sealed: Sealed<T> = serde_json::from_slice(&bytes).map_err(|error| malformed(error.to_string()))?;
     let spelt = to_bytes(&sealed.body);

@@ -63,11 +63,7 @@ impl Journal {
     pub(super) fn start(dir: &Path, recipe: Recipe, threads: usize, control: &Control) -> Result<Self> {
         let path = dir.join(FILE);
         let mut finished = Vec::new();
-        if let Some(content) = sealed::read::<Content>(&path, "journal")? {
-            if content.version != VERSION {
-                let reason = format!("expected version {VERSION}, got {}", content.version);
-                return Err(Error::Format { path, format: "journal", reason });
-            }
+        if let Some(content) = sealed::read::<Content>(&path, "journal", VERSION)? {
             if !content.finished.is_empty() {
                 refuse_other(dir, &content.recipe, &recipe)?;
             }

@@ -260,7 +260,8 @@ mod tests {
     use std::fs;
 
     use super::*;
-    use crate::io::fault;
+    use crate::io::fault::{self, Fault};
+    use crate::io::sweep::{READ_FAULTS, WRITE_FAULTS, each_change, temporary_dir};
 
     /// A byte is a token; any place is a safe cut.
     struct Bytes;
@@ -296,12 +297,6 @@ mod tests {
         }
     }
 
-    /// A folder in memory where there is one: these tests sync thousands of files.
-    fn temporary_dir() -> tempfile::TempDir {
-        let memory = Path::new("/dev/shm");
-        if memory.is_dir() { tempfile::tempdir_in(memory).unwrap() } else { tempfile::tempdir().unwrap() }
-    }
-
     /// Names and bytes of all files but the lock, which stays.
     fn content(dir: &Path) -> BTreeMap<PathBuf, Vec<u8>> {
         let paths = fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().path());
@@ -311,28 +306,80 @@ mod tests {
         files.collect()
     }
 
-    #[test]
-    fn a_run_whose_nth_file_operation_fails_or_kills_it_is_continued_to_the_same_bytes() {
-        let dir = temporary_dir();
-        let paths = [dir.path().join("a.txt"), dir.path().join("b.jsonl")];
+    /// Two inputs, and options that make four shards of them.
+    fn small(dir: &Path) -> ([PathBuf; 2], PrepareOptions) {
+        let paths = [dir.join("a.txt"), dir.join("b.jsonl")];
         fs::write(&paths[0], "a b c d e f g").unwrap();
         fs::write(&paths[1], "{\"text\": \"b c b c\"}\n{\"text\": \"\"}\n{\"text\": \"h\"}\n").unwrap();
-        let options = PrepareOptions { shard_tokens: 8, segment_bytes: 3, threads: 2, ..PrepareOptions::default() };
+        (paths, PrepareOptions { shard_tokens: 8, segment_bytes: 3, threads: 1, ..PrepareOptions::default() })
+    }
+
+    #[test]
+    fn a_run_that_fails_or_dies_at_any_change_of_a_file_is_continued_to_the_same_bytes() {
+        let dir = temporary_dir();
+        let (paths, options) = small(dir.path());
+        let [whole, half, out] = ["whole", "half", "deep/out"].map(|name| dir.path().join(name));
         let run = |out: &Path| prepare(&paths, &Bytes, out, &options, &Control::new());
-        let whole = dir.path().join("whole");
         assert_eq!(run(&whole).unwrap().manifest().special_texts, [("b c".to_owned(), 3)].into());
-        for kills in [false, true] {
+        fault::at(Fault::Kill, 40, || run(&half).unwrap_err());
+        assert!(
+            content(&half).keys().any(|name| name.ends_with("prepare.json")) && !half.join("manifest.json").exists()
+        );
+        let check = |is_done: bool, what: &str| {
+            if is_done || out.join("manifest.json").exists() {
+                Dataset::open(&out).unwrap().verify(1, &Control::new()).unwrap();
+            }
+            if is_done {
+                assert!(content(&out) == content(&whole), "{what}");
+            }
+            run(&out).unwrap().verify(1, &Control::new()).unwrap();
+            assert!(content(&out) == content(&whole), "{what}, again");
+        };
+        for from_half in [false, true] {
+            let start = || {
+                let _ = fs::remove_dir_all(dir.path().join("deep"));
+                if from_half {
+                    copy(&half, &out);
+                }
+            };
+            let n = each_change(&WRITE_FAULTS, start, || run(&out).map(drop), check);
+            assert!(n > 30, "four shards, five journals and a manifest are more changes than {n}");
+        }
+    }
+
+    #[test]
+    fn a_run_that_cannot_read_ends_in_an_error_or_in_the_same_bytes() {
+        let dir = temporary_dir();
+        let (paths, options) = small(dir.path());
+        let [whole, half, out] = ["whole", "half", "out"].map(|name| dir.path().join(name));
+        let run = |out: &Path| prepare(&paths, &Bytes, out, &options, &Control::new());
+        run(&whole).unwrap();
+        fault::at(Fault::Kill, 40, || run(&half).unwrap_err());
+        for (fault, from) in READ_FAULTS.into_iter().flat_map(|fault| [(fault, &half), (fault, &whole)]) {
             for n in 0.. {
-                let out = dir.path().join(format!("{kills}-{n}"));
-                let (end, reached) = fault::at(n, kills, || run(&out));
-                if !reached {
-                    assert!(n > 50, "four shards, five journals and a manifest are more operations than {n}");
+                copy(from, &out);
+                let (end, is_reached) = fault::at_read(fault, n, || run(&out));
+                match &end {
+                    // A finished shard of a journal that cannot be read is written again.
+                    Ok(_) => assert!(content(&out) == content(&whole), "{fault:?} at read {n}"),
+                    Err(Error::Io { .. }) => assert!(is_reached && !fault.is_harmless(), "{fault:?} at read {n}"),
+                    Err(error) => assert!(fault == Fault::End, "{fault:?} at read {n}: {error}"),
+                }
+                run(&out).unwrap();
+                assert!(content(&out) == content(&whole), "{fault:?} at read {n}, again");
+                fs::remove_dir_all(&out).unwrap();
+                if !is_reached {
+                    assert!(n > 10, "{n} reads");
                     break;
                 }
-                assert!(matches!(end, Err(Error::Io { .. })), "operation {n} failed unseen");
-                run(&out).unwrap().verify(1, &Control::new()).unwrap();
-                assert!(content(&out) == content(&whole), "operation {n}, kills: {kills}");
             }
+        }
+    }
+
+    fn copy(from: &Path, to: &Path) {
+        fs::create_dir_all(to).unwrap();
+        for (name, bytes) in content(from) {
+            fs::write(to.join(name), bytes).unwrap();
         }
     }
 }

@@ -1,0 +1,78 @@
+//! The ring of buffers under any order of its calls: no batch is lost, none comes twice, nobody waits for ever.
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
+
+#[path = "fixtures/dataset.rs"]
+mod dataset;
+#[path = "fixtures/random.rs"]
+mod random;
+
+use std::sync::{Arc, mpsc};
+use std::thread;
+use std::time::Duration;
+
+use gptrs_core::loader::{Loader, LoaderOptions, Prefetch, Rows};
+use gptrs_core::order::OrderKind;
+use random::Random;
+
+fn loader() -> (tempfile::TempDir, Loader) {
+    let dir = tempfile::tempdir().unwrap();
+    let spec = dataset::spec(65_536);
+    let entry = dataset::write_shard(dir.path(), spec, 0, &(0..2000).collect::<Vec<u32>>());
+    let dataset = Arc::new(dataset::finish(dir.path(), spec, vec![entry], 2000));
+    let (seq_len, global_batch, seed, order) = (10, 4, 1, OrderKind::Feistel);
+    let options = LoaderOptions { seq_len, global_batch, micro_batch: 4, rank: 0, world_size: 1, seed, order };
+    (dir, Loader::new(dataset, options).unwrap())
+}
+
+/// Submits, takes, waits and closes as `random` says; a batch that comes is the one that is due.
+fn work(loader: &Loader, mut random: Random) {
+    let start = 4 * random.below(100) as u64;
+    let mut prefetch = Prefetch::new(loader.clone(), start).unwrap();
+    let (mut n_lent, mut n_taken) = (0u64, 0);
+    for _ in 0..random.below(60) {
+        match random.below(8) {
+            0..4 => {
+                prefetch.submit(Rows::<u16>::new(loader)).unwrap();
+                n_lent += 1;
+            }
+            4..7 if n_lent == 0 => assert!(prefetch.next().is_err(), "nothing is lent, so nothing comes"),
+            4..7 => {
+                let patience = [Duration::ZERO, Duration::from_secs(600)][random.below(2)];
+                let Some(rows) = prefetch.next_within(patience).unwrap() else {
+                    assert!(patience.is_zero());
+                    continue;
+                };
+                let mut expected = Rows::<u16>::new(loader);
+                loader.fill_rows(start + 4 * n_taken, &mut expected.0).unwrap();
+                assert_eq!(rows, expected);
+                (n_lent, n_taken) = (n_lent - 1, n_taken + 1);
+            }
+            _ => thread::yield_now(),
+        }
+        assert_eq!(prefetch.next_sample(), start + 4 * n_taken);
+    }
+    if random.below(2) == 0 {
+        prefetch.close();
+        assert!(prefetch.submit(Rows::new(loader)).is_err() && prefetch.next().is_err());
+    }
+}
+
+#[test]
+fn any_order_of_calls_gives_every_batch_once_and_ends() {
+    let (_dir, loader) = loader();
+    let (sender, ends) = mpsc::channel();
+    // Several at a time: what a thread does between two calls is then anything.
+    for first in 0..4 {
+        let (loader, sender) = (loader.clone(), sender.clone());
+        thread::spawn(move || {
+            for seed in (first..200).step_by(4) {
+                let end = std::panic::catch_unwind(|| work(&loader, Random(seed)));
+                sender.send((seed, end.is_ok())).unwrap();
+            }
+        });
+    }
+    for _ in 0..200 {
+        let (seed, is_right) = ends.recv_timeout(Duration::from_secs(120)).unwrap();
+        assert!(is_right, "seed {seed}");
+    }
+}
