@@ -105,6 +105,15 @@ pub fn remove(path: &Path) -> Result<()> {
     }
 }
 
+/// Removes the folder at `path` with all that is in it, durably; one that is not there is fine.
+pub fn remove_dir(path: &Path) -> Result<()> {
+    fault::step("remove", path)?;
+    match fs::remove_dir_all(path) {
+        Err(error) if error.kind() == ErrorKind::NotFound => Ok(()),
+        end => end.map_err(Error::io("remove", path)).and_then(|()| sync_dir(parent(path))),
+    }
+}
+
 /// A file that appears under its name, whole and durable, at [`AtomicFile::commit`]; dropped before, it leaves nothing.
 ///
 /// The bytes go to a locked temporary file in the same folder. The system frees the lock when the process dies, which

@@ -264,6 +264,32 @@ pub fn document<'l>(line: &'l [u8], text_field: &TextField, at: LinePosition, pa
     })
 }
 
+/// Lines that end before `offset` of a file that is not compressed.
+pub(crate) fn lines_before(input: &Input, offset: u64) -> Result<u64> {
+    let (mut source, mut left, mut n, mut bytes) = (Source::open(input, 0)?, offset, 0, Vec::new());
+    while left > 0 {
+        bytes.clear();
+        match source.read(left.min(1 << 20), &mut bytes)? {
+            0 => return Err(input.changed()),
+            got => left -= got as u64,
+        }
+        n += bytes.iter().filter(|&&b| b == b'\n').count() as u64;
+    }
+    Ok(n)
+}
+
+/// The error about a line for a reader that began behind `n` others.
+pub(crate) fn renumbered(error: Error, n: u64) -> Error {
+    match error {
+        Error::Format { path, format, reason } => {
+            let parts = reason.strip_prefix("line ").and_then(|rest| rest.split_once(": "));
+            let moved = parts.and_then(|(line, rest)| Some(format!("line {}: {rest}", line.parse::<u64>().ok()? + n)));
+            Error::Format { path, format, reason: moved.unwrap_or(reason) }
+        }
+        other => other,
+    }
+}
+
 fn bad_file(path: &Path, codec: Codec, reason: &str) -> Error {
     let format = if codec == Codec::Gzip { "gzip file" } else { "Zstandard file" };
     Error::Format { path: path.to_owned(), format, reason: reason.to_owned() }
