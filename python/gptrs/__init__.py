@@ -11,6 +11,8 @@ if TYPE_CHECKING:
     from gptrs.dataset import Dataset, prepare
     from gptrs.encoded import Encoded, Padded
     from gptrs.loader import Batch, Loader
+    from gptrs.on_ray import prepare_on_ray
+    from gptrs.tasks import TaskEnd, merge_tasks, prepare_task
     from gptrs.tokenizer import Tokenizer
     from gptrs.train_prepare import train_and_prepare
 
@@ -21,9 +23,13 @@ __all__ = [
     "Loader",
     "Padded",
     "StreamDecoder",
+    "TaskEnd",
     "Tokenizer",
     "__version__",
+    "merge_tasks",
     "prepare",
+    "prepare_on_ray",
+    "prepare_task",
     "train_and_prepare",
 ]
 
@@ -32,6 +38,8 @@ _MODULES = {
     "gptrs.dataset": ("Dataset", "prepare"),
     "gptrs.encoded": ("Encoded", "Padded"),
     "gptrs.loader": ("Batch", "Loader"),
+    "gptrs.on_ray": ("prepare_on_ray",),
+    "gptrs.tasks": ("TaskEnd", "merge_tasks", "prepare_task"),
     "gptrs.tokenizer": ("Tokenizer",),
     "gptrs.train_prepare": ("train_and_prepare",),
 }

@@ -264,8 +264,23 @@ pub fn document<'l>(line: &'l [u8], text_field: &TextField, at: LinePosition, pa
     })
 }
 
+/// The error of a reader that began at `offset` of `first` and counted lines from there: one about JSON lines gets the
+/// line's number in the file. The lines before are counted when they are asked for, so that a reader need not.
+pub(crate) fn numbered(error: Error, first: Option<&Input>, offset: u64) -> Error {
+    let Error::Format { path, format, reason } = &error else { return error };
+    let first = first.filter(|input| offset > 0 && input.kind == Kind::JsonLines && input.path == *path);
+    let parts = reason.strip_prefix("line ").and_then(|rest| rest.split_once(": "));
+    let (Some(input), Some((Ok(line), rest))) = (first, parts.map(|(line, rest)| (line.parse::<u64>(), rest))) else {
+        return error;
+    };
+    match lines_before(input, offset) {
+        Ok(n) => Error::Format { path: path.clone(), format, reason: format!("line {}: {rest}", n + line) },
+        Err(other) => other,
+    }
+}
+
 /// Lines that end before `offset` of a file that is not compressed.
-pub(crate) fn lines_before(input: &Input, offset: u64) -> Result<u64> {
+fn lines_before(input: &Input, offset: u64) -> Result<u64> {
     let (mut source, mut left, mut n, mut bytes) = (Source::open(input, 0)?, offset, 0, Vec::new());
     while left > 0 {
         bytes.clear();
@@ -276,18 +291,6 @@ pub(crate) fn lines_before(input: &Input, offset: u64) -> Result<u64> {
         n += bytes.iter().filter(|&&b| b == b'\n').count() as u64;
     }
     Ok(n)
-}
-
-/// The error about a line for a reader that began behind `n` others.
-pub(crate) fn renumbered(error: Error, n: u64) -> Error {
-    match error {
-        Error::Format { path, format, reason } => {
-            let parts = reason.strip_prefix("line ").and_then(|rest| rest.split_once(": "));
-            let moved = parts.and_then(|(line, rest)| Some(format!("line {}: {rest}", line.parse::<u64>().ok()? + n)));
-            Error::Format { path, format, reason: moved.unwrap_or(reason) }
-        }
-        other => other,
-    }
 }
 
 fn bad_file(path: &Path, codec: Codec, reason: &str) -> Error {

@@ -16,7 +16,7 @@ use super::journal::{Journal, Shard};
 use super::sink::End;
 use super::{Encode, PrepareOptions, check_options, encode_all, recipe, refuse_other};
 use crate::control::Control;
-use crate::corpus::{self, Codec, Input, Kind};
+use crate::corpus::{self, Input};
 use crate::error::{Error, Result};
 use crate::io::{self, FolderLock};
 use crate::manifest::{Manifest, Recipe};
@@ -103,22 +103,33 @@ pub fn prepare_task<E: Encode>(
     io::create_dir(&dir)?;
     let _lock = FolderLock::take(&dir)?;
     io::remove_stale(&dir)?;
-    let range = task.range(&inputs, |text, at| tokenizer.safe_cut(text, at))?;
+    let stamps = check::stamps(&inputs)?;
+    let (range, recipe, share) = share(task, &inputs, tokenizer, options, control)?;
     let mine = &inputs[range.inputs()];
-    let stamps = check::stamps(mine)?;
-    let longest = tokenizer.special_texts().iter().map(String::len).max().unwrap_or(0);
-    let around = AROUND.max(longest as u64);
-    let (sources, shared) = check::shared_sources(&inputs, &range, around, options.threads, control)?;
-    let share = Share { task, corpus: corpus_digest(&inputs), range, shared };
-    let recipe = recipe(sources, tokenizer, options)?;
     let mut journal = Journal::start(&dir, recipe, Some(share), options.threads, control)?;
     if journal.position() != journal.end_position() {
         io::remove(&dir.join(FILE))?; // of an earlier end whose shards are no longer whole
     }
     let end = encode_all(mine, tokenizer, options, &mut journal, control)
-        .map_err(|error| numbered(error, mine, journal.start_position().offset))?;
-    check::refuse_changed(mine, &stamps)?;
+        .map_err(|error| corpus::numbered(error, mine.first(), range.start.offset))?;
+    check::refuse_changed(mine, &stamps[range.inputs()])?;
     finish(dir, journal, end)
+}
+
+/// What a task has of the inputs, after reading it once.
+fn share<E: Encode>(
+    task: Task,
+    inputs: &[Input],
+    tokenizer: &E,
+    options: &PrepareOptions,
+    control: &Control,
+) -> Result<(Range, Recipe, Share)> {
+    let range = task.range(inputs, |text, at| tokenizer.safe_cut(text, at))?;
+    let longest = tokenizer.special_texts().iter().map(String::len).max().unwrap_or(0);
+    let around = AROUND.max(longest as u64);
+    let (sources, shared) = check::shared_sources(inputs, &range, around, options.threads, control)?;
+    let share = Share { task, corpus: corpus_digest(inputs), range, shared };
+    Ok((range, recipe(sources, tokenizer, options)?, share))
 }
 
 /// The folder of a task.
@@ -188,20 +199,5 @@ impl Marker {
     /// Where the range begins and ends.
     pub(super) fn borders(&self) -> (Place, Place) {
         (self.share.range.start, self.share.range.end)
-    }
-}
-
-/// An error in JSON lines names a line, which a task counts from its first one: the lines before it are counted when
-/// somebody asks.
-fn numbered(error: Error, inputs: &[Input], offset: u64) -> Error {
-    let first = inputs.first().filter(|input| offset > 0 && input.kind == Kind::JsonLines);
-    match (first, &error) {
-        (Some(input), Error::Format { path, .. }) if *path == input.path && input.codec == Codec::Plain => {
-            match corpus::lines_before(input, offset) {
-                Ok(n) => corpus::renumbered(error, n),
-                Err(other) => other,
-            }
-        }
-        _ => error,
     }
 }
