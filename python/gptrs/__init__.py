@@ -12,6 +12,8 @@ if TYPE_CHECKING:
     from gptrs.encoded import Encoded, Padded
     from gptrs.loader import Batch, Loader
     from gptrs.mixture import Mixture, Stage
+    from gptrs.on_ray import prepare_on_ray
+    from gptrs.tasks import TaskEnd, merge_tasks, prepare_task
     from gptrs.tokenizer import Tokenizer
     from gptrs.train_prepare import train_and_prepare
 
@@ -24,9 +26,13 @@ __all__ = [
     "Padded",
     "Stage",
     "StreamDecoder",
+    "TaskEnd",
     "Tokenizer",
     "__version__",
+    "merge_tasks",
     "prepare",
+    "prepare_on_ray",
+    "prepare_task",
     "train_and_prepare",
 ]
 
@@ -36,6 +42,8 @@ _MODULES = {
     "gptrs.encoded": ("Encoded", "Padded"),
     "gptrs.loader": ("Batch", "Loader"),
     "gptrs.mixture": ("Mixture", "Stage"),
+    "gptrs.on_ray": ("prepare_on_ray",),
+    "gptrs.tasks": ("TaskEnd", "merge_tasks", "prepare_task"),
     "gptrs.tokenizer": ("Tokenizer",),
     "gptrs.train_prepare": ("train_and_prepare",),
 }

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from gptrs import cli_tasks
 from gptrs.cli_training import Files, Progress, TextField, Threads
 
 if TYPE_CHECKING:
@@ -35,14 +36,42 @@ def prepare(
     ] = "txt",
     shard_tokens: Annotated[int, typer.Option(help="Tokens in a shard.", min=1)] = 1 << 27,
     eot: Annotated[bool, typer.Option("--eot/--no-eot", help="Write the end-of-text id after each document.")] = True,
+    task: cli_tasks.Task = None,
+    of: cli_tasks.Of = None,
+    merge: cli_tasks.Merge = False,
+    keep_tasks: cli_tasks.KeepTasks = False,
+    ray: cli_tasks.Ray = None,
     threads: Threads = 0,
     progress: Progress = True,
 ) -> None:
-    """Encode text files into token shards; the same command again finishes what was cut off."""
+    """Encode text files into token shards; the same command again finishes what was cut off.
+
+    Machines that share a folder share the work: run it with --task I --of N for every I from 0 to N - 1, in any order,
+    then once with --of N --merge. On Slurm, --task $SLURM_ARRAY_TASK_ID; on a Ray cluster, --ray ADDRESS does it all.
+    """
     from gptrs import dataset as datasets
     from gptrs import train_and_prepare
     from gptrs.corpus import standard_input
 
+    if cli_tasks.is_asked(task, of, merge, ray):
+        if train_tokenizer is not None:
+            raise typer.BadParameter("tasks share one tokenizer; hint: train it first, with gptrs tokenizer train")
+        cli_tasks.prepare(
+            files,
+            tokenizer,
+            pattern,
+            out,
+            task=task,
+            of=of,
+            keep_tasks=keep_tasks,
+            ray=ray,
+            text_field=text_field,
+            shard_tokens=shard_tokens,
+            append_eot=eot,
+            threads=threads,
+            progress=progress,
+        )
+        return
     coder = None
     if train_tokenizer is None:
         coder = load_tokenizer(tokenizer, pattern)

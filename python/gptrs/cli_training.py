@@ -97,6 +97,10 @@ def count(
         bool, typer.Option("--superwords", help="Count runs of words, for train --superbpe-from.")
     ] = False,
     text_field: TextField = "text",
+    task: Annotated[
+        int | None, typer.Option(help="Count this part of the files alone, from 0, into OUT.task-I-of-N.gtc.", min=0)
+    ] = None,
+    of: Annotated[int | None, typer.Option(help="The number of tasks that share the files.", min=1)] = None,
     threads: Threads = 0,
     progress: Progress = True,
 ) -> None:
@@ -104,11 +108,16 @@ def count(
     from gptrs import trainer
 
     _check_out(out)
+    if (task is None) != (of is None):
+        raise typer.BadParameter("expected --task I and --of N together")
+    if task is not None and of is not None:
+        out = str(trainer.task_file(out, task, of))
     facts = trainer.count(
         files,
         out,
         pattern=pattern,
         superwords=superwords,
+        task=None if task is None or of is None else (task, of),
         text_field=text_field,
         threads=threads,
         progress=progress,
@@ -116,12 +125,17 @@ def count(
     _say(out, facts)
 
 
-def merge_counts(files: _CountFiles, out: _Out, progress: Progress = True) -> None:
-    """Add count files up into one, in little memory however many and large they are."""
+def merge_counts(
+    files: _CountFiles,
+    out: _Out,
+    partial: Annotated[bool, typer.Option("--partial", help="Some of the files of tasks may be missing.")] = False,
+    progress: Progress = True,
+) -> None:
+    """Add count files up into one, in little memory however many and large; those of tasks must all be there."""
     from gptrs import trainer
 
     _check_out(out)
-    _say(out, trainer.merge_counts(files, out, progress=progress))
+    _say(out, trainer.merge_counts(files, out, partial=partial, progress=progress))
 
 
 def _check_out(out: str) -> None:

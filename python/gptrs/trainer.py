@@ -4,6 +4,7 @@ files, texts ── count ──▶ words ──▶ merges          one machine:
 files ── count ──▶ part.gtc ── merge_counts, train_from_counts ──▶ the same tokenizer, byte for byte
 """
 
+import re
 import tempfile
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
@@ -24,6 +25,8 @@ Paths = AnyPath | Iterable[AnyPath]
 # Texts of an iterator are counted in blocks: large enough to keep the threads busy, small enough to hold in memory.
 _BLOCK_BYTES = 1 << 25
 _BLOCK_TEXTS = 1 << 16
+# What `task_file` names: start, task, number of tasks.
+_TASK_FILE = re.compile(r"(.*)\.task-(\d{5,6})-of-(\d{5,6})\.gtc", re.DOTALL)
 _DEFAULTS: dict[str, Any] = {"special_tokens": ("<|endoftext|>",), "min_count": 1}
 
 
@@ -69,6 +72,7 @@ def from_iterator(texts: "Iterable[Text]", vocab_size: int, options: Options) ->
 def from_counts(files: Paths, vocab_size: int, options: Options) -> _core.Tokenizer:
     """Trains on count files; see `Tokenizer.train_from_counts`."""
     paths = expand(files)
+    _refuse_missing(paths)
     base = options.get("base")
     if options.get("pattern") is None and options.get("superbpe_from") is None and base is None:
         options = {**options, "pattern": _core.count_pattern(paths)}
@@ -85,6 +89,7 @@ def count(
     *,
     pattern: str = "gpt2",
     superwords: bool = False,
+    task: tuple[int, int] | None = None,
     text_field: str = "text",
     threads: int = 0,
     progress: bool = True,
@@ -96,23 +101,60 @@ def count(
         out: The file to write; an earlier one stays whole until the new one is complete.
         pattern: How text is split, as for `Tokenizer.train`.
         superwords: Count runs of words, for training with `superbpe_from`.
+        task: (I, N) counts the part of the files that task I of N has, as in `prepare_task`. The files of all tasks,
+            named by `task_file`, add up to that of one call.
         text_field: The field of a .jsonl line that holds the text, or a template of several: "{title}: {text}".
         threads: Threads to use; 0 means all cores.
         progress: Show a progress bar when stderr is a terminal.
     """
-    options: dict[str, Any] = {"pattern": pattern, "text_field": text_field, "superwords": superwords}
+    options: dict[str, Any] = {"pattern": pattern, "text_field": text_field, "superwords": superwords, "task": task}
     with bar(progress) as report:
         return _core.count(expand(files), fspath(out), **options, threads=threads, progress=report)
 
 
-def merge_counts(files: Paths, out: AnyPath, *, progress: bool = True) -> dict[str, Any]:
+def merge_counts(files: Paths, out: AnyPath, *, partial: bool = False, progress: bool = True) -> dict[str, Any]:
     """Adds count files up into one, in memory that depends neither on their number nor on their size.
 
+    Args:
+        files: Count files and globs. Of those that `task_file` names, all N must be there.
+        out: The file to write.
+        partial: Some of them may be missing.
+        progress: Show a progress bar when stderr is a terminal.
+
     Raises:
-        ValueError: Patterns differ, a file is given twice, is damaged, or a sum leaves 64 bits.
+        ValueError: Patterns differ, a file is given twice, is damaged, a task's is missing, or a sum leaves 64 bits.
     """
+    paths = expand(files)
+    if not partial:
+        _refuse_missing(paths)
     with bar(progress) as report:
-        return _core.merge_counts(expand(files), fspath(out), report)
+        return _core.merge_counts(paths, fspath(out), report)
+
+
+def task_file(out: AnyPath, task: int, of: int) -> Path:
+    """The count file of a task: words.gtc of task 3 of 16 is words.task-00003-of-00016.gtc."""
+    path = Path(out)
+    if not 0 <= task < of:
+        raise ValueError(f"expected a task from 0 to {of - 1} of {of}, got task {task}")
+    return path.with_name(f"{path.stem}.task-{task:05}-of-{of:05}{path.suffix}")
+
+
+def _refuse_missing(paths: list[str]) -> None:
+    """Fails unless the files of tasks among `paths` are all there: their names say how many there are."""
+    found: dict[tuple[str, int], set[int]] = {}
+    for path in paths:
+        match = _TASK_FILE.fullmatch(path)
+        if match:
+            found.setdefault((match[1], int(match[3])), set()).add(int(match[2]))
+    for (start, of), tasks in found.items():
+        missing = [str(task) for task in range(of) if task not in tasks]
+        if missing:
+            shown = ", ".join(missing[:20]) + (", …" if len(missing) > 20 else "")
+            raise ValueError(
+                f"expected the count files of {of} tasks, {start}.task-*-of-{of:05}.gtc, "
+                f"missing {len(missing)}: {shown}; hint: count them, with --task {missing[0]} --of {of}, "
+                "or merge with --partial"
+            )
 
 
 class _Training:

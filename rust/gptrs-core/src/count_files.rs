@@ -1,12 +1,14 @@
 //! Word counts of files: [`corpus`] gives the documents, [`count`](crate::count) their pieces.
 
+use std::ops::Range;
 use std::path::PathBuf;
 
 use crate::control::Control;
-use crate::corpus::{self, Codec, Kind, TextField};
+use crate::corpus::{self, Codec, Input, JsonLines, Kind, LinePosition, TextField};
 use crate::count::{Counter, WordCounts};
 use crate::error::{Error, Result};
 use crate::io::Map;
+use crate::ranges::{self, Task};
 use crate::split::Splitter;
 
 /// Documents are counted in batches of about this many bytes: enough for all threads, little enough for memory.
@@ -25,9 +27,37 @@ pub fn count_files(
     threads: usize,
     control: &Control,
 ) -> Result<(WordCounts, u64)> {
+    let inputs = corpus::inputs(paths)?;
+    let counts = count(&inputs, &ranges::Range::whole(&inputs), text_field, splitter, threads, control)?;
+    if counts.0.is_empty() { Err(Error::EmptyCorpus) } else { Ok(counts) }
+}
+
+/// As [`count_files`] for the part of the files that `task` has, in which there may be no word; a text belongs to the
+/// task that has its first byte. The sums over all tasks are those of one call.
+pub fn count_task(
+    paths: &[PathBuf],
+    text_field: &str,
+    splitter: &Splitter,
+    task: Task,
+    threads: usize,
+    control: &Control,
+) -> Result<(WordCounts, u64)> {
+    let inputs = corpus::inputs(paths)?;
+    let range = Task::new(task.index, task.of)?.range(&inputs, |text, at| splitter.safe_cut(text, at))?;
+    count(&inputs, &range, text_field, splitter, threads, control)
+}
+
+fn count(
+    inputs: &[Input],
+    range: &ranges::Range,
+    text_field: &str,
+    splitter: &Splitter,
+    threads: usize,
+    control: &Control,
+) -> Result<(WordCounts, u64)> {
     // `None` only while a batch is counted, and after an error, which ends the call.
     let mut counter = Some(Counter::new(splitter, threads));
-    let n_documents = for_each_unchecked_batch(paths, text_field, control, |documents| {
+    let n_documents = for_each_unchecked_batch(inputs, range, text_field, control, |documents| {
         let more = counter.take().ok_or(Error::Interrupted)?.add_texts(documents, control)?;
         if !more.is_utf8() {
             documents.iter().try_for_each(Document::check)?;
@@ -35,8 +65,7 @@ pub fn count_files(
         counter = Some(more);
         Ok(())
     })?;
-    let counts = counter.ok_or(Error::Interrupted)?.finish(control)?;
-    if counts.is_empty() { Err(Error::EmptyCorpus) } else { Ok((counts, n_documents)) }
+    Ok((counter.ok_or(Error::Interrupted)?.finish(control)?, n_documents))
 }
 
 /// Calls `f` with the documents of files and folders, many at once but few enough for memory; returns how many there are.
@@ -48,57 +77,95 @@ pub fn for_each_batch(
     control: &Control,
     mut f: impl FnMut(&[Document]) -> Result<()>,
 ) -> Result<u64> {
-    for_each_unchecked_batch(paths, text_field, control, |documents| {
+    let inputs = corpus::inputs(paths)?;
+    for_each_unchecked_batch(&inputs, &ranges::Range::whole(&inputs), text_field, control, |documents| {
         documents.iter().try_for_each(Document::check)?;
         f(documents)
     })
 }
 
-/// As [`for_each_batch`], with text files that may be anything but UTF-8.
+/// As [`for_each_batch`] for a range of the inputs, with text files that may be anything but UTF-8.
 fn for_each_unchecked_batch(
-    paths: &[PathBuf],
+    inputs: &[Input],
+    range: &ranges::Range,
     text_field: &str,
     control: &Control,
     f: impl FnMut(&[Document]) -> Result<()>,
 ) -> Result<u64> {
-    let (inputs, text_field) = (corpus::inputs(paths)?, TextField::new(text_field)?);
-    control.begin("count bytes", inputs.iter().map(|input| input.n_bytes).sum());
+    let text_field = TextField::new(text_field)?;
+    let mine = range.inputs();
+    let bytes = |i: usize| range.bytes(i, &inputs[i]);
+    control.begin("count bytes", mine.clone().map(|i| bytes(i).end - bytes(i).start).sum());
     let mut batch = Batch { f, documents: Vec::new(), n_bytes: 0, n_documents: 0 };
-    for input in &inputs {
-        if input.kind == Kind::Text && input.codec == Codec::Plain {
-            batch.push(Document::File(Map::open(&input.path)?, input.path.clone()))?;
-        } else {
-            let push = |text: &str| batch.push(Document::Line(text.to_owned()));
-            corpus::for_each_document(input, &text_field, push)?;
+    for i in mine.clone() {
+        let input = &inputs[i];
+        match (input.kind, input.codec) {
+            (Kind::Text, Codec::Plain) => batch.push(Document::part(input, bytes(i))?)?,
+            (Kind::JsonLines, Codec::Plain) => push_lines(input, bytes(i), &text_field, &mut batch)
+                .map_err(|error| corpus::numbered(error, Some(input), bytes(i).start))?,
+            _ => {
+                let push = |text: &str| batch.push(Document::Line(text.to_owned()));
+                corpus::for_each_document(input, &text_field, push)?;
+            }
         }
     }
     batch.flush()?;
     Ok(batch.n_documents)
 }
 
+/// The documents of the lines that begin in `range`, which begins with one.
+fn push_lines<F: FnMut(&[Document]) -> Result<()>>(
+    input: &Input,
+    range: Range<u64>,
+    text_field: &TextField,
+    batch: &mut Batch<F>,
+) -> Result<()> {
+    let mut lines = JsonLines::open_at(input, LinePosition { offset: range.start, line: 1 })?;
+    let mut bytes = Vec::new();
+    while lines.position().offset < range.end {
+        bytes.clear();
+        let Some(at) = lines.next(&mut bytes)?.filter(|at| at.offset < range.end) else { break };
+        batch.push(Document::Line(corpus::document(&bytes, text_field, at, &input.path)?.into_owned()))?;
+    }
+    Ok(())
+}
+
 /// One text of a corpus.
 #[derive(Debug)]
 pub enum Document {
-    /// A whole file and its path.
-    File(Map, PathBuf),
+    /// A file, its path, and which bytes of it: all, or the part of a task.
+    File(Map, PathBuf, Range<usize>),
     /// What a line of JSON or a compressed file holds.
     Line(String),
 }
 
 impl Document {
+    fn part(input: &Input, bytes: Range<u64>) -> Result<Self> {
+        let map = Map::open(&input.path)?;
+        if map.as_bytes().len() as u64 != input.n_bytes {
+            return Err(input.changed());
+        }
+        Ok(Self::File(map, input.path.clone(), bytes.start as usize..bytes.end as usize))
+    }
+
     /// Fails when a file is not UTF-8.
     fn check(&self) -> Result<()> {
         match self {
-            Self::File(map, path) => corpus::utf8(map.as_bytes(), 0, path).map(drop),
+            Self::File(_, path, bytes) => corpus::utf8(self.as_ref(), bytes.start as u64, path).map(drop),
             Self::Line(_) => Ok(()),
         }
+    }
+
+    /// Whether it is not the rest of a text.
+    fn is_start(&self) -> bool {
+        !matches!(self, Self::File(_, _, bytes) if bytes.start > 0)
     }
 }
 
 impl AsRef<[u8]> for Document {
     fn as_ref(&self) -> &[u8] {
         match self {
-            Self::File(map, _) => map.as_bytes(),
+            Self::File(map, _, bytes) => &map.as_bytes()[bytes.clone()],
             Self::Line(text) => text.as_bytes(),
         }
     }
@@ -120,7 +187,7 @@ impl<F: FnMut(&[Document]) -> Result<()>> Batch<F> {
     }
 
     fn flush(&mut self) -> Result<()> {
-        self.n_documents += self.documents.len() as u64;
+        self.n_documents += self.documents.iter().filter(|document| document.is_start()).count() as u64;
         (self.f)(&self.documents)?;
         self.documents.clear();
         self.n_bytes = 0;

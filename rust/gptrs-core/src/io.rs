@@ -167,6 +167,24 @@ pub fn remove(path: &Path) -> Result<()> {
     }
 }
 
+/// Removes the folder at `path` with all that is in it, durably; one that is not there is fine.
+pub fn remove_dir(path: &Path) -> Result<()> {
+    if !path.is_dir() {
+        return Ok(());
+    }
+    for entry in system::list(path).map_err(Error::io("list", path))? {
+        let entry = entry.map_err(Error::io("list", path))?;
+        // A link to a folder is a name like any other: what it leads to stays.
+        if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+            remove_dir(&entry.path())?;
+        } else {
+            system::remove_file(&entry.path()).map_err(Error::io("remove", entry.path()))?;
+        }
+    }
+    system::remove_dir(path).map_err(Error::io("remove", path))?;
+    sync_dir(parent(path))
+}
+
 /// A file that appears under its name, whole and durable, at [`AtomicFile::commit`]; dropped before, it leaves nothing.
 ///
 /// The bytes go to a locked temporary file in the same folder. The system frees the lock when the process dies, which

@@ -37,6 +37,7 @@ pub mod parallel;
 pub mod permute;
 mod places;
 pub mod prepare;
+pub mod ranges;
 mod reach;
 mod sealed;
 pub mod shard;

@@ -9,7 +9,8 @@ use std::time::Duration;
 
 use gptrs_core::{Control, Error, Result};
 use pyo3::exceptions::{
-    PyFileNotFoundError, PyIsADirectoryError, PyKeyboardInterrupt, PyOSError, PyRuntimeError, PyValueError,
+    PyBlockingIOError, PyFileNotFoundError, PyIsADirectoryError, PyKeyboardInterrupt, PyOSError, PyRuntimeError,
+    PyValueError,
 };
 use pyo3::prelude::*;
 
@@ -20,6 +21,7 @@ pub const POLL: Duration = Duration::from_millis(50);
 pub fn py_err(error: Error) -> PyErr {
     match error {
         Error::Interrupted => PyKeyboardInterrupt::new_err(()),
+        Error::Locked { .. } => PyBlockingIOError::new_err(error.to_string()),
         // OSError picks its subclass (FileNotFoundError, PermissionError, ...) by errno.
         Error::Io { ref source, .. } => match (source.raw_os_error(), source.kind()) {
             (Some(errno), kind) => PyOSError::new_err((errno, with_hint(&error.to_string(), kind))),

@@ -4,6 +4,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use gptrs_core::prepare::PrepareOptions;
+use gptrs_core::ranges::Task;
 use gptrs_core::{Error, Result};
 use numpy::PyArray1;
 use numpy::prelude::*;
@@ -30,6 +31,55 @@ pub fn prepare(
     let options = PrepareOptions { text_field, shard_tokens, append_eot, threads, ..PrepareOptions::default() };
     watched(py, progress, |control| gptrs_core::prepare::prepare(&paths, &*tokenizer.0, &out, &options, control))
         .map(|dataset| Dataset(Arc::new(dataset)))
+}
+
+/// Encodes the part of files that a task has: (tokens, documents, folder, whether all tasks are merged already).
+#[pyfunction]
+#[pyo3(signature = (paths, tokenizer, out, task, *, text_field, shard_tokens, append_eot, threads=0, progress=None))]
+#[allow(clippy::too_many_arguments)]
+pub fn prepare_task(
+    py: Python<'_>,
+    paths: Vec<PathBuf>,
+    tokenizer: &Tokenizer,
+    out: PathBuf,
+    task: (u64, u64),
+    text_field: String,
+    shard_tokens: u64,
+    append_eot: bool,
+    threads: usize,
+    progress: Option<&Bound<'_, PyAny>>,
+) -> PyResult<(u64, u64, PathBuf, bool)> {
+    let options = PrepareOptions { text_field, shard_tokens, append_eot, threads, ..PrepareOptions::default() };
+    let end = watched(py, progress, |control| {
+        let task = Task::new(task.0, task.1)?;
+        gptrs_core::prepare::prepare_task(&paths, &*tokenizer.0, &out, task, &options, control)
+    })?;
+    Ok((end.n_tokens, end.n_documents, end.dir, end.is_merged))
+}
+
+/// Joins finished tasks into the dataset of one run.
+#[pyfunction]
+#[pyo3(signature = (paths, tokenizer, out, of, *, keep_tasks, text_field, shard_tokens, append_eot, threads=0,
+                    progress=None))]
+#[allow(clippy::too_many_arguments)]
+pub fn merge_tasks(
+    py: Python<'_>,
+    paths: Vec<PathBuf>,
+    tokenizer: &Tokenizer,
+    out: PathBuf,
+    of: u64,
+    keep_tasks: bool,
+    text_field: String,
+    shard_tokens: u64,
+    append_eot: bool,
+    threads: usize,
+    progress: Option<&Bound<'_, PyAny>>,
+) -> PyResult<Dataset> {
+    let options = PrepareOptions { text_field, shard_tokens, append_eot, threads, ..PrepareOptions::default() };
+    watched(py, progress, |control| {
+        gptrs_core::prepare::merge_tasks(&paths, &*tokenizer.0, &out, of, keep_tasks, &options, control)
+    })
+    .map(|dataset| Dataset(Arc::new(dataset)))
 }
 
 /// A folder of shards, read only.

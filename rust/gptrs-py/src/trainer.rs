@@ -9,8 +9,9 @@ use std::time::Instant;
 use gptrs_core::count::file::{self, Header};
 use gptrs_core::count::superwords::{self, Stages, Superwords};
 use gptrs_core::count::{self as counting, WordCounts, join};
-use gptrs_core::count_files::{count_files, for_each_batch};
+use gptrs_core::count_files::{count_files, count_task, for_each_batch};
 use gptrs_core::parallel::resolve_threads;
+use gptrs_core::ranges::Task;
 use gptrs_core::split::Splitter;
 use gptrs_core::train::{self, Recipe, Tie, superbpe};
 use gptrs_core::{Control, Error, Result, Specials, WarmWords};
@@ -314,7 +315,7 @@ fn lost() -> Error {
 
 /// Counts the words of files, or their runs of words, into a count file.
 #[pyfunction]
-#[pyo3(signature = (paths, out, *, pattern, text_field, superwords=false, threads=0, progress=None))]
+#[pyo3(signature = (paths, out, *, pattern, text_field, superwords=false, task=None, threads=0, progress=None))]
 #[expect(clippy::too_many_arguments, reason = "the options of counting")]
 pub fn count<'py>(
     py: Python<'py>,
@@ -323,13 +324,17 @@ pub fn count<'py>(
     pattern: &str,
     text_field: &str,
     superwords: bool,
+    task: Option<(u64, u64)>,
     threads: usize,
     progress: Option<&Bound<'py, PyAny>>,
 ) -> PyResult<Bound<'py, PyDict>> {
     let header = watched(py, progress, |control| {
         let words = Splitter::new(pattern)?;
         let splitter = if superwords { Splitter::new(&superwords::run_pattern(&words)?)? } else { words };
-        let (counts, n_documents) = count_files(&paths, text_field, &splitter, threads, control)?;
+        let (counts, n_documents) = match task {
+            Some((index, of)) => count_task(&paths, text_field, &splitter, Task::new(index, of)?, threads, control)?,
+            None => count_files(&paths, text_field, &splitter, threads, control)?,
+        };
         file::write(&out, &counts, n_documents, &splitter, control)
     })?;
     facts(py, &header)

@@ -264,6 +264,35 @@ pub fn document<'l>(line: &'l [u8], text_field: &TextField, at: LinePosition, pa
     })
 }
 
+/// The error of a reader that began at `offset` of `first` and counted lines from there: one about JSON lines gets the
+/// line's number in the file. The lines before are counted when they are asked for, so that a reader need not.
+pub(crate) fn numbered(error: Error, first: Option<&Input>, offset: u64) -> Error {
+    let Error::Format { path, format, reason } = &error else { return error };
+    let first = first.filter(|input| offset > 0 && input.kind == Kind::JsonLines && input.path == *path);
+    let parts = reason.strip_prefix("line ").and_then(|rest| rest.split_once(": "));
+    let (Some(input), Some((Ok(line), rest))) = (first, parts.map(|(line, rest)| (line.parse::<u64>(), rest))) else {
+        return error;
+    };
+    match lines_before(input, offset) {
+        Ok(n) => Error::Format { path: path.clone(), format, reason: format!("line {}: {rest}", n + line) },
+        Err(other) => other,
+    }
+}
+
+/// Lines that end before `offset` of a file that is not compressed.
+fn lines_before(input: &Input, offset: u64) -> Result<u64> {
+    let (mut source, mut left, mut n, mut bytes) = (Source::open(input, 0)?, offset, 0, Vec::new());
+    while left > 0 {
+        bytes.clear();
+        match source.read(left.min(1 << 20), &mut bytes)? {
+            0 => return Err(input.changed()),
+            got => left -= got as u64,
+        }
+        n += bytes.iter().filter(|&&b| b == b'\n').count() as u64;
+    }
+    Ok(n)
+}
+
 fn bad_file(path: &Path, codec: Codec, reason: &str) -> Error {
     let format = if codec == Codec::Gzip { "gzip file" } else { "Zstandard file" };
     Error::Format { path: path.to_owned(), format, reason: reason.to_owned() }

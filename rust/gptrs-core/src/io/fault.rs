@@ -74,6 +74,7 @@ enum Change {
     /// With the bytes of the file that it replaced.
     Renamed(PathBuf, PathBuf, Option<Vec<u8>>),
     Removed(PathBuf, Vec<u8>),
+    RemovedDir(PathBuf),
 }
 
 thread_local! {
@@ -203,6 +204,7 @@ impl Change {
             Self::Created(path) => fs::remove_file(path),
             Self::CreatedDir(path) => fs::remove_dir_all(path),
             Self::Removed(path, bytes) => fs::write(path, bytes),
+            Self::RemovedDir(path) => fs::create_dir(path),
             Self::Renamed(from, to, replaced) => {
                 fs::rename(&to, from)?;
                 replaced.map_or(Ok(()), |bytes| fs::write(to, bytes))
@@ -317,6 +319,14 @@ pub(super) fn remove_file(path: &Path) -> Result<()> {
     if let Some(bytes) = removed {
         record(path, Change::Removed(path.to_owned(), bytes));
     }
+    Ok(())
+}
+
+/// Removes an empty folder.
+pub(super) fn remove_dir(path: &Path) -> Result<()> {
+    step(false)?;
+    fs::remove_dir(path)?;
+    record(path, Change::RemovedDir(path.to_owned()));
     Ok(())
 }
 

@@ -36,6 +36,12 @@ pub(super) fn remove_file(path: &Path) -> Result<()> {
     fs::remove_file(path)
 }
 
+/// Removes an empty folder.
+#[inline]
+pub(super) fn remove_dir(path: &Path) -> Result<()> {
+    fs::remove_dir(path)
+}
+
 #[inline]
 pub(super) fn list(dir: &Path) -> Result<ReadDir> {
     fs::read_dir(dir)

@@ -1,9 +1,11 @@
 //! The read before the work: every input that is not compressed is UTF-8, and the digest of each as it is stored.
 
 use std::fs;
+use std::ops::Range;
 use std::time::SystemTime;
 
 use blake3::hazmat::{ChainingValue, HasherExt, Mode, merge_subtrees_non_root, merge_subtrees_root};
+use serde::{Deserialize, Serialize};
 
 use crate::control::Control;
 use crate::corpus::{self, Codec, Input};
@@ -11,6 +13,8 @@ use crate::error::{Error, Result};
 use crate::io;
 use crate::manifest::Source;
 use crate::parallel;
+use crate::ranges;
+use crate::sealed::{from_hex, hex};
 
 /// Files are read in parts of this size by all threads; a power of two of BLAKE3's chunks.
 const PART: usize = 4 << 20;
@@ -18,9 +22,13 @@ const PART: usize = 4 << 20;
 /// What each input is, in order; fails on the first byte of text that is not UTF-8.
 pub(super) fn sources(inputs: &[Input], threads: usize, control: &Control) -> Result<Vec<Source>> {
     let digests = digests(inputs, PART, threads, control)?;
-    let name = |input: &Input| input.path.file_name().map_or(String::new(), |n| n.to_string_lossy().into_owned());
-    let source = |(input, blake3): (&Input, _)| Source { name: name(input), n_bytes: input.n_bytes, blake3 };
-    Ok(inputs.iter().zip(digests).map(source).collect())
+    Ok(inputs.iter().zip(digests).map(|(input, blake3)| source(input, blake3)).collect())
+}
+
+/// An input with its digest.
+pub(super) fn source(input: &Input, blake3: String) -> Source {
+    let name = input.path.file_name().map_or(String::new(), |n| n.to_string_lossy().into_owned());
+    Source { name, n_bytes: input.n_bytes, blake3 }
 }
 
 /// Length and time of each input.
@@ -42,22 +50,102 @@ pub(super) fn refuse_changed(inputs: &[Input], stamps: &[(u64, Option<SystemTime
 
 /// The hexadecimal BLAKE3 digest of each input.
 fn digests(inputs: &[Input], part: usize, threads: usize, control: &Control) -> Result<Vec<String>> {
-    let n_parts = |input: &Input| input.n_bytes.div_ceil(part as u64).max(1);
+    let whole: Vec<_> = inputs.iter().map(|input| 0..n_parts(input.n_bytes, part)).collect();
+    Ok(parts(inputs, &whole, part, threads, control)?.iter().map(|parts| root(parts)).collect())
+}
+
+/// Parts of a file of `n_bytes`, at least one.
+fn n_parts(n_bytes: u64, part: usize) -> u64 {
+    n_bytes.div_ceil(part as u64).max(1)
+}
+
+/// The digests of some parts of each input; reads those alone.
+fn parts(
+    inputs: &[Input],
+    wanted: &[Range<u64>],
+    part: usize,
+    threads: usize,
+    control: &Control,
+) -> Result<Vec<Vec<Digest>>> {
     let tasks: Vec<(usize, u64)> =
-        inputs.iter().enumerate().flat_map(|(i, input)| (0..n_parts(input)).map(move |k| (i, k))).collect();
-    control.begin("check bytes", inputs.iter().map(|input| input.n_bytes).sum());
+        wanted.iter().enumerate().flat_map(|(i, parts)| parts.clone().map(move |k| (i, k))).collect();
+    let len = |&(i, k): &(usize, u64)| inputs[i].n_bytes.saturating_sub(k * part as u64).min(part as u64);
+    control.begin("check bytes", tasks.iter().map(len).sum());
     let state = || (Vec::new(), Vec::new());
     let states = parallel::run(threads, tasks.len(), control, state, |(buffer, done), task| {
         let (i, k) = tasks[task];
         let digest = check_part(&inputs[i], k * part as u64, part, buffer)?;
         done.push((task, digest));
-        control.advance(inputs[i].n_bytes.saturating_sub(k * part as u64).min(part as u64));
+        control.advance(len(&tasks[task]));
         Ok(())
     })?;
     let mut done: Vec<(usize, Digest)> = states.into_iter().flat_map(|(_, done)| done).collect();
     done.sort_unstable_by_key(|(task, _)| *task);
-    let mut parts = done.into_iter().map(|(_, digest)| digest);
-    Ok(inputs.iter().map(|input| root(&parts.by_ref().take(n_parts(input) as usize).collect::<Vec<_>>())).collect())
+    let mut digests = done.into_iter().map(|(_, digest)| digest);
+    Ok(wanted.iter().map(|parts| digests.by_ref().take((parts.end - parts.start) as usize).collect()).collect())
+}
+
+/// What a task knows of an input that others have a share of too: the digests of the parts that it read.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Shared {
+    /// Index of the input.
+    pub(super) input: u64,
+    /// The first of the parts, and the digest of each: of the file where there is only one, else a node of its tree.
+    pub(super) first: u64,
+    pub(super) nodes: Vec<String>,
+}
+
+/// What the inputs of a task are: those that it shares have no digest, but the parts that hold something of its `range`,
+/// or of the `behind` bytes on both sides that it looks at.
+///
+/// Two tasks that meet inside a part both read it, so that a file that was changed between them is found.
+pub(super) fn shared_sources(
+    inputs: &[Input],
+    range: &ranges::Range,
+    behind: u64,
+    threads: usize,
+    control: &Control,
+) -> Result<(Vec<Source>, Vec<Shared>)> {
+    let mine = range.inputs();
+    let wanted = mine.clone().map(|i| {
+        let (input, bytes) = (&inputs[i], range.bytes(i, &inputs[i]));
+        let first = bytes.start.saturating_sub(behind) / PART as u64;
+        first..(bytes.end + behind).div_ceil(PART as u64).clamp(first + 1, n_parts(input.n_bytes, PART))
+    });
+    let wanted: Vec<_> = wanted.collect();
+    let digests = parts(&inputs[mine.clone()], &wanted, PART, threads, control)?;
+    let (mut sources, mut shared) = (Vec::new(), Vec::new());
+    for ((i, parts), digests) in mine.zip(wanted).zip(digests) {
+        let is_whole = range.bytes(i, &inputs[i]) == (0..inputs[i].n_bytes);
+        if !is_whole {
+            let nodes = digests.iter().map(Digest::to_hex).collect();
+            shared.push(Shared { input: i as u64, first: parts.start, nodes });
+        }
+        sources.push(source(&inputs[i], if is_whole { root(&digests) } else { String::new() }));
+    }
+    Ok((sources, shared))
+}
+
+/// The digest of a file of `n_bytes` from what all tasks that share it know, in order; says what is wrong with it.
+pub(super) fn join_shared<'a>(
+    n_bytes: u64,
+    shares: impl Iterator<Item = &'a Shared>,
+) -> std::result::Result<String, &'static str> {
+    let n_parts = n_parts(n_bytes, PART);
+    let mut nodes: Vec<&str> = Vec::new();
+    for share in shares {
+        let known = nodes.len().checked_sub(share.first as usize).ok_or("a part of it was read by no task")?;
+        let same = share.nodes.len().min(known);
+        if nodes[share.first as usize..][..same].iter().ne(&share.nodes[..same]) {
+            return Err("it was changed between two tasks");
+        }
+        nodes.extend(share.nodes[same..].iter().map(String::as_str));
+    }
+    if nodes.len() as u64 != n_parts {
+        return Err("a part of it was read by no task");
+    }
+    let digests = nodes.iter().map(|hex| Digest::from_hex(hex, n_parts == 1)).collect::<Option<Vec<_>>>();
+    digests.map(|digests| root(&digests)).ok_or("the digest of a part is no 64 hexadecimal digits")
 }
 
 /// The digest of a part of a file: of the only one, or a node of the file's tree.
@@ -65,6 +153,20 @@ fn digests(inputs: &[Input], part: usize, threads: usize, control: &Control) -> 
 enum Digest {
     Whole(blake3::Hash),
     Node(ChainingValue),
+}
+
+impl Digest {
+    fn to_hex(&self) -> String {
+        match self {
+            Self::Whole(hash) => hash.to_string(),
+            Self::Node(node) => hex(node),
+        }
+    }
+
+    fn from_hex(digits: &str, is_whole: bool) -> Option<Self> {
+        let bytes = from_hex(digits)?;
+        Some(if is_whole { Self::Whole(bytes.into()) } else { Self::Node(bytes) })
+    }
 }
 
 /// Reads `part` bytes from `start` on.

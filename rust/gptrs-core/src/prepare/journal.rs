@@ -7,15 +7,16 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 use super::refuse_other;
+use super::task::Share;
 use crate::control::Control;
 use crate::error::{Error, Result};
 use crate::io;
 use crate::manifest::{Entry, Recipe};
 use crate::parallel;
-use crate::sealed;
-use crate::shard::{Shard, verified_len};
+use crate::sealed::{self, hex};
+use crate::shard::{self, Dtype, Spec, verified_len};
 
-const FILE: &str = "prepare.json";
+pub(super) const FILE: &str = "prepare.json";
 const VERSION: u32 = 1;
 
 /// A place in the inputs' tokens.
@@ -35,10 +36,20 @@ impl Position {
     pub(super) const START: Self = Self { input: 0, offset: 0, line: 1, skip: 0 };
 }
 
+/// A shard of a task and the lengths of its documents.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Shard {
+    #[serde(flatten)]
+    pub(super) entry: Entry,
+    /// The digest of the file with the lengths; none where nobody needs them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) lengths: Option<String>,
+}
+
 #[derive(Debug, Serialize, Deserialize)]
 struct Finished {
     #[serde(flatten)]
-    entry: Entry,
+    shard: Shard,
     next: Position,
     special_texts: BTreeMap<String, u64>,
 }
@@ -48,10 +59,12 @@ struct Content {
     version: u32,
     #[serde(flatten)]
     recipe: Recipe,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    task: Option<Share>,
     finished: Vec<Finished>,
 }
 
-/// The journal of the run that holds the folder.
+/// The journal of the run that holds the folder. A task's positions count its own inputs.
 #[derive(Debug)]
 pub(super) struct Journal {
     dir: PathBuf,
@@ -59,22 +72,27 @@ pub(super) struct Journal {
 }
 
 impl Journal {
-    /// Continues the journal in `dir`, or starts one. Finished shards are read again and compared with their digests.
-    pub(super) fn start(dir: &Path, recipe: Recipe, threads: usize, control: &Control) -> Result<Self> {
+    /// Continues the journal in `dir`, or starts one, of a task or of all the work. Finished shards are read again and
+    /// compared with their digests.
+    pub(super) fn start(
+        dir: &Path,
+        recipe: Recipe,
+        task: Option<Share>,
+        threads: usize,
+        control: &Control,
+    ) -> Result<Self> {
         let path = dir.join(FILE);
         let mut finished = Vec::new();
         if let Some(content) = sealed::read::<Content>(&path, "journal", VERSION)? {
             if !content.finished.is_empty() {
-                refuse_other(dir, &content.recipe, &recipe)?;
+                refuse_other(dir, &content.recipe, &recipe, content.task == task)?;
             }
             finished = content.finished;
-        } else if let Some(shard) = first_shard(dir)? {
-            let (dir, name) = (dir.display(), shard.display());
-            let message = format!("{dir} holds {name} but neither a manifest nor a journal");
-            return Err(Error::Argument(format!("{message}; hint: choose another folder, or remove the file")));
+        } else {
+            refuse_shards(dir)?;
         }
         keep_whole(dir, &recipe, &mut finished, threads, control)?;
-        let journal = Self { dir: dir.to_owned(), content: Content { version: VERSION, recipe, finished } };
+        let journal = Self { dir: dir.to_owned(), content: Content { version: VERSION, recipe, task, finished } };
         journal.write()?;
         Ok(journal)
     }
@@ -94,9 +112,29 @@ impl Journal {
         &self.content.recipe
     }
 
+    /// Where the first shard begins.
+    pub(super) fn start_position(&self) -> Position {
+        let offset = self.content.task.as_ref().map_or(0, |task| task.range.start.offset);
+        Position { offset, ..Position::START }
+    }
+
+    /// Where the last shard ends.
+    pub(super) fn end_position(&self) -> Position {
+        let n_inputs = self.content.recipe.inputs.len() as u64;
+        match self.content.task.as_ref().map_or(0, |task| task.range.end.offset) {
+            0 => Position { input: n_inputs, ..Position::START },
+            offset => Position { input: n_inputs.saturating_sub(1), offset, ..Position::START },
+        }
+    }
+
     /// Where the next shard begins.
     pub(super) fn position(&self) -> Position {
-        self.content.finished.last().map_or(Position::START, |last| last.next)
+        self.content.finished.last().map_or_else(|| self.start_position(), |last| last.next)
+    }
+
+    /// What a task has; `None` when there is only one.
+    pub(super) fn task(&self) -> Option<&Share> {
+        self.content.task.as_ref()
     }
 
     /// Counts of special tokens' texts before [`Journal::position`].
@@ -110,14 +148,14 @@ impl Journal {
     }
 
     /// Records a shard that is in place.
-    pub(super) fn push(&mut self, entry: Entry, next: Position, special_texts: BTreeMap<String, u64>) -> Result<()> {
-        self.content.finished.push(Finished { entry, next, special_texts });
+    pub(super) fn push(&mut self, shard: Shard, next: Position, special_texts: BTreeMap<String, u64>) -> Result<()> {
+        self.content.finished.push(Finished { shard, next, special_texts });
         self.write()
     }
 
     /// The recipe and the finished shards.
-    pub(super) fn into_parts(self) -> (Recipe, Vec<Entry>) {
-        (self.content.recipe, self.content.finished.into_iter().map(|finished| finished.entry).collect())
+    pub(super) fn into_parts(self) -> (Recipe, Vec<Shard>) {
+        (self.content.recipe, self.content.finished.into_iter().map(|finished| finished.shard).collect())
     }
 
     fn write(&self) -> Result<()> {
@@ -134,23 +172,12 @@ fn keep_whole(
     control: &Control,
 ) -> Result<()> {
     let spec = recipe.spec().map_err(Error::Argument)?;
-    let is_whole = |i: usize| -> Result<bool> {
-        let Finished { entry, next, .. } = &finished[i];
-        if entry.name != shard_name(i) || next.input > recipe.inputs.len() as u64 {
-            return Ok(false);
-        }
-        let end = Shard::open(&dir.join(&entry.name)).and_then(|shard| {
-            let got = Entry::new(entry.name.clone(), shard.header(), shard.blake3());
-            shard.verify(control)?;
-            Ok(got == *entry && shard.header().spec == spec)
-        });
-        match end {
-            // Whatever is wrong with it, writing it again cures it; only the caller's stop is not about the shard.
-            Err(Error::Interrupted) => Err(Error::Interrupted),
-            end => Ok(end.unwrap_or(false)),
-        }
+    let is_whole = |i: usize| {
+        let Finished { shard, next, .. } = &finished[i];
+        let is_named = shard.entry.name == shard_name(i) && next.input <= recipe.inputs.len() as u64;
+        Ok(is_named && is_whole(dir, shard, &spec, control)?)
     };
-    let lens = finished.iter().map(|f| verified_len(spec.dtype, f.entry.n_tokens, f.entry.n_documents));
+    let lens = finished.iter().map(|f| verified_len(spec.dtype, f.shard.entry.n_tokens, f.shard.entry.n_documents));
     control.begin("verify bytes", lens.sum());
     let bad = parallel::run(threads, finished.len(), control, Vec::new, |bad: &mut Vec<usize>, i| {
         if !is_whole(i)? {
@@ -164,8 +191,65 @@ fn keep_whole(
     Ok(())
 }
 
-fn shard_name(i: usize) -> String {
+/// Whether the shard in `dir` and its lengths are those that were written.
+pub(super) fn is_whole(dir: &Path, shard: &Shard, spec: &Spec, control: &Control) -> Result<bool> {
+    let end = shard.open(dir, spec).and_then(|file| file.verify(control)).and_then(|()| match &shard.lengths {
+        Some(_) => shard.open_lengths(dir, spec).and_then(|file| file.verify(control)),
+        None => Ok(()),
+    });
+    match end {
+        // Whatever is wrong with it, writing it again cures it; only the caller's stop is not about the shard.
+        Err(Error::Interrupted) => Err(Error::Interrupted),
+        end => Ok(end.is_ok()),
+    }
+}
+
+impl Shard {
+    /// Opens the file; fails when it is not the one that was written.
+    pub(super) fn open(&self, dir: &Path, spec: &Spec) -> Result<shard::Shard> {
+        let file = shard::Shard::open(&dir.join(&self.entry.name))?;
+        let got = Entry::new(self.entry.name.clone(), file.header(), file.blake3());
+        if got == self.entry && file.header().spec == *spec { Ok(file) } else { Err(other(&file, &self.entry.blake3)) }
+    }
+
+    /// Opens the lengths of its documents: two tokens each, the low half first.
+    pub(super) fn open_lengths(&self, dir: &Path, spec: &Spec) -> Result<shard::Shard> {
+        let file = shard::Shard::open(&dir.join(lengths_name(&self.entry.name)))?;
+        let expected = self.lengths.as_deref().unwrap_or_default();
+        let is_same = hex(file.blake3()) == expected && file.header().spec == lengths_spec(spec);
+        if is_same && Some(file.header().n_tokens) == self.entry.n_documents.checked_mul(2) {
+            Ok(file)
+        } else {
+            Err(other(&file, expected))
+        }
+    }
+}
+
+/// The file with the lengths of a shard's documents, which is a shard itself.
+pub(super) fn lengths_name(shard: &str) -> String {
+    format!("{}.lengths", shard.trim_end_matches(".gts"))
+}
+
+/// The same for all: numbers of 32 bits.
+pub(super) fn lengths_spec(spec: &Spec) -> Spec {
+    Spec { dtype: Dtype::U32, vocab_size: 1 << 32, eot_id: None, tokenizer: spec.tokenizer }
+}
+
+fn other(file: &shard::Shard, expected: &str) -> Error {
+    let (path, expected) = (file.path().to_owned(), expected.to_owned());
+    Error::Digest { path, what: "file".to_owned(), expected, got: hex(file.blake3()) }
+}
+
+pub(super) fn shard_name(i: usize) -> String {
     format!("shard-{i:05}.gts")
+}
+
+/// Fails when there are shards in `dir`, which has neither a manifest nor a journal.
+pub(super) fn refuse_shards(dir: &Path) -> Result<()> {
+    let Some(shard) = first_shard(dir)? else { return Ok(()) };
+    let (dir, name) = (dir.display(), shard.display());
+    let message = format!("{dir} holds {name} but neither a manifest nor a journal");
+    Err(Error::Argument(format!("{message}; hint: choose another folder, or remove the file")))
 }
 
 /// A shard in `dir`, if there is any.

@@ -9,14 +9,19 @@
 //! bytes depend on nothing but the recipe. The journal is replaced after each shard: a run that was killed anywhere
 //! continues behind the last one. The digest of each input's content is part of the recipe, so a changed input is
 //! found even when its size and time are the same; that costs one read of the inputs before the first token.
+//!
+//! Several machines share the work as tasks ([`prepare_task`]): each does all this with its range of the inputs, in a
+//! folder of its own, and [`merge_tasks`] makes of their shards the bytes that one run writes.
 
 mod array;
 mod check;
 mod encode;
 mod journal;
+mod merge;
 mod pipeline;
 mod segments;
 mod sink;
+mod task;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -28,14 +33,18 @@ use crate::corpus::{self, Input};
 use crate::dataset::Dataset;
 use crate::error::{Error, Result};
 use crate::io::{self, FolderLock};
-use crate::manifest::{Manifest, Recipe};
+use crate::manifest::{Manifest, Recipe, Source};
 use crate::parallel::resolve_threads;
+use crate::ranges::Place;
 use crate::sealed::hex;
 use crate::shard::Dtype;
 use crate::tokenizer::Tokenizer;
 
 pub use array::encode_files;
-use journal::Journal;
+use journal::{Journal, Position};
+pub use merge::merge_tasks;
+use sink::End;
+pub use task::{TaskEnd, prepare_task};
 
 /// What [`prepare`] needs of a tokenizer.
 pub trait Encode: Sync {
@@ -158,21 +167,22 @@ pub fn prepare<E: Encode>(
     let _lock = FolderLock::take(out)?;
     io::remove_stale(out)?;
     let stamps = check::stamps(&inputs)?;
-    let recipe = recipe(&inputs, tokenizer, options, control)?;
+    let recipe = recipe(check::sources(&inputs, options.threads, control)?, tokenizer, options)?;
     if let Some(manifest) = Manifest::read(out)? {
-        refuse_other(out, &manifest.recipe, &recipe)?;
+        refuse_other(out, &manifest.recipe, &recipe, true)?;
         Journal::remove(out)?; // the last step of the run that wrote the manifest, if it was killed before it
         return Dataset::open(out);
     }
-    let mut journal = Journal::start(out, recipe, options.threads, control)?;
-    let special_texts = encode_all(&inputs, tokenizer, options, &mut journal, control)?;
+    let mut journal = Journal::start(out, recipe, None, options.threads, control)?;
+    let end = encode_all(&inputs, tokenizer, options, &mut journal, control)?;
     check::refuse_changed(&inputs, &stamps)?;
-    finish(out, journal, special_texts)
+    finish(out, journal, end.special_texts)
 }
 
 /// Writes the manifest of finished shards; a corpus without a byte of text leaves nothing.
 fn finish(out: &Path, journal: Journal, special_texts: BTreeMap<String, u64>) -> Result<Dataset> {
     let (recipe, shards) = journal.into_parts();
+    let shards: Vec<_> = shards.into_iter().map(|shard| shard.entry).collect();
     if shards.iter().all(|shard| shard.n_bytes == 0) {
         for shard in shards {
             io::remove(&out.join(shard.name))?;
@@ -194,8 +204,8 @@ fn check_options(options: &PrepareOptions) -> Result<()> {
     }
 }
 
-/// Reads all inputs once and states what the dataset will be made of.
-fn recipe<E: Encode>(inputs: &[Input], tokenizer: &E, options: &PrepareOptions, control: &Control) -> Result<Recipe> {
+/// What a dataset of `inputs` will be made of.
+fn recipe<E: Encode>(inputs: Vec<Source>, tokenizer: &E, options: &PrepareOptions) -> Result<Recipe> {
     let vocab_size = tokenizer.vocab_size() as u64;
     let recipe = Recipe {
         tokenizer: hex(&tokenizer.digest()),
@@ -205,21 +215,22 @@ fn recipe<E: Encode>(inputs: &[Input], tokenizer: &E, options: &PrepareOptions, 
         append_eot: options.append_eot,
         text_field: options.text_field.clone(),
         shard_tokens: options.shard_tokens,
-        inputs: check::sources(inputs, options.threads, control)?,
+        inputs,
     };
     recipe.spec().map_err(Error::Argument)?;
     Ok(recipe)
 }
 
-/// Fails unless what is in the folder was made the way this call asks for; says what differs.
-fn refuse_other(dir: &Path, found: &Recipe, asked: &Recipe) -> Result<()> {
+/// Fails unless what is in the folder was made the way this call asks for, from the same part of the inputs; says what
+/// differs.
+fn refuse_other(dir: &Path, found: &Recipe, asked: &Recipe, is_same_part: bool) -> Result<()> {
     let differences = [
         ("tokenizer", found.tokenizer == asked.tokenizer),
         ("vocab_size", (found.vocab_size, found.eot_id) == (asked.vocab_size, asked.eot_id)),
         ("append_eot", found.append_eot == asked.append_eot),
         ("text_field", found.text_field == asked.text_field),
         ("shard_tokens", found.shard_tokens == asked.shard_tokens),
-        ("input files", found.inputs == asked.inputs),
+        ("input files", found.inputs == asked.inputs && is_same_part),
     ];
     let names: Vec<_> = differences.into_iter().filter(|&(_, is_same)| !is_same).map(|(name, _)| name).collect();
     if names.is_empty() {
@@ -231,25 +242,30 @@ fn refuse_other(dir: &Path, found: &Recipe, asked: &Recipe) -> Result<()> {
     )))
 }
 
-/// Runs the pipeline from where the journal ends; returns the counts of special tokens' texts.
+/// Runs the pipeline from where the journal ends to where its work does.
 fn encode_all<E: Encode>(
     inputs: &[Input],
     tokenizer: &E,
     options: &PrepareOptions,
     journal: &mut Journal,
     control: &Control,
-) -> Result<BTreeMap<String, u64>> {
-    let start = journal.position();
-    let before = inputs[..(start.input as usize).min(inputs.len())].iter().map(|input| input.n_bytes).sum::<u64>();
-    let n_bytes = inputs.iter().map(|input| input.n_bytes).sum::<u64>();
+) -> Result<End> {
+    let bytes_before = |at: Position| {
+        inputs[..(at.input as usize).min(inputs.len())].iter().map(|input| input.n_bytes).sum::<u64>() + at.offset
+    };
+    let (start, end) = (journal.position(), journal.end_position());
+    let first = bytes_before(journal.start_position());
+    let n_bytes = bytes_before(end).saturating_sub(first);
+    let n_done = bytes_before(start).saturating_sub(first);
     let threads = resolve_threads(options.threads);
-    tokenizer.warm_up(n_bytes - (before + start.offset).min(n_bytes), threads, control)?;
+    tokenizer.warm_up(n_bytes.saturating_sub(n_done), threads, control)?;
     control.begin("encode bytes", n_bytes);
-    control.advance(before + start.offset);
+    control.advance(n_done);
     let eot_id = if options.append_eot { tokenizer.eot_id() } else { None };
     let texts = tokenizer.special_texts();
     let encoder = encode::Encoder::new(inputs, tokenizer, options, eot_id, &texts)?;
-    let segments = segments::Segments::new(inputs, start, options.segment_bytes, encoder.lookahead());
+    let segments = segments::Segments::new(inputs, start, options.segment_bytes, encoder.lookahead())
+        .up_to(Place { input: end.input, offset: end.offset });
     let mut sink = sink::Sink::new(inputs, &texts, journal)?;
     pipeline::run(segments, &encoder, threads, control, |encoded| sink.write(&encoded))?;
     sink.finish()
@@ -262,6 +278,7 @@ mod tests {
     use super::*;
     use crate::io::fault::{self, Fault};
     use crate::io::sweep::{READ_FAULTS, WRITE_FAULTS, each_change, temporary_dir};
+    use crate::ranges::Task;
 
     /// A byte is a token; any place is a safe cut.
     struct Bytes;
@@ -374,6 +391,31 @@ mod tests {
                 }
             }
         }
+    }
+
+    #[test]
+    fn tasks_and_a_merge_that_fail_or_die_at_any_change_of_a_file_end_in_the_bytes_of_one_run() {
+        let dir = temporary_dir();
+        let (paths, options) = small(dir.path());
+        let [whole, out] = ["whole", "out"].map(|name| dir.path().join(name));
+        let (control, n_tasks) = (Control::new(), 3);
+        prepare(&paths, &Bytes, &whole, &options, &control).unwrap();
+        let run = || {
+            for index in 0..n_tasks {
+                prepare_task(&paths, &Bytes, &out, Task { index, of: n_tasks }, &options, &control)?;
+            }
+            merge_tasks(&paths, &Bytes, &out, n_tasks, false, &options, &control)
+        };
+        let start = || {
+            let _ = fs::remove_dir_all(&out);
+        };
+        let check = |is_done: bool, what: &str| {
+            assert!(!is_done || content(&out) == content(&whole), "{what}");
+            run().unwrap().verify(1, &control).unwrap();
+            assert!(content(&out) == content(&whole), "{what}, again");
+        };
+        let n = each_change(&WRITE_FAULTS, start, || run().map(drop), check);
+        assert!(n > 100, "three tasks and a merge are more changes than {n}");
     }
 
     fn copy(from: &Path, to: &Path) {

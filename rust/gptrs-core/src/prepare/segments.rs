@@ -8,6 +8,7 @@ use super::journal::Position;
 use crate::corpus::{Codec, Input, JsonLines, Kind, LinePosition, Source};
 use crate::error::{Error, Result};
 use crate::io::Map;
+use crate::ranges::Place;
 
 /// A large text is mapped again after so many bytes, which gives the memory of the pages behind back.
 const REMAP: u64 = 32 << 20;
@@ -59,6 +60,8 @@ pub(super) struct Segments<'a> {
     segment_bytes: usize,
     /// Bytes behind a segment that a worker must see.
     lookahead: usize,
+    /// The last input and the byte of it that the segments end at.
+    end: Place,
 }
 
 enum Open {
@@ -82,12 +85,24 @@ impl<'a> Segments<'a> {
     /// Workers see `lookahead` bytes behind each segment, if there are so many.
     pub(super) fn new(inputs: &'a [Input], start: Position, segment_bytes: usize, lookahead: usize) -> Self {
         let at = LinePosition { offset: start.offset, line: start.line };
-        Self { inputs, input: start.input as usize, at, open: None, segment_bytes, lookahead }
+        let end = Place { input: inputs.len() as u64, offset: 0 };
+        Self { inputs, input: start.input as usize, at, open: None, segment_bytes, lookahead, end }
+    }
+
+    /// The segments up to `end`, where a text may be cut or a line starts.
+    pub(super) fn up_to(mut self, end: Place) -> Self {
+        self.end = end;
+        self
+    }
+
+    /// Where the segments of the current input end, which may be behind its end.
+    fn limit(&self) -> u64 {
+        if self.input as u64 == self.end.input { self.end.offset } else { u64::MAX }
     }
 
     /// The next segment; `None` behind the last input.
     pub(super) fn next<E: Encode>(&mut self, tokenizer: &E) -> Result<Option<Segment>> {
-        while let Some(input) = self.inputs.get(self.input) {
+        while let Some(input) = self.inputs.get(self.input).filter(|_| self.at.offset < self.limit()) {
             let segment = match self.open.take() {
                 None => {
                     self.open = Some(self.open_input(input)?);
@@ -128,12 +143,13 @@ impl<'a> Segments<'a> {
         if text.len() as u64 != input.n_bytes {
             return Err(input.changed());
         }
-        let start = usize::try_from(self.at.offset).ok().filter(|&start| start <= text.len());
+        let limit = usize::try_from(self.limit()).unwrap_or(usize::MAX).min(text.len());
+        let start = usize::try_from(self.at.offset).ok().filter(|&start| start <= limit);
         let start = start.ok_or_else(|| {
             let (offset, path) = (self.at.offset, input.path.display());
             Error::Argument(format!("the journal continues at byte {offset} of {path}, which is shorter"))
         })?;
-        let rest = &text[start..];
+        let rest = &text[start..limit];
         let n =
             if rest.len() <= self.segment_bytes { rest.len() } else { tokenizer.safe_cut(rest, self.segment_bytes) };
         let end = start + n.clamp(self.segment_bytes.min(rest.len()), rest.len());
@@ -193,17 +209,21 @@ impl<'a> Segments<'a> {
     }
 
     fn lines(&mut self, input: &Input, mut reader: JsonLines, n_stored: u64) -> Result<Option<Segment>> {
-        let (mut bytes, mut lines) = (Vec::new(), Vec::new());
+        let (mut bytes, mut lines, limit) = (Vec::new(), Vec::new(), self.limit());
         let is_done = loop {
+            let n = bytes.len();
             match reader.next(&mut bytes)? {
-                Some(position) => lines.push((position, bytes.len())),
-                None => break true,
+                Some(position) if position.offset < limit => lines.push((position, bytes.len())),
+                _ => {
+                    bytes.truncate(n); // blank lines were skipped up to a line behind the limit
+                    break true;
+                }
             }
-            if bytes.len() >= self.segment_bytes {
+            if bytes.len() >= self.segment_bytes || reader.position().offset >= limit {
                 break false;
             }
         };
-        let n_bytes = reader.position().offset - self.at.offset;
+        let n_bytes = reader.position().offset.min(limit) - self.at.offset;
         let now = reader.n_stored();
         // Where both are the same the position is exact: reading runs ahead.
         let n_stored = if input.codec == Codec::Plain { n_bytes } else { now - n_stored };

@@ -3,17 +3,17 @@
 use std::collections::BTreeMap;
 
 use super::encode::{Encoded, Span};
-use super::journal::{Journal, Position};
+use super::journal::{self, Journal, Position, Shard};
 use crate::corpus::{Input, Kind};
 use crate::error::{Error, Result};
 use crate::manifest::Entry;
+use crate::sealed::hex;
 use crate::shard::{ShardWriter, Spec};
 
 /// Writes the shards that follow those of the journal.
 pub(super) struct Sink<'a> {
     journal: &'a mut Journal,
     spec: Spec,
-    n_inputs: u64,
     texts: &'a [String],
     writer: Option<ShardWriter>,
     special_texts: BTreeMap<String, u64>,
@@ -21,6 +21,16 @@ pub(super) struct Sink<'a> {
     skip: u64,
     /// Bytes of the current document so far.
     document_bytes: u64,
+    /// Bytes of the documents that end in the shard under way; a task keeps them.
+    lengths: Vec<u64>,
+}
+
+/// What is known when the last shard is closed.
+pub(super) struct End {
+    /// Counts of special tokens' texts.
+    pub(super) special_texts: BTreeMap<String, u64>,
+    /// Bytes of a document that a later task goes on with.
+    pub(super) open_bytes: u64,
 }
 
 impl<'a> Sink<'a> {
@@ -28,9 +38,11 @@ impl<'a> Sink<'a> {
         let spec = journal.recipe().spec().map_err(Error::Argument)?;
         let start = journal.position();
         let is_text = inputs.get(start.input as usize).is_some_and(|input| input.kind == Kind::Text);
-        let document_bytes = if is_text { start.offset } else { 0 };
-        let (special_texts, n_inputs) = (journal.special_texts(), inputs.len() as u64);
-        Ok(Self { journal, spec, n_inputs, texts, writer: None, special_texts, skip: start.skip, document_bytes })
+        let first = journal.start_position();
+        let before = if start.input == first.input { first.offset } else { 0 };
+        let document_bytes = if is_text { start.offset.saturating_sub(before) } else { 0 };
+        let (writer, special_texts, lengths) = (None, journal.special_texts(), Vec::new());
+        Ok(Self { journal, spec, texts, writer, special_texts, skip: start.skip, document_bytes, lengths })
     }
 
     /// Appends a segment.
@@ -64,16 +76,19 @@ impl<'a> Sink<'a> {
         if span.ends_document {
             let n_bytes = std::mem::take(&mut self.document_bytes);
             self.writer()?.end_document(n_bytes);
+            if self.journal.task().is_some() {
+                self.lengths.push(n_bytes);
+            }
         }
         Ok(())
     }
 
-    /// Closes the last shard; returns the counts of special tokens' texts.
-    pub(super) fn finish(mut self) -> Result<BTreeMap<String, u64>> {
+    /// Closes the last shard.
+    pub(super) fn finish(mut self) -> Result<End> {
         if self.writer.is_some() {
-            self.close(Position { input: self.n_inputs, ..Position::START })?;
+            self.close(self.journal.end_position())?;
         }
-        Ok(self.special_texts)
+        Ok(End { special_texts: self.special_texts, open_bytes: self.document_bytes })
     }
 
     /// The shard under way.
@@ -89,7 +104,19 @@ impl<'a> Sink<'a> {
     fn close(&mut self, next: Position) -> Result<()> {
         let name = self.journal.next_name();
         let Some(writer) = self.writer.take() else { return Ok(()) };
+        let lengths = if self.journal.task().is_some() { Some(self.write_lengths(&name)?) } else { None };
         let (header, digest) = writer.finish()?;
-        self.journal.push(Entry::new(name, &header, &digest), next, self.special_texts.clone())
+        let shard = Shard { entry: Entry::new(name, &header, &digest), lengths };
+        self.journal.push(shard, next, self.special_texts.clone())
+    }
+
+    /// Writes the lengths of the documents of a shard beside it; returns the digest.
+    fn write_lengths(&mut self, shard: &str) -> Result<String> {
+        let path = self.journal.dir().join(journal::lengths_name(shard));
+        let mut writer = ShardWriter::create(&path, journal::lengths_spec(&self.spec))?;
+        for n_bytes in std::mem::take(&mut self.lengths) {
+            writer.push(&[n_bytes as u32, (n_bytes >> 32) as u32])?;
+        }
+        Ok(hex(&writer.finish()?.1))
     }
 }
