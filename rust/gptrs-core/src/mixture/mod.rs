@@ -3,7 +3,7 @@
 //! Weights are whole numbers, a stage is cut into blocks, and at a block's border each source has its exact share of the
 //! stage, rounded: it never errs by a whole sample, however long the stage is (`stage.rs`). Inside a block sources are
 //! spread evenly in a random order (`tree.rs`). Each source's samples come as 0, 1, 2, ..., over all stages: the mixture
-//! says which source is next and keeps that source's own order. Looking up a sample costs about half a microsecond.
+//! says which source is next and keeps that source's own order. A sample costs 0.3 µs, in a walk 25 ns.
 
 mod stage;
 mod tree;

@@ -126,7 +126,7 @@ impl Part {
 /// Weights in units of the last place of the largest one, rounded down, without their common divisor.
 fn whole(weights: &[f64]) -> Result<Vec<u64>, String> {
     if let Some((i, weight)) = weights.iter().enumerate().find(|(_, weight)| !(weight.is_finite() && **weight >= 0.0)) {
-        return Err(format!("weight {i} must be finite and not negative, got {weight}"));
+        return Err(format!("weight {i} must be finite and not negative, got {weight:?}"));
     }
     let parts: Vec<(u64, u64)> = weights.iter().map(|&weight| parts(weight)).collect();
     let top = parts.iter().map(|part| part.1).max().unwrap_or(0);
@@ -139,7 +139,9 @@ fn whole(weights: &[f64]) -> Result<Vec<u64>, String> {
     let least = total.div_ceil(MAX_BLOCK);
     if let Some(i) = (0..whole.len()).find(|&i| weights[i] > 0.0 && whole[i] < least) {
         let weight = weights[i];
-        return Err(format!("weight {i} must be 0 or at least a 2^20th of the sum, got {weight}; hint: use 0 or more"));
+        return Err(format!(
+            "weight {i} must be 0 or at least a 2^20th of the sum, got {weight:?}; hint: use 0 or more"
+        ));
     }
     let divisor = whole.iter().copied().fold(0, gcd);
     Ok(whole.iter().map(|weight| weight / divisor).collect())
