@@ -144,7 +144,9 @@ pub fn create_dir(path: &Path) -> Result<()> {
     if path.is_dir() {
         return Ok(());
     }
-    create_dir(parent(path))?;
+    if !parent(path).exists() {
+        create_dir(parent(path))?;
+    }
     match system::create_dir(path) {
         Err(error) if error.kind() == ErrorKind::AlreadyExists && path.is_dir() => {} // another process was faster
         end => end.map_err(Error::io("create", path))?,
