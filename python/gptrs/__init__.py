@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from gptrs._core import StreamDecoder, __version__
-    from gptrs.dataset import Dataset, prepare
+    from gptrs.dataset import Dataset, import_tokens, prepare
     from gptrs.encoded import Encoded, Padded
     from gptrs.loader import Batch, Loader
     from gptrs.tokenizer import Tokenizer
@@ -23,13 +23,14 @@ __all__ = [
     "StreamDecoder",
     "Tokenizer",
     "__version__",
+    "import_tokens",
     "prepare",
     "train_and_prepare",
 ]
 
 _MODULES = {
     "gptrs._core": ("StreamDecoder", "__version__"),
-    "gptrs.dataset": ("Dataset", "prepare"),
+    "gptrs.dataset": ("Dataset", "import_tokens", "prepare"),
     "gptrs.encoded": ("Encoded", "Padded"),
     "gptrs.loader": ("Batch", "Loader"),
     "gptrs.tokenizer": ("Tokenizer",),

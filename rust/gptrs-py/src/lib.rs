@@ -16,7 +16,7 @@ use pyo3::prelude::*;
 #[pymodule(gil_used = false)]
 mod _core {
     #[pymodule_export]
-    use crate::dataset::{Dataset, prepare};
+    use crate::dataset::{Dataset, import_tokens, prepare};
     #[pymodule_export]
     use crate::loader::{Loader, Ring};
     #[pymodule_export]

@@ -11,7 +11,7 @@
 //! found even when its size and time are the same; that costs one read of the inputs before the first token.
 
 mod array;
-mod check;
+pub(crate) mod check;
 mod encode;
 mod journal;
 mod pipeline;
