@@ -1,4 +1,4 @@
-//! Writes a dataset of zeros that takes no space, for `benches/bench_seek.py`: DIR SHARDS TOKENS_PER_SHARD.
+//! Writes a dataset of zeros that takes no space, for `benches/bench_seek.py`: folder, shards, tokens of each.
 
 use std::path::Path;
 use std::process::ExitCode;

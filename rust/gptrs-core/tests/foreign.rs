@@ -65,6 +65,9 @@ fn gzip(text: &str) -> Vec<u8> {
     encoder.finish().unwrap()
 }
 
+/// Names and bytes.
+type Files<'a> = Vec<(&'a str, Vec<u8>)>;
+
 struct Folder(tempfile::TempDir);
 
 impl Folder {
@@ -120,7 +123,7 @@ const IDS: [u32; 8] = [104, 105, EOT, 256, 300, EOT, 97, 98];
 #[test]
 fn every_format_becomes_the_same_tokens_and_documents() {
     let lines = "0,3,id,src,1\n3,6,id,src,2\n6,8,\"a,b\",src,3\n";
-    let cases: [(&str, Vec<(&str, Vec<u8>)>); 9] = [
+    let cases: [(&str, Files); 9] = [
         ("nanogpt", vec![("a.bin", u16s(&IDS))]),
         ("llmc", vec![("a.bin", llmc([20_240_520, 1, 8], &u16s(&IDS)))]),
         ("llmc", vec![("a.bin", llmc([20_240_801, 7, 8], &u32s(&IDS)))]),
@@ -227,6 +230,11 @@ fn a_dataset_that_another_import_made_is_not_replaced() {
     fs::write(folder.path("a.bin"), u16s(&ids)).unwrap();
     assert!(message(folder.import(&["a.bin"], &NARROW, &options)).contains("made with other files;"));
     assert!(fs::read(folder.path("manifest.json")).unwrap() == manifest);
+    fs::remove_file(folder.path("manifest.json")).unwrap();
+    let control = Control::new();
+    control.cancel();
+    assert!(matches!(import(&[folder.path("")], &NARROW, &options, &control), Err(Error::Interrupted)));
+    assert!(!folder.path("manifest.json").exists());
 }
 
 #[test]
@@ -274,7 +282,7 @@ fn a_read_never_gives_a_damaged_block_of_a_payload() {
 fn files_that_lie_are_refused_by_reason() {
     let ids = u16s(&IDS);
     let auto = ImportOptions::default();
-    let cases: [(&str, Vec<(&str, Vec<u8>)>); 27] = [
+    let cases: [(&str, Files); 29] = [
         ("expected ids of 2 bytes, got 15 bytes", vec![("a.bin", ids[..15].to_vec())]),
         ("it has no tokens", vec![("a.bin", Vec::new())]),
         ("token 1 is 50257, the tokenizer's ids are below 50257", vec![("a.bin", u16s(&[1, 50_257]))]),
@@ -310,6 +318,10 @@ fn files_that_lie_are_refused_by_reason() {
         ("document 1 ends at token 2, the one before at 3", {
             vec![("a.ds", ids.clone()), ("a.ds.index", u64s(&[3, 2, 8]))]
         }),
+        ("it lists 18 documents for 16 bytes", {
+            vec![("a.bin", ids.clone()), ("a.idx", idx(8, &[8], &[0], &[[0].as_slice(), &[1; 18]].concat()))]
+        }),
+        ("it lists 17 documents for 16 bytes", vec![("a.ds", ids.clone()), ("a.ds.index", u64s(&[8; 17]))]),
         ("expected 2 or 4 bytes a token", vec![("a.ds", ids.clone()), ("a.ds.metadata", b"x|3\n8".to_vec())]),
         ("expected 9 tokens of type uint16, got 16 bytes", {
             vec![("a.ds", ids.clone()), ("a.ds.index", u64s(&[3, 9]))]

@@ -11,15 +11,8 @@ use gptrs_core::loader::{Loader, LoaderOptions};
 #[path = "fixtures/sparse.rs"]
 mod sparse;
 
-const OPTIONS: LoaderOptions = LoaderOptions {
-    seq_len: 1024,
-    global_batch: 8,
-    micro_batch: 8,
-    rank: 0,
-    world_size: 1,
-    seed: 5,
-    shuffle: true,
-};
+const OPTIONS: LoaderOptions =
+    LoaderOptions { seq_len: 1024, global_batch: 8, micro_batch: 8, rank: 0, world_size: 1, seed: 5, shuffle: true };
 
 /// Bytes that this process has read, and its memory in bytes.
 fn read_and_resident() -> (u64, u64) {

@@ -17,7 +17,7 @@ pub(super) fn open(mut opened: Opened) -> Result<Source> {
     let mut last = None;
     if index.exists() {
         opened.companion(&index)?;
-        let ends = ends(&index)?;
+        let ends = ends(&index, opened.len)?;
         last = ends.last().copied();
         opened.ends = Some(ends);
     }
@@ -45,12 +45,15 @@ fn beside(path: &Path, ending: &str) -> PathBuf {
     name.into()
 }
 
-/// The ends of documents, in tokens.
-fn ends(path: &Path) -> Result<Vec<u64>> {
+/// The ends of documents, in tokens, for a file of `tokens_len` bytes.
+fn ends(path: &Path, tokens_len: u64) -> Result<Vec<u64>> {
     let bad = |reason: String| Error::Format { path: path.to_owned(), format: "datatrove .ds.index file", reason };
     let (file, len) = io::open_regular(path)?;
     if !len.is_multiple_of(8) {
         return Err(bad(format!("expected numbers of 8 bytes, got {len} bytes; it may be cut")));
+    }
+    if len / 8 > tokens_len {
+        return Err(bad(format!("it lists {} documents for {tokens_len} bytes", len / 8)));
     }
     let (mut column, mut ends) = (Column::new(&file, path, 8, 0, len / 8), Vec::new());
     let mut before = 0;

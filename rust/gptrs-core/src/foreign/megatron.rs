@@ -77,6 +77,9 @@ impl<'a> Index<'a> {
         let mut pointers = Column::new(self.file, self.path, 8, pointers_at, self.n_sequences);
         let mut borders = Column::new(self.file, self.path, 8, borders_at, self.n_borders);
         let bad = |reason: String| Err(bad_index(self.path, reason));
+        if self.n_borders > len + 1 {
+            return bad(format!("it lists {} documents for {len} bytes", self.n_borders - 1));
+        }
         if borders.next()? != Some(0) {
             return bad("expected the first document to begin with sequence 0".to_owned());
         }
@@ -101,13 +104,21 @@ impl<'a> Index<'a> {
         if let Some(border) = border {
             return bad(format!("a document ends before sequence {border}, the one before it behind that"));
         }
-        if ends.last().is_some_and(|&last| last != n_tokens) || (ends.is_empty() && n_tokens > 0) {
-            return bad(format!("its documents end before the last of its {n_tokens} tokens"));
+        self.check_total(&ends, n_tokens, len)?;
+        Ok(ends)
+    }
+
+    /// Fails unless documents and sequences end with a file of `len` bytes.
+    fn check_total(&self, ends: &[u64], n_tokens: u64, len: u64) -> Result<()> {
+        if ends.last().copied().unwrap_or(0) != n_tokens {
+            let reason = format!("its documents end before the last of its {n_tokens} tokens");
+            return Err(bad_index(self.path, reason));
         }
         if n_tokens * self.dtype.size() as u64 != len {
-            return bad(format!("its sequences have {n_tokens} tokens, the .bin has {len} bytes"));
+            let reason = format!("its sequences have {n_tokens} tokens, the .bin has {len} bytes");
+            return Err(bad_index(self.path, reason));
         }
-        Ok(ends)
+        Ok(())
     }
 }
 

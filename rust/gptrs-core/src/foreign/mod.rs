@@ -113,3 +113,59 @@ fn refuse_other(dir: &Path, manifest: &Manifest, recipe: &Recipe, format: Format
         "{dir} holds a dataset made with other {names}; hint: remove its manifest.json to import the files again"
     )))
 }
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use super::*;
+    use crate::io::fault;
+    use crate::{SpecialToken, Splitter, Vocab};
+
+    fn tokenizer() -> Tokenizer {
+        let eot = SpecialToken { text: "<|endoftext|>".to_owned(), id: 257 };
+        Tokenizer::new(Vocab::from_merges(&[(97, 98)]).unwrap(), Splitter::new("gpt2").unwrap(), vec![eot]).unwrap()
+    }
+
+    /// Names and bytes of all files but the lock, which stays.
+    fn content(dir: &Path) -> BTreeMap<String, Vec<u8>> {
+        let paths =
+            fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().path()).filter(|path| !path.ends_with(".lock"));
+        let name = |path: &Path| path.file_name().unwrap().to_str().unwrap().to_owned();
+        paths.map(|path| (name(&path), fs::read(&path).unwrap())).collect()
+    }
+
+    #[test]
+    fn a_run_whose_nth_file_operation_fails_or_kills_it_is_made_good_by_the_next() {
+        let ids: Vec<u8> = [1u16, 2, 257, 3, 4, 257, 5].into_iter().flat_map(u16::to_le_bytes).collect();
+        let (tokenizer, options, control) = (tokenizer(), ImportOptions::default(), Control::new());
+        let run = |dir: &Path| {
+            let dataset = import(&[dir.to_owned()], &tokenizer, &options, &control)?;
+            let options = ExportOptions { format: Format::Megatron, tokens_per_file: 1 };
+            export(&dataset, &dir.join("out"), &options, &control)?;
+            Ok(dataset)
+        };
+        let mut whole = None;
+        for kills in [false, true] {
+            for n in 0.. {
+                let dir = tempfile::tempdir().unwrap();
+                for name in ["a.bin", "b.bin"] {
+                    fs::write(dir.path().join(name), &ids).unwrap();
+                }
+                let out = dir.path().join("out");
+                fs::create_dir(&out).unwrap();
+                let (end, reached): (Result<Dataset>, bool) = fault::at(n, kills, || run(dir.path()));
+                assert_eq!(reached, matches!(end, Err(Error::Io { .. })), "operation {n} failed unseen");
+                run(dir.path()).unwrap().verify(1, &control).unwrap();
+                let exported = content(&out);
+                fs::remove_dir_all(&out).unwrap();
+                let now = (content(dir.path()), exported);
+                assert!(whole.get_or_insert_with(|| now.clone()) == &now, "operation {n}, kills: {kills}");
+                if !reached {
+                    assert!(n > 20, "two indexes, a manifest and two files are more operations than {n}");
+                    break;
+                }
+            }
+        }
+    }
+}
