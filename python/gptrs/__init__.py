@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from gptrs._core import StreamDecoder, __version__
-    from gptrs.dataset import Dataset, prepare
+    from gptrs.dataset import Dataset, import_tokens, prepare
     from gptrs.encoded import Encoded, Padded
     from gptrs.loader import Batch, Loader
     from gptrs.mixture import Mixture, Stage
@@ -29,6 +29,7 @@ __all__ = [
     "TaskEnd",
     "Tokenizer",
     "__version__",
+    "import_tokens",
     "merge_tasks",
     "prepare",
     "prepare_on_ray",
@@ -38,7 +39,7 @@ __all__ = [
 
 _MODULES = {
     "gptrs._core": ("StreamDecoder", "__version__"),
-    "gptrs.dataset": ("Dataset", "prepare"),
+    "gptrs.dataset": ("Dataset", "import_tokens", "prepare"),
     "gptrs.encoded": ("Encoded", "Padded"),
     "gptrs.loader": ("Batch", "Loader"),
     "gptrs.mixture": ("Mixture", "Stage"),

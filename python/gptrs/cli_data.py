@@ -1,7 +1,9 @@
-"""The commands that write token shards and look into them: prepare, data inspect, verify, show."""
+"""The commands that write token shards and look into them: prepare, data import, export, inspect, verify, show."""
 
+import json
+import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -12,13 +14,16 @@ if TYPE_CHECKING:
     from gptrs.tokenizer import Tokenizer
 
 app = typer.Typer(
-    help="Look into token shards and check them.",
+    help="Look into token shards, check them, and take or write token files of other programs.",
     no_args_is_help=True,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 TokenizerOption = Annotated[str, typer.Option("--tokenizer", "-t", help="tokenizer.json, *.tiktoken, or a folder.")]
 Pattern = Annotated[str | None, typer.Option(help="Splitting pattern of a .tiktoken file: a name or a regex.")]
-Folder = Annotated[str, typer.Argument(help="The folder that `gptrs prepare` wrote.", metavar="DIR")]
+Folder = Annotated[
+    str, typer.Argument(help="A dataset: what `gptrs prepare` wrote or `data import` read.", metavar="DIR")
+]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
 def prepare(
@@ -106,23 +111,74 @@ def prepare(
     typer.echo(f"{out}: {dataset.n_tokens} tokens, {dataset.n_documents} documents, fingerprint {dataset.fingerprint}")
 
 
+@app.command("import")
+def data_import(
+    files: Annotated[
+        list[str], typer.Argument(help="Token files of one folder, globs, or the folder.", metavar="FILES...")
+    ],
+    tokenizer: TokenizerOption,
+    pattern: Pattern = None,
+    format: Annotated[
+        Literal["nanogpt", "llmc", "megatron", "datatrove", "olmo"] | None,
+        typer.Option(help="Whose format it is; otherwise the file's ending and first bytes say it."),
+    ] = None,
+    dtype: Annotated[
+        Literal["uint16", "uint32"] | None, typer.Option(help="The ids' type, if files do not say it.")
+    ] = None,
+    eot_at: Annotated[
+        Literal["end", "start"],
+        typer.Option(help="Where documents have the end-of-text id, if files do not list them."),
+    ] = "end",
+    threads: Threads = 0,
+    progress: Progress = True,
+) -> None:
+    """Make the folder of token files of nanoGPT, llm.c, Megatron-LM, datatrove or OLMo a dataset; nothing is copied."""
+    from gptrs.dataset import import_tokens
+
+    coder = load_tokenizer(tokenizer, pattern)
+    dataset = import_tokens(files, coder, format=format, dtype=dtype, eot_at=eot_at, threads=threads, progress=progress)
+    counts = f"{dataset.n_tokens} tokens, {dataset.n_documents} documents"
+    typer.echo(f"{dataset.path}: {counts}, fingerprint {dataset.fingerprint}")
+
+
+@app.command("export")
+def data_export(
+    path: Folder,
+    out: Annotated[str, typer.Argument(help="The folder for the files.", metavar="OUT")],
+    format: Annotated[Literal["nanogpt", "llmc", "megatron"], typer.Option(help="Whose format.")],
+    tokens_per_file: Annotated[int, typer.Option(help="Most tokens in a file of llmc.", min=1)] = 100_000_000,
+    progress: Progress = True,
+) -> None:
+    """Write a dataset as token files of nanoGPT, llm.c or Megatron-LM."""
+    from gptrs.dataset import Dataset
+
+    dataset = Dataset(path)
+    for file in dataset.export(out, format, tokens_per_file=tokens_per_file, progress=progress):
+        typer.echo(f"{file}: {file.stat().st_size} bytes")
+
+
 @app.command("inspect")
-def data_inspect(path: Folder) -> None:
+def data_inspect(path: Folder, as_json: Json = False) -> None:
     """Print what a dataset holds."""
     from gptrs.dataset import Dataset
 
     dataset = Dataset(path)
-    facts = {
+    manifest = dataset.manifest
+    facts: dict[str, Any] = {
         "tokens": dataset.n_tokens,
         "documents": dataset.n_documents,
+        "text": f"{manifest['n_bytes']} bytes",
         "ids": f"{dataset.dtype.name}, below {dataset.vocab_size}",
-        "shards": len(dataset.manifest["shards"]),
+        "shards": len(manifest["shards"]),
         "tokenizer": dataset.tokenizer_digest,
         "fingerprint": dataset.fingerprint,
     }
+    if as_json:
+        typer.echo(json.dumps({**facts, "text": manifest["n_bytes"], "shards": manifest["shards"]}))
+        return
     for name, value in facts.items():
         typer.echo(f"{name:<12}{value}")
-    for shard in dataset.manifest["shards"]:
+    for shard in manifest["shards"]:
         typer.echo(f"  {shard['name']}  {shard['n_tokens']} tokens  {shard['n_documents']} documents")
 
 
@@ -131,15 +187,19 @@ def data_verify(path: Folder, threads: Threads = 0, progress: Progress = True) -
     """Read every byte of a dataset and compare all checksums."""
     from gptrs.dataset import Dataset
 
-    dataset = Dataset(path)
-    dataset.verify(threads=threads, progress=progress)
+    dataset, start = Dataset(path), time.perf_counter()
+    n_bytes = dataset.verify(threads=threads, progress=progress)
+    seconds, n_shards = time.perf_counter() - start, len(dataset.manifest["shards"])
     typer.echo(f"{path}: {dataset.n_tokens} tokens are whole, fingerprint {dataset.fingerprint}")
+    rate = n_bytes / 1e6 / max(seconds, 1e-9)
+    typer.echo(f"{n_shards} shards, {n_bytes} bytes in {seconds:.2f} s, {rate:.0f} MB/s")
 
 
 @app.command("show")
 def data_show(
     path: Folder,
-    batch: Annotated[int, typer.Argument(help="Which batch, counted from 0.", min=0)] = 0,
+    batch: Annotated[int | None, typer.Argument(help="Which batch, counted from 0.", min=0)] = None,
+    batch_option: Annotated[int | None, typer.Option("--batch", help="The same.", min=0)] = None,
     seq_len: Annotated[int, typer.Option(help="Tokens in a row.", min=1)] = 64,
     global_batch: Annotated[int, typer.Option(help="Rows in a batch.", min=1)] = 4,
     seed: Annotated[int, typer.Option(help="The loader's seed.", min=0)] = 0,
@@ -148,12 +208,16 @@ def data_show(
     ] = True,
     tokenizer: Annotated[str | None, typer.Option("--tokenizer", "-t", help="Show text instead of ids.")] = None,
     pattern: Pattern = None,
+    as_json: Json = False,
 ) -> None:
     """Print the rows of batch BATCH exactly as training sees them."""
     from gptrs.dataset import Dataset
     from gptrs.inspect import quoted
     from gptrs.loader import Loader
 
+    if batch is not None and batch_option is not None:
+        raise ValueError(f"expected one batch, got {batch} and --batch {batch_option}")
+    index = next((k for k in (batch, batch_option) if k is not None), 0)
     dataset = Dataset(path)
     coder = None if tokenizer is None else load_tokenizer(tokenizer, pattern)
     if coder is not None and coder.digest != dataset.tokenizer_digest:
@@ -163,9 +227,23 @@ def data_show(
     with Loader(
         dataset, seq_len=seq_len, global_batch=global_batch, seed=seed, shuffle=shuffle, device="numpy"
     ) as loader:
-        shown = loader.batch_at(batch)
-    for start, row in zip(shown.starts, shown.tokens, strict=True):
-        content = " ".join(map(str, row.tolist())) if coder is None else quoted(coder.decode_bytes(row))
+        shown = loader.batch_at(index)
+    rows = list(zip(map(int, shown.starts), shown.tokens.tolist(), strict=True))
+    if as_json:
+        batch_of: dict[str, Any] = {
+            "fingerprint": dataset.fingerprint,
+            "batch": index,
+            "seed": seed,
+            "shuffle": shuffle,
+        }
+        texts = [{} if coder is None else {"text": coder.decode(row)} for _, row in rows]
+        batch_of["rows"] = [
+            {"start": start, "ids": row, **text} for (start, row), text in zip(rows, texts, strict=True)
+        ]
+        typer.echo(json.dumps(batch_of))
+        return
+    for start, row in rows:
+        content = " ".join(map(str, row)) if coder is None else quoted(coder.decode_bytes(row))
         typer.echo(f"token {start}: {content}")
 
 

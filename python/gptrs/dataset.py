@@ -1,13 +1,14 @@
 """Text to token shards in a folder, and the folder read as one long array of ids.
 
-files ── prepare ──▶ shards + manifest.json ── Dataset
+files ── prepare ──▶ shards + manifest.json ── Dataset ── export ──▶ token files of other programs
+token files of other programs ── import_tokens ──▶ indexes + manifest.json beside them ── Dataset
 """
 
 import json
 from collections.abc import Iterable
 from os import fspath
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Literal, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -18,6 +19,9 @@ from gptrs.progress import bar
 
 if TYPE_CHECKING:
     from gptrs.tokenizer import Tokenizer
+
+Format = Literal["nanogpt", "llmc", "megatron", "datatrove", "olmo"]
+ExportFormat = Literal["nanogpt", "llmc", "megatron"]
 
 
 def prepare(
@@ -68,15 +72,64 @@ def prepare(
     return Dataset._of(core)
 
 
+def import_tokens(
+    files: AnyPath | Iterable[AnyPath],
+    tokenizer: "Tokenizer",
+    *,
+    format: Format | None = None,
+    dtype: Literal["uint16", "uint32"] | None = None,
+    eot_at: Literal["end", "start"] = "end",
+    threads: int = 0,
+    progress: bool = True,
+) -> "Dataset":
+    """Makes the folder of token files of other programs a dataset; the files stay as they are and are not copied.
+
+    Beside each file comes an index with checksums and the ends of documents, and manifest.json. The same call again
+    finds that the files are still the same, or raises.
+
+    Args:
+        files: Files of one folder and one format, globs, or the folder (searched for *.bin, *.ds and *.npy).
+        tokenizer: The tokenizer that made the ids; files with ids that it does not have are refused.
+        format: Whose format it is: nanogpt, llmc, megatron, datatrove or olmo; None goes by ending and first bytes.
+        dtype: The ids' type, where files do not say it.
+        eot_at: Whether the end-of-text id ends documents or starts them, where files have no list of documents.
+        threads: Threads to use; 0 means all cores.
+        progress: Show a progress bar when stderr is a terminal.
+
+    Raises:
+        ValueError: A file is not what it should be, or the folder holds another dataset.
+        OSError: A file cannot be read or written.
+    """
+    require("threads", threads, 0, 1 << 16)
+    if eot_at not in ("end", "start"):
+        raise ValueError(f'eot_at must be "end" or "start", got {eot_at!r}')
+    paths = expand(files)
+    with bar(progress) as report:
+        core = _core.import_tokens(
+            paths,
+            tokenizer.core,
+            format=format,
+            dtype=dtype,
+            eot_first=eot_at == "start",
+            threads=threads,
+            progress=report,
+        )
+    return Dataset._of(core)
+
+
 class Dataset:
-    """The token shards of a folder as one long array of ids; opening checks sizes, headers and the manifest's root."""
+    """The token shards of a folder as one long array of ids.
+
+    Opening checks the manifest, the length of every shard, and the headers of the first ones; each block of 64 KiB is
+    compared with its checksum when it is first read.
+    """
 
     __slots__ = ("core",)
 
     core: _core.Dataset
 
     def __init__(self, path: AnyPath) -> None:
-        """Opens the folder that `prepare` wrote.
+        """Opens the folder that `prepare` or `import_tokens` made a dataset.
 
         Raises:
             ValueError: The manifest or a shard is not valid or was cut short.
@@ -156,15 +209,35 @@ class Dataset:
         if not 0 <= start <= start + n_tokens <= self.n_tokens:
             raise ValueError(f"tokens {start} to {start + n_tokens} are not in the dataset of {self.n_tokens}")
 
-    def verify(self, *, threads: int = 0, progress: bool = True) -> None:
-        """Reads every byte and compares all checksums.
+    def verify(self, *, threads: int = 0, progress: bool = True) -> int:
+        """Reads every byte, compares all checksums, and returns the bytes of tokens and document ends.
 
         Raises:
             ValueError: A shard was changed or damaged; the message names it and the block.
         """
         require("threads", threads, 0, 1 << 16)
         with bar(progress) as report:
-            self.core.verify(threads, report)
+            return self.core.verify(threads, report)
+
+    def export(
+        self, out: AnyPath, format: ExportFormat, *, tokens_per_file: int = 100_000_000, progress: bool = True
+    ) -> list[Path]:
+        """Writes the tokens into the folder `out` as another program's files, and returns these.
+
+        Args:
+            out: The folder; files of the same names are replaced.
+            format: nanogpt (tokens.bin), llmc (tokens_000000.bin, ...) or megatron (tokens.bin, tokens.idx).
+            tokens_per_file: Most tokens in a file of llmc; the others have one.
+            progress: Show a progress bar when stderr is a terminal.
+
+        Raises:
+            ValueError: An id does not fit the format, or `out` holds files that a reader would mistake for these.
+            OSError: A file cannot be written.
+        """
+        require("tokens_per_file", tokens_per_file, 1, (1 << 31) - 1)
+        with bar(progress) as report:
+            paths = self.core.export(fspath(out), format, tokens_per_file=tokens_per_file, progress=report)
+        return [Path(path) for path in paths]
 
     def __len__(self) -> int:
         return self.n_tokens

@@ -5,6 +5,7 @@
 
 use std::fmt::Write as _;
 use std::fs;
+use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::sync::{LazyLock, OnceLock};
 
@@ -12,8 +13,9 @@ use gptrs_core::corpus::TextField;
 use gptrs_core::count::{count_texts, join};
 use gptrs_core::count_files::count_files;
 use gptrs_core::dataset::Dataset;
+use gptrs_core::foreign::{ExportOptions, ImportOptions, export, import};
 use gptrs_core::naive::{self, Pair};
-use gptrs_core::shard::Shard;
+use gptrs_core::shard::{Format, Shard};
 use gptrs_core::train::{TrainOptions, train};
 use gptrs_core::{Control, Error, SpecialToken, Specials, Splitter, Tokenizer, Vocab, formats};
 use xxhash_rust::xxh3::xxh3_64;
@@ -89,6 +91,58 @@ pub fn shard(data: &[u8]) {
     accepted(shard.document_ends(0, &mut ends));
     accepted(shard.documents_before(n_tokens / 2));
     accepted(shard.verify(&Control::new()));
+}
+
+/// An index of two documents in four tokens, whose header, blocks and trailer have the digests of their bytes.
+pub fn index(data: &[u8]) {
+    const PAYLOAD: &[u8] = &[0x8d, 0x7a, 0x50, 0xc4, 0xb7, 0x14, 0x50, 0xc4];
+    let mut bytes = sealed(data);
+    let folder = folder();
+    put(&folder, "train.bin", PAYLOAD);
+    if (4096 + 128..4096 + 8192).contains(&bytes.len()) {
+        let (table, ends) = (bytes.len() - 128, xxh3_64(&bytes[4096..bytes.len() - 128]));
+        bytes[table..table + 8].copy_from_slice(&xxh3_64(PAYLOAD).to_le_bytes());
+        bytes[table + 8..table + 16].copy_from_slice(&ends.to_le_bytes());
+    }
+    let Some(shard) = accepted(Shard::open(&put(&folder, "train.bin.gti", &bytes))) else { return };
+    let n_tokens = shard.header().n_tokens;
+    assert!(n_tokens <= PAYLOAD.len() as u64 && shard.header().n_documents <= bytes.len() as u64);
+    accepted(shard.tokens(0, &mut vec![0u32; n_tokens as usize]));
+    accepted(shard.documents_before(n_tokens / 2));
+    accepted(shard.verify(&Control::new()));
+}
+
+/// A token file of another program and what stands beside it, divided by the second byte; the first chooses the format.
+pub fn foreign(data: &[u8]) {
+    let [format, at, rest @ ..] = data else { return };
+    let (tokens, beside) = rest.split_at((4 * usize::from(*at)).min(rest.len()));
+    let folder = folder();
+    let (name, companion) = match format % 6 {
+        0 => ("a.bin", None),
+        1 => ("a.bin", Some(("a.idx", beside.to_vec()))),
+        2 => ("a.ds", Some(("a.ds.index", beside.to_vec()))),
+        3 => ("a.ds", Some(("a.ds.metadata", beside.to_vec()))),
+        4 => ("a.npy", Some(("a.csv.gz", beside.to_vec()))),
+        _ => ("a.npy", Some(("a.csv.gz", gzip(beside)))),
+    };
+    let path = put(&folder, name, if companion.is_some() { tokens } else { rest });
+    if let Some((name, bytes)) = companion {
+        put(&folder, name, &bytes);
+    }
+    let options = ImportOptions { eot_first: format & 128 != 0, threads: 1, ..ImportOptions::default() };
+    let Some(dataset) = accepted(import(&[path], &TOKENIZERS[0].2, &options, &Control::new())) else { return };
+    assert!(dataset.n_tokens() <= data.len() as u64 && dataset.n_documents() <= data.len() as u64);
+    dataset.verify(1, &Control::new()).expect("what was imported is whole");
+    let out = folder.path().join("out");
+    for format in [Format::NanoGpt, Format::LlmC, Format::Megatron] {
+        let options = ExportOptions { format, tokens_per_file: 7 };
+        export(&dataset, &out, &options, &Control::new()).expect("what was imported can be exported");
+    }
+}
+
+fn gzip(bytes: &[u8]) -> Vec<u8> {
+    let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
+    encoder.write_all(bytes).and_then(|()| encoder.finish()).expect("writing to a Vec cannot fail")
 }
 
 /// A count file, made whole in the same way.

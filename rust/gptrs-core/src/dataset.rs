@@ -9,7 +9,7 @@ use crate::error::{Error, Result};
 use crate::manifest::{FILE, Manifest};
 use crate::parallel;
 use crate::sealed::hex;
-use crate::shard::{Dtype, Shard, Spec, Token, check_width, verified_len, widen};
+use crate::shard::{Dtype, INDEX_ENDING, Shard, Spec, Token, check_width, file_len, verified_len, widen};
 
 /// Shards held open at a time; a process may often have only 256 files.
 const MAX_OPEN: usize = 128;
@@ -28,7 +28,9 @@ pub struct Dataset {
 }
 
 impl Dataset {
-    /// Opens the dataset in `dir`: checks the manifest and each shard's length, header and trailer against it.
+    /// Opens the dataset in `dir`: checks the manifest and against it the length of each shard, and header and trailer
+    /// of the first ones. A shard that is not among these is checked when it is first touched: of a thousand shards, a
+    /// process of many may need but a few.
     pub fn open(dir: &Path) -> Result<Self> {
         let Some(manifest) = Manifest::read(dir)? else {
             let missing = std::io::Error::new(std::io::ErrorKind::NotFound, "it is missing; hint: run gptrs prepare");
@@ -46,15 +48,31 @@ impl Dataset {
         let open = Mutex::default();
         let dataset = Self { dir: dir.to_owned(), manifest, spec, token_starts, document_starts, open };
         for i in 0..dataset.manifest.shards.len() {
-            dataset.open_shard(i)?;
+            if i < MAX_OPEN { dataset.open_shard(i).map(|_| ())? } else { dataset.check_len(i)? }
         }
         Ok(dataset)
     }
 
-    /// Checks every byte of every shard.
-    pub fn verify(&self, threads: usize, control: &Control) -> Result<()> {
+    /// Fails unless shard `i` has the length that its counts give.
+    fn check_len(&self, i: usize) -> Result<()> {
+        let entry = &self.manifest.shards[i];
+        let path = self.dir.join(&entry.name);
+        let got = std::fs::metadata(&path).map_err(Error::io("open", &path))?.len();
+        let is_index = entry.name.ends_with(INDEX_ENDING);
+        let expected = file_len(is_index, self.spec.dtype, entry.n_tokens, entry.n_documents);
+        if expected == Some(got) {
+            return Ok(());
+        }
+        let expected = expected.map_or("a length of 64 bits".to_owned(), |len| format!("{len} bytes"));
+        let reason = format!("expected {expected}, got {got}; it may be cut");
+        Err(Error::Format { path, format: "shard", reason })
+    }
+
+    /// Checks every byte of every shard; returns the bytes of tokens and document ends that there are.
+    pub fn verify(&self, threads: usize, control: &Control) -> Result<u64> {
         let lens = self.manifest.shards.iter().map(|s| verified_len(self.spec.dtype, s.n_tokens, s.n_documents));
-        control.begin("verify bytes", lens.sum());
+        let n_bytes = lens.sum();
+        control.begin("verify bytes", n_bytes);
         parallel::run(
             threads,
             self.manifest.shards.len(),
@@ -62,7 +80,7 @@ impl Dataset {
             || (),
             |(), i| self.open_shard(i)?.verify(control),
         )?;
-        Ok(())
+        Ok(n_bytes)
     }
 
     /// The folder.

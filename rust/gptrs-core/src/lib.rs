@@ -19,6 +19,7 @@ pub mod decode;
 mod dropout;
 mod encode;
 pub mod error;
+pub mod foreign;
 pub mod formats;
 mod guess;
 pub mod io;

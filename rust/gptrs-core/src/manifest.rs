@@ -149,7 +149,7 @@ impl Recipe {
         let tokenizer = from_hex(&self.tokenizer).ok_or_else(|| {
             format!("expected 64 hexadecimal digits as the tokenizer's digest, got {:?}", self.tokenizer)
         })?;
-        if vocab_size == 0 || vocab_size > 1 << 32 || Dtype::for_vocab(vocab_size) != dtype {
+        if vocab_size == 0 || vocab_size > 1 << 32 || !dtype.holds(vocab_size) {
             return Err(format!("a vocabulary of {vocab_size} ids is not stored as {}", dtype.name()));
         }
         if let Some(id) = self.eot_id.filter(|&id| u64::from(id) >= vocab_size) {

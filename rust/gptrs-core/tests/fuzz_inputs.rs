@@ -52,6 +52,16 @@ fn shard() {
 }
 
 #[test]
+fn index() {
+    replay("index", inputs::index);
+}
+
+#[test]
+fn foreign() {
+    replay("foreign", inputs::foreign);
+}
+
+#[test]
 fn count_file() {
     replay("count_file", inputs::count_file);
 }

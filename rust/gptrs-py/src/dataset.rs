@@ -1,16 +1,18 @@
-//! `prepare` and `Dataset`.
+//! `prepare`, `import_tokens` and `Dataset`.
 
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use gptrs_core::foreign::{ExportOptions, ImportOptions};
 use gptrs_core::prepare::PrepareOptions;
 use gptrs_core::ranges::Task;
+use gptrs_core::shard::{Dtype, Format};
 use gptrs_core::{Error, Result};
 use numpy::PyArray1;
 use numpy::prelude::*;
 use pyo3::prelude::*;
 
-use crate::call::{detached, watched};
+use crate::call::{detached, py_err, watched};
 use crate::tokenizer::Tokenizer;
 
 /// Encodes files into shards.
@@ -82,6 +84,27 @@ pub fn merge_tasks(
     .map(|dataset| Dataset(Arc::new(dataset)))
 }
 
+/// Makes the folder of token files of other programs a dataset.
+#[pyfunction]
+#[pyo3(signature = (paths, tokenizer, *, format=None, dtype=None, eot_first=false, threads=0, progress=None))]
+#[allow(clippy::too_many_arguments)]
+pub fn import_tokens(
+    py: Python<'_>,
+    paths: Vec<PathBuf>,
+    tokenizer: &Tokenizer,
+    format: Option<&str>,
+    dtype: Option<&str>,
+    eot_first: bool,
+    threads: usize,
+    progress: Option<&Bound<'_, PyAny>>,
+) -> PyResult<Dataset> {
+    let format = format.map(Format::from_name).transpose().map_err(py_err)?;
+    let dtype = dtype.map(Dtype::from_name).transpose().map_err(py_err)?;
+    let options = ImportOptions { format, dtype, eot_first, threads };
+    watched(py, progress, |control| gptrs_core::foreign::import(&paths, &tokenizer.0, &options, control))
+        .map(|dataset| Dataset(Arc::new(dataset)))
+}
+
 /// A folder of shards, read only.
 #[pyclass(frozen, module = "gptrs._core")]
 pub struct Dataset(pub(crate) Arc<gptrs_core::dataset::Dataset>);
@@ -108,8 +131,21 @@ impl Dataset {
     }
 
     #[pyo3(signature = (threads=0, progress=None))]
-    fn verify(&self, py: Python<'_>, threads: usize, progress: Option<&Bound<'_, PyAny>>) -> PyResult<()> {
+    fn verify(&self, py: Python<'_>, threads: usize, progress: Option<&Bound<'_, PyAny>>) -> PyResult<u64> {
         watched(py, progress, |control| self.0.verify(threads, control))
+    }
+
+    #[pyo3(signature = (out, format, *, tokens_per_file, progress=None))]
+    fn export(
+        &self,
+        py: Python<'_>,
+        out: PathBuf,
+        format: &str,
+        tokens_per_file: u64,
+        progress: Option<&Bound<'_, PyAny>>,
+    ) -> PyResult<Vec<PathBuf>> {
+        let options = ExportOptions { format: Format::from_name(format).map_err(py_err)?, tokens_per_file };
+        watched(py, progress, |control| gptrs_core::foreign::export(&self.0, &out, &options, control))
     }
 
     #[getter]

@@ -16,7 +16,7 @@ use pyo3::prelude::*;
 #[pymodule(gil_used = false)]
 mod _core {
     #[pymodule_export]
-    use crate::dataset::{Dataset, merge_tasks, prepare, prepare_task};
+    use crate::dataset::{Dataset, import_tokens, merge_tasks, prepare, prepare_task};
     #[pymodule_export]
     use crate::loader::{Loader, Plan, Ring, max_documents};
     #[pymodule_export]

@@ -187,7 +187,7 @@ fn a_read_that_fails_or_is_short_is_an_error_and_never_a_wrong_token() {
         dataset.read(20_000, &mut got)?;
         assert!(got == tokens[20_000..90_000]);
         assert_eq!(dataset.document(7)?, 59_999..69_998);
-        dataset.verify(1, &Control::new())
+        dataset.verify(1, &Control::new()).map(drop)
     };
     assert!(sweep::each_read(dir.path().to_str().unwrap(), work) > 20);
 }

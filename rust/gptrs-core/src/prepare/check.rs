@@ -150,7 +150,7 @@ pub(super) fn join_shared<'a>(
 
 /// The digest of a part of a file: of the only one, or a node of the file's tree.
 #[derive(Clone, Copy)]
-enum Digest {
+pub(crate) enum Digest {
     Whole(blake3::Hash),
     Node(ChainingValue),
 }
@@ -194,7 +194,7 @@ fn check_part(input: &Input, start: u64, part: usize, buffer: &mut Vec<u8>) -> R
 }
 
 /// BLAKE3's tree over the parts of a file.
-fn root(parts: &[Digest]) -> String {
+pub(crate) fn root(parts: &[Digest]) -> String {
     match parts {
         [Digest::Whole(hash)] => hash.to_string(),
         parts => {

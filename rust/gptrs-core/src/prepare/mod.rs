@@ -14,7 +14,7 @@
 //! folder of its own, and [`merge_tasks`] makes of their shards the bytes that one run writes.
 
 mod array;
-mod check;
+pub(crate) mod check;
 mod encode;
 mod journal;
 mod merge;

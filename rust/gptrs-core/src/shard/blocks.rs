@@ -1,4 +1,4 @@
-//! What shards and count files share: blocks behind a header, a digest of each, and a trailer over the whole.
+//! What shards, indexes and count files share: blocks behind a header, a digest of each, and a trailer over the whole.
 
 use std::path::Path;
 
@@ -20,9 +20,14 @@ pub(crate) struct BlockWriter {
 impl BlockWriter {
     /// Starts the file at `path`; the header comes last.
     pub(crate) fn create(path: &Path) -> Result<Self> {
+        Self::create_behind(path, Vec::new())
+    }
+
+    /// As [`BlockWriter::create`], for a file whose table starts with `digests` of another file's blocks.
+    pub(crate) fn create_behind(path: &Path, digests: Vec<u64>) -> Result<Self> {
         let mut file = AtomicFile::create(path)?;
         file.write(&[0; HEADER])?;
-        Ok(Self { file, block: Vec::with_capacity(BLOCK), digests: Vec::new(), blake3: blake3::Hasher::new() })
+        Ok(Self { file, block: Vec::with_capacity(BLOCK), digests, blake3: blake3::Hasher::new() })
     }
 
     /// The name that the file will have.

@@ -1,10 +1,11 @@
-//! Where everything stands in a shard; the header and the trailer as bytes.
+//! Where everything stands in a shard and in an index; the header and the trailer as bytes.
 
 use std::path::Path;
 
 use xxhash_rust::xxh3::xxh3_64;
 
 use super::Dtype;
+use super::area::n_blocks;
 use crate::error::{Error, Result};
 
 /// Bytes of the header: tokens start here.
@@ -14,7 +15,6 @@ pub const TRAILER: usize = 64;
 /// Bytes behind the header that share a checksum.
 pub const BLOCK: usize = 64 << 10;
 
-const MAGIC: &[u8; 8] = b"GPTRSTOK";
 const END_MAGIC: &[u8; 8] = b"GPTRSEND";
 const VERSION: u32 = 1;
 const NO_EOT: u64 = u64::MAX;
@@ -45,40 +45,77 @@ pub struct Header {
     pub n_bytes: u64,
 }
 
+/// Which of the two files with such a header it is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Kind {
+    /// Tokens and what belongs to them.
+    Shard,
+    /// What belongs to tokens in another file.
+    Index,
+}
+
+impl Kind {
+    /// The kind of a file that starts with these bytes.
+    pub(super) fn of(bytes: &[u8; HEADER]) -> Self {
+        if &bytes[..8] == Self::Index.magic() { Self::Index } else { Self::Shard }
+    }
+
+    const fn magic(self) -> &'static [u8; 8] {
+        match self {
+            Self::Shard => b"GPTRSTOK",
+            Self::Index => b"GPTRSIDX",
+        }
+    }
+}
+
 /// Offsets of the sections, a function of the counts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Layout {
     pub(super) tokens_end: u64,
     pub(super) ends: u64,
     pub(super) digests: u64,
-    pub(super) n_blocks: u64,
+    /// Blocks of tokens in another file; their digests come first.
+    pub(super) n_token_blocks: u64,
     pub(super) trailer: u64,
     pub(super) total: u64,
 }
 
 impl Layout {
     /// The layout for these counts; `None` when a length exceeds 64 bits.
-    pub(super) fn new(dtype: Dtype, n_tokens: u64, n_documents: u64) -> Option<Self> {
-        let tokens_end = n_tokens.checked_mul(dtype.size() as u64)?.checked_add(HEADER as u64)?;
+    pub(super) fn new(kind: Kind, dtype: Dtype, n_tokens: u64, n_documents: u64) -> Option<Self> {
+        let tokens_len = n_tokens.checked_mul(dtype.size() as u64)?;
+        let (here, n_token_blocks) = match kind {
+            Kind::Shard => (tokens_len, 0),
+            Kind::Index => (0, n_blocks(tokens_len)),
+        };
+        let tokens_end = here.checked_add(HEADER as u64)?;
         let ends = tokens_end.checked_next_multiple_of(64)?;
         let digests = n_documents.checked_mul(8)?.checked_add(ends)?.checked_next_multiple_of(64)?;
-        let n_blocks = (digests - HEADER as u64).div_ceil(BLOCK as u64);
+        let n_blocks = n_blocks(digests - HEADER as u64).checked_add(n_token_blocks)?;
         let trailer = n_blocks.checked_mul(8)?.checked_add(digests)?.checked_next_multiple_of(64)?;
-        Some(Self { tokens_end, ends, digests, n_blocks, trailer, total: trailer.checked_add(TRAILER as u64)? })
+        let total = trailer.checked_add(TRAILER as u64)?;
+        Some(Self { tokens_end, ends, digests, n_token_blocks, trailer, total })
     }
 
-    /// The bytes behind the header that block `i` covers, as file offsets.
-    pub(super) fn block(&self, i: u64) -> std::ops::Range<u64> {
-        let start = HEADER as u64 + i * BLOCK as u64;
-        start..(start + BLOCK as u64).min(self.digests)
+    /// The digests behind the blocks, without the zeros that follow them.
+    pub(super) fn digests_len(&self) -> u64 {
+        8 * (self.n_token_blocks + n_blocks(self.digests - HEADER as u64))
     }
 }
 
 impl Header {
-    /// The header as stored.
+    /// The header of a shard as stored.
     pub(super) fn to_bytes(self, layout: &Layout) -> [u8; HEADER] {
+        let mut bytes = self.fields(Kind::Shard, layout);
+        let digest = xxh3_64(&bytes[..HEADER - 8]);
+        bytes[HEADER - 8..].copy_from_slice(&digest.to_le_bytes());
+        bytes
+    }
+
+    /// What the headers of both kinds have, without the digest.
+    pub(super) fn fields(self, kind: Kind, layout: &Layout) -> [u8; HEADER] {
         let mut bytes = [0; HEADER];
-        bytes[..8].copy_from_slice(MAGIC);
+        bytes[..8].copy_from_slice(kind.magic());
         bytes[8..12].copy_from_slice(&VERSION.to_le_bytes());
         bytes[12..16].copy_from_slice(&(self.spec.dtype.size() as u32).to_le_bytes());
         let eot_id = self.spec.eot_id.map_or(NO_EOT, u64::from);
@@ -87,14 +124,22 @@ impl Header {
             bytes[16 + 8 * i..24 + 8 * i].copy_from_slice(&number.to_le_bytes());
         }
         bytes[80..112].copy_from_slice(&self.spec.tokenizer);
-        let digest = xxh3_64(&bytes[..HEADER - 8]);
-        bytes[HEADER - 8..].copy_from_slice(&digest.to_le_bytes());
         bytes
     }
 
-    /// Reads a header; `len` is the length of its file, which the counts must explain to the byte.
+    /// Reads a shard's header; `len` is the length of its file, which the counts must explain to the byte.
     pub(super) fn parse(bytes: &[u8; HEADER], len: u64, path: &Path) -> Result<(Self, Layout)> {
-        if &bytes[..8] != MAGIC {
+        let (header, layout) = Self::parse_fields(Kind::Shard, bytes, len, path)?;
+        let Spec { dtype, vocab_size, .. } = header.spec;
+        if Dtype::for_vocab(vocab_size) != dtype || header.to_bytes(&layout) != *bytes {
+            return Err(malformed(path, "its header contradicts itself".to_owned()));
+        }
+        Ok((header, layout))
+    }
+
+    /// Reads what the headers of both kinds have.
+    pub(super) fn parse_fields(kind: Kind, bytes: &[u8; HEADER], len: u64, path: &Path) -> Result<(Self, Layout)> {
+        if &bytes[..8] != kind.magic() {
             return Err(malformed(path, format!("expected the magic GPTRSTOK at byte 0, got {:?}", &bytes[..8])));
         }
         check(path, "header", u64_at(bytes, HEADER - 8), xxh3_64(&bytes[..HEADER - 8]))?;
@@ -113,18 +158,18 @@ impl Header {
             id if id < vocab_size.min(1 << 32) => Some(id as u32),
             id => return Err(malformed(path, format!("expected an end-of-text id below {vocab_size}, got {id}"))),
         };
-        let layout = Layout::new(dtype, n_tokens, n_documents).filter(|layout| layout.total == len);
+        let layout = Layout::new(kind, dtype, n_tokens, n_documents).filter(|layout| layout.total == len);
         let Some(layout) = layout else {
             let counts = format!("{n_tokens} tokens and {n_documents} documents");
             return Err(malformed(path, format!("its length of {len} bytes does not fit its {counts}; it may be cut")));
         };
+        if vocab_size > 1 << 32 {
+            return Err(malformed(path, format!("expected a vocabulary of at most 2^32 ids, got {vocab_size}")));
+        }
         let mut tokenizer = [0; 32];
         tokenizer.copy_from_slice(&bytes[80..112]);
-        let header = Self { spec: Spec { dtype, vocab_size, eot_id, tokenizer }, n_tokens, n_documents, n_bytes };
-        if vocab_size > 1 << 32 || Dtype::for_vocab(vocab_size) != dtype || header.to_bytes(&layout) != *bytes {
-            return Err(malformed(path, "its header contradicts itself".to_owned()));
-        }
-        Ok((header, layout))
+        let spec = Spec { dtype, vocab_size, eot_id, tokenizer };
+        Ok((Self { spec, n_tokens, n_documents, n_bytes }, layout))
     }
 }
 

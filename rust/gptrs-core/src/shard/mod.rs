@@ -4,21 +4,27 @@
 //! header 4096 │ tokens u16|u32 │ document ends u64 │ xxh3-64 of each 64 KiB block │ trailer 64
 //! ```
 //! All numbers are little-endian, sections start at multiples of 64 bytes, gaps are zero. docs/formats.md has every
-//! offset and a worked example.
+//! offset and a worked example. An index (`.gti`) is the same without the tokens, which stand in another file.
 
+mod area;
 mod blocks;
+mod index;
 mod layout;
 mod reader;
 mod writer;
 
 pub(crate) use blocks::BlockWriter;
+pub use index::{Format, INDEX_ENDING, Payload};
+pub(crate) use index::{check_payload_name, inside, write_index};
 pub use layout::{BLOCK, HEADER, Header, Spec, TRAILER};
 pub(crate) use layout::{trailer, u64_at};
 pub use reader::Shard;
-pub(crate) use reader::{check_width, verified_len};
+pub(crate) use reader::{check_width, file_len, verified_len};
 pub use writer::ShardWriter;
 
 use serde::{Deserialize, Serialize};
+
+use crate::error::{Error, Result};
 
 /// How a token is stored.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -37,12 +43,25 @@ impl Dtype {
         if vocab_size <= 1 << 16 { Self::U16 } else { Self::U32 }
     }
 
+    /// Whether it holds all ids below `vocab_size`.
+    pub fn holds(self, vocab_size: u64) -> bool {
+        self.size() >= Self::for_vocab(vocab_size).size()
+    }
+
     /// Bytes of a token.
     pub const fn size(self) -> usize {
         match self {
             Self::U16 => 2,
             Self::U32 => 4,
         }
+    }
+
+    /// The type of this name.
+    pub fn from_name(name: &str) -> Result<Self> {
+        [Self::U16, Self::U32]
+            .into_iter()
+            .find(|dtype| dtype.name() == name)
+            .ok_or_else(|| Error::Argument(format!("expected the type uint16 or uint32, got {name:?}")))
     }
 
     /// numpy's name of the type.

@@ -2,35 +2,39 @@
 
 use std::fs::File;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::Arc;
 
-use xxhash_rust::xxh3::xxh3_64;
-
-use super::layout::{BLOCK, HEADER, Header, Layout, TRAILER, check, malformed, parse_trailer, u64_at};
-use super::{Dtype, Token, widen};
+use super::area::{Area, Table};
+use super::layout::{BLOCK, HEADER, Header, Kind, Layout, TRAILER, malformed, parse_trailer, u64_at};
+use super::{Dtype, Payload, Token, index, widen};
 use crate::control::Control;
 use crate::error::{Error, Result};
-use crate::io::{self, Map};
+use crate::io;
 
-/// An open shard, which threads share.
-///
-/// The first read of a block goes through `pread`, so a damaged disk is an error. On a file system of this machine later
-/// ones go through a map, at a third of the cost.
+/// An open shard, or an open index with the tokens that it is about; threads share it.
 #[derive(Debug)]
 pub struct Shard {
-    file: File,
-    map: Option<Map>,
+    file: Arc<File>,
     path: PathBuf,
     header: Header,
     layout: Layout,
     blake3: [u8; 32],
-    digests: Vec<u64>,
-    /// One bit for each block that was compared with its digest.
-    checked: Vec<AtomicU64>,
+    /// What stands behind the header.
+    area: Area,
+    /// The tokens, where they are in another file.
+    payload: Option<Tokens>,
+}
+
+/// The tokens of an index.
+#[derive(Debug)]
+struct Tokens {
+    payload: Payload,
+    file: Arc<File>,
+    area: Area,
 }
 
 impl Shard {
-    /// Opens the shard at `path` and checks its header, length and trailer.
+    /// Opens the shard or the index at `path` and checks its header, length and trailer; of a payload, its length.
     pub fn open(path: &Path) -> Result<Self> {
         let (file, len) = io::open_regular(path)?;
         if len < (HEADER + TRAILER) as u64 {
@@ -39,22 +43,29 @@ impl Shard {
         }
         let mut bytes = [0; HEADER];
         io::read_exact_at(&file, 0, &mut bytes, path)?;
-        let (header, layout) = Header::parse(&bytes, len, path)?;
+        let (header, layout, payload) = match Kind::of(&bytes) {
+            Kind::Shard => Header::parse(&bytes, len, path).map(|(header, layout)| (header, layout, None))?,
+            Kind::Index => index::parse(&bytes, len, path).map(|(header, layout, of)| (header, layout, Some(of)))?,
+        };
         let mut bytes = [0; TRAILER];
         io::read_exact_at(&file, layout.trailer, &mut bytes, path)?;
         let blake3 = parse_trailer(&bytes, len, path)?;
-        // The layout explains the file's length, so the table is no longer than the file.
-        let mut table = vec![0; 8 * layout.n_blocks as usize];
-        io::read_exact_at(&file, layout.digests, &mut table, path)?;
-        let digests = table.as_chunks().0.iter().map(|&word| u64::from_le_bytes(word)).collect();
-        let checked = (0..layout.n_blocks.div_ceil(64)).map(|_| AtomicU64::new(0)).collect();
-        let map = Map::of_local(&file, path)?;
-        Ok(Self { file, map, path: path.to_owned(), header, layout, blake3, digests, checked })
+        let (file, path) = (Arc::new(file), path.to_owned());
+        let table = Table { file: Arc::clone(&file), path: path.clone(), offset: layout.digests };
+        let behind = Table { offset: layout.digests + 8 * layout.n_token_blocks, ..table.clone() };
+        let area = Area::new(Arc::clone(&file), &path, HEADER as u64..layout.digests, behind)?;
+        let payload = payload.map(|payload| Tokens::open(payload, &header, &path, table)).transpose()?;
+        Ok(Self { file, path, header, layout, blake3, area, payload })
     }
 
     /// Where the file is.
     pub fn path(&self) -> &Path {
         &self.path
+    }
+
+    /// What the file with the tokens is, when they are not in this one.
+    pub fn payload(&self) -> Option<&Payload> {
+        self.payload.as_ref().map(|tokens| &tokens.payload)
     }
 
     /// What the header says.
@@ -78,26 +89,27 @@ impl Shard {
 
     /// Fills `out` with the tokens from `start` on, as stored.
     pub fn token_bytes(&self, start: u64, out: &mut [u8]) -> Result<()> {
-        let n = out.len() / self.header.spec.dtype.size();
-        self.read(self.token_offset(start, n)?, out)
+        let (area, offset) = self.token_place(start, out.len() / self.header.spec.dtype.size())?;
+        area.read(offset, out)
     }
 
-    /// The `n` tokens from `start` on, as stored; `None` when the file is not mapped.
+    /// The `n` tokens from `start` on, as stored; `None` when their file is not mapped.
     pub fn mapped_tokens(&self, start: u64, n: usize) -> Result<Option<&[u8]>> {
-        let offset = self.token_offset(start, n)?;
-        let n_bytes = n * self.header.spec.dtype.size();
-        let Some(map) = &self.map else { return Ok(None) };
-        self.check_touched(offset, n_bytes)?;
-        Ok(map.as_bytes().get(offset as usize..offset as usize + n_bytes))
+        let (area, offset) = self.token_place(start, n)?;
+        area.mapped(offset, n * self.header.spec.dtype.size())
     }
 
-    /// Where in the file the `n` tokens from `start` on stand.
-    fn token_offset(&self, start: u64, n: usize) -> Result<u64> {
+    /// Where the `n` tokens from `start` on stand.
+    fn token_place(&self, start: u64, n: usize) -> Result<(&Area, u64)> {
         if start.checked_add(n as u64).is_none_or(|end| end > self.header.n_tokens) {
             let (has, path) = (self.header.n_tokens, self.path.display());
             return Err(Error::Argument(format!("tokens {start} to {start}+{n} are not in the {has} of {path}")));
         }
-        Ok(HEADER as u64 + start * self.header.spec.dtype.size() as u64)
+        let (area, first) = match &self.payload {
+            None => (&self.area, HEADER as u64),
+            Some(tokens) => (&tokens.area, tokens.payload.offset),
+        };
+        Ok((area, first + start * self.header.spec.dtype.size() as u64))
     }
 
     /// Fills `out` with the ends of the documents from `first` on: positions in this shard, each behind a last token.
@@ -108,7 +120,7 @@ impl Shard {
             return Err(Error::Argument(format!("documents {first} to {first}+{n} are not in the {has} of {path}")));
         }
         let mut bytes = vec![0; 8 * out.len()];
-        self.read(self.layout.ends + 8 * first, &mut bytes)?;
+        self.area.read(self.layout.ends + 8 * first, &mut bytes)?;
         for (end, &word) in out.iter_mut().zip(bytes.as_chunks().0) {
             *end = u64::from_le_bytes(word);
         }
@@ -133,29 +145,37 @@ impl Shard {
 
     /// Checks every byte: block checksums, the file's digest, ids, document ends and zero padding.
     pub fn verify(&self, control: &Control) -> Result<()> {
+        if let Some(tokens) = &self.payload {
+            tokens.verify(&self.header, control)?;
+        }
         let mut hasher = blake3::Hasher::new();
-        let mut block = vec![0; BLOCK];
-        let mut last_end = 0;
-        for i in 0..self.layout.n_blocks {
+        let (mut block, mut last_end) = (Vec::new(), 0);
+        for i in 0..self.area.n_blocks() {
             control.check()?;
-            let range = self.layout.block(i);
-            let bytes = &mut block[..(range.end - range.start) as usize];
-            io::read_exact_at(&self.file, range.start, bytes, &self.path)?;
-            self.check_block(i, bytes)?;
+            let at = self.area.block(i, &mut block)?;
+            hasher.update(&block);
+            self.check_content(at, &block, &mut last_end)?;
+            control.advance(block.len() as u64);
+        }
+        self.hash_table(&mut hasher)?;
+        hasher.update(&match &self.payload {
+            None => self.header.to_bytes(&self.layout),
+            Some(tokens) => index::to_bytes(&self.header, &tokens.payload, &self.layout),
+        });
+        compare(&self.path, &self.blake3, &hasher)
+    }
+
+    /// Hashes the digests and checks the zeros behind them.
+    fn hash_table(&self, hasher: &mut blake3::Hasher) -> Result<()> {
+        let zeros = self.layout.digests + self.layout.digests_len();
+        let mut part = vec![0; BLOCK];
+        for at in (self.layout.digests..self.layout.trailer).step_by(BLOCK) {
+            let bytes = &mut part[..(self.layout.trailer - at).min(BLOCK as u64) as usize];
+            io::read_exact_at(&self.file, at, bytes, &self.path)?;
             hasher.update(bytes);
-            self.check_content(range.start, bytes, &mut last_end)?;
-            control.advance(bytes.len() as u64);
-        }
-        let mut table = vec![0; (self.layout.trailer - self.layout.digests) as usize];
-        io::read_exact_at(&self.file, self.layout.digests, &mut table, &self.path)?;
-        if table[8 * self.digests.len()..].iter().any(|&b| b != 0) {
-            return Err(malformed(&self.path, "expected zeros behind the block digests".to_owned()));
-        }
-        hasher.update(&table).update(&self.header.to_bytes(&self.layout));
-        let got = hasher.finalize();
-        if got != blake3::Hash::from_bytes(self.blake3) {
-            let (expected, got) = (crate::sealed::hex(&self.blake3), got.to_string());
-            return Err(Error::Digest { path: self.path.clone(), what: "file".to_owned(), expected, got });
+            if bytes[(zeros.clamp(at, at + bytes.len() as u64) - at) as usize..].iter().any(|&b| b != 0) {
+                return Err(malformed(&self.path, "expected zeros behind the block digests".to_owned()));
+            }
         }
         Ok(())
     }
@@ -171,12 +191,7 @@ impl Shard {
             ends_end..self.layout.digests,
         ]
         .map(|range| &bytes[cut(range.start)..cut(range.end.max(range.start))]);
-        let mut ids = vec![0u32; tokens.len() / self.header.spec.dtype.size()];
-        widen(self.header.spec.dtype, tokens, &mut ids);
-        if let Some(&id) = ids.iter().find(|&&id| u64::from(id) >= self.header.spec.vocab_size) {
-            let reason = format!("expected ids below {}, got {id} near byte {at}", self.header.spec.vocab_size);
-            return Err(malformed(&self.path, reason));
-        }
+        check_ids(&self.header, tokens, at, &self.path)?;
         for i in (0..ends.len()).step_by(8) {
             let end = u64_at(ends, i);
             if end < *last_end || end > self.header.n_tokens {
@@ -189,43 +204,84 @@ impl Shard {
         }
         Ok(())
     }
+}
 
-    /// Fills `out` from `offset` on, after checking each block that it touches for the first time.
-    fn read(&self, offset: u64, out: &mut [u8]) -> Result<()> {
-        self.check_touched(offset, out.len())?;
-        let mapped = self.map.as_ref().and_then(|map| map.as_bytes().get(offset as usize..offset as usize + out.len()));
-        match mapped {
-            Some(bytes) => out.copy_from_slice(bytes),
-            None => io::read_exact_at(&self.file, offset, out, &self.path)?,
+impl Tokens {
+    /// Opens the payload of the index at `path`, whose digests are in `table`.
+    fn open(payload: Payload, header: &Header, path: &Path, table: Table) -> Result<Self> {
+        let at = payload.locate(path)?;
+        let (file, len) = io::open_regular(&at)?;
+        if len != payload.len {
+            let (name, expected) = (path.display(), payload.len);
+            let reason = format!("expected {expected} bytes, got {len}; {name} was made of another file");
+            return Err(Error::Format { path: at, format: payload.format.file(), reason });
+        }
+        let file = Arc::new(file);
+        let end = payload.offset + header.n_tokens * header.spec.dtype.size() as u64;
+        let area = Area::new(Arc::clone(&file), &at, payload.offset..end, table)?;
+        Ok(Self { payload, file, area })
+    }
+
+    /// Checks every byte of the file; its tokens count as progress, as many as in a shard.
+    fn verify(&self, header: &Header, control: &Control) -> Result<()> {
+        let (path, mut hasher) = (self.area.path(), blake3::Hasher::new());
+        let mut block = Vec::new();
+        self.hash(0..self.payload.offset, &mut hasher, control)?;
+        let mut end = self.payload.offset;
+        for i in 0..self.area.n_blocks() {
+            control.check()?;
+            let at = self.area.block(i, &mut block)?;
+            hasher.update(&block);
+            check_ids(header, &block, at, path)?;
+            control.advance(block.len() as u64);
+            end += block.len() as u64;
+        }
+        let n = end - self.payload.offset;
+        control.advance(n.next_multiple_of(64) - n);
+        self.hash(end..self.payload.len, &mut hasher, control)?;
+        compare(path, &self.payload.blake3, &hasher)
+    }
+
+    /// Hashes bytes that are no tokens.
+    fn hash(&self, range: std::ops::Range<u64>, hasher: &mut blake3::Hasher, control: &Control) -> Result<()> {
+        let mut part = vec![0; BLOCK];
+        for at in range.clone().step_by(BLOCK) {
+            control.check()?;
+            let bytes = &mut part[..(range.end - at).min(BLOCK as u64) as usize];
+            io::read_exact_at(&self.file, at, bytes, self.area.path())?;
+            hasher.update(bytes);
         }
         Ok(())
     }
+}
 
-    /// Checks the blocks of `offset .. offset + n` that nobody has touched before.
-    fn check_touched(&self, offset: u64, n: usize) -> Result<()> {
-        let first = (offset - HEADER as u64) / BLOCK as u64;
-        let end = (offset - HEADER as u64 + n as u64).div_ceil(BLOCK as u64);
-        for i in first..end {
-            let (word, bit) = (&self.checked[i as usize / 64], 1 << (i % 64));
-            if word.load(Ordering::Relaxed) & bit == 0 {
-                let range = self.layout.block(i);
-                let mut block = vec![0; (range.end - range.start) as usize];
-                io::read_exact_at(&self.file, range.start, &mut block, &self.path)?;
-                self.check_block(i, &block)?;
-                word.fetch_or(bit, Ordering::Relaxed);
-            }
-        }
-        Ok(())
-    }
+/// Fails at an id outside the vocabulary; `at` is the offset of `tokens` in the file.
+fn check_ids(header: &Header, tokens: &[u8], at: u64, path: &Path) -> Result<()> {
+    let mut ids = vec![0u32; tokens.len() / header.spec.dtype.size()];
+    widen(header.spec.dtype, tokens, &mut ids);
+    let Some(&id) = ids.iter().find(|&&id| u64::from(id) >= header.spec.vocab_size) else { return Ok(()) };
+    Err(malformed(path, format!("expected ids below {}, got {id} near byte {at}", header.spec.vocab_size)))
+}
 
-    fn check_block(&self, i: u64, bytes: &[u8]) -> Result<()> {
-        check(&self.path, format!("block {i}"), self.digests[i as usize], xxh3_64(bytes))
+/// Fails when a file's digest is not the stored one.
+fn compare(path: &Path, expected: &[u8; 32], hasher: &blake3::Hasher) -> Result<()> {
+    let got = hasher.finalize();
+    if got == blake3::Hash::from_bytes(*expected) {
+        return Ok(());
     }
+    let (expected, got) = (crate::sealed::hex(expected), got.to_string());
+    Err(Error::Digest { path: path.to_owned(), what: "file".to_owned(), expected, got })
 }
 
 /// Bytes that [`Shard::verify`] counts as progress.
 pub(crate) fn verified_len(dtype: Dtype, n_tokens: u64, n_documents: u64) -> u64 {
-    Layout::new(dtype, n_tokens, n_documents).map_or(0, |layout| layout.digests - HEADER as u64)
+    Layout::new(Kind::Shard, dtype, n_tokens, n_documents).map_or(0, |layout| layout.digests - HEADER as u64)
+}
+
+/// Length of the shard, or of the index, with these counts.
+pub(crate) fn file_len(is_index: bool, dtype: Dtype, n_tokens: u64, n_documents: u64) -> Option<u64> {
+    let kind = if is_index { Kind::Index } else { Kind::Shard };
+    Layout::new(kind, dtype, n_tokens, n_documents).map(|layout| layout.total)
 }
 
 /// Fails when a value of `T` cannot hold every stored token.
@@ -242,6 +298,7 @@ pub(crate) fn check_width<T: Token>(dtype: Dtype) -> Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::io::Map;
     use crate::shard::{ShardWriter, Spec};
 
     #[test]
@@ -255,10 +312,9 @@ mod tests {
         writer.end_document(1);
         writer.finish().unwrap();
         let mut mapped = Shard::open(&path).unwrap();
-        let file = File::open(&path).unwrap();
-        mapped.map = Some(Map::of_local(&file, &path).unwrap().unwrap_or(Map::open(&path).unwrap()));
+        mapped.area.set_map(Some(Map::open(&path).unwrap()));
         let mut read = Shard::open(&path).unwrap();
-        read.map = None;
+        read.area.set_map(None);
         for (start, n) in [(0, 100_000), (99_999, 1), (32_767, 2), (1_234, 40_000), (100_000, 0)] {
             let (mut a, mut b) = (vec![0u16; n], vec![0u16; n]);
             mapped.tokens(start, &mut a).unwrap();

@@ -4,7 +4,7 @@ use std::path::Path;
 
 use super::Dtype;
 use super::blocks::BlockWriter;
-use super::layout::{Header, Layout, Spec, malformed};
+use super::layout::{Header, Kind, Layout, Spec, malformed};
 use crate::error::{Error, Result};
 
 /// A shard under way. Memory: one block, 8 bytes for each document and for each block.
@@ -60,7 +60,7 @@ impl ShardWriter {
     /// Writes what stands behind the tokens, then the header, and gives the file its name. Returns its counts and
     /// BLAKE3 digest.
     pub fn finish(self) -> Result<(Header, [u8; 32])> {
-        let layout = Layout::new(self.header.spec.dtype, self.header.n_tokens, self.header.n_documents)
+        let layout = Layout::new(Kind::Shard, self.header.spec.dtype, self.header.n_tokens, self.header.n_documents)
             .ok_or_else(|| malformed(self.blocks.path(), "its length exceeds 64 bits".to_owned()))?;
         let Self { mut blocks, header, ends } = self;
         blocks.pad(layout.ends - layout.tokens_end)?;
