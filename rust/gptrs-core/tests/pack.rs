@@ -11,6 +11,7 @@ mod random;
 
 use std::cmp::Reverse;
 use std::collections::BTreeMap;
+use std::fs;
 
 use documents::{token, write_documents};
 use gptrs_core::Control;
@@ -109,7 +110,8 @@ type Pieces = Vec<(usize, u64, u64)>;
 
 /// The rows of documents of these lengths, as docs/formats.md has them, with a map of rows instead of bits.
 fn twin(lens: &[u64], seq_len: u64) -> Vec<Pieces> {
-    let n_parts = lens.len().div_ceil(1 << 20);
+    let [fewest, most] = [24, 17].map(|bits| lens.len().div_ceil(1 << bits));
+    let n_parts = ((lens.iter().sum::<u64>() / (4096 * seq_len)) as usize).clamp(fewest, most);
     let mut rows = Vec::new();
     for part in 0..n_parts {
         let [first, end] = [part, part + 1].map(|i| lens.len() * i / n_parts);
@@ -240,12 +242,23 @@ proptest! {
 fn parts_together_hold_every_token_once_for_any_number_of_threads() {
     let dir = tempfile::tempdir().unwrap();
     let mut random = Random(3);
-    let lens: Vec<u64> = (0..(1 << 20) + 5).map(|_| [0, 1, 3, 9, 40][random.below(5)] + random.next() % 3).collect();
-    let dataset = write_documents(dir.path(), &lens, 0, 3_000_000);
-    let one = plan(&dataset, 32);
-    let rows = planned(&dataset, &one);
-    assert_eq!(rows, twin(&lens, 32));
-    let mut pieces: Vec<_> = rows.concat();
+    let lens: Vec<u64> = (0..(1 << 18) + 5).map(|_| [0, 1, 3, 9, 40][random.below(5)] + random.next() % 3).collect();
+    let dataset = write_documents(dir.path(), &lens, 0, 1_000_000);
+    // As many parts as there are 2^17 documents, then fewer for the sake of their rows.
+    for seq_len in [32, 256, 2048] {
+        let one = plan(&dataset, seq_len);
+        let rows = planned(&dataset, &one);
+        assert_eq!(rows, twin(&lens, seq_len as u64));
+        check_once(rows.concat(), &lens);
+        for threads in [2, 3, 8] {
+            assert_eq!(Plan::bestfit(&dataset, seq_len, threads, &Control::new()).unwrap(), one);
+        }
+        assert!(one.memory() <= 8 * lens.len(), "{}", one.memory());
+    }
+}
+
+/// Every token of the documents is in exactly one piece.
+fn check_once(mut pieces: Pieces, lens: &[u64]) {
     pieces.sort_unstable();
     let mut at = (0, 0);
     for (document, offset, len) in pieces {
@@ -255,11 +268,10 @@ fn parts_together_hold_every_token_once_for_any_number_of_threads() {
         assert_eq!((document, offset), at);
         at.1 += len;
     }
-    assert_eq!(at.1, lens[at.0]);
-    for threads in [2, 3, 8] {
-        assert_eq!(Plan::bestfit(&dataset, 32, threads, &Control::new()).unwrap(), one);
+    while at.1 == lens[at.0] && at.0 + 1 < lens.len() {
+        at = (at.0 + 1, 0);
     }
-    assert!(one.memory() <= 8 * lens.len(), "{}", one.memory());
+    assert_eq!(at, (lens.len() - 1, lens[lens.len() - 1]));
 }
 
 #[test]
@@ -301,4 +313,108 @@ fn what_does_not_fit_is_refused() {
     let cancelled = Control::new();
     cancelled.cancel();
     assert!(matches!(Plan::bestfit(&dataset, 4, 1, &cancelled), Err(gptrs_core::Error::Interrupted)));
+}
+
+/// Only a plan that is read needs no work, which a cancelled call would refuse.
+fn is_read(dataset: &Dataset, seq_len: usize) -> bool {
+    let cancelled = Control::new();
+    cancelled.cancel();
+    Plan::cached(dataset, seq_len, 1, &cancelled).is_ok()
+}
+
+fn cached(dataset: &Dataset, seq_len: usize) -> Plan {
+    Plan::cached(dataset, seq_len, 1, &Control::new()).unwrap()
+}
+
+/// A plan's file as docs/formats.md has it: one part.
+fn file(dataset: &Dataset, seq_len: u64, n_rows: u64, n_documents: u64, numbers: &[u32]) -> Vec<u8> {
+    let mut hasher = blake3::Hasher::new();
+    hasher.update(b"gptrs bestfit-v1").update(&seq_len.to_le_bytes()).update(dataset.fingerprint().as_bytes());
+    let mut file = [b"GPTRSPAK".as_slice(), &[1, 0, 0, 0, 0, 0, 0, 0], hasher.finalize().as_bytes()].concat();
+    file.extend([seq_len, n_documents, n_rows].iter().flat_map(|n| n.to_le_bytes()));
+    file.extend(numbers.iter().flat_map(|n| n.to_le_bytes()));
+    sealed(file)
+}
+
+fn sealed(mut body: Vec<u8>) -> Vec<u8> {
+    let digest = blake3::hash(&body);
+    body.extend_from_slice(digest.as_bytes());
+    body
+}
+
+#[test]
+fn a_plan_is_kept_in_a_file_and_made_anew_when_a_byte_is_wrong() {
+    let dir = tempfile::tempdir().unwrap();
+    let dataset = write_documents(dir.path(), &[3, 11, 0, 2, 4], 2, 9);
+    let path = Plan::path(&dataset, 4);
+    assert!(!is_read(&dataset, 4));
+    let plan = cached(&dataset, 4);
+    assert_eq!(plan, self::plan(&dataset, 4));
+    // Packed rows, their documents, long documents, full rows; then the four rows; then document 1 from row 1 on.
+    let numbers = [4, 5, 1, 2, 0, 1, 2, 4, 5, 0, 1, 3, 5, 4, 1, 1, 0];
+    let bytes = file(&dataset, 4, 6, 6, &numbers);
+    assert_eq!(fs::read(&path).unwrap(), bytes);
+    let name = path.file_name().unwrap().to_str().unwrap();
+    assert_eq!(name, format!("pack-{}.gtp", blake3::Hash::from_bytes(*plan.digest()).to_hex().get(..16).unwrap()));
+    assert!(is_read(&dataset, 4) && !is_read(&dataset, 5));
+    assert_eq!(cached(&dataset, 4), plan);
+    for i in 0..bytes.len() {
+        let mut damaged = bytes.clone();
+        damaged[i] ^= 1 << (i % 8);
+        for wrong in [&damaged, &bytes[..i], &[&bytes, &bytes[..i + 1]].concat()] {
+            fs::write(&path, wrong).unwrap();
+            assert!(!is_read(&dataset, 4), "byte {i}");
+        }
+    }
+    assert_eq!(cached(&dataset, 4), plan);
+    assert_eq!(fs::read(&path).unwrap(), bytes, "the file is whole again");
+}
+
+#[test]
+fn a_file_that_lies_under_a_right_checksum_is_made_anew_or_read_without_harm() {
+    let dir = tempfile::tempdir().unwrap();
+    let lens: Vec<u64> = (0..40).map(|i| i * 7 % 23).collect();
+    let dataset = write_documents(dir.path(), &lens, 0, 500);
+    let path = Plan::path(&dataset, 8);
+    cached(&dataset, 8);
+    let bytes = fs::read(&path).unwrap();
+    let body = &bytes[..bytes.len() - 32];
+    let mut random = Random(9);
+    let mut n_read = 0;
+    for _ in 0..6_000 {
+        let mut body = body.to_vec();
+        for _ in 0..1 + random.below(3) {
+            let at = 48 + 4 * random.below((body.len() - 48) / 4);
+            let other = 48 + 4 * random.below((body.len() - 48) / 4);
+            match random.below(3) {
+                0 => body[at..at + 4].copy_from_slice(&(random.next() as u32 >> random.below(32)).to_le_bytes()),
+                1 => body.copy_within(other..other + 4, at),
+                _ => body[at] = body[at].wrapping_add(1),
+            }
+        }
+        fs::write(&path, sealed(body)).unwrap();
+        let cancelled = Control::new();
+        cancelled.cancel();
+        let Ok(plan) = Plan::cached(&dataset, 8, 1, &cancelled) else { continue };
+        n_read += 1;
+        for row in 0..plan.n_rows() {
+            let (mut tokens, mut targets) = ([0; 8], [0; 8]);
+            // A wrong row may be refused or filled with the dataset's tokens; it is never out of bounds.
+            let _ = plan.fill_row(&dataset, row, BLANK, &mut tokens, &mut targets, &mut Marks::default());
+        }
+    }
+    assert!(n_read > 30, "{n_read}");
+}
+
+#[test]
+fn a_folder_that_takes_no_file_is_fine() {
+    let dir = tempfile::tempdir().unwrap();
+    let dataset = write_documents(dir.path(), &[3, 11], 0, 9);
+    let path = Plan::path(&dataset, 4);
+    fs::create_dir(&path).unwrap();
+    for _ in 0..2 {
+        assert_eq!(cached(&dataset, 4), plan(&dataset, 4));
+    }
+    fs::remove_dir(&path).unwrap();
+    assert!(!is_read(&dataset, 4));
 }

@@ -107,7 +107,7 @@ impl Work {
 
     fn merge(&self, of: u64) -> Result<()> {
         let merged = merge_tasks(&self.paths, &self.tokenizer, &self.out, of, false, &self.options, &Control::new())?;
-        merged.verify(1, &Control::new())
+        merged.verify(1, &Control::new()).map(drop)
     }
 
     fn merge_error(&self, of: u64) -> String {

@@ -31,7 +31,7 @@ impl Plan {
         threads: usize,
         progress: Option<&Bound<'_, PyAny>>,
     ) -> PyResult<Self> {
-        let plan = watched(py, progress, |control| pack::Plan::bestfit(&dataset.0, seq_len, threads, control))?;
+        let plan = watched(py, progress, |control| pack::Plan::cached(&dataset.0, seq_len, threads, control))?;
         Ok(Self(Arc::new(plan)))
     }
 

@@ -3,12 +3,13 @@
 //! `bestfit-v1` keeps documents whole where it can. A document of more than `seq_len` tokens is cut into full rows and
 //! a last piece of 1 to `seq_len`; last pieces and short documents are packed by best-fit decreasing (Ding et al. 2024,
 //! arXiv 2404.10830). Every token is an input once; only the end of a row may be padding. The plan is a pure function
-//! of the dataset and `seq_len`: documents are planned in parts of about 2^20, so that memory is bounded and threads
-//! share the work, and the parts follow from the number of documents alone.
+//! of the dataset and `seq_len`: documents are planned in parts of about 2^17 that follow from the numbers of documents and
+//! tokens, so that a part fits the cache, memory is bounded and threads share the work.
 //!
 //! A plan lists documents, not tokens: 4 bytes for each document and for each packed row, 12 for each document of
-//! several pieces. Where a document lies is read from the shards when its row is.
+//! several pieces. Where a document lies is read from the shards when its row is. [`Plan::cached`] keeps the plan in a file.
 
+mod file;
 mod fill;
 mod fit;
 mod part;
@@ -28,8 +29,13 @@ pub const NAME: &str = "bestfit-v1";
 /// The longest row: the work for a part needs some bytes for each possible length.
 pub const MAX_SEQ_LEN: usize = 1 << 24;
 
-/// Documents of a part, at most. Decides the plan, as the name does.
-const PART: u64 = 1 << 20;
+/// Documents of a part unless its rows would be too few, and documents of a part at most. With [`PART_ROWS`] they decide
+/// the plan, as the name does.
+const PART: u64 = 1 << 17;
+const MAX_PART: u64 = 1 << 24;
+
+/// Rows of a part, roughly at least: a part's last rows are what stays open.
+const PART_ROWS: u64 = 1 << 12;
 
 /// Consecutive tokens of one document that stand in a row.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -64,7 +70,7 @@ impl Plan {
         check_seq_len(seq_len)?;
         let n_documents = n_documents(dataset)?;
         control.begin("pack documents", n_documents);
-        let n_parts = n_documents.div_ceil(PART);
+        let n_parts = n_parts(dataset, n_documents, seq_len);
         let states = parallel::run(
             threads,
             n_parts as usize,
@@ -104,7 +110,7 @@ impl Plan {
 
     /// Positions that hold no token, over all rows.
     pub fn padding(&self) -> u64 {
-        (self.n_rows() * self.seq_len as u64).saturating_sub(self.n_tokens)
+        self.n_rows().saturating_mul(self.seq_len as u64).saturating_sub(self.n_tokens)
     }
 
     /// Pieces of the row that has most.
@@ -175,6 +181,11 @@ fn check_seq_len(seq_len: usize) -> Result<()> {
         return Ok(());
     }
     Err(Error::Argument(format!("expected a seq_len of 1 to {MAX_SEQ_LEN} for {NAME}, got {seq_len}")))
+}
+
+fn n_parts(dataset: &Dataset, n_documents: u64, seq_len: usize) -> u64 {
+    let by_rows = dataset.n_tokens() / (PART_ROWS * seq_len as u64);
+    by_rows.clamp(n_documents.div_ceil(MAX_PART), n_documents.div_ceil(PART))
 }
 
 /// The documents of part `i` of `n_parts`, as equal as can be.

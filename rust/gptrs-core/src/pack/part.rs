@@ -91,6 +91,27 @@ impl Part {
         Row::Packed(&self.documents[self.starts[packed] as usize..self.starts[packed + 1] as usize])
     }
 
+    /// Whether every row of the part can be looked up, of documents below `n_documents`.
+    pub(super) fn is_sound(&self, n_documents: u32) -> bool {
+        let Self { starts, documents, longs, n_full } = self;
+        let n_packed = self.n_packed() as u32;
+        let ascend = |numbers: &[u32]| numbers.is_sorted_by(|a, b| a < b);
+        let rows = starts.windows(2).map(|w| documents.get(w[0] as usize..w[1] as usize));
+        let are_rows = starts.first() == Some(&0)
+            && starts.last().is_some_and(|&end| end as usize == documents.len())
+            && rows.into_iter().all(|row| row.is_some_and(|row| !row.is_empty() && ascend(row)));
+        // Packed rows before each long document, and full rows before it.
+        let packed = longs.iter().map(|long| long.row.checked_sub(long.n_full));
+        let full = longs.iter().map(|long| long.n_full).chain([*n_full]);
+        are_rows
+            && n_full.checked_add(n_packed).is_some()
+            && packed.chain([Some(n_packed)]).is_sorted_by(|a, b| a.is_some() && a <= b)
+            && full.clone().next() == Some(0)
+            && (longs.is_empty() || full.is_sorted_by(|a, b| a < b))
+            && longs.is_sorted_by(|a, b| a.document < b.document)
+            && documents.iter().chain(longs.iter().map(|long| &long.document)).all(|&i| i < n_documents)
+    }
+
     /// Bytes in memory.
     pub(super) fn memory(&self) -> usize {
         4 * (self.starts.capacity() + self.documents.capacity()) + size_of::<Long>() * self.longs.capacity()
