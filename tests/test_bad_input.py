@@ -393,7 +393,7 @@ def test_a_second_writer_of_a_folder_is_refused_at_once(
     gpt2_like.save(tmp_path / "t.json")
     with (dataset.path / ".lock").open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
-        with pytest.raises(ValueError, match=r"being written by another process; hint: ") as end:
+        with pytest.raises(BlockingIOError, match=r"being written by another process; hint: ") as end:
             prepare(corpus, gpt2_like, dataset.path, shard_tokens=200_000)
         assert str(dataset.path) in str(end.value)
         arguments = ("prepare", corpus, "-t", tmp_path / "t.json", "-o", dataset.path)

@@ -219,7 +219,9 @@ impl Dataset {
                 let reason = format!("a document ends at {end} of {n_tokens} tokens");
                 return Err(Error::Format { path: shard.path().to_owned(), format: "shard", reason });
             }
-            now.iter_mut().for_each(|end| *end += self.token_starts[i]);
+            for end in now.iter_mut() {
+                *end += self.token_starts[i];
+            }
             at += now.len() as u64;
             rest = later;
         }

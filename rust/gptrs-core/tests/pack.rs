@@ -131,7 +131,9 @@ fn twin(lens: &[u64], seq_len: u64) -> Vec<Pieces> {
         }
         rows.extend(rooms.into_values().flatten());
     }
-    rows.iter_mut().for_each(|row| row.sort_unstable());
+    for row in &mut rows {
+        row.sort_unstable();
+    }
     rows.sort_unstable_by_key(|row| row[0]);
     rows
 }
@@ -361,7 +363,7 @@ fn a_plan_is_kept_in_a_file_and_made_anew_when_a_byte_is_wrong() {
     for i in 0..bytes.len() {
         let mut damaged = bytes.clone();
         damaged[i] ^= 1 << (i % 8);
-        for wrong in [&damaged, &bytes[..i], &[&bytes, &bytes[..i + 1]].concat()] {
+        for wrong in [&damaged, &bytes[..i], &[&bytes, &bytes[..=i]].concat()] {
             fs::write(&path, wrong).unwrap();
             assert!(!is_read(&dataset, 4), "byte {i}");
         }
@@ -383,7 +385,7 @@ fn a_file_that_lies_under_a_right_checksum_is_made_anew_or_read_without_harm() {
     let mut n_read = 0;
     for _ in 0..6_000 {
         let mut body = body.to_vec();
-        for _ in 0..1 + random.below(3) {
+        for _ in 0..=random.below(3) {
             let at = 48 + 4 * random.below((body.len() - 48) / 4);
             let other = 48 + 4 * random.below((body.len() - 48) / 4);
             match random.below(3) {

@@ -1,4 +1,4 @@
-//! Plans as files beside the shards, so that a plan is made once. Anything but a whole plan of the dataset is made anew.
+//! Plans as files beside the shards, so that each is made once. Anything but a whole plan of the dataset is made anew.
 //!
 //! ```text
 //! header 72 │ for each part: counts, row starts, documents, long documents, all u32 │ BLAKE3 of all before

@@ -12,7 +12,7 @@ use crate::error::{Error, Result};
 use crate::parallel;
 use crate::shard::{Token, check_width, widen};
 
-/// The target that predicts nothing, as PyTorch's cross entropy ignores it.
+/// The target that predicts nothing, as torch's cross entropy ignores it.
 pub const IGNORED: i64 = -100;
 
 /// The document of padding; −1 when read as a signed number.
@@ -79,7 +79,9 @@ impl Plan {
         tokens[at..].fill(blank.token);
         targets[at..].fill(blank.target);
         let mut segments = Segments::default();
-        pieces.iter().for_each(|piece| segments.push(piece.len as usize, piece.document));
+        for piece in &pieces {
+            segments.push(piece.len as usize, piece.document);
+        }
         segments.push(seq_len - at, NO_DOCUMENT);
         marks.fill(seq_len, row, &segments)
     }

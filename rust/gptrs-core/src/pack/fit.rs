@@ -9,7 +9,7 @@ pub(super) const NONE: u32 = u32::MAX;
 /// Replaces each length, 0 to `seq_len`, by the row of its piece, [`NONE`] for length 0.
 ///
 /// Pieces of equal length come in their order; of rows with equal room the one that got a piece last is taken; a piece
-/// that fits nowhere opens the next row. `order` is room for the work, as long as `lens`, which are fewer than [`NONE`].
+/// that fits nowhere opens the next row. `order` is room for the work, as long as `lens`, of fewer than [`NONE`].
 /// Returns a number for each row, of no meaning: room that the caller may use.
 pub(super) fn best_fit(lens: &mut [u32], seq_len: usize, order: &mut [u32]) -> Vec<u32> {
     let ends = sort(lens, seq_len, order);
@@ -24,11 +24,13 @@ pub(super) fn best_fit(lens: &mut [u32], seq_len: usize, order: &mut [u32]) -> V
     rows.under
 }
 
-/// Sorts the places of the lengths other than 0 by length, the longest first; returns where each length ends in `order`,
-/// at `seq_len + 1` where the longest begins. Lengths of 0 become [`NONE`].
+/// Sorts the places of the lengths other than 0 by length, the longest first; returns where each length ends in
+/// `order`, at `seq_len + 1` where the longest begins. Lengths of 0 become [`NONE`].
 fn sort(lens: &mut [u32], seq_len: usize, order: &mut [u32]) -> Vec<u32> {
     let mut ends = vec![0u32; seq_len + 2];
-    lens.iter().for_each(|&len| ends[len as usize] += 1);
+    for &len in lens.iter() {
+        ends[len as usize] += 1;
+    }
     let mut start = 0;
     for n in ends[1..].iter_mut().rev() {
         (*n, start) = (start, start + *n);
@@ -155,8 +157,10 @@ mod tests {
 
     #[test]
     fn a_board_example() {
-        // 7 opens row 0, 6 row 1, 4 row 2; 3 fills row 0; 3 goes to row 1 (room 4) rather than to row 2 (room 6).
-        assert_eq!(fast(&[3, 7, 0, 6, 3, 4], 10), (vec![0, 0, NONE, 1, 1, 2], 3));
+        // 7 opens row 0 and 6 row 1, which 4 fills; the first 3 fills row 0, the second opens row 2.
+        assert_eq!(fast(&[3, 7, 0, 6, 3, 4], 10), (vec![0, 0, NONE, 1, 2, 1], 3));
+        // 7 opens row 0 and 6 row 1; 2 goes where less room is left, into row 0.
+        assert_eq!(fast(&[6, 2, 7], 10), (vec![1, 0, 0], 2));
         // Rows with equal room: the last one that got a piece.
         assert_eq!(fast(&[6, 6, 2], 8), (vec![0, 1, 1], 2));
     }

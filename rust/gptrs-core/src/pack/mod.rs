@@ -3,11 +3,12 @@
 //! `bestfit-v1` keeps documents whole where it can. A document of more than `seq_len` tokens is cut into full rows and
 //! a last piece of 1 to `seq_len`; last pieces and short documents are packed by best-fit decreasing (Ding et al. 2024,
 //! arXiv 2404.10830). Every token is an input once; only the end of a row may be padding. The plan is a pure function
-//! of the dataset and `seq_len`: documents are planned in parts of about 2^17 that follow from the numbers of documents and
-//! tokens, so that a part fits the cache, memory is bounded and threads share the work.
+//! of the dataset and `seq_len`: documents are planned in parts of about 2^17 that follow from the numbers of documents
+//! and tokens, so that a part fits the cache, memory is bounded and threads share the work.
 //!
 //! A plan lists documents, not tokens: 4 bytes for each document and for each packed row, 12 for each document of
-//! several pieces. Where a document lies is read from the shards when its row is. [`Plan::cached`] keeps the plan in a file.
+//! several pieces. Where a document lies is read from the shards when its row is. [`Plan::cached`] keeps the plan in a
+//! file.
 
 mod file;
 mod fill;
@@ -29,8 +30,8 @@ pub const NAME: &str = "bestfit-v1";
 /// The longest row: the work for a part needs some bytes for each possible length.
 pub const MAX_SEQ_LEN: usize = 1 << 24;
 
-/// Documents of a part unless its rows would be too few, and documents of a part at most. With [`PART_ROWS`] they decide
-/// the plan, as the name does.
+/// Documents of a part unless its rows would be too few, and documents of a part at most. With [`PART_ROWS`] they
+/// decide the plan, as the name does.
 const PART: u64 = 1 << 17;
 const MAX_PART: u64 = 1 << 24;
 
