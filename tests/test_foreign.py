@@ -2,7 +2,11 @@
 
 import gzip
 import json
+import os
+import signal
 import struct
+import threading
+import time
 from itertools import pairwise
 from pathlib import Path
 
@@ -175,7 +179,19 @@ def test_the_commands_import_export_verify_and_show(dataset: Dataset, gpt2_like:
     assert end.returncode == 1 and "expected a token file that ends in .bin, .ds or .npy" in end.stderr
 
 
-def test_ctrl_c_and_bad_arguments_leave_nothing(gpt2_like: Tokenizer, tmp_path: Path):
+def test_ctrl_c_ends_an_import_and_leaves_nothing(gpt2_like: Tokenizer, tmp_path: Path):
+    with (tmp_path / "zeros.bin").open("wb") as file:
+        file.truncate(1 << 40)  # takes no space, and hours to read
+    timer = threading.Timer(0.5, os.kill, (os.getpid(), signal.SIGINT))
+    timer.start()
+    start = time.monotonic()
+    with pytest.raises(KeyboardInterrupt):
+        import_tokens(tmp_path / "zeros.bin", gpt2_like)
+    assert time.monotonic() - start < 5
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".lock", "zeros.bin"]
+
+
+def test_bad_arguments_are_refused_and_leave_nothing(gpt2_like: Tokenizer, tmp_path: Path):
     np.zeros(10, "<u2").tofile(tmp_path / "a.bin")
     for options, message in (
         ({"format": "mds"}, "expected one of the formats nanogpt, llmc, megatron, datatrove, olmo, got"),
