@@ -3,18 +3,22 @@
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use gptrs_core::corpus::{Errors, Selection};
 use gptrs_core::prepare::PrepareOptions;
 use gptrs_core::{Error, Result};
 use numpy::PyArray1;
 use numpy::prelude::*;
 use pyo3::prelude::*;
 
-use crate::call::{detached, watched};
+use crate::call::{detached, py_err, watched};
 use crate::tokenizer::Tokenizer;
 
 /// Encodes files into shards.
 #[pyfunction]
-#[pyo3(signature = (paths, tokenizer, out, *, text_field, shard_tokens, append_eot, threads=0, progress=None))]
+#[pyo3(signature = (
+    paths, tokenizer, out, *, text_field, shard_tokens, append_eot, doc_separator=None, min_document_bytes=None,
+    max_document_bytes=None, dedup=false, errors="strict", source=None, weight=None, threads=0, progress=None
+))]
 #[allow(clippy::too_many_arguments)]
 pub fn prepare(
     py: Python<'_>,
@@ -24,10 +28,32 @@ pub fn prepare(
     text_field: String,
     shard_tokens: u64,
     append_eot: bool,
+    doc_separator: Option<String>,
+    min_document_bytes: Option<u64>,
+    max_document_bytes: Option<u64>,
+    dedup: bool,
+    errors: &str,
+    source: Option<String>,
+    weight: Option<f64>,
     threads: usize,
     progress: Option<&Bound<'_, PyAny>>,
 ) -> PyResult<Dataset> {
-    let options = PrepareOptions { text_field, shard_tokens, append_eot, threads, ..PrepareOptions::default() };
+    let errors = match errors {
+        "strict" => Errors::Strict,
+        "replace" => Errors::Replace,
+        got => return Err(py_err(Error::Argument(format!("errors must be \"strict\" or \"replace\", got {got:?}")))),
+    };
+    let selection = Selection { doc_separator, min_document_bytes, max_document_bytes, dedup, errors };
+    let options = PrepareOptions {
+        text_field,
+        shard_tokens,
+        append_eot,
+        selection,
+        source,
+        weight,
+        threads,
+        ..PrepareOptions::default()
+    };
     watched(py, progress, |control| gptrs_core::prepare::prepare(&paths, &*tokenizer.0, &out, &options, control))
         .map(|dataset| Dataset(Arc::new(dataset)))
 }

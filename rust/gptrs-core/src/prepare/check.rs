@@ -6,7 +6,7 @@ use std::time::SystemTime;
 use blake3::hazmat::{ChainingValue, HasherExt, Mode, merge_subtrees_non_root, merge_subtrees_root};
 
 use crate::control::Control;
-use crate::corpus::{self, Codec, Input};
+use crate::corpus::{self, Codec, Input, Kind};
 use crate::error::{Error, Result};
 use crate::io;
 use crate::manifest::Source;
@@ -15,9 +15,9 @@ use crate::parallel;
 /// Files are read in parts of this size by all threads; a power of two of BLAKE3's chunks.
 const PART: usize = 4 << 20;
 
-/// What each input is, in order; fails on the first byte of text that is not UTF-8.
-pub(super) fn sources(inputs: &[Input], threads: usize, control: &Control) -> Result<Vec<Source>> {
-    let digests = digests(inputs, PART, threads, control)?;
+/// What each input is, in order; fails on the first byte of text that is not UTF-8, unless that is replaced.
+pub(super) fn sources(inputs: &[Input], replaces: bool, threads: usize, control: &Control) -> Result<Vec<Source>> {
+    let digests = digests(inputs, PART, replaces, threads, control)?;
     let name = |input: &Input| input.path.file_name().map_or(String::new(), |n| n.to_string_lossy().into_owned());
     let source = |(input, blake3): (&Input, _)| Source { name: name(input), n_bytes: input.n_bytes, blake3 };
     Ok(inputs.iter().zip(digests).map(source).collect())
@@ -41,7 +41,7 @@ pub(super) fn refuse_changed(inputs: &[Input], stamps: &[(u64, Option<SystemTime
 }
 
 /// The hexadecimal BLAKE3 digest of each input.
-fn digests(inputs: &[Input], part: usize, threads: usize, control: &Control) -> Result<Vec<String>> {
+fn digests(inputs: &[Input], part: usize, replaces: bool, threads: usize, control: &Control) -> Result<Vec<String>> {
     let n_parts = |input: &Input| input.n_bytes.div_ceil(part as u64).max(1);
     let tasks: Vec<(usize, u64)> =
         inputs.iter().enumerate().flat_map(|(i, input)| (0..n_parts(input)).map(move |k| (i, k))).collect();
@@ -49,7 +49,7 @@ fn digests(inputs: &[Input], part: usize, threads: usize, control: &Control) -> 
     let state = || (Vec::new(), Vec::new());
     let states = parallel::run(threads, tasks.len(), control, state, |(buffer, done), task| {
         let (i, k) = tasks[task];
-        let digest = check_part(&inputs[i], k * part as u64, part, buffer)?;
+        let digest = check_part(&inputs[i], k * part as u64, part, replaces, buffer)?;
         done.push((task, digest));
         control.advance(inputs[i].n_bytes.saturating_sub(k * part as u64).min(part as u64));
         Ok(())
@@ -71,7 +71,7 @@ enum Digest {
 ///
 /// Parts meet inside characters, so each is checked from its first byte that begins one to that of the next part. More
 /// than three bytes that begin none are invalid wherever the border lies.
-fn check_part(input: &Input, start: u64, part: usize, buffer: &mut Vec<u8>) -> Result<Digest> {
+fn check_part(input: &Input, start: u64, part: usize, replaces: bool, buffer: &mut Vec<u8>) -> Result<Digest> {
     let (file, len) = io::open_regular(&input.path)?;
     if len != input.n_bytes {
         return Err(input.changed());
@@ -82,7 +82,7 @@ fn check_part(input: &Input, start: u64, part: usize, buffer: &mut Vec<u8>) -> R
     let continues = |bytes: &[u8]| bytes.iter().take(3).take_while(|&&b| b & 0xC0 == 0x80).count();
     let from = if start == 0 { 0 } else { continues(buffer) };
     let to = n + continues(&buffer[n..]);
-    if input.codec == Codec::Plain {
+    if input.codec == Codec::Plain && input.kind != Kind::Parquet && !replaces {
         corpus::utf8(&buffer[from.min(to)..to], start + from as u64, &input.path)?;
     }
     if n as u64 == len {
@@ -122,14 +122,13 @@ fn left_len(n: usize) -> usize {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::corpus::Kind;
 
     fn digest(bytes: &[u8]) -> Result<String> {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("text");
         fs::write(&path, bytes).unwrap();
         let input = Input { path, kind: Kind::Text, codec: Codec::Plain, n_bytes: bytes.len() as u64 };
-        Ok(digests(&[input], 1024, 2, &Control::new())?.remove(0))
+        Ok(digests(&[input], 1024, false, 2, &Control::new())?.remove(0))
     }
 
     #[test]

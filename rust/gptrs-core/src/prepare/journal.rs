@@ -7,7 +7,9 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 use super::refuse_other;
+use super::segments::Place;
 use crate::control::Control;
+use crate::corpus::LinePosition;
 use crate::error::{Error, Result};
 use crate::io;
 use crate::manifest::{Entry, Recipe};
@@ -23,16 +25,38 @@ const VERSION: u32 = 1;
 pub(super) struct Position {
     /// Index of the input.
     pub(super) input: u64,
-    /// A byte in it where encoding may start: a safe cut of a text, or the start of a line.
+    /// A byte in it where encoding may start: a safe cut of a text, or the start of a line; or a row.
     pub(super) offset: u64,
     /// The line's number, from 1; 1 in a text.
     pub(super) line: u64,
     /// Tokens behind that byte and before this place.
     pub(super) skip: u64,
+    /// The offset at which the text's document begins.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub(super) start: u64,
+    /// The number of the document there among all that were read.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub(super) document: u64,
 }
 
 impl Position {
-    pub(super) const START: Self = Self { input: 0, offset: 0, line: 1, skip: 0 };
+    pub(super) const START: Self = Self { input: 0, offset: 0, line: 1, skip: 0, start: 0, document: 0 };
+
+    /// `skip` tokens behind a place in an input.
+    pub(super) fn new(input: u64, place: Place, skip: u64) -> Self {
+        let Place { at: LinePosition { offset, line }, start, document } = place;
+        Self { input, offset, line, skip, start, document }
+    }
+
+    pub(super) fn place(&self) -> Place {
+        let at = LinePosition { offset: self.offset, line: self.line };
+        Place { at, start: self.start, document: self.document }
+    }
+}
+
+#[allow(clippy::trivially_copy_pass_by_ref, reason = "serde passes fields so")]
+fn is_zero(n: &u64) -> bool {
+    *n == 0
 }
 
 #[derive(Debug, Serialize, Deserialize)]

@@ -28,7 +28,7 @@ impl<'a> Sink<'a> {
         let spec = journal.recipe().spec().map_err(Error::Argument)?;
         let start = journal.position();
         let is_text = inputs.get(start.input as usize).is_some_and(|input| input.kind == Kind::Text);
-        let document_bytes = if is_text { start.offset } else { 0 };
+        let document_bytes = if is_text { start.offset.saturating_sub(start.start) } else { 0 };
         let (special_texts, n_inputs) = (journal.special_texts(), inputs.len() as u64);
         Ok(Self { journal, spec, n_inputs, texts, writer: None, special_texts, skip: start.skip, document_bytes })
     }
@@ -49,8 +49,7 @@ impl<'a> Sink<'a> {
         while done < ids.len() {
             let room = self.journal.recipe().shard_tokens - self.writer()?.header().n_tokens;
             if room == 0 {
-                let skip = done as u64;
-                self.close(Position { input, offset: span.at.offset, line: span.at.line, skip })?;
+                self.close(Position::new(input, span.place, done as u64))?;
                 continue;
             }
             let now = (ids.len() - done).min(usize::try_from(room).unwrap_or(usize::MAX));
