@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from gptrs._core import StreamDecoder, __version__
-    from gptrs.dataset import Dataset, prepare
+    from gptrs.dataset import Dataset, prepare, prepare_documents
     from gptrs.encoded import Encoded, Padded
     from gptrs.loader import Batch, Loader
     from gptrs.tokenizer import Tokenizer
@@ -24,12 +24,13 @@ __all__ = [
     "Tokenizer",
     "__version__",
     "prepare",
+    "prepare_documents",
     "train_and_prepare",
 ]
 
 _MODULES = {
     "gptrs._core": ("StreamDecoder", "__version__"),
-    "gptrs.dataset": ("Dataset", "prepare"),
+    "gptrs.dataset": ("Dataset", "prepare", "prepare_documents"),
     "gptrs.encoded": ("Encoded", "Padded"),
     "gptrs.loader": ("Batch", "Loader"),
     "gptrs.tokenizer": ("Tokenizer",),

@@ -157,6 +157,13 @@ def prepare(
     text_field: str,
     shard_tokens: int,
     append_eot: bool,
+    doc_separator: str | None = None,
+    min_document_bytes: int | None = None,
+    max_document_bytes: int | None = None,
+    dedup: bool = False,
+    errors: str = "strict",
+    source: str | None = None,
+    weight: float | None = None,
     threads: int = 0,
     progress: _Report | None = None,
 ) -> Dataset: ...
