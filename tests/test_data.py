@@ -188,8 +188,6 @@ def test_rows_are_counted_with_their_shared_token(dataset: Dataset):
 
 def test_progress_is_reported_by_stage(corpus: Path, gpt2_like: Tokenizer, tmp_path: Path):
     seen: list[tuple[str, int, int]] = []
-    gptrs._core.prepare(
-        [str(corpus)], gpt2_like.core, str(tmp_path / "out"), text_field="text", shard_tokens=10_000, append_eot=True,
-        threads=1, progress=lambda *args: seen.append(args),
-    )  # fmt: skip
+    options = {"text_field": "text", "shard_tokens": 10_000, "append_eot": True, "threads": 1}
+    gptrs._core.prepare([str(corpus)], gpt2_like.core, str(tmp_path / "out"), options, lambda *args: seen.append(args))
     assert all(isinstance(stage, str) and done >= 0 and total >= 0 for stage, done, total in seen)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from gptrs._core import StreamDecoder, __version__
-    from gptrs.dataset import Dataset, import_tokens, prepare
+    from gptrs.dataset import Dataset, import_tokens, prepare, prepare_documents
     from gptrs.encoded import Encoded, Padded
     from gptrs.loader import Batch, Loader
     from gptrs.mixture import Mixture, Stage
@@ -32,6 +32,7 @@ __all__ = [
     "import_tokens",
     "merge_tasks",
     "prepare",
+    "prepare_documents",
     "prepare_on_ray",
     "prepare_task",
     "train_and_prepare",
@@ -39,7 +40,7 @@ __all__ = [
 
 _MODULES = {
     "gptrs._core": ("StreamDecoder", "__version__"),
-    "gptrs.dataset": ("Dataset", "import_tokens", "prepare"),
+    "gptrs.dataset": ("Dataset", "import_tokens", "prepare", "prepare_documents"),
     "gptrs.encoded": ("Encoded", "Padded"),
     "gptrs.loader": ("Batch", "Loader"),
     "gptrs.mixture": ("Mixture", "Stage"),

@@ -1,4 +1,4 @@
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any, Literal, final
 
 import numpy as np
@@ -151,26 +151,14 @@ def measure(
     tokenizer: Tokenizer, paths: list[str], text_field: str, threads: int = 0, progress: _Report | None = None
 ) -> tuple[int, int, int]: ...
 def prepare(
-    paths: list[str],
-    tokenizer: Tokenizer,
-    out: str,
-    *,
-    text_field: str,
-    shard_tokens: int,
-    append_eot: bool,
-    threads: int = 0,
-    progress: _Report | None = None,
+    paths: list[str], tokenizer: Tokenizer, out: str, options: Mapping[str, Any], progress: _Report | None = None
 ) -> Dataset: ...
 def prepare_task(
     paths: list[str],
     tokenizer: Tokenizer,
     out: str,
     task: tuple[int, int],
-    *,
-    text_field: str,
-    shard_tokens: int,
-    append_eot: bool,
-    threads: int = 0,
+    options: Mapping[str, Any],
     progress: _Report | None = None,
 ) -> tuple[int, int, str, bool]: ...
 def merge_tasks(
@@ -178,12 +166,8 @@ def merge_tasks(
     tokenizer: Tokenizer,
     out: str,
     of: int,
-    *,
     keep_tasks: bool,
-    text_field: str,
-    shard_tokens: int,
-    append_eot: bool,
-    threads: int = 0,
+    options: Mapping[str, Any],
     progress: _Report | None = None,
 ) -> Dataset: ...
 def import_tokens(

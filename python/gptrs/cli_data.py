@@ -41,6 +41,18 @@ def prepare(
     ] = "txt",
     shard_tokens: Annotated[int, typer.Option(help="Tokens in a shard.", min=1)] = 1 << 27,
     eot: Annotated[bool, typer.Option("--eot/--no-eot", help="Write the end-of-text id after each document.")] = True,
+    doc_separator: Annotated[
+        str | None,
+        typer.Option(help=r"What stands between the documents of a .txt file, with escapes: '\n\n\n'.", metavar="TEXT"),
+    ] = None,
+    min_document_bytes: Annotated[int | None, typer.Option(help="Leave out shorter documents.", min=1)] = None,
+    max_document_bytes: Annotated[int | None, typer.Option(help="Leave out longer documents.", min=1)] = None,
+    dedup: Annotated[bool, typer.Option("--dedup", help="Leave out documents equal to an earlier one.")] = False,
+    errors: Annotated[
+        Literal["strict", "replace"], typer.Option(help="Refuse what is not UTF-8, or write U+FFFD for it.")
+    ] = "strict",
+    source: Annotated[str | None, typer.Option(help="What the manifest calls the text.", metavar="NAME")] = None,
+    weight: Annotated[float | None, typer.Option(help="Its weight in a mixture of several.")] = None,
     task: cli_tasks.Task = None,
     of: cli_tasks.Of = None,
     merge: cli_tasks.Merge = False,
@@ -58,6 +70,15 @@ def prepare(
     from gptrs import train_and_prepare
     from gptrs.corpus import standard_input
 
+    documents: datasets.DocumentOptions = {
+        "doc_separator": None if doc_separator is None else unescaped(doc_separator),
+        "min_document_bytes": min_document_bytes,
+        "max_document_bytes": max_document_bytes,
+        "dedup": dedup,
+        "errors": errors,
+        "source": source,
+        "weight": weight,
+    }
     if cli_tasks.is_asked(task, of, merge, ray):
         if train_tokenizer is not None:
             raise typer.BadParameter("tasks share one tokenizer; hint: train it first, with gptrs tokenizer train")
@@ -75,6 +96,7 @@ def prepare(
             append_eot=eot,
             threads=threads,
             progress=progress,
+            **documents,
         )
         return
     coder = None
@@ -93,6 +115,7 @@ def prepare(
                 append_eot=eot,
                 threads=threads,
                 progress=progress,
+                **documents,
             )
         elif train_tokenizer is not None:
             coder, dataset = train_and_prepare(
@@ -104,6 +127,7 @@ def prepare(
                 text_field=text_field,
                 shard_tokens=shard_tokens,
                 append_eot=eot,
+                documents=documents,
                 threads=threads,
                 progress=progress,
             )
@@ -245,6 +269,14 @@ def data_show(
     for start, row in rows:
         content = " ".join(map(str, row)) if coder is None else quoted(coder.decode_bytes(row))
         typer.echo(f"token {start}: {content}")
+
+
+def unescaped(text: str) -> str:
+    """`text` with the escapes of a Python string read: \\n, \\t, \\x1e, \\u2028, and two backslashes for one."""
+    try:
+        return text.encode("latin-1", "backslashreplace").decode("unicode_escape")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"--doc-separator has an escape that Python strings have not: {error.reason}") from None
 
 
 def check_out(path: str, option: str) -> None:

@@ -5,10 +5,10 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-_FILES_HELP = "Text files, globs or folders (*.txt, *.jsonl, also with .gz or .zst)."
+_FILES_HELP = "Text files, globs or folders (*.txt, *.jsonl, also with .gz or .zst, *.parquet)."
 Files = Annotated[list[str], typer.Argument(help=_FILES_HELP, metavar="FILES…")]
 TextField = Annotated[
-    str, typer.Option(help='The field of a .jsonl line that holds the text, or a template: "{title}: {text}".')
+    str, typer.Option(help='The field or column that holds the text, or a template: "{title}: {text}".')
 ]
 Threads = Annotated[int, typer.Option(help="Threads; 0 means all cores.", min=0)]
 Progress = Annotated[bool, typer.Option("--progress/--no-progress", help="A progress bar on a terminal.")]

@@ -1,18 +1,22 @@
-"""Which files a corpus is: paths, globs and folders as the user gives them."""
+"""Which files a corpus is: paths, globs and folders as the user gives them; and files for what is none."""
 
+import json
 import shutil
 import sys
 import tempfile
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from glob import glob, has_magic
 from os import PathLike, fspath
 from pathlib import Path
+from string import Formatter
+from typing import Any
 
 AnyPath = str | PathLike[str]
 
 _COMPRESSED = (".gz", ".gzip", ".zst", ".zstd")
-_FOUND_IN_FOLDERS = (".txt", ".jsonl")
+_FOUND_IN_FOLDERS = (".txt", ".jsonl", ".parquet")
+_BATCH = 1000  # rows asked of a table at a time
 
 
 def kind(path: Path) -> str:
@@ -26,8 +30,9 @@ def is_compressed(path: Path) -> bool:
 
 
 def inside(folder: Path) -> list[Path]:
-    """The files of text at any depth below a folder, sorted."""
-    return sorted(path for path in folder.rglob("*") if kind(path) in _FOUND_IN_FOLDERS and path.is_file())
+    """The files of text at any depth below a folder, sorted; a Parquet file is never compressed as a whole."""
+    found = (path for path in folder.rglob("*") if kind(path) in _FOUND_IN_FOLDERS and path.is_file())
+    return sorted(path for path in found if kind(path) != ".parquet" or not is_compressed(path))
 
 
 def expand(paths: AnyPath | Iterable[AnyPath]) -> list[str]:
@@ -78,3 +83,71 @@ def standard_input(paths: Sequence[str], kind: str, folder: AnyPath) -> Iterator
         with file.open("wb") as target:
             shutil.copyfileobj(sys.stdin.buffer, target, 1 << 20)
         yield [str(file) if path == "-" else path for path in paths]
+
+
+@contextmanager
+def as_file(documents: Iterable[str | Mapping[str, Any]], text_field: str, folder: AnyPath) -> Iterator[str]:
+    """Gives the path of documents.jsonl in `folder`, a line with the fields of `text_field` for each document.
+
+    Raises:
+        TypeError: A document is no string, or a field of it is none.
+        ValueError: A field is missing, or a string cannot be written as UTF-8.
+        OSError: There is no room for it.
+    """
+    if isinstance(documents, str | bytes | PathLike | Mapping):
+        hint = "give one split of several" if isinstance(documents, Mapping) else "gptrs.prepare reads files"
+        raise TypeError(f"expected documents, got {type(documents).__name__}; hint: {hint}")
+    fields = _fields(text_field)
+    Path(folder).mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".documents-", dir=folder) as temporary:
+        file = Path(temporary) / "documents.jsonl"
+        with file.open("wb", 1 << 20) as target:
+            for number, document in enumerate(_rows(documents, fields), 1):
+                target.write(_line(document, fields, number))
+        yield str(file)
+
+
+def _fields(text_field: str) -> list[str]:
+    """The fields that a template names, each once, or the field itself."""
+    if "{" not in text_field and "}" not in text_field:
+        return [text_field]
+    try:
+        found = [name for _, name, _, _ in Formatter().parse(text_field) if name is not None]
+    except ValueError as error:
+        raise ValueError(f"expected field names in braces in the template {text_field!r}, got {error}") from None
+    return list(dict.fromkeys(found))
+
+
+def _rows(documents: Iterable[Any], fields: list[str]) -> Iterator[Any]:
+    """The documents; of a table of the package datasets only the columns that are needed, many rows at a time."""
+    if not (hasattr(documents, "select_columns") and hasattr(documents, "iter")):
+        yield from documents
+        return
+    names = getattr(documents, "column_names", None) or fields  # a stream may not know them
+    missing = [field for field in fields if field not in names]
+    if missing:
+        raise ValueError(f"expected a column {missing[0]!r}, found {', '.join(names)}; hint: set text_field")
+    for batch in documents.select_columns(fields).iter(batch_size=_BATCH):
+        for values in zip(*(batch[field] for field in fields), strict=True):
+            yield dict(zip(fields, values, strict=True))
+
+
+def _line(document: Any, fields: list[str], number: int) -> bytes:
+    if isinstance(document, str) and len(fields) == 1:
+        document = {fields[0]: document}
+    if not isinstance(document, Mapping):
+        raise TypeError(
+            f"expected a mapping with {', '.join(fields)} as document {number}, got {type(document).__name__}"
+        )
+    missing = [field for field in fields if field not in document]
+    if missing:
+        known = ", ".join(map(str, document))
+        raise ValueError(f"expected a field {missing[0]!r} in document {number}, found {known}; hint: set text_field")
+    line = {field: document[field] for field in fields}
+    for field, value in line.items():
+        if not isinstance(value, str):
+            raise TypeError(f"expected a string as {field!r} of document {number}, got {type(value).__name__}")
+    try:
+        return json.dumps(line, ensure_ascii=False).encode() + b"\n"
+    except UnicodeEncodeError as error:
+        raise ValueError(f"expected Unicode text in document {number}, got a lone surrogate ({error.reason})") from None

@@ -1,20 +1,21 @@
 """Text to token shards in a folder, and the folder read as one long array of ids.
 
-files ── prepare ──▶ shards + manifest.json ── Dataset ── export ──▶ token files of other programs
+files ──────────────────── prepare ──▶ shards + manifest.json ── Dataset ── export ──▶ token files of other programs
+documents ── lines in a file ──┘
 token files of other programs ── import_tokens ──▶ indexes + manifest.json beside them ── Dataset
 """
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from os import fspath
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Self
+from typing import TYPE_CHECKING, Any, Literal, Self, TypedDict, Unpack
 
 import numpy as np
 import numpy.typing as npt
 
 from gptrs import _core
-from gptrs.corpus import AnyPath, expand
+from gptrs.corpus import AnyPath, as_file, expand
 from gptrs.progress import bar
 
 if TYPE_CHECKING:
@@ -22,6 +23,18 @@ if TYPE_CHECKING:
 
 Format = Literal["nanogpt", "llmc", "megatron", "datatrove", "olmo"]
 ExportFormat = Literal["nanogpt", "llmc", "megatron"]
+
+
+class DocumentOptions(TypedDict, total=False):
+    """Which documents `prepare` finds and writes, and what the manifest calls them."""
+
+    doc_separator: str | None  # what stands between the documents of a .txt file and belongs to none
+    min_document_bytes: int | None  # documents of fewer UTF-8 bytes are left out and counted
+    max_document_bytes: int | None  # documents of more are, too
+    dedup: bool  # leave out a document whose bytes are those of an earlier one, and count it
+    errors: Literal["strict", "replace"]  # what is not UTF-8 is refused, or becomes U+FFFD and is counted
+    source: str | None  # what the text is called, for a mixture of several
+    weight: float | None  # its share in a mixture, in relation to those of the others
 
 
 def prepare(
@@ -34,6 +47,7 @@ def prepare(
     append_eot: bool = True,
     threads: int = 0,
     progress: bool = True,
+    **options: Unpack[DocumentOptions],
 ) -> "Dataset":
     """Encodes files into token shards in the folder `out` and returns them as a dataset.
 
@@ -41,15 +55,19 @@ def prepare(
     shards and ends in the same bytes. Special-token text in the files is ordinary text; the manifest counts it.
 
     Args:
-        files: Paths, globs and folders (searched for *.txt and *.jsonl, also with .gz or .zst). A .txt file is one
-            UTF-8 document, a line of a .jsonl file is one.
+        files: Paths, globs and folders (searched for *.txt, *.jsonl, also with .gz or .zst, and *.parquet). A .txt
+            file is one UTF-8 document, or several with `doc_separator`; a line of a .jsonl file is one, and a row of a
+            .parquet file.
         tokenizer: The tokenizer; its digest goes into every shard.
         out: The folder to write; one that holds another dataset is refused.
-        text_field: The field of a .jsonl line that holds the text, or a template of several: "{title}: {text}".
+        text_field: The field or column that holds the text, or a template of several: "{title}: {text}".
         shard_tokens: Tokens in a shard, the last one excepted.
         append_eot: Write the tokenizer's end-of-text id after each document, if it has one.
         threads: Threads to use; 0 means all cores.
         progress: Show a progress bar when stderr is a terminal.
+        options: See `DocumentOptions`. Sizes, `dedup` and `errors="replace"` cost one more pass over the files;
+            `dedup` takes some 18 bytes of memory for each document. Given again with another `source` or `weight`,
+            the finished dataset gets the new ones.
 
     Raises:
         ValueError: The corpus is empty, not UTF-8 or not valid JSON, or `out` holds another dataset.
@@ -57,18 +75,13 @@ def prepare(
     """
     require("shard_tokens", shard_tokens, 1, 1 << 40)
     require("threads", threads, 0, 1 << 16)
+    unknown = sorted(options.keys() - DocumentOptions.__annotations__.keys())
+    if unknown:
+        raise TypeError(f"expected options of {', '.join(DocumentOptions.__annotations__)}, got {unknown[0]!r}")
     paths = expand(files)
     with bar(progress) as report:
-        core = _core.prepare(
-            paths,
-            tokenizer.core,
-            fspath(out),
-            text_field=text_field,
-            shard_tokens=shard_tokens,
-            append_eot=append_eot,
-            threads=threads,
-            progress=report,
-        )
+        sizes = {"text_field": text_field, "shard_tokens": shard_tokens, "append_eot": append_eot, "threads": threads}
+        core = _core.prepare(paths, tokenizer.core, fspath(out), {**sizes, **options}, report)
     return Dataset._of(core)
 
 
@@ -115,6 +128,46 @@ def import_tokens(
             progress=report,
         )
     return Dataset._of(core)
+
+
+def prepare_documents(
+    documents: Iterable[str | Mapping[str, Any]],
+    tokenizer: "Tokenizer",
+    out: AnyPath,
+    *,
+    text_field: str = "text",
+    shard_tokens: int = 1 << 27,
+    append_eot: bool = True,
+    threads: int = 0,
+    progress: bool = True,
+    **options: Unpack[DocumentOptions],
+) -> "Dataset":
+    """As `prepare`, of documents that Python has: strings, or mappings with the fields of `text_field`.
+
+    A `Dataset` or `IterableDataset` of Hugging Face's datasets is such documents; its other columns are not read. They
+    are written as lines to a file in `out` first, which goes at the end: there must be room for the text once more.
+    When the work is cut off, the same call again takes all documents again, which must be the same in the same order,
+    and keeps the finished shards.
+
+    Raises:
+        TypeError: A document is no string, or a field of it is none.
+        ValueError: A field is missing, or what `prepare` says; lines are numbered as documents are, from 1.
+        OSError: A file cannot be read or written.
+    """
+    require("shard_tokens", shard_tokens, 1, 1 << 40)
+    require("threads", threads, 0, 1 << 16)
+    with as_file(documents, text_field, out) as path:
+        return prepare(
+            path,
+            tokenizer,
+            out,
+            text_field=text_field,
+            shard_tokens=shard_tokens,
+            append_eot=append_eot,
+            threads=threads,
+            progress=progress,
+            **options,
+        )
 
 
 class Dataset:

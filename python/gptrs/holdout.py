@@ -27,13 +27,15 @@ _CHUNK = 1 << 20
 
 
 def files_of(text: tuple[str, ...]) -> list[Path]:
-    """Returns the files that paths, globs and folders (*.txt, *.jsonl at any depth) name, each once."""
+    """Returns the files that paths, globs and folders (*.txt, *.jsonl, *.parquet at any depth) name, each once."""
     files: list[Path] = []
     for path in map(Path, expand(text)):
         if path.is_dir():
             found = inside(path)
             if not found:
-                raise ValueError(f"expected *.txt or *.jsonl files in {path}, found none; hint: name the files")
+                raise ValueError(
+                    f"expected *.txt, *.jsonl or *.parquet files in {path}, found none; hint: name the files"
+                )
             files += found
         else:
             files.append(path)
@@ -76,7 +78,7 @@ def split_file(file: Path, fraction: float, out: Path) -> tuple[list[Path], list
     The cut moves forward to the next character, of JSON lines to the next line.
     """
     size = file.stat().st_size
-    if is_compressed(file):
+    if is_compressed(file) or kind(file) == ".parquet":
         raise ValueError(f"expected a file that can be cut, got {file}; hint: decompress it, or give several files")
     if size == 0:
         raise ValueError(f"expected text in {file}, got an empty file")

@@ -9,11 +9,11 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from os import fspath
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypedDict, Unpack
+from typing import TYPE_CHECKING, Any, Unpack
 
 from gptrs import _core
 from gptrs.corpus import AnyPath, expand
-from gptrs.dataset import Dataset, require
+from gptrs.dataset import Dataset, DocumentOptions, require
 from gptrs.progress import bar
 
 if TYPE_CHECKING:
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 Files = AnyPath | Iterable[AnyPath]
 
 
-class Options(TypedDict, total=False):
+class Options(DocumentOptions, total=False):
     """The options of `prepare`; all tasks of a dataset and its merge take the same."""
 
     text_field: str
@@ -65,7 +65,7 @@ def prepare_task(
     """
     paths = expand(files)
     with bar(options.get("progress", True)) as report:
-        end = _core.prepare_task(paths, tokenizer.core, fspath(out), _task(task, of), **_core_options(options, report))
+        end = _core.prepare_task(paths, tokenizer.core, fspath(out), _task(task, of), _core_options(options), report)
     n_tokens, n_documents, path, is_merged = end
     return TaskEnd(n_tokens=n_tokens, n_documents=n_documents, path=Path(path), is_merged=is_merged)
 
@@ -99,9 +99,7 @@ def merge_tasks(
     paths = expand(files)
     _task(0, of)
     with bar(options.get("progress", True)) as report:
-        core = _core.merge_tasks(
-            paths, tokenizer.core, fspath(out), of, keep_tasks=keep_tasks, **_core_options(options, report)
-        )
+        core = _core.merge_tasks(paths, tokenizer.core, fspath(out), of, keep_tasks, _core_options(options), report)
     return Dataset._of(core)
 
 
@@ -111,11 +109,12 @@ def _task(task: int, of: int) -> tuple[int, int]:
     return task, of
 
 
-def _core_options(options: Options, report: Any) -> dict[str, Any]:
-    unknown = sorted(options.keys() - Options.__annotations__.keys())
+def _core_options(options: Options) -> dict[str, Any]:
+    known = DocumentOptions.__annotations__ | Options.__annotations__
+    unknown = sorted(options.keys() - known.keys())
     if unknown:
-        raise TypeError(f"expected options of prepare ({', '.join(Options.__annotations__)}), got {unknown[0]!r}")
+        raise TypeError(f"expected options of prepare ({', '.join(known)}), got {unknown[0]!r}")
     given: dict[str, Any] = {"text_field": "text", "shard_tokens": 1 << 27, "append_eot": True, "threads": 0, **options}
     require("shard_tokens", given["shard_tokens"], 1, 1 << 40)
     require("threads", given["threads"], 0, 1 << 16)
-    return {**given, "progress": report}
+    return given

@@ -61,8 +61,8 @@ class Tokenizer:
         """A tokenizer trained on files; the result does not depend on `threads` or on the order of the files.
 
         Args:
-            files: Paths, globs and folders (searched for *.txt and *.jsonl, also with .gz or .zst). A .txt file is
-                one UTF-8 document, a line of a .jsonl file is one.
+            files: Paths, globs and folders (searched for *.txt, *.jsonl, also with .gz or .zst, and *.parquet). A .txt
+                file is one UTF-8 document, a line of a .jsonl file is one, and a row of a .parquet file.
             vocab_size: Ids in all: 256 bytes, then merges, then special tokens. Warns when the corpus has too few
                 different pairs to fill it.
             pattern: How text is split into pieces before merging: "gpt2" (the default), "cl100k_base", "o200k_base",
@@ -336,10 +336,10 @@ class Tokenizer:
         stays bounded whatever the files' size.
 
         Args:
-            files: Paths, globs and folders (searched for *.txt and *.jsonl, also with .gz or .zst). A .txt file is
-                one UTF-8 document, a line of a .jsonl file is one.
+            files: Paths, globs and folders (searched for *.txt, *.jsonl, also with .gz or .zst, and *.parquet). A .txt
+                file is one UTF-8 document, a line of a .jsonl file is one, and a row of a .parquet file.
             out: The folder for the shards; None returns the ids.
-            text_field: The field of a .jsonl line that holds the text, or a template of several: "{title}: {text}".
+            text_field: The field or column that holds the text, or a template of several: "{title}: {text}".
             append_eot: End each document with the tokenizer's end-of-text id, if it has one.
             threads: Threads to use; 0 means all cores. The ids do not depend on it.
             progress: Show a progress bar when stderr is a terminal.

@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from typing import Unpack
 
 from gptrs.corpus import AnyPath, expand
-from gptrs.dataset import Dataset, prepare
+from gptrs.dataset import Dataset, DocumentOptions, prepare
 from gptrs.tokenizer import Tokenizer
 from gptrs.trainer import Options
 
@@ -22,6 +22,7 @@ def train_and_prepare(
     save: AnyPath | None = None,
     shard_tokens: int = 1 << 27,
     append_eot: bool = True,
+    documents: DocumentOptions | None = None,
     **options: Unpack[Options],
 ) -> tuple[Tokenizer, Dataset]:
     """A tokenizer trained on files, and the same files as token shards in the folder `out`.
@@ -35,6 +36,7 @@ def train_and_prepare(
         save: Where to write tokenizer.json, before the first shard; None leaves that to the caller.
         shard_tokens: Tokens in a shard, the last one excepted.
         append_eot: Write the tokenizer's end-of-text id after each document, if it has one.
+        documents: Which documents are written, as for `prepare`; the tokenizer is trained on the files as they are.
         options: Those of `Tokenizer.train`; `text_field`, `threads` and `progress` hold for both steps. What
             `held_out` keeps from training is encoded as well.
 
@@ -55,5 +57,6 @@ def train_and_prepare(
         text_field=options.get("text_field", "text"),
         threads=options.get("threads", 0),
         progress=options.get("progress", True),
+        **(documents or {}),
     )
     return tokenizer, dataset

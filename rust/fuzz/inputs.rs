@@ -76,6 +76,16 @@ pub fn corpus(data: &[u8]) {
     accepted(TextField::new(&String::from_utf8_lossy(data)));
 }
 
+/// A .parquet file with one column of texts, and with a template of two.
+pub fn parquet(data: &[u8]) {
+    let folder = folder();
+    let splitter = Splitter::new("gpt2").expect("a named pattern");
+    let path = put(&folder, "a.parquet", data);
+    for field in ["text", "{text}{id}"] {
+        accepted(count_files(std::slice::from_ref(&path), field, &splitter, 1, &Control::new()));
+    }
+}
+
 /// A shard whose header, first block and trailer have the digests of their bytes.
 pub fn shard(data: &[u8]) {
     let bytes = sealed(data);

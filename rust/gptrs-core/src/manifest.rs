@@ -5,6 +5,7 @@ use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
+use crate::corpus::Selection;
 use crate::error::{Error, Result};
 use crate::sealed::{self, from_hex};
 use crate::shard::{Dtype, Header, Spec};
@@ -32,6 +33,9 @@ pub struct Recipe {
     pub text_field: String,
     /// Tokens of each shard but the last.
     pub shard_tokens: u64,
+    /// Which documents the inputs have, and which of them were left out.
+    #[serde(flatten)]
+    pub selection: Selection,
     /// The files that were read, in order.
     pub inputs: Vec<Source>,
 }
@@ -62,8 +66,19 @@ pub struct Entry {
     pub blake3: String,
 }
 
+/// Documents that were read and are not in the dataset.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct LeftOut {
+    /// Those of fewer bytes than the shortest.
+    pub short: u64,
+    /// Those of more bytes than the longest.
+    pub long: u64,
+    /// Those equal to an earlier one.
+    pub duplicate: u64,
+}
+
 /// The content of `manifest.json`, without its checksum.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Manifest {
     /// Version of the format.
     pub version: u32,
@@ -78,6 +93,18 @@ pub struct Manifest {
     pub n_bytes: u64,
     /// How often the texts of special tokens occur in the documents, where they are ordinary text; 0 is left out.
     pub special_texts: BTreeMap<String, u64>,
+    /// How many documents were left out.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub left_out: LeftOut,
+    /// How many sequences that were not UTF-8 became U+FFFD, in all that was read.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub replaced: u64,
+    /// What the text is called, for a mixture of several.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub source: Option<String>,
+    /// Its share in such a mixture, in relation to those of the others.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub weight: Option<f64>,
     /// The shards, in order.
     pub shards: Vec<Entry>,
     /// Identity of the tokens: BLAKE3 of the shards' digests (32 bytes each), in order.
@@ -103,7 +130,22 @@ impl Manifest {
         let fingerprint = fingerprint(&shards).ok_or_else(|| {
             Error::Argument("expected 64 lower-case hexadecimal digits as the digest of each shard".to_owned())
         })?;
-        Ok(Self { version: VERSION, recipe, n_tokens, n_documents, n_bytes, special_texts, shards, fingerprint })
+        let (left_out, replaced, source, weight) = (LeftOut::default(), 0, None, None);
+        let version = VERSION;
+        Ok(Self {
+            version,
+            recipe,
+            n_tokens,
+            n_documents,
+            n_bytes,
+            special_texts,
+            left_out,
+            replaced,
+            source,
+            weight,
+            shards,
+            fingerprint,
+        })
     }
 
     /// Reads the manifest of the dataset in `dir`; `None` when there is none.
@@ -131,8 +173,12 @@ impl Manifest {
         for entry in &self.shards {
             check_name(&entry.name)?;
         }
+        self.recipe.selection.check().map_err(|error| error.to_string())?;
+        check_label(self.source.as_deref(), self.weight).map_err(|error| error.to_string())?;
         let rebuilt = Self::new(self.recipe.clone(), self.shards.clone(), self.special_texts.clone());
-        match rebuilt.map_err(|error| error.to_string())? {
+        let rebuilt = rebuilt.map_err(|error| error.to_string())?;
+        let Self { left_out, replaced, source, weight, .. } = self.clone();
+        match (Self { left_out, replaced, source, weight, ..rebuilt }) {
             same if same == *self => Ok(()),
             other => Err(format!(
                 "its totals or its fingerprint {} do not follow from its shards ({} tokens, fingerprint {})",
@@ -157,6 +203,21 @@ impl Recipe {
         }
         Ok(Spec { dtype, vocab_size, eot_id: self.eot_id, tokenizer })
     }
+}
+
+/// Fails unless the name and the weight of a source can be used.
+pub(crate) fn check_label(source: Option<&str>, weight: Option<f64>) -> Result<()> {
+    if let Some(weight) = weight.filter(|weight| !(weight.is_finite() && *weight > 0.0)) {
+        return Err(Error::Argument(format!("weight must be a number above 0, got {weight}")));
+    }
+    match source {
+        Some("") => Err(Error::Argument("expected a name of the source, got an empty one".to_owned())),
+        _ => Ok(()),
+    }
+}
+
+fn is_default<T: Default + PartialEq>(value: &T) -> bool {
+    *value == T::default()
 }
 
 /// The digest of the shards' digests.

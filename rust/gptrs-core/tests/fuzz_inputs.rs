@@ -47,6 +47,11 @@ fn corpus() {
 }
 
 #[test]
+fn parquet() {
+    replay("parquet", inputs::parquet);
+}
+
+#[test]
 fn shard() {
     replay("shard", inputs::shard);
 }

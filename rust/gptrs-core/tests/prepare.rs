@@ -2,72 +2,21 @@
 
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
+#[path = "fixtures/words.rs"]
+mod words;
+
 use std::collections::BTreeMap;
 use std::fs::{self, File, FileTimes};
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use gptrs_core::dataset::Dataset;
 use gptrs_core::prepare::{Encode, PrepareOptions, prepare};
-use gptrs_core::{Control, Error, Result};
+use gptrs_core::{Control, Error};
 
-/// Words to ids: a word is a run up to and with a space, its id a hash; so a cut inside a word changes the ids.
-struct Words {
-    vocab_size: usize,
-    specials: Vec<String>,
-    /// Called before each text with the number of texts before.
-    on_text: Box<dyn Fn(u64) + Sync>,
-    n_texts: AtomicU64,
-}
-
-impl Words {
-    fn new() -> Self {
-        Self {
-            vocab_size: 60_000,
-            specials: vec!["<|end|>".to_owned(), "aa".to_owned()],
-            on_text: Box::new(|_| ()),
-            n_texts: AtomicU64::new(0),
-        }
-    }
-}
-
-impl Encode for Words {
-    type State = ();
-
-    fn state(&self) {}
-
-    fn encode_into(&self, (): &mut (), text: &[u8], out: &mut Vec<u32>) -> Result<()> {
-        (self.on_text)(self.n_texts.fetch_add(1, Ordering::SeqCst));
-        for word in text.split_inclusive(|&b| b == b' ') {
-            let hash = word.iter().fold(0xCBF2_9CE4u32, |h, &b| (h ^ u32::from(b)).wrapping_mul(0x0100_0193));
-            out.push(hash % (self.vocab_size as u32 - 1));
-        }
-        Ok(())
-    }
-
-    fn safe_cut(&self, text: &[u8], at: usize) -> usize {
-        (at.max(1)..text.len()).find(|&i| text[i - 1] == b' ').unwrap_or(text.len())
-    }
-
-    fn vocab_size(&self) -> usize {
-        self.vocab_size
-    }
-
-    fn eot_id(&self) -> Option<u32> {
-        Some(self.vocab_size as u32 - 1)
-    }
-
-    fn digest(&self) -> [u8; 32] {
-        [self.vocab_size as u8; 32]
-    }
-
-    fn special_texts(&self) -> Vec<String> {
-        self.specials.clone()
-    }
-}
+use words::{Words, content, gzip, temporary_dir};
 
 /// A corpus of both kinds with documents of 0 to some thousand words, and its documents.
 fn write_corpus(dir: &Path, n_words: u64) -> (Vec<PathBuf>, Vec<String>) {
@@ -97,19 +46,6 @@ fn write_corpus(dir: &Path, n_words: u64) -> (Vec<PathBuf>, Vec<String>) {
 
 fn options(shard_tokens: u64) -> PrepareOptions {
     PrepareOptions { shard_tokens, threads: 2, segment_bytes: 1000, ..PrepareOptions::default() }
-}
-
-/// A folder in memory where there is one: these tests sync thousands of files.
-fn temporary_dir() -> tempfile::TempDir {
-    let memory = Path::new("/dev/shm");
-    if memory.is_dir() { tempfile::tempdir_in(memory).unwrap() } else { tempfile::tempdir().unwrap() }
-}
-
-/// The files of a dataset; the lock, which is empty, and temporary files do not belong to it.
-fn content(dir: &Path) -> BTreeMap<String, Vec<u8>> {
-    let entries = fs::read_dir(dir).unwrap().map(|entry| entry.unwrap());
-    let files = entries.map(|e| (e.file_name().into_string().unwrap(), fs::read(e.path()).unwrap()));
-    files.filter(|(name, _)| name != ".lock").collect()
 }
 
 /// The tokens that the documents must give, one after the other.
@@ -221,12 +157,6 @@ fn compress(paths: &[PathBuf]) -> Vec<PathBuf> {
         path
     };
     paths.iter().enumerate().map(compress).collect()
-}
-
-fn gzip(bytes: &[u8]) -> Vec<u8> {
-    let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::default());
-    encoder.write_all(bytes).unwrap();
-    encoder.finish().unwrap()
 }
 
 /// The shards of a dataset, which hold no names of inputs.

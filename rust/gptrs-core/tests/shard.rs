@@ -60,6 +60,7 @@ fn recipe(spec: Spec) -> Recipe {
         append_eot: true,
         text_field: "text".to_owned(),
         shard_tokens: 4,
+        selection: gptrs_core::corpus::Selection::default(),
         inputs: vec![Source { name: "a.txt".to_owned(), n_bytes: 7, blake3: "cd".repeat(32) }],
     }
 }

@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use gptrs_core::corpus::{Errors, Selection};
 use gptrs_core::foreign::{ExportOptions, ImportOptions};
 use gptrs_core::prepare::PrepareOptions;
 use gptrs_core::ranges::Task;
@@ -15,43 +16,76 @@ use pyo3::prelude::*;
 use crate::call::{detached, py_err, watched};
 use crate::tokenizer::Tokenizer;
 
+/// The options of `prepare`, a dict in Python.
+#[derive(FromPyObject)]
+#[pyo3(from_item_all)]
+pub struct Options {
+    text_field: String,
+    shard_tokens: u64,
+    append_eot: bool,
+    threads: usize,
+    #[pyo3(default)]
+    doc_separator: Option<String>,
+    #[pyo3(default)]
+    min_document_bytes: Option<u64>,
+    #[pyo3(default)]
+    max_document_bytes: Option<u64>,
+    #[pyo3(default)]
+    dedup: bool,
+    #[pyo3(default)]
+    errors: Option<String>,
+    #[pyo3(default)]
+    source: Option<String>,
+    #[pyo3(default)]
+    weight: Option<f64>,
+}
+
+impl Options {
+    fn into_core(self) -> Result<PrepareOptions> {
+        let Self { text_field, shard_tokens, append_eot, threads, source, weight, .. } = self;
+        let Self { doc_separator, min_document_bytes, max_document_bytes, dedup, .. } = self;
+        let errors = match self.errors.as_deref() {
+            None | Some("strict") => Errors::Strict,
+            Some("replace") => Errors::Replace,
+            Some(got) => {
+                return Err(Error::Argument(format!("errors must be \"strict\" or \"replace\", got {got:?}")));
+            }
+        };
+        let selection = Selection { doc_separator, min_document_bytes, max_document_bytes, dedup, errors };
+        let defaults = PrepareOptions::default();
+        Ok(PrepareOptions { text_field, shard_tokens, append_eot, selection, source, weight, threads, ..defaults })
+    }
+}
+
 /// Encodes files into shards.
 #[pyfunction]
-#[pyo3(signature = (paths, tokenizer, out, *, text_field, shard_tokens, append_eot, threads=0, progress=None))]
-#[allow(clippy::too_many_arguments)]
+#[pyo3(signature = (paths, tokenizer, out, options, progress=None))]
 pub fn prepare(
     py: Python<'_>,
     paths: Vec<PathBuf>,
     tokenizer: &Tokenizer,
     out: PathBuf,
-    text_field: String,
-    shard_tokens: u64,
-    append_eot: bool,
-    threads: usize,
+    options: Options,
     progress: Option<&Bound<'_, PyAny>>,
 ) -> PyResult<Dataset> {
-    let options = PrepareOptions { text_field, shard_tokens, append_eot, threads, ..PrepareOptions::default() };
+    let options = options.into_core().map_err(py_err)?;
     watched(py, progress, |control| gptrs_core::prepare::prepare(&paths, &*tokenizer.0, &out, &options, control))
         .map(|dataset| Dataset(Arc::new(dataset)))
 }
 
 /// Encodes the part of files that a task has: (tokens, documents, folder, whether all tasks are merged already).
 #[pyfunction]
-#[pyo3(signature = (paths, tokenizer, out, task, *, text_field, shard_tokens, append_eot, threads=0, progress=None))]
-#[allow(clippy::too_many_arguments)]
+#[pyo3(signature = (paths, tokenizer, out, task, options, progress=None))]
 pub fn prepare_task(
     py: Python<'_>,
     paths: Vec<PathBuf>,
     tokenizer: &Tokenizer,
     out: PathBuf,
     task: (u64, u64),
-    text_field: String,
-    shard_tokens: u64,
-    append_eot: bool,
-    threads: usize,
+    options: Options,
     progress: Option<&Bound<'_, PyAny>>,
 ) -> PyResult<(u64, u64, PathBuf, bool)> {
-    let options = PrepareOptions { text_field, shard_tokens, append_eot, threads, ..PrepareOptions::default() };
+    let options = options.into_core().map_err(py_err)?;
     let end = watched(py, progress, |control| {
         let task = Task::new(task.0, task.1)?;
         gptrs_core::prepare::prepare_task(&paths, &*tokenizer.0, &out, task, &options, control)
@@ -61,8 +95,7 @@ pub fn prepare_task(
 
 /// Joins finished tasks into the dataset of one run.
 #[pyfunction]
-#[pyo3(signature = (paths, tokenizer, out, of, *, keep_tasks, text_field, shard_tokens, append_eot, threads=0,
-                    progress=None))]
+#[pyo3(signature = (paths, tokenizer, out, of, keep_tasks, options, progress=None))]
 #[allow(clippy::too_many_arguments)]
 pub fn merge_tasks(
     py: Python<'_>,
@@ -71,13 +104,10 @@ pub fn merge_tasks(
     out: PathBuf,
     of: u64,
     keep_tasks: bool,
-    text_field: String,
-    shard_tokens: u64,
-    append_eot: bool,
-    threads: usize,
+    options: Options,
     progress: Option<&Bound<'_, PyAny>>,
 ) -> PyResult<Dataset> {
-    let options = PrepareOptions { text_field, shard_tokens, append_eot, threads, ..PrepareOptions::default() };
+    let options = options.into_core().map_err(py_err)?;
     watched(py, progress, |control| {
         gptrs_core::prepare::merge_tasks(&paths, &*tokenizer.0, &out, of, keep_tasks, &options, control)
     })

@@ -66,6 +66,19 @@ impl TextField {
         Ok(Self { names, parts })
     }
 
+    /// The fields, each once.
+    pub(super) fn names(&self) -> &[String] {
+        &self.names
+    }
+
+    /// Appends the document of these texts, one for each of [`TextField::names`], to `out`.
+    pub(super) fn join_bytes(&self, texts: &[impl AsRef<[u8]>], out: &mut Vec<u8>) {
+        for (text, number) in &self.parts {
+            out.extend_from_slice(text.as_bytes());
+            out.extend_from_slice(number.map_or(&[][..], |number| texts[number].as_ref()));
+        }
+    }
+
     fn join<'t>(&self, mut texts: Vec<Cow<'t, str>>) -> Cow<'t, str> {
         if let [(before, Some(0))] = self.parts.as_slice()
             && before.is_empty()

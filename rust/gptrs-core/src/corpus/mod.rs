@@ -1,25 +1,31 @@
-//! Documents of text files and of JSON lines.
+//! Documents of text files, of JSON lines and of Parquet files.
 //!
-//! A `.txt` file is one document; in a `.jsonl` file each line is a JSON object whose field `text` is one. Both must be
-//! UTF-8, and both may be compressed (`.gz`, `.zst`). Text files are mapped; JSON lines are streamed with one bounded line
-//! in memory, and so is what is compressed.
+//! A `.txt` file is one document; in a `.jsonl` file each line is a JSON object whose field `text` is one; in a `.parquet`
+//! file each row is one, its column `text`. All must be UTF-8, and the first two may be compressed (`.gz`, `.zst`). Text
+//! files are mapped; JSON lines are streamed with one bounded line in memory, and so is what is compressed; of a Parquet
+//! file one page of each column is.
 
 mod field;
+mod lines;
+mod pages;
+mod replace;
+mod rows;
+mod selection;
 mod source;
 
 use std::borrow::Cow;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use serde::de::DeserializeSeed;
-
 pub use self::field::TextField;
+pub(crate) use self::lines::numbered;
+pub use self::lines::{JsonLines, LinePosition, MAX_LINE, document};
+pub(crate) use self::replace::n_invalid;
+pub use self::rows::Rows;
+pub use self::selection::{Errors, Selection};
 pub use self::source::Source;
 use crate::error::{Error, Result};
 use crate::io::{self, Map};
-
-/// The longest line of a JSON lines file, in bytes.
-pub const MAX_LINE: usize = 256 << 20;
 
 /// The longest compressed text that is taken whole, in bytes.
 const MAX_TEXT: u64 = 1 << 30;
@@ -31,6 +37,8 @@ pub enum Kind {
     Text,
     /// A JSON object with one document in each line.
     JsonLines,
+    /// One document in each row.
+    Parquet,
 }
 
 /// How a file is compressed.
@@ -73,8 +81,8 @@ impl Input {
     }
 }
 
-/// The files behind `paths`, in their order; a folder gives its `*.txt` and `*.jsonl`, compressed or not, at any
-/// depth, sorted by path.
+/// The files behind `paths`, in their order; a folder gives its `*.txt` and `*.jsonl`, compressed or not, and its
+/// `*.parquet`, at any depth, sorted by path.
 ///
 /// Every file is opened once, so what is missing or unreadable fails here. Named files of any other ending are text,
 /// except those that are known not to be.
@@ -84,7 +92,7 @@ pub fn inputs(paths: &[PathBuf]) -> Result<Vec<Input>> {
         if path.is_dir() {
             let files = files_below(path)?;
             if files.is_empty() {
-                let message = format!("expected *.txt or *.jsonl files in {}, found none", path.display());
+                let message = format!("expected *.txt, *.jsonl or *.parquet files in {}, found none", path.display());
                 return Err(Error::Argument(format!("{message}; hint: name the files themselves")));
             }
             for file in files {
@@ -101,10 +109,11 @@ fn input(path: PathBuf) -> Result<Input> {
     let (ending, codec) = ending(&path);
     let kind = match ending.as_str() {
         "jsonl" | "ndjson" => Kind::JsonLines,
+        "parquet" if codec == Codec::Plain => Kind::Parquet,
         got @ ("gz" | "zst" | "xz" | "bz2" | "lz4" | "zip" | "7z" | "tar" | "tgz" | "parquet" | "arrow" | "json") => {
-            let message = format!("expected text or JSON lines, got a .{got} file: {}", path.display());
+            let message = format!("expected text, JSON lines or Parquet, got a .{got} file: {}", path.display());
             return Err(Error::Argument(format!(
-                "{message}; hint: convert it to .txt or .jsonl, or those with .gz or .zst"
+                "{message}; hint: convert it to .txt or .jsonl, these also with .gz or .zst, or to .parquet"
             )));
         }
         _ => Kind::Text,
@@ -136,13 +145,19 @@ fn files_below(dir: &Path) -> Result<Vec<PathBuf>> {
             let path = entry.path();
             if entry.file_type().map_err(Error::io("read the metadata of", &path))?.is_dir() {
                 folders.push(path);
-            } else if matches!(ending(&path).0.as_str(), "txt" | "jsonl") && !path.is_dir() {
+            } else if is_found(&path) && !path.is_dir() {
                 files.push(path);
             }
         }
     }
     files.sort();
     Ok(files)
+}
+
+/// Whether a file is one of those that a folder gives.
+fn is_found(path: &Path) -> bool {
+    let (ending, codec) = ending(path);
+    matches!((ending.as_str(), codec), ("txt" | "jsonl", _) | ("parquet", Codec::Plain))
 }
 
 /// Calls `f` with each document of `input`, in order.
@@ -155,6 +170,15 @@ pub fn for_each_document(input: &Input, text_field: &TextField, mut f: impl FnMu
             let mut bytes = Vec::new();
             while let Some(at) = lines.next(&mut bytes)? {
                 f(&document(&bytes, text_field, at, &input.path)?)?;
+                bytes.clear();
+            }
+            Ok(())
+        }
+        Kind::Parquet => {
+            let mut rows = Rows::open(input, text_field, 0)?;
+            let mut bytes = Vec::new();
+            while let Some(row) = rows.next(&mut bytes)? {
+                f(row_text(&bytes, row, &input.path)?)?;
                 bytes.clear();
             }
             Ok(())
@@ -174,132 +198,44 @@ fn compressed_text(input: &Input) -> Result<String> {
         .map_err(|e| Error::NotUtf8 { path: path.clone(), offset: e.utf8_error().valid_up_to() as u64 })
 }
 
+/// The document of a line or a row; with `replaces` U+FFFD stands for what is not UTF-8.
+pub(crate) fn record<'r>(
+    bytes: &'r [u8],
+    kind: Kind,
+    text_field: &TextField,
+    replaces: bool,
+    at: LinePosition,
+    path: &Path,
+) -> Result<Cow<'r, str>> {
+    let lossy = if replaces { String::from_utf8_lossy(bytes) } else { Cow::Borrowed("") };
+    match (kind, lossy) {
+        (Kind::Parquet, Cow::Owned(text)) => Ok(text.into()),
+        (Kind::Parquet, _) => row_text(bytes, at.offset, path).map(Cow::Borrowed),
+        (_, Cow::Owned(line)) => document(line.as_bytes(), text_field, at, path).map(|text| text.into_owned().into()),
+        _ => document(bytes, text_field, at, path),
+    }
+}
+
+/// The document of a row as text.
+fn row_text<'b>(bytes: &'b [u8], row: u64, path: &Path) -> Result<&'b str> {
+    std::str::from_utf8(bytes).map_err(|e| {
+        let place = format!("byte {} of its text", e.valid_up_to());
+        rows::bad_file(
+            path,
+            &format!("row {row}: expected UTF-8, got an invalid byte at {place}; hint: errors=\"replace\""),
+        )
+    })
+}
+
 /// `bytes` as text; they stand at `offset` of the file at `path`.
 pub fn utf8<'b>(bytes: &'b [u8], offset: u64, path: &Path) -> Result<&'b str> {
     std::str::from_utf8(bytes)
         .map_err(|e| Error::NotUtf8 { path: path.to_owned(), offset: offset + e.valid_up_to() as u64 })
 }
 
-/// What some programs write before UTF-8.
-const BYTE_ORDER_MARK: &[u8] = b"\xEF\xBB\xBF";
-
-/// Where a line stands.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct LinePosition {
-    /// Offset of its first byte in the file.
-    pub offset: u64,
-    /// Its number, from 1.
-    pub line: u64,
-}
-
-/// The lines of a JSON lines file that are not blank.
-#[derive(Debug)]
-pub struct JsonLines {
-    source: Source,
-    path: PathBuf,
-    next: LinePosition,
-    max_line: usize,
-}
-
-impl JsonLines {
-    /// The lines of a file; a byte order mark before the first is skipped.
-    pub fn open(input: &Input) -> Result<Self> {
-        Self::open_at(input, LinePosition { offset: 0, line: 1 })
-    }
-
-    /// The lines from a position on that [`JsonLines::next`] gave before.
-    pub fn open_at(input: &Input, next: LinePosition) -> Result<Self> {
-        let source = Source::open(input, next.offset)?;
-        let mut lines = Self { source, path: input.path.clone(), next, max_line: MAX_LINE };
-        if next.offset == 0 && lines.source.skip_front(BYTE_ORDER_MARK)? {
-            lines.next.offset = BYTE_ORDER_MARK.len() as u64;
-        }
-        Ok(lines)
-    }
-
-    /// Where the reader stands, in what the file holds.
-    pub fn position(&self) -> LinePosition {
-        self.next
-    }
-
-    /// Bytes of the file that were read so far, as they are stored.
-    pub fn n_stored(&self) -> u64 {
-        self.source.n_stored()
-    }
-
-    /// Appends the next line to `out`, without its line feed, and says where it stands; `None` at the end of the file.
-    pub fn next(&mut self, out: &mut Vec<u8>) -> Result<Option<LinePosition>> {
-        loop {
-            let (start, position) = (out.len(), self.next);
-            let limit = self.max_line as u64 + 1;
-            let n = self.source.line(limit, out)?;
-            if n == 0 {
-                return Ok(None);
-            }
-            self.next = LinePosition { offset: position.offset + n as u64, line: position.line + 1 };
-            if out.last() == Some(&b'\n') {
-                out.pop();
-            } else if n as u64 == limit {
-                let reason = format!("expected at most {} bytes, got more", self.max_line);
-                return Err(bad_line(&self.path, position, &reason));
-            }
-            if !out[start..].trim_ascii().is_empty() {
-                return Ok(Some(position));
-            }
-            out.truncate(start);
-        }
-    }
-}
-
-/// The text of one JSON line.
-pub fn document<'l>(line: &'l [u8], text_field: &TextField, at: LinePosition, path: &Path) -> Result<Cow<'l, str>> {
-    let json = utf8(line, at.offset, path)?;
-    let mut parser = serde_json::Deserializer::from_str(json);
-    let text = text_field.deserialize(&mut parser).and_then(|text| parser.end().map(|()| text));
-    // serde_json counts from its own line 1; only its column says something about a file of many lines.
-    text.map_err(|error| {
-        let message = error.to_string();
-        let reason = message.rsplit_once(" at line ").map_or(message.as_str(), |(reason, _)| reason);
-        bad_line(path, at, &format!("column {}: {reason}", error.column()))
-    })
-}
-
-/// The error of a reader that began at `offset` of `first` and counted lines from there: one about JSON lines gets the
-/// line's number in the file. The lines before are counted when they are asked for, so that a reader need not.
-pub(crate) fn numbered(error: Error, first: Option<&Input>, offset: u64) -> Error {
-    let Error::Format { path, format, reason } = &error else { return error };
-    let first = first.filter(|input| offset > 0 && input.kind == Kind::JsonLines && input.path == *path);
-    let parts = reason.strip_prefix("line ").and_then(|rest| rest.split_once(": "));
-    let (Some(input), Some((Ok(line), rest))) = (first, parts.map(|(line, rest)| (line.parse::<u64>(), rest))) else {
-        return error;
-    };
-    match lines_before(input, offset) {
-        Ok(n) => Error::Format { path: path.clone(), format, reason: format!("line {}: {rest}", n + line) },
-        Err(other) => other,
-    }
-}
-
-/// Lines that end before `offset` of a file that is not compressed.
-fn lines_before(input: &Input, offset: u64) -> Result<u64> {
-    let (mut source, mut left, mut n, mut bytes) = (Source::open(input, 0)?, offset, 0, Vec::new());
-    while left > 0 {
-        bytes.clear();
-        match source.read(left.min(1 << 20), &mut bytes)? {
-            0 => return Err(input.changed()),
-            got => left -= got as u64,
-        }
-        n += bytes.iter().filter(|&&b| b == b'\n').count() as u64;
-    }
-    Ok(n)
-}
-
 fn bad_file(path: &Path, codec: Codec, reason: &str) -> Error {
     let format = if codec == Codec::Gzip { "gzip file" } else { "Zstandard file" };
     Error::Format { path: path.to_owned(), format, reason: reason.to_owned() }
-}
-
-fn bad_line(path: &Path, at: LinePosition, reason: &str) -> Error {
-    Error::Format { path: path.to_owned(), format: "JSON lines file", reason: format!("line {}: {reason}", at.line) }
 }
 
 #[cfg(test)]
@@ -351,24 +287,6 @@ mod tests {
             let Err(Error::NotUtf8 { offset, .. }) = documents(name, bytes) else { panic!("{name} was accepted") };
             assert_eq!(offset, 5);
         }
-    }
-
-    #[test]
-    fn a_line_has_a_longest_length() {
-        let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("a.jsonl");
-        fs::write(&path, "1234567\n12345678\n123456789\n").unwrap();
-        let input = input(path).unwrap();
-        let mut lines = JsonLines::open(&input).unwrap();
-        lines.max_line = 8;
-        let mut out = Vec::new();
-        assert_eq!(lines.next(&mut out).unwrap(), Some(LinePosition { offset: 0, line: 1 }));
-        let second = lines.next(&mut out).unwrap().unwrap();
-        assert_eq!((second, out.as_slice()), (LinePosition { offset: 8, line: 2 }, &b"123456712345678"[..]));
-        assert!(lines.next(&mut out).unwrap_err().to_string().contains("line 3: expected at most 8 bytes"));
-        let mut again = JsonLines::open_at(&input, second).unwrap();
-        out.clear();
-        assert_eq!((again.next(&mut out).unwrap(), out.as_slice()), (Some(second), &b"12345678"[..]));
     }
 
     #[test]

@@ -8,6 +8,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use flate2::bufread::MultiGzDecoder;
 
+use super::replace::Replacing;
 use super::{Codec, Input, bad_file};
 use crate::error::{Error, Result};
 
@@ -15,14 +16,20 @@ use crate::error::{Error, Result};
 const BUFFER: usize = 1 << 18;
 
 /// The largest window of a Zstandard frame, as a power of two: 128 MiB, what its own tools take without being asked.
-const MAX_WINDOW: u32 = 27;
+pub(super) const MAX_WINDOW: u32 = 27;
 
 /// The bytes that an input holds, in order; memory does not follow their number.
 pub struct Source {
-    reader: BufReader<Decoder>,
+    reader: BufReader<Layer>,
     path: PathBuf,
     codec: Codec,
     n_stored: Arc<AtomicU64>,
+}
+
+/// The bytes as they are, or as UTF-8.
+enum Layer {
+    Bytes(Decoder),
+    Text(Replacing<BufReader<Decoder>>),
 }
 
 enum Decoder {
@@ -40,28 +47,46 @@ struct Stored {
 impl Source {
     /// The bytes from `offset` on; those before are read as well where the file is compressed.
     pub fn open(input: &Input, offset: u64) -> Result<Self> {
+        Self::new(input, offset, false)
+    }
+
+    /// As [`Source::open`], with U+FFFD for each sequence that is not UTF-8; `offset` counts what comes out.
+    pub fn replacing(input: &Input, offset: u64) -> Result<Self> {
+        Self::new(input, offset, true)
+    }
+
+    fn new(input: &Input, offset: u64, replaces: bool) -> Result<Self> {
         let (path, codec) = (&input.path, input.codec);
         let (mut file, n_bytes) = crate::io::open_regular(path)?;
         if n_bytes != input.n_bytes {
             return Err(input.changed());
         }
         let n_stored = Arc::new(AtomicU64::new(0));
-        if codec == Codec::Plain {
+        if codec == Codec::Plain && !replaces {
             file.seek(SeekFrom::Start(offset)).map_err(Error::io("read", path))?;
             n_stored.store(offset, Ordering::Relaxed);
         }
         let stored = Stored { file, n: Arc::clone(&n_stored) };
-        let decoder = match codec {
-            Codec::Plain => Decoder::Plain(stored),
-            Codec::Gzip => Decoder::Gzip(Box::new(MultiGzDecoder::new(BufReader::with_capacity(BUFFER, stored)))),
-            Codec::Zstd => Decoder::zstd(stored).map_err(Error::io("read", path))?,
+        let decoder = Decoder::new(stored, codec).map_err(Error::io("read", path))?;
+        let layer = if replaces {
+            Layer::Text(Replacing::new(BufReader::with_capacity(BUFFER, decoder)))
+        } else {
+            Layer::Bytes(decoder)
         };
-        let reader = BufReader::with_capacity(BUFFER, decoder);
+        let reader = BufReader::with_capacity(BUFFER, layer);
         let mut source = Self { reader, path: path.clone(), codec, n_stored };
-        if codec != Codec::Plain {
+        if codec != Codec::Plain || replaces {
             source.skip(offset)?;
         }
         Ok(source)
+    }
+
+    /// Sequences that were replaced so far.
+    pub fn n_replaced(&self) -> u64 {
+        match self.reader.get_ref() {
+            Layer::Bytes(_) => 0,
+            Layer::Text(replacing) => replacing.n(),
+        }
     }
 
     /// Bytes of the file that were read so far.
@@ -121,10 +146,27 @@ impl std::fmt::Debug for Source {
 }
 
 impl Decoder {
+    fn new(stored: Stored, codec: Codec) -> io::Result<Self> {
+        Ok(match codec {
+            Codec::Plain => Self::Plain(stored),
+            Codec::Gzip => Self::Gzip(Box::new(MultiGzDecoder::new(BufReader::with_capacity(BUFFER, stored)))),
+            Codec::Zstd => Self::zstd(stored)?,
+        })
+    }
+
     fn zstd(stored: Stored) -> io::Result<Self> {
         let mut decoder = zstd::stream::read::Decoder::with_buffer(BufReader::with_capacity(BUFFER, stored))?;
         decoder.window_log_max(MAX_WINDOW)?;
         Ok(Self::Zstd(decoder))
+    }
+}
+
+impl Read for Layer {
+    fn read(&mut self, out: &mut [u8]) -> io::Result<usize> {
+        match self {
+            Self::Bytes(decoder) => decoder.read(out),
+            Self::Text(replacing) => replacing.read(out),
+        }
     }
 }
 

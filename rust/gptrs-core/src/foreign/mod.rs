@@ -21,6 +21,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use crate::control::Control;
+use crate::corpus::Selection;
 use crate::dataset::Dataset;
 use crate::error::{Error, Result};
 use crate::io::{self, FolderLock};
@@ -67,6 +68,7 @@ pub fn import(paths: &[PathBuf], tokenizer: &Tokenizer, options: &ImportOptions,
         append_eot: !options.eot_first,
         text_field: String::new(),
         shard_tokens: 0,
+        selection: Selection::default(),
         inputs: scanned.inputs.clone(),
     };
     if let Some(manifest) = Manifest::read(&dir)? {

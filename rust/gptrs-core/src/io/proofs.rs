@@ -10,6 +10,7 @@ use super::fault::random::Random;
 use super::fault::{self, Fault};
 use super::sweep::{self, WRITE_FAULTS, temporary_dir};
 use crate::control::Control;
+use crate::corpus::Selection;
 use crate::count::WordCounts;
 use crate::count::file;
 use crate::count::join;
@@ -161,6 +162,7 @@ fn dataset(dir: &Path) -> Result<Manifest> {
         append_eot: false,
         text_field: "text".to_owned(),
         shard_tokens: 50_000,
+        selection: Selection::default(),
         inputs: Vec::new(),
     };
     Manifest::new(recipe, entries?, BTreeMap::new())

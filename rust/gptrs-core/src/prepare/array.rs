@@ -3,12 +3,14 @@
 use std::path::PathBuf;
 
 use super::journal::Position;
+use super::survey::Survey;
 use super::{Encode, PrepareOptions, check, check_options, encode, pipeline, segments};
 use crate::batch::{Encoded, Ids};
 use crate::control::Control;
 use crate::corpus;
 use crate::error::Result;
 use crate::parallel::resolve_threads;
+use crate::ranges::Range;
 
 /// The ids of every document of `paths`, in order, as [`prepare`](super::prepare) would write them.
 ///
@@ -25,11 +27,13 @@ pub fn encode_files<E: Encode>(
     let stamps = check::stamps(&inputs)?;
     let n_bytes = inputs.iter().map(|input| input.n_bytes).sum();
     let threads = resolve_threads(options.threads);
+    let survey = Survey::take(&inputs, Range::whole(&inputs).start, options, control)?;
     tokenizer.warm_up(n_bytes, threads, control)?;
     control.begin("encode bytes", n_bytes);
     let eot_id = if options.append_eot { tokenizer.eot_id() } else { None };
-    let encoder = encode::Encoder::new(&inputs, tokenizer, options, eot_id, &[])?.checking_utf8();
-    let segments = segments::Segments::new(&inputs, Position::START, options.segment_bytes, encoder.lookahead());
+    let encoder = encode::Encoder::new(&inputs, tokenizer, options, eot_id, &[], &survey)?.checking_utf8();
+    let safe_cut = |text: &[u8], at| tokenizer.safe_cut(text, at);
+    let segments = segments::Segments::new(&inputs, Position::START, encoder.reading(&safe_cut));
     let mut array = Array::new(tokenizer.vocab_size());
     pipeline::run(segments, &encoder, threads, control, |encoded| {
         array.push(&encoded);

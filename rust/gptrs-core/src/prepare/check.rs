@@ -8,7 +8,7 @@ use blake3::hazmat::{ChainingValue, HasherExt, Mode, merge_subtrees_non_root, me
 use serde::{Deserialize, Serialize};
 
 use crate::control::Control;
-use crate::corpus::{self, Codec, Input};
+use crate::corpus::{self, Codec, Input, Kind};
 use crate::error::{Error, Result};
 use crate::io;
 use crate::manifest::Source;
@@ -19,9 +19,9 @@ use crate::sealed::{from_hex, hex};
 /// Files are read in parts of this size by all threads; a power of two of BLAKE3's chunks.
 const PART: usize = 4 << 20;
 
-/// What each input is, in order; fails on the first byte of text that is not UTF-8.
-pub(super) fn sources(inputs: &[Input], threads: usize, control: &Control) -> Result<Vec<Source>> {
-    let digests = digests(inputs, PART, threads, control)?;
+/// What each input is, in order; fails on the first byte of text that is not UTF-8, unless that is replaced.
+pub(super) fn sources(inputs: &[Input], replaces: bool, threads: usize, control: &Control) -> Result<Vec<Source>> {
+    let digests = digests(inputs, PART, replaces, threads, control)?;
     Ok(inputs.iter().zip(digests).map(|(input, blake3)| source(input, blake3)).collect())
 }
 
@@ -49,9 +49,9 @@ pub(super) fn refuse_changed(inputs: &[Input], stamps: &[(u64, Option<SystemTime
 }
 
 /// The hexadecimal BLAKE3 digest of each input.
-fn digests(inputs: &[Input], part: usize, threads: usize, control: &Control) -> Result<Vec<String>> {
+fn digests(inputs: &[Input], part: usize, replaces: bool, threads: usize, control: &Control) -> Result<Vec<String>> {
     let whole: Vec<_> = inputs.iter().map(|input| 0..n_parts(input.n_bytes, part)).collect();
-    Ok(parts(inputs, &whole, part, threads, control)?.iter().map(|parts| root(parts)).collect())
+    Ok(parts(inputs, &whole, part, replaces, threads, control)?.iter().map(|parts| root(parts)).collect())
 }
 
 /// Parts of a file of `n_bytes`, at least one.
@@ -64,6 +64,7 @@ fn parts(
     inputs: &[Input],
     wanted: &[Range<u64>],
     part: usize,
+    replaces: bool,
     threads: usize,
     control: &Control,
 ) -> Result<Vec<Vec<Digest>>> {
@@ -74,7 +75,7 @@ fn parts(
     let state = || (Vec::new(), Vec::new());
     let states = parallel::run(threads, tasks.len(), control, state, |(buffer, done), task| {
         let (i, k) = tasks[task];
-        let digest = check_part(&inputs[i], k * part as u64, part, buffer)?;
+        let digest = check_part(&inputs[i], k * part as u64, part, replaces, buffer)?;
         done.push((task, digest));
         control.advance(len(&tasks[task]));
         Ok(())
@@ -103,6 +104,7 @@ pub(super) fn shared_sources(
     inputs: &[Input],
     range: &ranges::Range,
     behind: u64,
+    replaces: bool,
     threads: usize,
     control: &Control,
 ) -> Result<(Vec<Source>, Vec<Shared>)> {
@@ -113,7 +115,7 @@ pub(super) fn shared_sources(
         first..(bytes.end + behind).div_ceil(PART as u64).clamp(first + 1, n_parts(input.n_bytes, PART))
     });
     let wanted: Vec<_> = wanted.collect();
-    let digests = parts(&inputs[mine.clone()], &wanted, PART, threads, control)?;
+    let digests = parts(&inputs[mine.clone()], &wanted, PART, replaces, threads, control)?;
     let (mut sources, mut shared) = (Vec::new(), Vec::new());
     for ((i, parts), digests) in mine.zip(wanted).zip(digests) {
         let is_whole = range.bytes(i, &inputs[i]) == (0..inputs[i].n_bytes);
@@ -173,7 +175,7 @@ impl Digest {
 ///
 /// Parts meet inside characters, so each is checked from its first byte that begins one to that of the next part. More
 /// than three bytes that begin none are invalid wherever the border lies.
-fn check_part(input: &Input, start: u64, part: usize, buffer: &mut Vec<u8>) -> Result<Digest> {
+fn check_part(input: &Input, start: u64, part: usize, replaces: bool, buffer: &mut Vec<u8>) -> Result<Digest> {
     let (file, len) = io::open_regular(&input.path)?;
     if len != input.n_bytes {
         return Err(input.changed());
@@ -184,7 +186,7 @@ fn check_part(input: &Input, start: u64, part: usize, buffer: &mut Vec<u8>) -> R
     let continues = |bytes: &[u8]| bytes.iter().take(3).take_while(|&&b| b & 0xC0 == 0x80).count();
     let from = if start == 0 { 0 } else { continues(buffer) };
     let to = n + continues(&buffer[n..]);
-    if input.codec == Codec::Plain {
+    if input.codec == Codec::Plain && input.kind != Kind::Parquet && !replaces {
         corpus::utf8(&buffer[from.min(to)..to], start + from as u64, &input.path)?;
     }
     if n as u64 == len {
@@ -224,14 +226,13 @@ fn left_len(n: usize) -> usize {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::corpus::Kind;
 
     fn digest(bytes: &[u8]) -> Result<String> {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("text");
         fs::write(&path, bytes).unwrap();
         let input = Input { path, kind: Kind::Text, codec: Codec::Plain, n_bytes: bytes.len() as u64 };
-        Ok(digests(&[input], 1024, 2, &Control::new())?.remove(0))
+        Ok(digests(&[input], 1024, false, 2, &Control::new())?.remove(0))
     }
 
     #[test]

@@ -2,7 +2,10 @@
 
 use aho_corasick::{AhoCorasick, AhoCorasickKind};
 
-use super::segments::{Body, Segment};
+use super::pipeline::Work;
+use super::segments::{Body, Place, Reading, Segment};
+use super::survey::Survey;
+use super::texts::{Cutter, Part, SafeCut};
 use super::{Encode, PrepareOptions};
 use crate::corpus::{self, Codec, Input, LinePosition, TextField};
 use crate::error::{Error, Result};
@@ -14,17 +17,13 @@ const LONG: usize = 4;
 pub(super) struct Encoded {
     /// Index of the input.
     pub(super) input: usize,
-    /// Bytes of text, and those of the input as it is stored.
-    pub(super) n_bytes: u64,
-    pub(super) n_stored: u64,
     pub(super) ids: Vec<u32>,
     pub(super) spans: Vec<Span>,
 }
 
 /// A document, or a part of one up to a safe cut.
 pub(super) struct Span {
-    /// Where it starts in the input.
-    pub(super) at: LinePosition,
+    pub(super) place: Place,
     /// The end of its ids.
     pub(super) ids_end: usize,
     /// Bytes of its text.
@@ -37,7 +36,7 @@ pub(super) struct Span {
 /// What all workers share.
 pub(super) struct Encoder<'a, E> {
     inputs: &'a [Input],
-    pub(super) tokenizer: &'a E,
+    tokenizer: &'a E,
     options: &'a PrepareOptions,
     text_field: TextField,
     eot_id: Option<u32>,
@@ -45,6 +44,7 @@ pub(super) struct Encoder<'a, E> {
     n_specials: usize,
     longest_special: usize,
     checks_utf8: bool,
+    survey: &'a Survey,
 }
 
 impl<'a, E: Encode> Encoder<'a, E> {
@@ -54,6 +54,7 @@ impl<'a, E: Encode> Encoder<'a, E> {
         options: &'a PrepareOptions,
         eot_id: Option<u32>,
         texts: &[String],
+        survey: &'a Survey,
     ) -> Result<Self> {
         if texts.iter().any(String::is_empty) {
             return Err(Error::Vocab("expected a text for each special token, got an empty one".to_owned()));
@@ -63,12 +64,24 @@ impl<'a, E: Encode> Encoder<'a, E> {
         let longest_special = texts.iter().map(String::len).max().unwrap_or(1);
         let n_specials = texts.len();
         let (checks_utf8, text_field) = (false, TextField::new(&options.text_field)?);
-        Ok(Self { inputs, tokenizer, options, text_field, eot_id, specials, n_specials, longest_special, checks_utf8 })
+        Ok(Self {
+            inputs,
+            tokenizer,
+            options,
+            text_field,
+            eot_id,
+            specials,
+            n_specials,
+            longest_special,
+            checks_utf8,
+            survey,
+        })
     }
 
-    /// Bytes behind a segment that [`Encoder::encode`] looks at.
-    pub(super) fn lookahead(&self) -> usize {
-        self.longest_special - 1
+    /// How the inputs are read, cut at the places of `safe_cut`.
+    pub(super) fn reading<'r>(&'r self, safe_cut: &'r SafeCut<'r>) -> Reading<'r> {
+        let cutter = Cutter::new(self.options, self.longest_special - 1, safe_cut);
+        Reading { cutter, text_field: &self.text_field, replaces: self.options.selection.replaces() }
     }
 
     /// The same encoder for inputs that nobody has read yet: what is not UTF-8 is an error.
@@ -77,32 +90,58 @@ impl<'a, E: Encode> Encoder<'a, E> {
         self
     }
 
-    pub(super) fn encode(&self, state: &mut E::State, segment: Segment) -> Result<Encoded> {
-        let Segment { input, n_bytes, n_stored, body } = segment;
-        // Common text has three to five bytes a token: one allocation, filled once.
-        let ids = Vec::with_capacity(n_bytes as usize / 3 + 16);
-        let mut encoded = Encoded { input, n_bytes, n_stored, ids, spans: Vec::new() };
-        match body {
-            Body::Text { text, range, offset, is_last } => {
-                let at = LinePosition { offset, line: 1 };
-                let Input { path, codec, .. } = &self.inputs[input];
-                if self.checks_utf8 || *codec != Codec::Plain {
-                    corpus::utf8(&text.as_bytes()[range.clone()], offset, path)?;
-                }
-                let rest = &text.as_bytes()[range.start..];
-                self.span(state, rest, range.len(), at, is_last, &mut encoded)?;
+    /// Encodes documents of a text and parts of them.
+    fn parts(
+        &self,
+        state: &mut E::State,
+        segment: &Segment,
+        text: &[u8],
+        parts: &[Part],
+        to: &mut Encoded,
+    ) -> Result<()> {
+        let Input { path, codec, .. } = &self.inputs[segment.input];
+        let mut place = segment.place;
+        let first = place.at.offset;
+        for part in parts {
+            (place.at.offset, place.start) = (first + part.range.start as u64, part.start);
+            let document = place.document;
+            place.document += u64::from(part.ends_document);
+            if self.survey.leaves_out(document) {
+                continue;
             }
-            Body::Lines { bytes, lines } => {
-                let mut start = 0;
-                for (at, end) in lines {
-                    let path = &self.inputs[input].path;
-                    let text = corpus::document(&bytes[start..end], &self.text_field, at, path)?;
-                    self.span(state, text.as_bytes(), text.len(), at, true, &mut encoded)?;
-                    start = end;
-                }
+            let place = Place { document, ..place };
+            if self.checks_utf8 || *codec != Codec::Plain {
+                corpus::utf8(&text[part.range.clone()], place.at.offset, path)?;
             }
+            let seen = &text[part.range.start..part.seen];
+            self.span(state, seen, part.range.len(), place, part.ends_document, to)?;
         }
-        Ok(encoded)
+        Ok(())
+    }
+
+    /// Encodes lines or rows.
+    fn records(
+        &self,
+        state: &mut E::State,
+        segment: &Segment,
+        bytes: &[u8],
+        ends: &[(LinePosition, usize)],
+        to: &mut Encoded,
+    ) -> Result<()> {
+        let Input { path, kind, .. } = &self.inputs[segment.input];
+        let mut place = segment.place;
+        let mut from = 0;
+        for (&(at, end), document) in ends.iter().zip(place.document..) {
+            let record = &bytes[std::mem::replace(&mut from, end)..end];
+            if self.survey.leaves_out(document) {
+                continue;
+            }
+            (place.at, place.document) = (at, document);
+            let replaces = self.options.selection.replaces();
+            let text = corpus::record(record, *kind, &self.text_field, replaces, at, path)?;
+            self.span(state, text.as_bytes(), text.len(), place, true, to)?;
+        }
+        Ok(())
     }
 
     /// Encodes the first `n` bytes of `text`; what follows is only looked at for specials that begin before.
@@ -111,7 +150,7 @@ impl<'a, E: Encode> Encoder<'a, E> {
         state: &mut E::State,
         text: &[u8],
         n: usize,
-        at: LinePosition,
+        place: Place,
         ends_document: bool,
         encoded: &mut Encoded,
     ) -> Result<()> {
@@ -125,7 +164,7 @@ impl<'a, E: Encode> Encoder<'a, E> {
         }
         let special_counts = self.count_specials(text, n);
         let ids_end = encoded.ids.len();
-        encoded.spans.push(Span { at, ids_end, n_bytes: n as u64, ends_document, special_counts });
+        encoded.spans.push(Span { place, ids_end, n_bytes: n as u64, ends_document, special_counts });
         Ok(())
     }
 
@@ -139,5 +178,25 @@ impl<'a, E: Encode> Encoder<'a, E> {
             counts[found.pattern().as_usize()] += 1;
         }
         counts
+    }
+}
+
+impl<E: Encode> Work for Encoder<'_, E> {
+    type State = E::State;
+    type Output = Encoded;
+
+    fn state(&self) -> E::State {
+        self.tokenizer.state()
+    }
+
+    fn work(&self, state: &mut E::State, segment: Segment) -> Result<Encoded> {
+        // Common text has three to five bytes a token: one allocation, filled once.
+        let ids = Vec::with_capacity(segment.n_bytes as usize / 3 + 16);
+        let mut encoded = Encoded { input: segment.input, ids, spans: Vec::new() };
+        match &segment.body {
+            Body::Text { text, parts } => self.parts(state, &segment, text.as_bytes(), parts, &mut encoded)?,
+            Body::Records { bytes, ends } => self.records(state, &segment, bytes, ends, &mut encoded)?,
+        }
+        Ok(encoded)
     }
 }

@@ -7,8 +7,10 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 use super::refuse_other;
+use super::segments::Place;
 use super::task::Share;
 use crate::control::Control;
+use crate::corpus::LinePosition;
 use crate::error::{Error, Result};
 use crate::io;
 use crate::manifest::{Entry, Recipe};
@@ -24,16 +26,38 @@ const VERSION: u32 = 1;
 pub(super) struct Position {
     /// Index of the input.
     pub(super) input: u64,
-    /// A byte in it where encoding may start: a safe cut of a text, or the start of a line.
+    /// A byte in it where encoding may start: a safe cut of a text, or the start of a line; or a row.
     pub(super) offset: u64,
     /// The line's number, from 1; 1 in a text.
     pub(super) line: u64,
     /// Tokens behind that byte and before this place.
     pub(super) skip: u64,
+    /// The offset at which the text's document begins.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub(super) start: u64,
+    /// The number of the document there among all that were read.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub(super) document: u64,
 }
 
 impl Position {
-    pub(super) const START: Self = Self { input: 0, offset: 0, line: 1, skip: 0 };
+    pub(super) const START: Self = Self { input: 0, offset: 0, line: 1, skip: 0, start: 0, document: 0 };
+
+    /// `skip` tokens behind a place in an input.
+    pub(super) fn new(input: u64, place: Place, skip: u64) -> Self {
+        let Place { at: LinePosition { offset, line }, start, document } = place;
+        Self { input, offset, line, skip, start, document }
+    }
+
+    pub(super) fn place(&self) -> Place {
+        let at = LinePosition { offset: self.offset, line: self.line };
+        Place { at, start: self.start, document: self.document }
+    }
+}
+
+#[allow(clippy::trivially_copy_pass_by_ref, reason = "serde passes fields so")]
+fn is_zero(n: &u64) -> bool {
+    *n == 0
 }
 
 /// A shard of a task and the lengths of its documents.
@@ -64,7 +88,8 @@ struct Content {
     finished: Vec<Finished>,
 }
 
-/// The journal of the run that holds the folder. A task's positions count its own inputs.
+/// The journal of the run that holds the folder. A task's positions count its own inputs, and the documents that begin or
+/// go on in its range.
 #[derive(Debug)]
 pub(super) struct Journal {
     dir: PathBuf,
@@ -115,7 +140,7 @@ impl Journal {
     /// Where the first shard begins.
     pub(super) fn start_position(&self) -> Position {
         let offset = self.content.task.as_ref().map_or(0, |task| task.range.start.offset);
-        Position { offset, ..Position::START }
+        Position { offset, start: offset, ..Position::START }
     }
 
     /// Where the last shard ends.
@@ -130,6 +155,12 @@ impl Journal {
     /// Where the next shard begins.
     pub(super) fn position(&self) -> Position {
         self.content.finished.last().map_or_else(|| self.start_position(), |last| last.next)
+    }
+
+    /// Whether the last shard is in place, or there is nothing to write.
+    pub(super) fn is_finished(&self) -> bool {
+        let (at, end) = (self.position(), self.end_position());
+        (at.input, at.offset, at.skip) == (end.input, end.offset, end.skip)
     }
 
     /// What a task has; `None` when there is only one.

@@ -18,8 +18,8 @@ use serde::{Deserialize, Serialize};
 
 use super::check::{self, Shared};
 use super::journal::{self, Shard, is_whole, refuse_shards, shard_name};
-use super::task::{FOLDER, Marker, corpus_digest, folder, merged};
-use super::{Encode, PrepareOptions, check_options, recipe, refuse_other};
+use super::task::{FOLDER, Marker, Surveyed, corpus_digest, folder, merged};
+use super::{Encode, PrepareOptions, check_options, check_separator, labelled, recipe, refuse_other, relabel};
 use crate::control::Control;
 use crate::corpus::{self, Input};
 use crate::dataset::Dataset;
@@ -50,7 +50,10 @@ pub fn merge_tasks<E: Encode>(
     check_options(options)?;
     Task::new(0, of)?;
     let inputs = corpus::inputs(paths)?;
-    if merged(out, &inputs, tokenizer, options)?.is_none() {
+    check_separator(&inputs, &options.selection)?;
+    if let Some(manifest) = merged(out, &inputs, tokenizer, options)? {
+        relabel(out, manifest, options)?;
+    } else {
         if !out.join(FOLDER).is_dir() {
             let (folder, hint) = (out.join(FOLDER), "hint: run them with --task, or check the folder");
             return Err(Error::Argument(format!(
@@ -65,7 +68,8 @@ pub fn merge_tasks<E: Encode>(
         check_borders(&markers, &inputs)?;
         let recipe = Recipe { inputs: sources(&markers, &inputs)?, ..recipe };
         let shards = Merge::new(out, &recipe, &markers)?.run(options.threads, control)?;
-        Manifest::new(recipe, shards, special_texts(&markers)?)?.write(out)?;
+        let manifest = Manifest::new(recipe, shards, special_texts(&markers)?)?;
+        labelled(counted(manifest, &markers)?, options).write(out)?;
     }
     io::remove(&out.join(FILE))?;
     if !keeps_tasks {
@@ -117,6 +121,17 @@ fn check_borders(markers: &[Marker], inputs: &[Input]) -> Result<()> {
         at = end;
     }
     if at == whole.end { Ok(()) } else { Err(Error::Argument("the tasks end before the inputs do".to_owned())) }
+}
+
+/// The manifest with what all tasks found to be left out.
+fn counted(manifest: Manifest, markers: &[Marker]) -> Result<Manifest> {
+    let surveyed = |marker: &Marker| marker.share.surveyed.clone();
+    let first = markers.first().and_then(surveyed);
+    if let Some(other) = markers.iter().find(|marker| marker.share.surveyed != first) {
+        return Err(changed(other, "it left out other documents, so that an input was changed between the tasks"));
+    }
+    let Some(Surveyed { left_out, replaced, .. }) = first else { return Ok(manifest) };
+    Ok(Manifest { left_out, replaced, ..manifest })
 }
 
 fn changed(marker: &Marker, reason: &str) -> Error {

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! inputs ─ check (UTF-8, digest) ─▶ recipe ─ same as the folder's? ─▶ segments ─ encode (threads) ─▶ shards ─▶ manifest
-//!                                                                        ▲                             │
+//!    └─ survey (which documents are left out) ────────────────────────▶ ▲                             │
 //!                                                                        └──────── journal ◀───────────┘
 //! ```
 //! Workers take segments of text in order and encode them; the calling thread writes the results in that order, so the
@@ -21,7 +21,9 @@ mod merge;
 mod pipeline;
 mod segments;
 mod sink;
+mod survey;
 mod task;
+mod texts;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -29,13 +31,13 @@ use std::path::{Path, PathBuf};
 use crate::batch::EncodeOptions;
 use crate::cache::Cache;
 use crate::control::Control;
-use crate::corpus::{self, Input};
+use crate::corpus::{self, Codec, Input, Kind, Selection};
 use crate::dataset::Dataset;
 use crate::error::{Error, Result};
 use crate::io::{self, FolderLock};
-use crate::manifest::{Manifest, Recipe, Source};
+use crate::manifest::{Manifest, Recipe, Source, check_label};
 use crate::parallel::resolve_threads;
-use crate::ranges::Place;
+use crate::ranges::{Place, Range};
 use crate::sealed::hex;
 use crate::shard::Dtype;
 use crate::tokenizer::Tokenizer;
@@ -44,6 +46,7 @@ pub use array::encode_files;
 use journal::{Journal, Position};
 pub use merge::merge_tasks;
 use sink::End;
+use survey::Survey;
 pub use task::{TaskEnd, prepare_task};
 
 /// What [`prepare`] needs of a tokenizer.
@@ -125,8 +128,8 @@ impl Encode for Tokenizer {
     }
 }
 
-/// How [`prepare`] works. The first three decide the bytes, the others only speed and memory.
-#[derive(Debug, Clone, PartialEq, Eq)]
+/// How [`prepare`] works. The first four decide the bytes, `threads` and `segment_bytes` only speed and memory.
+#[derive(Debug, Clone, PartialEq)]
 pub struct PrepareOptions {
     /// The field of JSON lines that holds the text, or a template of fields (see [`TextField`](corpus::TextField)).
     pub text_field: String,
@@ -134,6 +137,12 @@ pub struct PrepareOptions {
     pub shard_tokens: u64,
     /// Whether each document ends with the tokenizer's end-of-text id, when it has one.
     pub append_eot: bool,
+    /// Which documents the inputs have, and which of them are left out.
+    pub selection: Selection,
+    /// What the manifest calls the text, for a mixture of several.
+    pub source: Option<String>,
+    /// The share of the text in such a mixture, in relation to those of the others.
+    pub weight: Option<f64>,
     /// Worker threads; 0 means all cores.
     pub threads: usize,
     /// Bytes of text that a worker encodes at a time.
@@ -143,7 +152,9 @@ pub struct PrepareOptions {
 impl Default for PrepareOptions {
     fn default() -> Self {
         let (text_field, shard_tokens) = ("text".to_owned(), 1 << 27);
-        Self { text_field, shard_tokens, append_eot: true, threads: 0, segment_bytes: 1 << 20 }
+        let (selection, source, weight) = (Selection::default(), None, None);
+        let (append_eot, threads, segment_bytes) = (true, 0, 1 << 20);
+        Self { text_field, shard_tokens, append_eot, selection, source, weight, threads, segment_bytes }
     }
 }
 
@@ -163,24 +174,33 @@ pub fn prepare<E: Encode>(
     if inputs.iter().all(|input| input.n_bytes == 0) {
         return Err(Error::EmptyCorpus);
     }
+    check_separator(&inputs, &options.selection)?;
     io::create_dir(out)?;
     let _lock = FolderLock::take(out)?;
     io::remove_stale(out)?;
     let stamps = check::stamps(&inputs)?;
-    let recipe = recipe(check::sources(&inputs, options.threads, control)?, tokenizer, options)?;
+    let recipe = recipe(check::sources(&inputs, options.selection.replaces(), options.threads, control)?, tokenizer, options)?;
     if let Some(manifest) = Manifest::read(out)? {
         refuse_other(out, &manifest.recipe, &recipe, true)?;
+        relabel(out, manifest, options)?;
         Journal::remove(out)?; // the last step of the run that wrote the manifest, if it was killed before it
         return Dataset::open(out);
     }
     let mut journal = Journal::start(out, recipe, None, options.threads, control)?;
-    let end = encode_all(&inputs, tokenizer, options, &mut journal, control)?;
+    let survey = Survey::take(&inputs, Range::whole(&inputs).start, options, control)?;
+    let end = encode_all(&inputs, tokenizer, options, &survey, &mut journal, control)?;
     check::refuse_changed(&inputs, &stamps)?;
-    finish(out, journal, end.special_texts)
+    finish(out, journal, end.special_texts, &survey, options)
 }
 
 /// Writes the manifest of finished shards; a corpus without a byte of text leaves nothing.
-fn finish(out: &Path, journal: Journal, special_texts: BTreeMap<String, u64>) -> Result<Dataset> {
+fn finish(
+    out: &Path,
+    journal: Journal,
+    special_texts: BTreeMap<String, u64>,
+    survey: &Survey,
+    options: &PrepareOptions,
+) -> Result<Dataset> {
     let (recipe, shards) = journal.into_parts();
     let shards: Vec<_> = shards.into_iter().map(|shard| shard.entry).collect();
     if shards.iter().all(|shard| shard.n_bytes == 0) {
@@ -190,18 +210,42 @@ fn finish(out: &Path, journal: Journal, special_texts: BTreeMap<String, u64>) ->
         Journal::remove(out)?;
         return Err(Error::EmptyCorpus);
     }
-    Manifest::new(recipe, shards, special_texts)?.write(out)?;
+    let manifest = Manifest::new(recipe, shards, special_texts)?;
+    let manifest = Manifest { left_out: survey.counts, replaced: survey.n_replaced, ..manifest };
+    labelled(manifest, options).write(out)?;
     Journal::remove(out)?;
     Dataset::open(out)
 }
 
+/// Gives the manifest of a finished dataset the name and the weight of this call.
+fn relabel(out: &Path, manifest: Manifest, options: &PrepareOptions) -> Result<()> {
+    let named = labelled(manifest.clone(), options);
+    if named == manifest { Ok(()) } else { named.write(out) }
+}
+
+/// The manifest with the name and the weight that the caller gives.
+fn labelled(manifest: Manifest, options: &PrepareOptions) -> Manifest {
+    let source = options.source.clone().or(manifest.source);
+    Manifest { source, weight: options.weight.or(manifest.weight), ..manifest }
+}
+
 fn check_options(options: &PrepareOptions) -> Result<()> {
     corpus::TextField::new(&options.text_field)?;
+    options.selection.check()?;
+    check_label(options.source.as_deref(), options.weight)?;
     let sizes = [("shard_tokens", options.shard_tokens), ("segment_bytes", options.segment_bytes as u64)];
     match sizes.into_iter().find(|&(_, value)| !(1..=1 << 40).contains(&value)) {
         Some((name, value)) => Err(Error::Argument(format!("{name} must be 1 to 2^40, got {value}"))),
         None => Ok(()),
     }
+}
+
+fn check_separator(inputs: &[Input], selection: &Selection) -> Result<()> {
+    if selection.doc_separator.is_none() || inputs.iter().any(|input| input.kind == Kind::Text) {
+        return Ok(());
+    }
+    let expected = "expected a text file among the inputs, which doc_separator cuts into documents, got none";
+    Err(Error::Argument(format!("{expected}; hint: lines and rows are documents already")))
 }
 
 /// What a dataset of `inputs` will be made of.
@@ -215,6 +259,7 @@ fn recipe<E: Encode>(inputs: Vec<Source>, tokenizer: &E, options: &PrepareOption
         append_eot: options.append_eot,
         text_field: options.text_field.clone(),
         shard_tokens: options.shard_tokens,
+        selection: options.selection.clone(),
         inputs,
     };
     recipe.spec().map_err(Error::Argument)?;
@@ -224,12 +269,18 @@ fn recipe<E: Encode>(inputs: Vec<Source>, tokenizer: &E, options: &PrepareOption
 /// Fails unless what is in the folder was made the way this call asks for, from the same part of the inputs; says what
 /// differs.
 fn refuse_other(dir: &Path, found: &Recipe, asked: &Recipe, is_same_part: bool) -> Result<()> {
+    let (had, has) = (&found.selection, &asked.selection);
     let differences = [
         ("tokenizer", found.tokenizer == asked.tokenizer),
         ("vocab_size", (found.vocab_size, found.eot_id) == (asked.vocab_size, asked.eot_id)),
         ("append_eot", found.append_eot == asked.append_eot),
         ("text_field", found.text_field == asked.text_field),
         ("shard_tokens", found.shard_tokens == asked.shard_tokens),
+        ("doc_separator", had.doc_separator == has.doc_separator),
+        ("min_document_bytes", had.min_document_bytes == has.min_document_bytes),
+        ("max_document_bytes", had.max_document_bytes == has.max_document_bytes),
+        ("dedup", had.dedup == has.dedup),
+        ("errors", had.errors == has.errors),
         ("input files", found.inputs == asked.inputs && is_same_part),
     ];
     let names: Vec<_> = differences.into_iter().filter(|&(_, is_same)| !is_same).map(|(name, _)| name).collect();
@@ -247,29 +298,45 @@ fn encode_all<E: Encode>(
     inputs: &[Input],
     tokenizer: &E,
     options: &PrepareOptions,
+    survey: &Survey,
     journal: &mut Journal,
     control: &Control,
 ) -> Result<End> {
-    let bytes_before = |at: Position| {
-        inputs[..(at.input as usize).min(inputs.len())].iter().map(|input| input.n_bytes).sum::<u64>() + at.offset
-    };
     let (start, end) = (journal.position(), journal.end_position());
-    let first = bytes_before(journal.start_position());
-    let n_bytes = bytes_before(end).saturating_sub(first);
-    let n_done = bytes_before(start).saturating_sub(first);
+    let first = stored_before(inputs, journal.start_position(), options);
+    let n_bytes = stored_before(inputs, end, options).saturating_sub(first);
+    let n_done = stored_before(inputs, start, options).saturating_sub(first);
     let threads = resolve_threads(options.threads);
     tokenizer.warm_up(n_bytes.saturating_sub(n_done), threads, control)?;
     control.begin("encode bytes", n_bytes);
     control.advance(n_done);
     let eot_id = if options.append_eot { tokenizer.eot_id() } else { None };
     let texts = tokenizer.special_texts();
-    let encoder = encode::Encoder::new(inputs, tokenizer, options, eot_id, &texts)?;
-    let segments = segments::Segments::new(inputs, start, options.segment_bytes, encoder.lookahead())
+    let encoder = encode::Encoder::new(inputs, tokenizer, options, eot_id, &texts, survey)?;
+    let safe_cut = |text: &[u8], at| tokenizer.safe_cut(text, at);
+    let segments = segments::Segments::new(inputs, start, encoder.reading(&safe_cut))
         .up_to(Place { input: end.input, offset: end.offset });
     let mut sink = sink::Sink::new(inputs, &texts, journal)?;
     pipeline::run(segments, &encoder, threads, control, |encoded| sink.write(&encoded))?;
     sink.finish()
 }
+
+/// Bytes of the inputs before a place, which are not read again; a stream is, from its start.
+fn stored_before(inputs: &[Input], start: Position, options: &PrepareOptions) -> u64 {
+    let (done, rest) = inputs.split_at(inputs.len().min(start.input as usize));
+    let is_sought = |input: &Input| match input.kind {
+        Kind::Text => input.codec == Codec::Plain && !options.selection.replaces(),
+        Kind::JsonLines => input.codec == Codec::Plain,
+        Kind::Parquet => false,
+    };
+    let inside = if rest.first().is_some_and(is_sought) { start.offset } else { 0 };
+    done.iter().map(|input| input.n_bytes).sum::<u64>() + inside
+}
+
+#[cfg(test)]
+#[path = "../../tests/fixtures/parquet.rs"]
+#[allow(missing_docs, reason = "a file of the tests")]
+mod parquet_files;
 
 #[cfg(test)]
 mod tests {
@@ -323,12 +390,24 @@ mod tests {
         files.collect()
     }
 
-    /// Two inputs, and options that make four shards of them.
-    fn small(dir: &Path) -> ([PathBuf; 2], PrepareOptions) {
-        let paths = [dir.join("a.txt"), dir.join("b.jsonl")];
-        fs::write(&paths[0], "a b c d e f g").unwrap();
-        fs::write(&paths[1], "{\"text\": \"b c b c\"}\n{\"text\": \"\"}\n{\"text\": \"h\"}\n").unwrap();
-        (paths, PrepareOptions { shard_tokens: 8, segment_bytes: 3, threads: 1, ..PrepareOptions::default() })
+    /// Inputs of three kinds, and options that leave documents out and make four shards of the others.
+    fn small(dir: &Path) -> ([PathBuf; 3], PrepareOptions) {
+        let paths = ["a.txt", "b.jsonl", "c.parquet"].map(|name| dir.join(name));
+        fs::write(&paths[0], b"a b c d e \xFFf g d too long a document").unwrap();
+        let lines = ["b c b c", "", "h", "b c b c"].map(|text| format!("{{\"text\": \"{text}\"}}\n"));
+        fs::write(&paths[1], lines.concat()).unwrap();
+        let rows = ["p", "q", "p"].map(|text| Some(text.as_bytes())).to_vec();
+        let layout = parquet_files::Layout { rows_of_group: 2, rows_of_page: 1, encoding: None };
+        parquet_files::write_parquet(&paths[2], &[("text", rows)], layout);
+        let selection = Selection {
+            doc_separator: Some(" d ".to_owned()),
+            min_document_bytes: Some(1),
+            max_document_bytes: Some(8),
+            dedup: true,
+            errors: corpus::Errors::Replace,
+        };
+        let sizes = PrepareOptions { shard_tokens: 8, segment_bytes: 3, threads: 1, ..PrepareOptions::default() };
+        (paths, PrepareOptions { selection, weight: Some(0.5), ..sizes })
     }
 
     #[test]
@@ -337,7 +416,10 @@ mod tests {
         let (paths, options) = small(dir.path());
         let [whole, half, out] = ["whole", "half", "deep/out"].map(|name| dir.path().join(name));
         let run = |out: &Path| prepare(&paths, &Bytes, out, &options, &Control::new());
-        assert_eq!(run(&whole).unwrap().manifest().special_texts, [("b c".to_owned(), 3)].into());
+        let manifest = run(&whole).unwrap().manifest().clone();
+        assert_eq!(manifest.special_texts, [("b c".to_owned(), 3)].into());
+        assert_eq!(manifest.left_out, crate::manifest::LeftOut { short: 1, long: 1, duplicate: 2 });
+        assert_eq!((manifest.n_documents, manifest.replaced, manifest.weight), (6, 1, Some(0.5)));
         fault::at(Fault::Kill, 40, || run(&half).unwrap_err());
         assert!(
             content(&half).keys().any(|name| name.ends_with("prepare.json")) && !half.join("manifest.json").exists()

@@ -5,8 +5,6 @@ use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::Duration;
 
-use super::Encode;
-use super::encode::{Encoded, Encoder};
 use super::segments::{Segment, Segments};
 use crate::control::Control;
 use crate::error::{Error, Result};
@@ -17,33 +15,54 @@ const IN_FLIGHT: u64 = 8 << 20;
 /// What a segment counts beyond its text.
 const OVERHEAD: u64 = 4096;
 
-struct Pipeline<'a, E> {
-    encoder: &'a Encoder<'a, E>,
-    queue: Mutex<Queue<'a>>,
+/// What workers make of segments.
+pub(super) trait Work: Sync {
+    /// A worker's scratch memory.
+    type State;
+    /// What becomes of a segment.
+    type Output: Send;
+
+    /// Makes the scratch memory of one worker.
+    fn state(&self) -> Self::State;
+
+    /// A worker's part.
+    fn work(&self, state: &mut Self::State, segment: Segment) -> Result<Self::Output>;
+}
+
+struct Pipeline<'a, W: Work> {
+    worker: &'a W,
+    queue: Mutex<Queue<'a, W::Output>>,
     changed: Condvar,
     limit: u64,
 }
 
-struct Queue<'a> {
+struct Queue<'a, T> {
     segments: Segments<'a>,
     n_taken: u64,
     in_flight: u64,
-    results: BTreeMap<u64, Result<Encoded>>,
+    results: BTreeMap<u64, Result<Done<T>>>,
     is_exhausted: bool,
     is_stopped: bool,
 }
 
-/// Encodes all segments on `threads` workers and calls `write` with the results in order, on this thread.
-pub(super) fn run<E: Encode>(
+/// A segment's result, its bytes of text, and those of the input as it is stored.
+struct Done<T> {
+    output: T,
+    n_bytes: u64,
+    n_stored: u64,
+}
+
+/// Works on all segments on `threads` workers and calls `write` with the results in order, on this thread.
+pub(super) fn run<W: Work>(
     segments: Segments,
-    encoder: &Encoder<E>,
+    worker: &W,
     threads: usize,
     control: &Control,
-    mut write: impl FnMut(Encoded) -> Result<()>,
+    mut write: impl FnMut(W::Output) -> Result<()>,
 ) -> Result<()> {
     let (results, limit) = (BTreeMap::new(), IN_FLIGHT * threads as u64);
     let queue = Queue { segments, n_taken: 0, in_flight: 0, results, is_exhausted: false, is_stopped: false };
-    let pipeline = Pipeline { encoder, queue: Mutex::new(queue), changed: Condvar::new(), limit };
+    let pipeline = Pipeline { worker, queue: Mutex::new(queue), changed: Condvar::new(), limit };
     thread::scope(|scope| {
         let workers: Vec<_> = (0..threads).map(|_| scope.spawn(|| pipeline.work())).collect();
         let mut end = Ok(());
@@ -51,11 +70,10 @@ pub(super) fn run<E: Encode>(
             match pipeline.result(wanted, control) {
                 Ok(None) => break,
                 Ok(Some(result)) => {
-                    let (n_bytes, n_stored) = (result.n_bytes, result.n_stored);
-                    end = write(result);
-                    pipeline.lock().in_flight -= n_bytes + OVERHEAD;
+                    end = write(result.output);
+                    pipeline.lock().in_flight -= result.n_bytes + OVERHEAD;
                     pipeline.changed.notify_all();
-                    control.advance(n_stored);
+                    control.advance(result.n_stored);
                 }
                 Err(error) => end = Err(error),
             }
@@ -71,17 +89,18 @@ pub(super) fn run<E: Encode>(
     })
 }
 
-impl<'a, E: Encode> Pipeline<'a, E> {
-    fn lock(&self) -> MutexGuard<'_, Queue<'a>> {
+impl<'a, W: Work> Pipeline<'a, W> {
+    fn lock(&self) -> MutexGuard<'_, Queue<'a, W::Output>> {
         self.queue.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// A worker: takes segments until there are none.
     fn work(&self) {
         let _stopper = StopOnPanic(self);
-        let mut state = self.encoder.tokenizer.state();
+        let mut state = self.worker.state();
         while let Some((number, segment)) = self.take() {
-            let result = self.encoder.encode(&mut state, segment);
+            let (n_bytes, n_stored) = (segment.n_bytes, segment.n_stored);
+            let result = self.worker.work(&mut state, segment).map(|output| Done { output, n_bytes, n_stored });
             self.lock().results.insert(number, result);
             self.changed.notify_all();
         }
@@ -97,7 +116,7 @@ impl<'a, E: Encode> Pipeline<'a, E> {
             return None;
         }
         let number = queue.n_taken;
-        match queue.segments.next(self.encoder.tokenizer) {
+        match queue.segments.next() {
             Ok(Some(segment)) => {
                 queue.n_taken += 1;
                 queue.in_flight += segment.n_bytes + OVERHEAD;
@@ -117,7 +136,7 @@ impl<'a, E: Encode> Pipeline<'a, E> {
     }
 
     /// Waits for result `wanted`; `None` when there are no more.
-    fn result(&self, wanted: u64, control: &Control) -> Result<Option<Encoded>> {
+    fn result(&self, wanted: u64, control: &Control) -> Result<Option<Done<W::Output>>> {
         let mut queue = self.lock();
         loop {
             control.check()?;
@@ -141,9 +160,9 @@ impl<'a, E: Encode> Pipeline<'a, E> {
     }
 }
 
-struct StopOnPanic<'p, 'a, E: Encode>(&'p Pipeline<'a, E>);
+struct StopOnPanic<'p, 'a, W: Work>(&'p Pipeline<'a, W>);
 
-impl<E: Encode> Drop for StopOnPanic<'_, '_, E> {
+impl<W: Work> Drop for StopOnPanic<'_, '_, W> {
     fn drop(&mut self) {
         if thread::panicking() {
             self.0.stop();

@@ -38,9 +38,7 @@ impl<'a> Sink<'a> {
         let spec = journal.recipe().spec().map_err(Error::Argument)?;
         let start = journal.position();
         let is_text = inputs.get(start.input as usize).is_some_and(|input| input.kind == Kind::Text);
-        let first = journal.start_position();
-        let before = if start.input == first.input { first.offset } else { 0 };
-        let document_bytes = if is_text { start.offset.saturating_sub(before) } else { 0 };
+        let document_bytes = if is_text { start.offset.saturating_sub(start.start) } else { 0 };
         let (writer, special_texts, lengths) = (None, journal.special_texts(), Vec::new());
         Ok(Self { journal, spec, texts, writer, special_texts, skip: start.skip, document_bytes, lengths })
     }
@@ -61,8 +59,7 @@ impl<'a> Sink<'a> {
         while done < ids.len() {
             let room = self.journal.recipe().shard_tokens - self.writer()?.header().n_tokens;
             if room == 0 {
-                let skip = done as u64;
-                self.close(Position { input, offset: span.at.offset, line: span.at.line, skip })?;
+                self.close(Position::new(input, span.place, done as u64))?;
                 continue;
             }
             let now = (ids.len() - done).min(usize::try_from(room).unwrap_or(usize::MAX));
@@ -86,7 +83,8 @@ impl<'a> Sink<'a> {
     /// Closes the last shard.
     pub(super) fn finish(mut self) -> Result<End> {
         if self.writer.is_some() {
-            self.close(self.journal.end_position())?;
+            let end = self.journal.end_position();
+            self.close(Position { start: end.offset.saturating_sub(self.document_bytes), ..end })?;
         }
         Ok(End { special_texts: self.special_texts, open_bytes: self.document_bytes })
     }

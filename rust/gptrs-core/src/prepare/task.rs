@@ -14,12 +14,14 @@ use serde::{Deserialize, Serialize};
 use super::check::{self, Shared};
 use super::journal::{Journal, Shard};
 use super::sink::End;
-use super::{Encode, PrepareOptions, check_options, encode_all, recipe, refuse_other};
+use super::survey::Survey;
+use super::texts;
+use super::{Encode, PrepareOptions, check_options, check_separator, encode_all, recipe, refuse_other};
 use crate::control::Control;
 use crate::corpus::{self, Input};
 use crate::error::{Error, Result};
 use crate::io::{self, FolderLock};
-use crate::manifest::{Manifest, Recipe};
+use crate::manifest::{LeftOut, Manifest, Recipe};
 use crate::ranges::{Place, Range, Task};
 use crate::sealed;
 
@@ -56,6 +58,18 @@ pub(super) struct Share {
     pub(super) range: Range,
     /// What is known of inputs that other tasks have a part of.
     pub(super) shared: Vec<Shared>,
+    /// Which documents of all inputs are left out, where the options ask for it; the same for all tasks.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) surveyed: Option<Surveyed>,
+}
+
+/// What the first pass over all inputs found.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Surveyed {
+    pub(super) left_out: LeftOut,
+    pub(super) replaced: u64,
+    /// Digest of the choice.
+    pub(super) choice: String,
 }
 
 /// `task.json`: all that the merge must know, there when the task is done. The recipe's inputs are those of the range;
@@ -95,6 +109,7 @@ pub fn prepare_task<E: Encode>(
     if inputs.iter().all(|input| input.n_bytes == 0) {
         return Err(Error::EmptyCorpus);
     }
+    check_separator(&inputs, &options.selection)?;
     if let Some(manifest) = merged(out, &inputs, tokenizer, options)? {
         let Manifest { n_tokens, n_documents, .. } = manifest;
         return Ok(TaskEnd { n_tokens, n_documents, dir: out.to_owned(), is_merged: true });
@@ -104,13 +119,19 @@ pub fn prepare_task<E: Encode>(
     let _lock = FolderLock::take(&dir)?;
     io::remove_stale(&dir)?;
     let stamps = check::stamps(&inputs)?;
-    let (range, recipe, share) = share(task, &inputs, tokenizer, options, control)?;
+    let (recipe, share) = share(task, &inputs, tokenizer, options, control)?;
+    let range = share.range;
+    let survey = Survey::take(&inputs, range.start, options, control)?;
+    let surveyed = surveyed(&survey);
+    if surveyed.is_some() {
+        check::refuse_changed(&inputs, &stamps)?;
+    }
     let mine = &inputs[range.inputs()];
-    let mut journal = Journal::start(&dir, recipe, Some(share), options.threads, control)?;
-    if journal.position() != journal.end_position() {
+    let mut journal = Journal::start(&dir, recipe, Some(Share { surveyed, ..share }), options.threads, control)?;
+    if !journal.is_finished() {
         io::remove(&dir.join(FILE))?; // of an earlier end whose shards are no longer whole
     }
-    let end = encode_all(mine, tokenizer, options, &mut journal, control)
+    let end = encode_all(mine, tokenizer, options, &survey, &mut journal, control)
         .map_err(|error| corpus::numbered(error, mine.first(), range.start.offset))?;
     check::refuse_changed(mine, &stamps[range.inputs()])?;
     finish(dir, journal, end)
@@ -123,13 +144,25 @@ fn share<E: Encode>(
     tokenizer: &E,
     options: &PrepareOptions,
     control: &Control,
-) -> Result<(Range, Recipe, Share)> {
-    let range = task.range(inputs, |text, at| tokenizer.safe_cut(text, at))?;
-    let longest = tokenizer.special_texts().iter().map(String::len).max().unwrap_or(0);
+) -> Result<(Recipe, Share)> {
+    let selection = &options.selection;
+    let range = task.range(inputs, |text, at| match &selection.doc_separator {
+        _ if selection.replaces() => text.len(), // where a place stands in what comes out is not known before
+        Some(separator) => texts::next_document(text, at, separator.as_bytes()),
+        None => tokenizer.safe_cut(text, at),
+    })?;
+    let longest = tokenizer.special_texts().iter().chain(&selection.doc_separator).map(String::len).max().unwrap_or(0);
     let around = AROUND.max(longest as u64);
-    let (sources, shared) = check::shared_sources(inputs, &range, around, options.threads, control)?;
-    let share = Share { task, corpus: corpus_digest(inputs), range, shared };
-    Ok((range, recipe(sources, tokenizer, options)?, share))
+    let replaces = selection.replaces();
+    let (sources, shared) = check::shared_sources(inputs, &range, around, replaces, options.threads, control)?;
+    let share = Share { task, corpus: corpus_digest(inputs), range, shared, surveyed: None };
+    Ok((recipe(sources, tokenizer, options)?, share))
+}
+
+/// What all tasks must agree on, if anything was surveyed.
+fn surveyed(survey: &Survey) -> Option<Surveyed> {
+    let choice = survey.digest()?;
+    Some(Surveyed { left_out: survey.counts, replaced: survey.n_replaced, choice })
 }
 
 /// The folder of a task.

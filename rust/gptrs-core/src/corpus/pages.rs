@@ -1,0 +1,300 @@
+//! Pages of a Parquet file's columns, none of them larger than its reader allows.
+//!
+//! The parquet crate gives pages as they are stored, and decodes them once they are decompressed; reading the file and
+//! decompressing happen here, so that no number in the file decides how much memory is taken.
+
+use std::fs::File;
+use std::io::{BufReader, Read, Take};
+use std::os::unix::fs::FileExt;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+
+use brotli_decompressor::Decompressor;
+use bytes::Bytes;
+use flate2::read::MultiGzDecoder;
+use parquet::basic::{CompressionCodec, Encoding};
+use parquet::column::page::{Page, PageMetadata, PageReader};
+use parquet::errors::{ParquetError, Result};
+use parquet::file::metadata::ColumnChunkMetaData;
+use parquet::file::reader::{ChunkReader, Length};
+use parquet::file::serialized_reader::SerializedPageReader;
+
+use super::source::MAX_WINDOW;
+
+/// Bytes that the pages of all columns may have together, stored and decompressed.
+pub(super) const MAX_PAGES: usize = 256 << 20;
+
+/// The largest part of a file that is read at once: its footer, or a page.
+const MAX_READ: usize = MAX_PAGES;
+
+/// The largest header of a page.
+const MAX_HEADER: u64 = 16 << 20;
+
+/// Values of a dictionary: each takes 32 bytes of memory, however few of the file.
+const MAX_DICTIONARY: u32 = 4 << 20;
+
+/// Values of a page whose lengths are all decoded at once.
+const MAX_LENGTHS: u32 = 16 << 20;
+
+/// Bytes of a page whose values may repeat the one before: each may be as long as the whole page.
+const MAX_PREFIXED: usize = 4 << 20;
+
+/// A file that is read in parts, each of them inside of it.
+pub(super) struct Stored {
+    pub(super) file: File,
+    pub(super) len: u64,
+    /// Bytes that were read so far.
+    pub(super) n: AtomicU64,
+}
+
+/// The bytes of a shared file from a place on.
+pub(super) struct From {
+    stored: Arc<Stored>,
+    at: u64,
+}
+
+/// The shared handle that the parquet crate reads through.
+#[derive(Clone)]
+pub(super) struct Handle(pub(super) Arc<Stored>);
+
+impl Read for From {
+    fn read(&mut self, out: &mut [u8]) -> std::io::Result<usize> {
+        let n = self.stored.file.read_at(out, self.at)?;
+        self.at += n as u64;
+        Ok(n)
+    }
+}
+
+impl Length for Handle {
+    fn len(&self) -> u64 {
+        self.0.len
+    }
+}
+
+impl ChunkReader for Handle {
+    type T = Take<BufReader<From>>;
+
+    fn get_read(&self, start: u64) -> Result<Self::T> {
+        let from = From { stored: Arc::clone(&self.0), at: start };
+        Ok(BufReader::with_capacity(1 << 12, from).take(MAX_HEADER))
+    }
+
+    fn get_bytes(&self, start: u64, length: usize) -> Result<Bytes> {
+        if length > MAX_READ {
+            return Err(general(format!("expected a part of at most {MAX_READ} bytes, got one of {length}")));
+        }
+        if start.checked_add(length as u64).is_none_or(|end| end > self.0.len) {
+            return Err(general(format!("expected {length} bytes from byte {start} on, the file has {}", self.0.len)));
+        }
+        let mut bytes = vec![0; length];
+        self.0.file.read_exact_at(&mut bytes, start)?;
+        self.0.n.fetch_add(length as u64, Ordering::Relaxed);
+        Ok(bytes.into())
+    }
+}
+
+/// The pages of one column of a row group.
+pub(super) struct Pages {
+    stored: SerializedPageReader<Handle>,
+    codec: CompressionCodec,
+    limit: usize,
+    is_nullable: bool,
+    /// Rows of the page that was read last.
+    n_rows: Arc<AtomicUsize>,
+}
+
+impl Pages {
+    /// Pages of at most `limit` bytes; `n_rows` is set to the rows of each that is read.
+    pub(super) fn open(
+        file: Handle,
+        column: &ColumnChunkMetaData,
+        total_rows: usize,
+        limit: usize,
+        n_rows: Arc<AtomicUsize>,
+    ) -> Result<Self> {
+        // Said to be uncompressed, its pages come as they are stored.
+        let plain = column.clone().into_builder().set_compression_codec(CompressionCodec::UNCOMPRESSED).build()?;
+        let stored = SerializedPageReader::new(Arc::new(file), &plain, total_rows, None)?;
+        let is_nullable = column.column_descr().max_def_level() > 0;
+        Ok(Self { stored, codec: column.compression_codec(), limit, is_nullable, n_rows })
+    }
+
+    fn decompress(&self, stored: Bytes) -> Result<Bytes> {
+        let limit = self.limit;
+        let (bytes, mut out) = (stored.as_ref(), Vec::new());
+        let mut read = |reader: &mut dyn Read| reader.take(limit as u64 + 1).read_to_end(&mut out);
+        match self.codec {
+            CompressionCodec::UNCOMPRESSED => return Ok(stored),
+            // A page without a value may have no byte.
+            _ if bytes.is_empty() => return Ok(stored),
+            CompressionCodec::GZIP => read(&mut MultiGzDecoder::new(bytes))?,
+            CompressionCodec::BROTLI => read(&mut Decompressor::new(bytes, 1 << 12))?,
+            CompressionCodec::ZSTD => {
+                let mut decoder = zstd::stream::read::Decoder::with_buffer(bytes)?;
+                decoder.window_log_max(MAX_WINDOW)?;
+                read(&mut decoder)?
+            }
+            CompressionCodec::SNAPPY => {
+                let n = snap::raw::decompress_len(bytes).map_err(external)?;
+                self.check(n)?;
+                out = snap::raw::Decoder::new().decompress_vec(bytes).map_err(external)?;
+                n
+            }
+            CompressionCodec::LZ4_RAW => {
+                out = self.lz4(bytes)?;
+                out.len()
+            }
+            other => {
+                return Err(general(format!(
+                    "expected pages that are plain or compressed by snappy, gzip, brotli, zstd or lz4_raw, got {other:?}; hint: write the file anew"
+                )));
+            }
+        };
+        self.check(out.len())?;
+        Ok(out.into())
+    }
+
+    /// A block that does not say how long it is inside.
+    fn lz4(&self, bytes: &[u8]) -> Result<Vec<u8>> {
+        let mut room = (4 * bytes.len()).clamp(1 << 12, self.limit);
+        loop {
+            match lz4_flex::block::decompress(bytes, room) {
+                Err(lz4_flex::block::DecompressError::OutputTooSmall { .. }) if room < self.limit => {
+                    room = (4 * room).min(self.limit);
+                }
+                Err(lz4_flex::block::DecompressError::OutputTooSmall { expected, .. }) => {
+                    self.check(expected.max(self.limit + 1))?;
+                }
+                end => return end.map_err(external),
+            }
+        }
+    }
+
+    fn check(&self, n_bytes: usize) -> Result<()> {
+        if n_bytes <= self.limit {
+            return Ok(());
+        }
+        Err(general(format!(
+            "expected pages of at most {} bytes, got a larger one; hint: write the file with smaller pages",
+            self.limit
+        )))
+    }
+
+    /// A page as it is stored, decompressed and looked at.
+    fn plain(&self, mut page: Page) -> Result<Page> {
+        self.check(page.buffer().len())?;
+        match &mut page {
+            Page::DataPage { buf, .. } | Page::DictionaryPage { buf, .. } => {
+                *buf = self.decompress(std::mem::take(buf))?;
+            }
+            Page::DataPageV2 { buf, def_levels_byte_len, rep_levels_byte_len, is_compressed: true, .. } => {
+                let n = *def_levels_byte_len as usize + *rep_levels_byte_len as usize;
+                if n > buf.len() {
+                    return Err(general(format!("a page of {} bytes has {n} bytes of levels", buf.len())));
+                }
+                let values = self.decompress(buf.slice(n..))?;
+                *buf = if n == 0 { values } else { [&buf[..n], values.as_ref()].concat().into() };
+            }
+            Page::DataPageV2 { .. } => {}
+        }
+        check_counts(&page, self.is_nullable)?;
+        Ok(page)
+    }
+}
+
+/// Refuses numbers for which a decoder would take more memory than the page has bytes.
+fn check_counts(page: &Page, is_nullable: bool) -> Result<()> {
+    let (n_values, n_bytes) = (page.num_values(), page.buffer().len());
+    let refuse = |limit: String| {
+        let what = format!("a page of {n_values} values in {n_bytes} bytes, encoding {}", page.encoding());
+        Err(general(format!("expected {limit}, got {what}; hint: write the file with smaller pages")))
+    };
+    if page.is_dictionary_page() {
+        // Before each value stands its length.
+        if n_values > MAX_DICTIONARY || n_values as usize > n_bytes / 4 {
+            return refuse(format!("at most {MAX_DICTIONARY} values in a dictionary, of 4 bytes or more"));
+        }
+        return Ok(());
+    }
+    let is_prefixed = page.encoding() == Encoding::DELTA_BYTE_ARRAY;
+    if is_prefixed && n_bytes > MAX_PREFIXED {
+        return refuse(format!("at most {MAX_PREFIXED} bytes"));
+    }
+    if is_prefixed || page.encoding() == Encoding::DELTA_LENGTH_BYTE_ARRAY {
+        let n_lengths = values_of(page, is_nullable).and_then(n_deltas);
+        if n_values > MAX_LENGTHS || n_lengths.is_none_or(|n| n > u64::from(n_values)) {
+            return refuse(format!("at most {MAX_LENGTHS} values, and no more lengths"));
+        }
+    }
+    Ok(())
+}
+
+/// The bytes of a data page behind its levels, which say of each value of a nullable column whether it is there.
+fn values_of(page: &Page, is_nullable: bool) -> Option<&[u8]> {
+    match page {
+        Page::DataPageV2 { buf, def_levels_byte_len, rep_levels_byte_len, .. } => {
+            buf.get(*def_levels_byte_len as usize + *rep_levels_byte_len as usize..)
+        }
+        Page::DataPage { buf, def_level_encoding: Encoding::RLE, .. } if is_nullable => {
+            let (n, rest) = buf.split_first_chunk()?;
+            rest.get(u32::from_le_bytes(*n) as usize..)
+        }
+        Page::DataPage { .. } if is_nullable => None,
+        page => Some(page.buffer()),
+    }
+}
+
+/// The number of values that a block of deltas announces: the third of its numbers.
+fn n_deltas(bytes: &[u8]) -> Option<u64> {
+    let mut bytes = bytes.iter();
+    let mut number = || {
+        let mut value = 0u64;
+        for shift in (0..64).step_by(7) {
+            let byte = *bytes.next()?;
+            value |= u64::from(byte & 0x7F) << shift;
+            if byte & 0x80 == 0 {
+                return Some(value);
+            }
+        }
+        None
+    };
+    number()?;
+    number()?;
+    number()
+}
+
+impl Iterator for Pages {
+    type Item = Result<Page>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        self.get_next_page().transpose()
+    }
+}
+
+impl PageReader for Pages {
+    fn get_next_page(&mut self) -> Result<Option<Page>> {
+        let Some(page) = self.stored.get_next_page()? else { return Ok(None) };
+        let page = self.plain(page)?;
+        if page.is_data_page() {
+            self.n_rows.store(page.num_values() as usize, Ordering::Relaxed);
+        }
+        Ok(Some(page))
+    }
+
+    fn peek_next_page(&mut self) -> Result<Option<PageMetadata>> {
+        self.stored.peek_next_page()
+    }
+
+    fn skip_next_page(&mut self) -> Result<()> {
+        self.stored.skip_next_page()
+    }
+}
+
+/// An error of the format in the parquet crate's words.
+pub(super) fn general(reason: String) -> ParquetError {
+    ParquetError::General(reason)
+}
+
+fn external(error: impl std::error::Error + Send + Sync + 'static) -> ParquetError {
+    ParquetError::External(Box::new(error))
+}

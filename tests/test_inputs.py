@@ -1,0 +1,250 @@
+"""What `prepare` takes: Parquet files, documents from Python, and which documents of each become tokens."""
+
+import gzip
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+import gptrs
+from conftest import Cli
+from gptrs import Dataset, Tokenizer, prepare, prepare_documents
+
+TEXTS = ["One hat.\n", "", "Zwei Hüte 帽子", "One hat.\n", "three " * 3000, "\u2028"]
+
+
+@pytest.fixture(scope="module")
+def tok() -> Tokenizer:
+    return Tokenizer.train_from_iterator(TEXTS * 3, 280)
+
+
+def texts_of(dataset: Dataset, tok: Tokenizer) -> list[str]:
+    """The documents of a dataset, decoded."""
+    assert tok.eot_id is not None
+    texts, tokens = [], dataset[:].tolist()
+    while tokens:
+        end = tokens.index(tok.eot_id)
+        texts.append(tok.decode_bytes(tokens[:end]).decode())
+        tokens = tokens[end + 1 :]
+    return texts
+
+
+def written(folder: Path, texts: list[Any], **options: Any) -> Path:
+    path = folder / "a.parquet"
+    pq.write_table(pa.table({"id": range(len(texts)), "text": texts}), path, **options)
+    return path
+
+
+@pytest.mark.parametrize("codec", ["none", "snappy", "gzip", "brotli", "zstd", "lz4"])
+@pytest.mark.parametrize("version", ["1.0", "2.0"])
+def test_rows_of_parquet_files_are_documents(tok: Tokenizer, tmp_path: Path, codec: str, version: str):
+    for i, options in enumerate(
+        (
+            {},
+            {"use_dictionary": False, "row_group_size": 4},
+            {"use_dictionary": False, "column_encoding": {"id": "PLAIN", "text": "DELTA_BYTE_ARRAY"}},
+            {"use_dictionary": False, "column_encoding": {"id": "PLAIN", "text": "DELTA_LENGTH_BYTE_ARRAY"}},
+            {"data_page_size": 10, "write_batch_size": 1, "row_group_size": 3},
+        )
+    ):
+        path = written(tmp_path, TEXTS, compression=codec, data_page_version=version, **options)
+        data = prepare(path, tok, tmp_path / str(i), shard_tokens=2000)
+        assert texts_of(data, tok) == TEXTS
+        assert tok.encode_files(path).ids.tolist() == data[:].tolist()
+
+
+def test_a_column_may_be_large_required_binary_or_read_from_a_dictionary(tok: Tokenizer, tmp_path: Path):
+    required = pa.schema([pa.field("text", pa.string(), nullable=False)])
+    for i, table in enumerate(
+        (
+            pa.table({"text": pa.array(TEXTS, pa.large_string())}),
+            pa.table({"text": pa.array([text.encode() for text in TEXTS], pa.binary())}),
+            pa.table({"text": pa.array(TEXTS).dictionary_encode()}),
+            pa.table({"text": TEXTS}, schema=required),
+            pa.table({"text": pa.array(TEXTS, pa.string_view())}),
+        )
+    ):
+        pq.write_table(table, tmp_path / f"{i}.parquet")
+        assert texts_of(prepare(tmp_path / f"{i}.parquet", tok, tmp_path / str(i)), tok) == TEXTS
+
+
+def test_folders_training_and_templates_take_parquet_files(tok: Tokenizer, tmp_path: Path):
+    (tmp_path / "in" / "deep").mkdir(parents=True)
+    table = pa.table({"title": ["a", "b"], "text": ["x", "y"], "tags": [["p"], ["q", "r"]]})
+    pq.write_table(table, tmp_path / "in" / "deep" / "b.parquet")
+    (tmp_path / "in" / "c.jsonl").write_text('{"title": "c", "text": "z"}\n')
+    data = prepare(tmp_path / "in", tok, tmp_path / "out", text_field="{title}: {text}")
+    assert texts_of(data, tok) == ["c: z", "a: x", "b: y"]
+    assert Tokenizer.train(tmp_path / "in", 300, progress=False).vocab_size <= 300
+    for field, message in (("url", "found title, text, tags.list.element"), ("tags", 'expected a column "tags"')):
+        with pytest.raises(ValueError, match=message):
+            prepare(tmp_path / "in" / "deep", tok, tmp_path / "other", text_field=field)
+
+
+def test_what_is_wrong_in_a_parquet_file_is_said(tok: Tokenizer, tmp_path: Path):
+    for texts, message in (
+        (["a", None], r"a\.parquet is not a valid Parquet file: row 1: expected a string .* got null"),
+        ([b"a", b"b", b"caf\xe9"], r"row 2: expected UTF-8, got an invalid byte at byte 3"),
+        ([1, 2], 'expected strings in column "text", got INT64'),
+        ([["a"], ["b"]], 'expected a column "text", found id, text.list.element'),
+    ):
+        with pytest.raises(ValueError, match=message):
+            prepare(written(tmp_path, texts), tok, tmp_path / "out")
+    path = written(tmp_path, TEXTS)
+    path.write_bytes(path.read_bytes()[:-9])
+    with pytest.raises(ValueError, match=r"a\.parquet is not a valid Parquet file"):
+        prepare(path, tok, tmp_path / "out")
+    path.rename(tmp_path / "a.parquet.gz")
+    with pytest.raises(ValueError, match="expected text, JSON lines or Parquet"):
+        prepare(tmp_path / "a.parquet.gz", tok, tmp_path / "out")
+
+
+_PREPARE = """
+import sys
+from pathlib import Path
+import gptrs
+tok = gptrs.Tokenizer.train_from_iterator(["abab"], 258)
+try:
+    gptrs.prepare(sys.argv[1], tok, sys.argv[1] + ".out", progress=False, threads=2)
+except ValueError as error:
+    print(error)
+(peak,) = [line.split()[1] for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM")]
+print(int(peak) >> 10)
+"""
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads the peak of memory from /proc")
+@pytest.mark.parametrize("codec", ["gzip", "zstd", "brotli", "snappy", "lz4"])
+def test_a_page_that_is_far_larger_inside_is_refused_before_it_fills_the_memory(tmp_path: Path, codec: str):
+    path = written(tmp_path, ["\0" * 280_000_000], compression=codec, use_dictionary=False, write_statistics=False)
+    done = subprocess.run([sys.executable, "-c", _PREPARE, path], capture_output=True, text=True, check=True)
+    error, rss_mib = done.stdout.splitlines()
+    assert "expected pages of at most 268435456 bytes, got a larger one; hint" in error
+    assert int(rss_mib) < 1024
+
+
+def test_a_separator_cuts_text_files_alone(tok: Tokenizer, tmp_path: Path, cli: Cli):
+    (tmp_path / "a.txt").write_text("one\n\n\ntwo\n\n\n\n\n\nthree\n\n\n")
+    (tmp_path / "b.jsonl").write_text(json.dumps({"text": "four\n\n\nfive"}))
+    files = [tmp_path / "a.txt", tmp_path / "b.jsonl"]
+    data = prepare(files, tok, tmp_path / "out", doc_separator="\n\n\n")
+    assert texts_of(data, tok) == ["one", "two", "three", "four\n\n\nfive"]
+    assert data.manifest["doc_separator"] == "\n\n\n"
+    tok.save(tmp_path / "t.json")
+    done = cli("prepare", *files, "-t", tmp_path / "t.json", "-o", tmp_path / "again", "--doc-separator", r"\n\n\n")
+    assert done.returncode == 0, done.stderr
+    assert Dataset(tmp_path / "again").fingerprint == data.fingerprint
+    done = cli("prepare", *files, "-t", tmp_path / "t.json", "-o", tmp_path / "bad", "--doc-separator", r"\x")
+    assert done.returncode == 1 and "--doc-separator has an escape" in done.stderr
+
+
+def test_documents_are_left_out_by_their_bytes_and_counted(tok: Tokenizer, tmp_path: Path, cli: Cli):
+    path = written(tmp_path, [*TEXTS, "äöü", "short"])
+    data = prepare(path, tok, tmp_path / "out", min_document_bytes=6, max_document_bytes=1000, dedup=True)
+    assert texts_of(data, tok) == ["One hat.\n", "Zwei Hüte 帽子", "äöü"]
+    assert data.manifest["left_out"] == {"short": 3, "long": 1, "duplicate": 1}
+    tok.save(tmp_path / "t.json")
+    options = ["--min-document-bytes", 6, "--max-document-bytes", 1000, "--dedup", "--source", "web", "--weight", 0.5]
+    done = cli("prepare", path, "-t", tmp_path / "t.json", "-o", tmp_path / "again", *options)
+    assert done.returncode == 0, done.stderr
+    again = Dataset(tmp_path / "again")
+    assert again.fingerprint == data.fingerprint
+    assert (again.manifest["source"], again.manifest["weight"]) == ("web", 0.5)
+    assert "source" not in data.manifest
+    options = {"min_document_bytes": 6, "max_document_bytes": 1000, "dedup": True}
+    _, trained = gptrs.train_and_prepare(path, 300, tmp_path / "trained", documents=options, progress=False)
+    assert trained.n_documents == 3
+    with pytest.raises(ValueError, match="weight must be a number above 0"):
+        prepare(path, tok, tmp_path / "out", weight=0.0)
+
+
+@given(text=st.lists(st.sampled_from([b"a", b"\xc3\xa9", b"\xff", b"\xe2\x82", b"\xf0\x9f\x98", b"\xed\xa0", b"\x80"])))
+def test_what_is_not_utf8_is_replaced_as_python_does(
+    tok: Tokenizer, tmp_path_factory: pytest.TempPathFactory, text: list[bytes]
+):
+    folder = tmp_path_factory.mktemp("replace")
+    bad = b"x" + b"".join(text)
+    (folder / "a.txt").write_bytes(bad)
+    (folder / "b.txt.gz").write_bytes(gzip.compress(bad))
+    (folder / "c.jsonl").write_bytes(b'{"text": "' + bad + b'"}\n')
+    pq.write_table(pa.table({"text": pa.array([bad], pa.binary())}), folder / "d.parquet")
+    data = prepare(folder, tok, folder / "out", errors="replace", threads=1)
+    expected = bad.decode(errors="replace")
+    assert texts_of(data, tok) == [expected] * 4
+    assert data.manifest.get("replaced", 0) == 4 * expected.count("\ufffd")
+    if expected != bad.decode(errors="ignore"):
+        with pytest.raises(ValueError, match=r"a\.txt is not UTF-8: invalid byte at offset"):
+            prepare(folder, tok, folder / "strict", threads=1)
+
+
+def test_documents_may_come_from_python(tok: Tokenizer, tmp_path: Path):
+    (tmp_path / "documents.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in TEXTS))
+    expected = prepare(tmp_path / "documents.jsonl", tok, tmp_path / "files")
+    rows = [{"text": text, "n": len(text)} for text in TEXTS]
+    for i, documents in enumerate((TEXTS, iter(TEXTS), rows, (row for row in rows))):
+        data = prepare_documents(documents, tok, tmp_path / str(i))
+        assert data.fingerprint == expected.fingerprint
+        assert data.manifest["inputs"][0]["name"] == "documents.jsonl"
+        assert [path.name for path in data.path.iterdir() if path.is_dir()] == []
+        # The same again is the same dataset; other documents are refused.
+        assert prepare_documents(TEXTS, tok, tmp_path / str(i)).fingerprint == data.fingerprint
+        with pytest.raises(ValueError, match="other input files"):
+            prepare_documents(TEXTS[1:], tok, tmp_path / str(i))
+    data = prepare_documents(
+        [{"a": "x", "b": "y"}, {"a": "x", "b": "y"}], tok, tmp_path / "t", text_field="{a}{{{b}", dedup=True
+    )
+    assert texts_of(data, tok) == ["x{y"]
+
+
+def test_documents_that_are_none_are_refused_by_number(tok: Tokenizer, tmp_path: Path):
+    for documents, error, message in (
+        ("a.txt", TypeError, "expected documents, got str; hint: gptrs.prepare reads files"),
+        ({"train": ["a"]}, TypeError, "got dict; hint: give one split"),
+        (["a", 5], TypeError, "expected a mapping with text as document 2, got int"),
+        ([{"text": "a"}, {"text": None}], TypeError, "expected a string as 'text' of document 2, got NoneType"),
+        ([{"body": "a"}], ValueError, "expected a field 'text' in document 1, found body"),
+        (["\ud800"], ValueError, "document 1, got a lone surrogate"),
+        ([], ValueError, "the corpus is empty"),
+    ):
+        with pytest.raises(error, match=message):
+            prepare_documents(documents, tok, tmp_path / "out")
+
+
+class Table:
+    """What the tables of the package datasets can do."""
+
+    def __init__(self, columns: dict[str, list[Any]]) -> None:
+        self.columns, self.column_names = columns, list(columns)
+
+    def select_columns(self, names: list[str]) -> "Table":
+        return Table({name: self.columns[name] for name in names})
+
+    def iter(self, batch_size: int) -> Iterator[dict[str, list[Any]]]:
+        n = len(next(iter(self.columns.values())))
+        for start in range(0, n, batch_size):
+            yield {name: values[start : start + batch_size] for name, values in self.columns.items()}
+
+
+def test_a_table_gives_the_columns_that_are_needed(tok: Tokenizer, tmp_path: Path):
+    texts = [f"text {i}" for i in range(2500)]
+    table = Table({"text": texts, "image": [object()] * 2500})
+    assert texts_of(prepare_documents(table, tok, tmp_path / "out"), tok) == texts
+    with pytest.raises(ValueError, match="expected a column 'body', found text, image"):
+        prepare_documents(table, tok, tmp_path / "other", text_field="body")
+
+
+def test_a_dataset_of_hugging_face_is_documents(tok: Tokenizer, tmp_path: Path):
+    datasets = pytest.importorskip("datasets")
+    table = datasets.Dataset.from_dict({"text": TEXTS, "n": list(range(len(TEXTS)))})
+    for i, documents in enumerate((table, table.to_iterable_dataset())):
+        assert texts_of(prepare_documents(documents, tok, tmp_path / str(i)), tok) == TEXTS
+    with pytest.raises(TypeError, match="hint: give one split"):
+        prepare_documents(datasets.DatasetDict(train=table), tok, tmp_path / "other")
