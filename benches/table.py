@@ -70,6 +70,17 @@ def figure(row: Row) -> str:
         return f"{row['steps_per_s']['median']:.1f} steps/s"
     if "percent" in row:
         return f"{row['percent']['median']:.2f} %"
+    if "us" in row:
+        return " · ".join(f"{name} {value:.0f} µs" for name, value in row["us"].items())
+    if "state_to_first_batch_ms" in row:
+        growth, ms = (
+            row["memory_mb"]["median"],
+            [row[f"{name}_ms"]["median"] for name in ("open", "state_to_first_batch")],
+        )
+        return f"opened in {ms[0]:.1f} ms, batch in {ms[1]:.1f} ms, {growth:.0f} MB"
+    if "m_documents_per_s" in row:
+        rate, padding, size = (row[name] for name in ("m_documents_per_s", "padding_percent", "bytes_per_document"))
+        return f"{rate['median']:.0f} M documents/s, padding {padding:.4f} %, {size:.1f} bytes a document"
     below = row["unigram_entropy"] - row["val_loss"]
     return f"{row['val_loss']:.3f}, {below:.2f} below the unigram entropy, {row['seconds']:.0f} s"
 
