@@ -16,7 +16,9 @@ __all__ = [
     "count_pattern",
     "measure",
     "merge_counts",
+    "merge_tasks",
     "prepare",
+    "prepare_task",
 ]
 
 __version__: str
