@@ -73,6 +73,8 @@ bench: $(VENV)/.bench
 	$(BIN)/python benches/bench_tokenizer.py
 	$(BIN)/python benches/tokenizer_chart.py
 	$(BIN)/python benches/bench_loader.py
+	$(BIN)/python benches/bench_pack.py
+	$(BIN)/python benches/bench_seek.py
 	$(BIN)/python benches/bench_prepare.py
 	$(BIN)/python benches/bench_train.py
 	$(BIN)/python benches/bench_quality.py

@@ -75,13 +75,17 @@ def main() -> None:
         for device in ("cpu", "numpy"):
             record("loader", {"task": "next(), 10,000 calls 1 ms apart", "engine": "gptrs", "B": B, "T": T,
                               "device": device, "us": latency_us(dataset, device)}, PACKAGES)  # fmt: skip
-    for row in core_rows():
-        record("loader", {"task": row.pop("bench"), "engine": "gptrs core", **row}, PACKAGES)
+    for row in core_rows("loader"):
+        name, rate = row["bench"], {"median": row["million_per_s"], "min": row["low"], "max": row["high"]}
+        engine = {"gather": "gptrs", "memcpy": "memcpy"}.get(name.split()[0], "gptrs core")
+        if engine != "gptrs core":
+            name = f"random rows of {name.split()[-1]} uint16, gathered from the page cache, one core"
+        record("loader", {"task": name, "engine": engine, "m_tokens_per_s": rate})
 
 
-def core_rows() -> list[dict[str, Any]]:
-    """The rows of the core's own benchmark."""
-    command = ["cargo", "bench", "--quiet", "-p", "gptrs-core", "--bench", "loader"]
+def core_rows(bench: str, *arguments: str) -> list[dict[str, Any]]:
+    """The rows of one of the core's own benchmarks."""
+    command = ["cargo", "bench", "--quiet", "-p", "gptrs-core", "--bench", bench, "--", *arguments]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
     return [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
 

@@ -28,7 +28,8 @@ def main() -> None:
             command = ["cargo", "run", "--quiet", "-p", "gptrs-core", "--example", "sparse_dataset", "--"]
             subprocess.run([*command, work, str(n_shards), str(shard_tokens)], cwd=ROOT, check=True)
             rounds = [child(__file__, "measure", work) for _ in range(options.rounds)]
-        row: dict[str, Any] = {"task": "a batch anywhere in a trillion tokens", "engine": "gptrs", "B": B, "T": T}
+        task = f"a batch anywhere in a trillion tokens, {n_shards:,} shards"
+        row: dict[str, Any] = {"task": task, "engine": "gptrs", "B": B, "T": T}
         row |= {"shards": n_shards, "tokens": n_shards * shard_tokens}
         for name in rounds[0]:
             row[name] = summary([each[name] for each in rounds], 2)

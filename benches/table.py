@@ -70,6 +70,15 @@ def figure(row: Row) -> str:
         return f"{row['steps_per_s']['median']:.1f} steps/s"
     if "percent" in row:
         return f"{row['percent']['median']:.2f} %"
+    if "us" in row:
+        return " · ".join(f"{name} {value:.0f} µs" for name, value in row["us"].items())
+    if "state_to_first_batch_ms" in row:
+        names = ("open_ms", "state_to_first_batch_ms", "batch_at_ms", "memory_growth_mb")
+        opened, first, later, growth = (row[name]["median"] for name in names)
+        return f"opened in {opened:.1f} ms, first batch {first:.1f} ms, any other {later:.2f} ms, {growth:.0f} MB"
+    if "m_documents_per_s" in row:
+        rate, padding, size = (row[name] for name in ("m_documents_per_s", "padding_percent", "bytes_per_document"))
+        return f"{rate['median']:.0f} M documents/s, padding {padding:.4f} %, {size:.1f} bytes a document"
     below = row["unigram_entropy"] - row["val_loss"]
     return f"{row['val_loss']:.3f}, {below:.2f} below the unigram entropy, {row['seconds']:.0f} s"
 

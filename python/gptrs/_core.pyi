@@ -7,6 +7,7 @@ import numpy.typing as npt
 __all__ = [
     "Dataset",
     "Loader",
+    "Plan",
     "Ring",
     "StreamDecoder",
     "Tokenizer",
@@ -14,9 +15,13 @@ __all__ = [
     "__version__",
     "count",
     "count_pattern",
+    "import_tokens",
+    "max_documents",
     "measure",
     "merge_counts",
+    "merge_tasks",
     "prepare",
+    "prepare_task",
 ]
 
 __version__: str

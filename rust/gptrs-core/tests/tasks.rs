@@ -172,11 +172,11 @@ proptest! {
     ) {
         let dir = temporary_dir();
         let endings = ["txt", "jsonl", "txt.gz", "jsonl.gz", "txt.zst", "jsonl.zst"];
-        let path = |(i, (kind, documents)): (usize, &(usize, Vec<(u64, u64)>))| {
+        let file = |i: usize, kind: usize, documents: &[(u64, u64)]| {
             let documents: Vec<_> = documents.iter().map(|&(seed, n)| prose(seed, n)).collect();
-            write(dir.path(), &format!("{i}.{}", endings[*kind]), &documents)
+            write(dir.path(), &format!("{i}.{}", endings[kind]), &documents)
         };
-        let paths: Vec<_> = files.iter().enumerate().map(path).collect();
+        let paths: Vec<_> = files.iter().enumerate().map(|(i, (kind, documents))| file(i, *kind, documents)).collect();
         let options =
             PrepareOptions { shard_tokens, segment_bytes, append_eot, threads, ..PrepareOptions::default() };
         let work = Work { paths, tokenizer: tokenizer(pattern), out: dir.path().join("out"), options };

@@ -119,7 +119,7 @@ fn lines_before(input: &Input, offset: u64) -> Result<u64> {
             0 => return Err(input.changed()),
             got => left -= got as u64,
         }
-        n += bytes.iter().filter(|&&b| b == b'\n').count() as u64;
+        n += memchr::memchr_iter(b'\n', &bytes).count() as u64;
     }
     Ok(n)
 }

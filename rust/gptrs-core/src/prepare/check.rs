@@ -120,7 +120,7 @@ pub(super) fn shared_sources(
     for ((i, parts), digests) in mine.zip(wanted).zip(digests) {
         let is_whole = range.bytes(i, &inputs[i]) == (0..inputs[i].n_bytes);
         if !is_whole {
-            let nodes = digests.iter().map(Digest::to_hex).collect();
+            let nodes = digests.iter().copied().map(Digest::to_hex).collect();
             shared.push(Shared { input: i as u64, first: parts.start, nodes });
         }
         sources.push(source(&inputs[i], if is_whole { root(&digests) } else { String::new() }));
@@ -158,10 +158,10 @@ pub(crate) enum Digest {
 }
 
 impl Digest {
-    fn to_hex(&self) -> String {
+    fn to_hex(self) -> String {
         match self {
             Self::Whole(hash) => hash.to_string(),
-            Self::Node(node) => hex(node),
+            Self::Node(node) => hex(&node),
         }
     }
 

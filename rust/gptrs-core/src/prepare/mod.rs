@@ -179,7 +179,8 @@ pub fn prepare<E: Encode>(
     let _lock = FolderLock::take(out)?;
     io::remove_stale(out)?;
     let stamps = check::stamps(&inputs)?;
-    let recipe = recipe(check::sources(&inputs, options.selection.replaces(), options.threads, control)?, tokenizer, options)?;
+    let recipe =
+        recipe(check::sources(&inputs, options.selection.replaces(), options.threads, control)?, tokenizer, options)?;
     if let Some(manifest) = Manifest::read(out)? {
         refuse_other(out, &manifest.recipe, &recipe, true)?;
         relabel(out, manifest, options)?;

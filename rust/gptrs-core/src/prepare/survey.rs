@@ -36,12 +36,7 @@ type Digest = u128;
 
 impl Survey {
     /// Reads all documents, if the options leave any out; they will be encoded from `first` on.
-    pub(super) fn take(
-        inputs: &[Input],
-        first: Place,
-        options: &PrepareOptions,
-        control: &Control,
-    ) -> Result<Self> {
+    pub(super) fn take(inputs: &[Input], first: Place, options: &PrepareOptions, control: &Control) -> Result<Self> {
         let selection = &options.selection;
         if !selection.needs_survey() {
             return Ok(Self::default());

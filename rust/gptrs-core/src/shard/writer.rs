@@ -34,8 +34,9 @@ impl ShardWriter {
     /// Appends tokens; an id outside the vocabulary is refused and nothing is written.
     pub fn push(&mut self, ids: &[u32]) -> Result<()> {
         let limit = self.header.spec.vocab_size;
-        // The maximum compiles to a vector loop; the search only runs for the message.
-        if ids.iter().max().is_some_and(|&id| u64::from(id) >= limit) {
+        // By value the maximum compiles to a vector loop, of references to a call for each; the search only runs for the
+        // message.
+        if ids.iter().copied().max().is_some_and(|id| u64::from(id) >= limit) {
             let position = ids.iter().position(|&id| u64::from(id) >= limit).unwrap_or(0);
             return Err(Error::UnknownId { id: ids[position], position, vocab_size: limit as usize });
         }
