@@ -129,7 +129,7 @@ def test_a_folder_that_cannot_be_read(tok: Tokenizer, tmp_path: Path, cli: Cli):
 
 def test_a_folder_without_text(tmp_path: Path):
     (tmp_path / "image.png").write_bytes(b"\x89PNG")
-    with pytest.raises(ValueError, match=r"expected \*\.txt or \*\.jsonl files in .*hint: "):
+    with pytest.raises(ValueError, match=r"expected \*\.txt, \*\.jsonl or \*\.parquet files in .*hint: "):
         Tokenizer.train(tmp_path, 300)
 
 
