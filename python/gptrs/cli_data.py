@@ -41,6 +41,10 @@ def prepare(
     ] = "txt",
     shard_tokens: Annotated[int, typer.Option(help="Tokens in a shard.", min=1)] = 1 << 27,
     eot: Annotated[bool, typer.Option("--eot/--no-eot", help="Write the end-of-text id after each document.")] = True,
+    loss_field: Annotated[
+        list[str] | None,
+        typer.Option(help="Predict the tokens of this field alone, for fine-tuning; may come again.", metavar="FIELD"),
+    ] = None,
     task: cli_tasks.Task = None,
     of: cli_tasks.Of = None,
     merge: cli_tasks.Merge = False,
@@ -73,6 +77,7 @@ def prepare(
             text_field=text_field,
             shard_tokens=shard_tokens,
             append_eot=eot,
+            loss_fields=loss_field or (),
             threads=threads,
             progress=progress,
         )
@@ -91,6 +96,7 @@ def prepare(
                 text_field=text_field,
                 shard_tokens=shard_tokens,
                 append_eot=eot,
+                loss_fields=loss_field or (),
                 threads=threads,
                 progress=progress,
             )
@@ -104,6 +110,7 @@ def prepare(
                 text_field=text_field,
                 shard_tokens=shard_tokens,
                 append_eot=eot,
+                loss_fields=loss_field or (),
                 threads=threads,
                 progress=progress,
             )

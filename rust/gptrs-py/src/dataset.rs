@@ -17,7 +17,7 @@ use crate::tokenizer::Tokenizer;
 
 /// Encodes files into shards.
 #[pyfunction]
-#[pyo3(signature = (paths, tokenizer, out, *, text_field, shard_tokens, append_eot, threads=0, progress=None))]
+#[pyo3(signature = (paths, tokenizer, out, *, text_field, shard_tokens, append_eot, loss_fields=vec![], threads=0, progress=None))]
 #[allow(clippy::too_many_arguments)]
 pub fn prepare(
     py: Python<'_>,
@@ -27,17 +27,20 @@ pub fn prepare(
     text_field: String,
     shard_tokens: u64,
     append_eot: bool,
+    loss_fields: Vec<String>,
     threads: usize,
     progress: Option<&Bound<'_, PyAny>>,
 ) -> PyResult<Dataset> {
-    let options = PrepareOptions { text_field, shard_tokens, append_eot, threads, ..PrepareOptions::default() };
+    let options =
+        PrepareOptions { text_field, shard_tokens, append_eot, loss_fields, threads, ..PrepareOptions::default() };
     watched(py, progress, |control| gptrs_core::prepare::prepare(&paths, &*tokenizer.0, &out, &options, control))
         .map(|dataset| Dataset(Arc::new(dataset)))
 }
 
 /// Encodes the part of files that a task has: (tokens, documents, folder, whether all tasks are merged already).
 #[pyfunction]
-#[pyo3(signature = (paths, tokenizer, out, task, *, text_field, shard_tokens, append_eot, threads=0, progress=None))]
+#[pyo3(signature = (paths, tokenizer, out, task, *, text_field, shard_tokens, append_eot, loss_fields=vec![],
+                    threads=0, progress=None))]
 #[allow(clippy::too_many_arguments)]
 pub fn prepare_task(
     py: Python<'_>,
@@ -48,10 +51,12 @@ pub fn prepare_task(
     text_field: String,
     shard_tokens: u64,
     append_eot: bool,
+    loss_fields: Vec<String>,
     threads: usize,
     progress: Option<&Bound<'_, PyAny>>,
 ) -> PyResult<(u64, u64, PathBuf, bool)> {
-    let options = PrepareOptions { text_field, shard_tokens, append_eot, threads, ..PrepareOptions::default() };
+    let options =
+        PrepareOptions { text_field, shard_tokens, append_eot, loss_fields, threads, ..PrepareOptions::default() };
     let end = watched(py, progress, |control| {
         let task = Task::new(task.0, task.1)?;
         gptrs_core::prepare::prepare_task(&paths, &*tokenizer.0, &out, task, &options, control)
@@ -61,8 +66,8 @@ pub fn prepare_task(
 
 /// Joins finished tasks into the dataset of one run.
 #[pyfunction]
-#[pyo3(signature = (paths, tokenizer, out, of, *, keep_tasks, text_field, shard_tokens, append_eot, threads=0,
-                    progress=None))]
+#[pyo3(signature = (paths, tokenizer, out, of, *, keep_tasks, text_field, shard_tokens, append_eot, loss_fields=vec![],
+                    threads=0, progress=None))]
 #[allow(clippy::too_many_arguments)]
 pub fn merge_tasks(
     py: Python<'_>,
@@ -74,10 +79,12 @@ pub fn merge_tasks(
     text_field: String,
     shard_tokens: u64,
     append_eot: bool,
+    loss_fields: Vec<String>,
     threads: usize,
     progress: Option<&Bound<'_, PyAny>>,
 ) -> PyResult<Dataset> {
-    let options = PrepareOptions { text_field, shard_tokens, append_eot, threads, ..PrepareOptions::default() };
+    let options =
+        PrepareOptions { text_field, shard_tokens, append_eot, loss_fields, threads, ..PrepareOptions::default() };
     watched(py, progress, |control| {
         gptrs_core::prepare::merge_tasks(&paths, &*tokenizer.0, &out, of, keep_tasks, &options, control)
     })
@@ -130,6 +137,11 @@ impl Dataset {
         Ok(ids.into_iter().map(|id| id as i64).collect::<Vec<_>>().into_pyarray(py))
     }
 
+    fn loss_bits<'py>(&self, py: Python<'py>, start: u64, n_tokens: usize) -> PyResult<Bound<'py, PyArray1<bool>>> {
+        let bits = detached(py, || self.filled(n_tokens, |out| self.0.loss_bits(start, out)))?;
+        Ok(bits.into_pyarray(py))
+    }
+
     #[pyo3(signature = (threads=0, progress=None))]
     fn verify(&self, py: Python<'_>, threads: usize, progress: Option<&Bound<'_, PyAny>>) -> PyResult<u64> {
         watched(py, progress, |control| self.0.verify(threads, control))
@@ -176,6 +188,11 @@ impl Dataset {
     #[getter]
     fn eot_id(&self) -> Option<u32> {
         self.0.eot_id()
+    }
+
+    #[getter]
+    fn has_loss_bits(&self) -> bool {
+        self.0.has_loss_bits()
     }
 
     #[getter]

@@ -13,7 +13,7 @@ use std::path::{Path, PathBuf};
 
 use serde::de::DeserializeSeed;
 
-pub use self::field::TextField;
+pub use self::field::{Document, TextField};
 pub use self::source::Source;
 use crate::error::{Error, Result};
 use crate::io::{self, Map};
@@ -253,6 +253,16 @@ impl JsonLines {
 
 /// The text of one JSON line.
 pub fn document<'l>(line: &'l [u8], text_field: &TextField, at: LinePosition, path: &Path) -> Result<Cow<'l, str>> {
+    Ok(marked_document(line, text_field, at, path)?.text)
+}
+
+/// The text of one JSON line and what of it is to be predicted.
+pub(crate) fn marked_document<'l>(
+    line: &'l [u8],
+    text_field: &TextField,
+    at: LinePosition,
+    path: &Path,
+) -> Result<Document<'l>> {
     let json = utf8(line, at.offset, path)?;
     let mut parser = serde_json::Deserializer::from_str(json);
     let text = text_field.deserialize(&mut parser).and_then(|text| parser.end().map(|()| text));

@@ -66,6 +66,7 @@ pub fn import(paths: &[PathBuf], tokenizer: &Tokenizer, options: &ImportOptions,
         eot_id: spec.eot_id,
         append_eot: !options.eot_first,
         text_field: String::new(),
+        loss_fields: Vec::new(),
         shard_tokens: 0,
         inputs: scanned.inputs.clone(),
     };

@@ -2,6 +2,7 @@
 
 use aho_corasick::{AhoCorasick, AhoCorasickKind};
 
+use super::loss::Marker;
 use super::segments::{Body, Segment};
 use super::{Encode, PrepareOptions};
 use crate::corpus::{self, Codec, Input, LinePosition, TextField};
@@ -18,6 +19,8 @@ pub(super) struct Encoded {
     pub(super) n_bytes: u64,
     pub(super) n_stored: u64,
     pub(super) ids: Vec<u32>,
+    /// For each id whether it is to be predicted; empty where nobody asked.
+    pub(super) bits: Vec<bool>,
     pub(super) spans: Vec<Span>,
 }
 
@@ -45,6 +48,8 @@ pub(super) struct Encoder<'a, E> {
     n_specials: usize,
     longest_special: usize,
     checks_utf8: bool,
+    /// Which tokens are to be predicted; `None` for no such distinction.
+    marker: Option<Marker>,
 }
 
 impl<'a, E: Encode> Encoder<'a, E> {
@@ -62,8 +67,21 @@ impl<'a, E: Encode> Encoder<'a, E> {
         let specials = if texts.is_empty() { None } else { Some(build().map_err(|e| Error::Vocab(e.to_string()))?) };
         let longest_special = texts.iter().map(String::len).max().unwrap_or(1);
         let n_specials = texts.len();
-        let (checks_utf8, text_field) = (false, TextField::new(&options.text_field)?);
-        Ok(Self { inputs, tokenizer, options, text_field, eot_id, specials, n_specials, longest_special, checks_utf8 })
+        let text_field = TextField::new(&options.text_field)?.with_targets(&options.loss_fields)?;
+        let marker = if options.loss_fields.is_empty() { None } else { Some(Marker::new(tokenizer)?) };
+        let checks_utf8 = false;
+        Ok(Self {
+            inputs,
+            tokenizer,
+            options,
+            text_field,
+            eot_id,
+            specials,
+            n_specials,
+            longest_special,
+            checks_utf8,
+            marker,
+        })
     }
 
     /// Bytes behind a segment that [`Encoder::encode`] looks at.
@@ -81,7 +99,7 @@ impl<'a, E: Encode> Encoder<'a, E> {
         let Segment { input, n_bytes, n_stored, body } = segment;
         // Common text has three to five bytes a token: one allocation, filled once.
         let ids = Vec::with_capacity(n_bytes as usize / 3 + 16);
-        let mut encoded = Encoded { input, n_bytes, n_stored, ids, spans: Vec::new() };
+        let mut encoded = Encoded { input, n_bytes, n_stored, ids, bits: Vec::new(), spans: Vec::new() };
         match body {
             Body::Text { text, range, offset, is_last } => {
                 let at = LinePosition { offset, line: 1 };
@@ -96,8 +114,19 @@ impl<'a, E: Encode> Encoder<'a, E> {
                 let mut start = 0;
                 for (at, end) in lines {
                     let path = &self.inputs[input].path;
-                    let text = corpus::document(&bytes[start..end], &self.text_field, at, path)?;
-                    self.span(state, text.as_bytes(), text.len(), at, true, &mut encoded)?;
+                    let document = corpus::marked_document(&bytes[start..end], &self.text_field, at, path)?;
+                    let (text, first) = (document.text.as_bytes(), encoded.ids.len());
+                    self.span(state, text, text.len(), at, true, &mut encoded)?;
+                    if let Some(marker) = &self.marker {
+                        let n_added = usize::from(self.eot_id.is_some());
+                        marker.mark(
+                            &encoded.ids[first..],
+                            n_added,
+                            text.len(),
+                            &document.targets,
+                            &mut encoded.bits,
+                        )?;
+                    }
                     start = end;
                 }
             }

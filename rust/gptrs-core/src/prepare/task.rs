@@ -14,7 +14,7 @@ use serde::{Deserialize, Serialize};
 use super::check::{self, Shared};
 use super::journal::{Journal, Shard};
 use super::sink::End;
-use super::{Encode, PrepareOptions, check_options, encode_all, recipe, refuse_other};
+use super::{Encode, PrepareOptions, check_options, encode_all, loss, recipe, refuse_other};
 use crate::control::Control;
 use crate::corpus::{self, Input};
 use crate::error::{Error, Result};
@@ -95,6 +95,7 @@ pub fn prepare_task<E: Encode>(
     if inputs.iter().all(|input| input.n_bytes == 0) {
         return Err(Error::EmptyCorpus);
     }
+    loss::check(&inputs, tokenizer, options)?;
     if let Some(manifest) = merged(out, &inputs, tokenizer, options)? {
         let Manifest { n_tokens, n_documents, .. } = manifest;
         return Ok(TaskEnd { n_tokens, n_documents, dir: out.to_owned(), is_merged: true });
