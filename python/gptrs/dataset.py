@@ -6,7 +6,7 @@ token files of other programs ── import_tokens ──▶ indexes + manifest.
 """
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from os import fspath
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Self, TypedDict, Unpack
@@ -45,6 +45,7 @@ def prepare(
     text_field: str = "text",
     shard_tokens: int = 1 << 27,
     append_eot: bool = True,
+    loss_fields: Sequence[str] = (),
     threads: int = 0,
     progress: bool = True,
     **options: Unpack[DocumentOptions],
@@ -63,6 +64,10 @@ def prepare(
         text_field: The field or column that holds the text, or a template of several: "{title}: {text}".
         shard_tokens: Tokens in a shard, the last one excepted.
         append_eot: Write the tokenizer's end-of-text id after each document, if it has one.
+        loss_fields: Fields of `text_field` whose tokens alone are to be predicted, for fine-tuning: of
+            "{prompt}\n{answer}", ["answer"]. A token is of the field that its last byte is in; the end-of-text id is
+            always to be predicted. Batches then have the target -100 for the others. Not for .txt files, nor for
+            tokenizers with a normalizer.
         threads: Threads to use; 0 means all cores.
         progress: Show a progress bar when stderr is a terminal.
         options: See `DocumentOptions`. Sizes, `dedup` and `errors="replace"` cost one more pass over the files;
@@ -81,7 +86,8 @@ def prepare(
     paths = expand(files)
     with bar(progress) as report:
         sizes = {"text_field": text_field, "shard_tokens": shard_tokens, "append_eot": append_eot, "threads": threads}
-        core = _core.prepare(paths, tokenizer.core, fspath(out), {**sizes, **options}, report)
+        given = {**sizes, "loss_fields": list(loss_fields), **options}
+        core = _core.prepare(paths, tokenizer.core, fspath(out), given, report)
     return Dataset._of(core)
 
 
@@ -138,6 +144,7 @@ def prepare_documents(
     text_field: str = "text",
     shard_tokens: int = 1 << 27,
     append_eot: bool = True,
+    loss_fields: Sequence[str] = (),
     threads: int = 0,
     progress: bool = True,
     **options: Unpack[DocumentOptions],
@@ -164,6 +171,7 @@ def prepare_documents(
             text_field=text_field,
             shard_tokens=shard_tokens,
             append_eot=append_eot,
+            loss_fields=loss_fields,
             threads=threads,
             progress=progress,
             **options,
@@ -222,6 +230,11 @@ class Dataset:
         return np.dtype(self.core.dtype)
 
     @property
+    def has_loss_bits(self) -> bool:
+        """Whether the shards say of each token if it is to be predicted (`prepare(loss_fields=...)`)."""
+        return self.core.has_loss_bits
+
+    @property
     def tokenizer_digest(self) -> str:
         """The digest of the tokenizer that made the ids (`Tokenizer.digest`)."""
         return self.core.tokenizer_digest
@@ -258,6 +271,11 @@ class Dataset:
         self._check_range(start, n_tokens)
         return self.core.doc_ids(start, n_tokens).astype(np.int32)
 
+    def loss_bits(self, start: int, n_tokens: int) -> npt.NDArray[np.bool_]:
+        """For each of these tokens whether it is to be predicted; all are where the shards have no loss bits."""
+        self._check_range(start, n_tokens)
+        return self.core.loss_bits(start, n_tokens)
+
     def _check_range(self, start: int, n_tokens: int) -> None:
         if not 0 <= start <= start + n_tokens <= self.n_tokens:
             raise ValueError(f"tokens {start} to {start + n_tokens} are not in the dataset of {self.n_tokens}")
@@ -276,6 +294,8 @@ class Dataset:
         self, out: AnyPath, format: ExportFormat, *, tokens_per_file: int = 100_000_000, progress: bool = True
     ) -> list[Path]:
         """Writes the tokens into the folder `out` as another program's files, and returns these.
+
+        The formats have no place for loss bits: these stay behind.
 
         Args:
             out: The folder; files of the same names are replaced.

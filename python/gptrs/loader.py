@@ -34,7 +34,7 @@ class Batch:
     """One rank's microbatch: B rows of T tokens, and for each the token that follows."""
 
     tokens: Any  # (B, T) int64, torch.Tensor or with device="numpy" an array
-    targets: Any  # (B, T) int64: targets[b, t] follows tokens[b, t], or is -100 where nothing is to be predicted
+    targets: Any  # (B, T) int64: targets[b, t] follows tokens[b, t], or is -100: padding, ends, tokens with loss bit 0
     loader: "Loader"  # what made it, and where its shards are
     sample: int  # the loader's next_sample before it
     _marks: tuple[Any, Any] | None = None
@@ -196,7 +196,7 @@ class Loader:
             seq_len,
             dtype=next(iter(self._sources.values())).dtype,
             n_marks=self.n_cu_seqlens if documents else 0,
-            is_packed=bool(self._plans),
+            has_own_targets=bool(self._plans) or any(d.has_loss_bits for d in self._sources.values()),
             size=2 * prefetch,
         )
         # Behind a mixture's stages the iteration ends; where a source has given all it may, it fails.

@@ -76,17 +76,17 @@ class PinnedRing:
     """Pinned memory of rows on their way to a CUDA device, used again once their copy has ended there.
 
     Rows of the stream cross the bus as in the shards, two bytes a token for most vocabularies, and are widened there;
-    packed rows have targets of their own and cross as int32.
+    packed rows and those of a dataset with loss bits have targets of their own and cross as int32.
     """
 
-    def __init__(self, B: int, T: int, n_marks: int, device: str, dtype: np.dtype[Any], is_packed: bool) -> None:
+    def __init__(self, B: int, T: int, n_marks: int, device: str, dtype: np.dtype[Any], has_own_targets: bool) -> None:
         import torch
 
-        self._torch, self._device, self._is_packed = torch, device, is_packed
-        self._shape = (2, B, T) if is_packed else (B, T + 1)
+        self._torch, self._device, self._has_own_targets = torch, device, has_own_targets
+        self._shape = (2, B, T) if has_own_targets else (B, T + 1)
         self._marks = ((B, T), (n_marks,)) if n_marks else ()
         # torch has few operations on unsigned types: the same bits as signed ones, masked after widening.
-        self._dtype = np.dtype(np.int32) if is_packed else dtype
+        self._dtype = np.dtype(np.int32) if has_own_targets else dtype
         self._signed = {2: torch.int16, 4: torch.int32}[self._dtype.itemsize]
         self._mask = (1 << 8 * dtype.itemsize) - 1
         self._copying: deque[tuple[Slot, Any]] = deque()  # and the event behind the copy, oldest first
@@ -110,14 +110,14 @@ class PinnedRing:
             copied.record()
         self._copying.append((slot, copied))
         rows = rows.to(torch.int64)
-        if self._is_packed:
+        if self._has_own_targets:
             return Delivered(rows[0], rows[1], *marks)
         rows &= self._mask  # (B, T+1)
         return Delivered(rows[:, :-1].contiguous(), rows[:, 1:].contiguous(), *marks)
 
 
 def ring(
-    device: str, B: int, T: int, *, dtype: np.dtype[Any], n_marks: int, is_packed: bool, size: int
+    device: str, B: int, T: int, *, dtype: np.dtype[Any], n_marks: int, has_own_targets: bool, size: int
 ) -> HostRing | PinnedRing:
     """The memory of batches for `device`; wrong devices and missing packages show here, before the first batch.
 
@@ -136,4 +136,4 @@ def ring(
         return HostRing(B, T, n_marks, size, torch.from_numpy)
     if device.split(":")[0] != "cuda" or not torch.cuda.is_available():
         raise ValueError(f'device must be "cpu", "numpy" or a CUDA device that is there, got {device!r}')
-    return PinnedRing(B, T, n_marks, device, dtype, is_packed)
+    return PinnedRing(B, T, n_marks, device, dtype, has_own_targets)

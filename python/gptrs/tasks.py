@@ -5,7 +5,7 @@ files ── task 0 ──▶ OUT/tasks/task-00000-of-00003 ─┐
       ── task 2 ──▶ OUT/tasks/task-00002-of-00003 ─┘
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from os import fspath
 from pathlib import Path
@@ -28,6 +28,7 @@ class Options(DocumentOptions, total=False):
     text_field: str
     shard_tokens: int
     append_eot: bool
+    loss_fields: Sequence[str]
     threads: int
     progress: bool
 

@@ -5,7 +5,7 @@
 The shards are byte for byte those of `Tokenizer.train` followed by `prepare`.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Unpack
 
 from gptrs.corpus import AnyPath, expand
@@ -22,6 +22,7 @@ def train_and_prepare(
     save: AnyPath | None = None,
     shard_tokens: int = 1 << 27,
     append_eot: bool = True,
+    loss_fields: Sequence[str] = (),
     documents: DocumentOptions | None = None,
     **options: Unpack[Options],
 ) -> tuple[Tokenizer, Dataset]:
@@ -36,6 +37,7 @@ def train_and_prepare(
         save: Where to write tokenizer.json, before the first shard; None leaves that to the caller.
         shard_tokens: Tokens in a shard, the last one excepted.
         append_eot: Write the tokenizer's end-of-text id after each document, if it has one.
+        loss_fields: Fields whose tokens alone are to be predicted, as for `prepare`.
         documents: Which documents are written, as for `prepare`; the tokenizer is trained on the files as they are.
         options: Those of `Tokenizer.train`; `text_field`, `threads` and `progress` hold for both steps. What
             `held_out` keeps from training is encoded as well.
@@ -54,6 +56,7 @@ def train_and_prepare(
         out,
         shard_tokens=shard_tokens,
         append_eot=append_eot,
+        loss_fields=loss_fields,
         text_field=options.get("text_field", "text"),
         threads=options.get("threads", 0),
         progress=options.get("progress", True),

@@ -59,7 +59,7 @@ impl Dataset {
         let path = self.dir.join(&entry.name);
         let got = std::fs::metadata(&path).map_err(Error::io("open", &path))?.len();
         let is_index = entry.name.ends_with(INDEX_ENDING);
-        let expected = file_len(is_index, self.spec.dtype, entry.n_tokens, entry.n_documents);
+        let expected = file_len(is_index, &self.spec, entry.n_tokens, entry.n_documents);
         if expected == Some(got) {
             return Ok(());
         }
@@ -70,7 +70,7 @@ impl Dataset {
 
     /// Checks every byte of every shard; returns the bytes of tokens and document ends that there are.
     pub fn verify(&self, threads: usize, control: &Control) -> Result<u64> {
-        let lens = self.manifest.shards.iter().map(|s| verified_len(self.spec.dtype, s.n_tokens, s.n_documents));
+        let lens = self.manifest.shards.iter().map(|s| verified_len(&self.spec, s.n_tokens, s.n_documents));
         let n_bytes = lens.sum();
         control.begin("verify bytes", n_bytes);
         parallel::run(
@@ -106,6 +106,11 @@ impl Dataset {
     /// The tokenizer's end-of-text id, if it has one.
     pub fn eot_id(&self) -> Option<u32> {
         self.spec.eot_id
+    }
+
+    /// Whether there is a bit for each token that says whether it is to be predicted.
+    pub fn has_loss_bits(&self) -> bool {
+        self.spec.has_loss_bits
     }
 
     /// Identity of the tokens, 64 hexadecimal digits.
@@ -170,6 +175,42 @@ impl Dataset {
         let mut bytes = vec![0; n * self.spec.dtype.size()];
         self.read_bytes(start, &mut bytes)?;
         Ok(read(&bytes))
+    }
+
+    /// Fills `out` with whether each token from `start` on is to be predicted; without loss bits, all are.
+    pub fn loss_bits(&self, start: u64, out: &mut [bool]) -> Result<()> {
+        let n = out.len();
+        if start.checked_add(n as u64).is_none_or(|end| end > self.n_tokens()) {
+            let has = self.n_tokens();
+            return Err(Error::Argument(format!("tokens {start} to {start}+{n} are not in the dataset of {has}")));
+        }
+        if !self.has_loss_bits() {
+            out.fill(true);
+            return Ok(());
+        }
+        let (mut at, mut rest) = (start, out);
+        while !rest.is_empty() {
+            let i = self.token_starts.partition_point(|&s| s <= at) - 1;
+            let left = self.token_starts[i + 1] - at;
+            let (now, later) = rest.split_at_mut(rest.len().min(usize::try_from(left).unwrap_or(usize::MAX)));
+            self.shard(i)?.loss_bits(at - self.token_starts[i], now)?;
+            at += now.len() as u64;
+            rest = later;
+        }
+        Ok(())
+    }
+
+    /// Writes `ignored` over those of `targets`, the tokens from `start` on, that are not to be predicted.
+    pub(crate) fn mask_targets<T: Copy>(&self, start: u64, targets: &mut [T], ignored: T) -> Result<()> {
+        if !self.has_loss_bits() {
+            return Ok(());
+        }
+        let mut bits = vec![false; targets.len()];
+        self.loss_bits(start, &mut bits)?;
+        for (target, bit) in targets.iter_mut().zip(bits) {
+            *target = if bit { *target } else { ignored };
+        }
+        Ok(())
     }
 
     /// Fills `out` with the index of the document of each token from `start` on.

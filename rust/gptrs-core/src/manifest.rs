@@ -31,6 +31,9 @@ pub struct Recipe {
     pub append_eot: bool,
     /// The field of JSON lines that held the text, or the template of several.
     pub text_field: String,
+    /// The fields whose tokens are to be predicted; with any, shards have loss bits.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub loss_fields: Vec<String>,
     /// Tokens of each shard but the last.
     pub shard_tokens: u64,
     /// Which documents the inputs have, and which of them were left out.
@@ -201,7 +204,8 @@ impl Recipe {
         if let Some(id) = self.eot_id.filter(|&id| u64::from(id) >= vocab_size) {
             return Err(format!("expected an end-of-text id below {vocab_size}, got {id}"));
         }
-        Ok(Spec { dtype, vocab_size, eot_id: self.eot_id, tokenizer })
+        let has_loss_bits = !self.loss_fields.is_empty();
+        Ok(Spec { dtype, vocab_size, eot_id: self.eot_id, tokenizer, has_loss_bits })
     }
 }
 

@@ -93,7 +93,7 @@ fn another_version_of_a_shard_a_manifest_or_a_journal_is_said() {
 fn an_id_that_two_bytes_do_not_hold_is_refused_with_its_position() {
     let dir = corpus::temporary_dir();
     let path = dir.path().join("a.gts");
-    let spec = Spec { dtype: Dtype::U16, vocab_size: 1 << 16, eot_id: None, tokenizer: [0; 32] };
+    let spec = Spec { dtype: Dtype::U16, vocab_size: 1 << 16, eot_id: None, tokenizer: [0; 32], has_loss_bits: false };
     let mut writer = ShardWriter::create(&path, spec).unwrap();
     writer.push(&[0, 65_535]).unwrap();
     for (position, id) in [(0, 65_536), (3, 65_537), (2, u32::MAX)] {

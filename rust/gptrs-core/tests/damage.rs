@@ -103,17 +103,18 @@ fn refused<T>(end: Result<T>, path: &Path, what: &str) {
 // ── shards ──
 
 /// A shard of `n` tokens: no read of it after damage gives anything but the written tokens, and a check finds it.
-fn shard(n: usize, dtype: Dtype, damage: impl Fn(Subject)) {
+fn shard(n: usize, dtype: Dtype, has_loss_bits: bool, damage: impl Fn(Subject)) {
     let dir = corpus::temporary_dir();
     let path = dir.path().join("a.gts");
     let vocab_size = if dtype == Dtype::U16 { 50_257 } else { 100_000 };
     let mut random = Random(n as u64);
     let tokens: Vec<u32> = (0..n).map(|_| random.below(vocab_size) as u32).collect();
-    let spec = Spec { dtype, vocab_size: vocab_size as u64, eot_id: Some(50_256), tokenizer: [7; 32] };
+    let bits: Vec<bool> = (0..n).map(|_| !has_loss_bits || random.below(2) == 1).collect();
+    let spec = Spec { dtype, vocab_size: vocab_size as u64, eot_id: Some(50_256), tokenizer: [7; 32], has_loss_bits };
     let mut writer = ShardWriter::create(&path, spec).unwrap();
     let mut ends = Vec::new();
-    for document in tokens.chunks(n / 5 + 1) {
-        writer.push(document).unwrap();
+    for (document, bits) in tokens.chunks(n / 5 + 1).zip(bits.chunks(n / 5 + 1)) {
+        if has_loss_bits { writer.push_with_bits(document, bits) } else { writer.push(document) }.unwrap();
         writer.end_document(3);
         ends.push(writer.header().n_tokens);
     }
@@ -134,6 +135,11 @@ fn shard(n: usize, dtype: Dtype, damage: impl Fn(Subject)) {
             Ok(()) => assert!(got == ends, "{what}: wrong documents"),
             end => refused(end, &path, what),
         }
+        let mut got = vec![false; n];
+        match shard.loss_bits(0, &mut got) {
+            Ok(()) => assert!(got == bits, "{what}: wrong bits"),
+            end => refused(end, &path, what),
+        }
         refused(shard.verify(&Control::new()), &path, what);
     };
     damage(Subject { path: path.clone(), whole: fs::read(&path).unwrap(), check: &check });
@@ -142,19 +148,19 @@ fn shard(n: usize, dtype: Dtype, damage: impl Fn(Subject)) {
 
 #[test]
 fn every_damage_of_a_small_shard_is_found() {
-    for dtype in [Dtype::U16, Dtype::U32] {
-        shard(77, dtype, |subject| {
+    for (dtype, has_loss_bits) in [(Dtype::U16, false), (Dtype::U32, false), (Dtype::U16, true)] {
+        shard(77, dtype, has_loss_bits, |subject| {
             subject.each_bit();
             subject.each_length();
         });
     }
-    shard(40_000, Dtype::U16, |subject| subject.random_edits(300));
+    shard(40_000, Dtype::U16, true, |subject| subject.random_edits(300));
 }
 
 #[test]
 #[ignore = "a minute or more"]
 fn every_damage_of_a_shard_of_two_blocks_is_found() {
-    shard(35_000, Dtype::U16, |subject| {
+    shard(35_000, Dtype::U16, true, |subject| {
         assert!(subject.whole.len() > HEADER + BLOCK);
         subject.each_bit();
         subject.each_length();

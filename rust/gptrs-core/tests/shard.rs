@@ -11,7 +11,8 @@ use gptrs_core::manifest::{Entry, Manifest, Recipe, Source};
 use gptrs_core::shard::{Dtype, Shard, ShardWriter, Spec};
 use gptrs_core::{Control, Error, Result};
 
-const SPEC: Spec = Spec { dtype: Dtype::U16, vocab_size: 50_257, eot_id: Some(50_256), tokenizer: [0xAB; 32] };
+const SPEC: Spec =
+    Spec { dtype: Dtype::U16, vocab_size: 50_257, eot_id: Some(50_256), tokenizer: [0xAB; 32], has_loss_bits: false };
 
 /// Two documents, "hello" and "hi": their ids under gpt2, each with the end-of-text id.
 fn write_example(path: &Path) -> (u64, [u8; 32]) {
@@ -59,6 +60,7 @@ fn recipe(spec: Spec) -> Recipe {
         eot_id: spec.eot_id,
         append_eot: true,
         text_field: "text".to_owned(),
+        loss_fields: vec!["text".to_owned(); usize::from(spec.has_loss_bits)],
         shard_tokens: 4,
         selection: gptrs_core::corpus::Selection::default(),
         inputs: vec![Source { name: "a.txt".to_owned(), n_bytes: 7, blake3: "cd".repeat(32) }],

@@ -25,6 +25,8 @@ pub struct Options {
     append_eot: bool,
     threads: usize,
     #[pyo3(default)]
+    loss_fields: Vec<String>,
+    #[pyo3(default)]
     doc_separator: Option<String>,
     #[pyo3(default)]
     min_document_bytes: Option<u64>,
@@ -42,7 +44,7 @@ pub struct Options {
 
 impl Options {
     fn into_core(self) -> Result<PrepareOptions> {
-        let Self { text_field, shard_tokens, append_eot, threads, source, weight, .. } = self;
+        let Self { text_field, loss_fields, shard_tokens, append_eot, threads, source, weight, .. } = self;
         let Self { doc_separator, min_document_bytes, max_document_bytes, dedup, .. } = self;
         let errors = match self.errors.as_deref() {
             None | Some("strict") => Errors::Strict,
@@ -53,7 +55,8 @@ impl Options {
         };
         let selection = Selection { doc_separator, min_document_bytes, max_document_bytes, dedup, errors };
         let defaults = PrepareOptions::default();
-        Ok(PrepareOptions { text_field, shard_tokens, append_eot, selection, source, weight, threads, ..defaults })
+        let sizes = PrepareOptions { text_field, loss_fields, shard_tokens, append_eot, threads, ..defaults };
+        Ok(PrepareOptions { selection, source, weight, ..sizes })
     }
 }
 
@@ -160,6 +163,11 @@ impl Dataset {
         Ok(ids.into_iter().map(|id| id as i64).collect::<Vec<_>>().into_pyarray(py))
     }
 
+    fn loss_bits<'py>(&self, py: Python<'py>, start: u64, n_tokens: usize) -> PyResult<Bound<'py, PyArray1<bool>>> {
+        let bits = detached(py, || self.filled(n_tokens, |out| self.0.loss_bits(start, out)))?;
+        Ok(bits.into_pyarray(py))
+    }
+
     #[pyo3(signature = (threads=0, progress=None))]
     fn verify(&self, py: Python<'_>, threads: usize, progress: Option<&Bound<'_, PyAny>>) -> PyResult<u64> {
         watched(py, progress, |control| self.0.verify(threads, control))
@@ -206,6 +214,11 @@ impl Dataset {
     #[getter]
     fn eot_id(&self) -> Option<u32> {
         self.0.eot_id()
+    }
+
+    #[getter]
+    fn has_loss_bits(&self) -> bool {
+        self.0.has_loss_bits()
     }
 
     #[getter]

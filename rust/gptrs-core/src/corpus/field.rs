@@ -2,6 +2,7 @@
 
 use std::borrow::Cow;
 use std::fmt;
+use std::ops::Range;
 
 use serde::de::{DeserializeSeed, Deserializer, Error as _, IgnoredAny, MapAccess, Visitor};
 
@@ -26,13 +27,25 @@ pub struct TextField {
     names: Vec<String>,
     /// Texts and, behind each, the number of a field, but for the last.
     parts: Vec<(String, Option<usize>)>,
+    /// For each field whether its text is to be predicted.
+    is_target: Vec<bool>,
+}
+
+/// A document and what of it is to be predicted.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Document<'t> {
+    /// The text.
+    pub text: Cow<'t, str>,
+    /// The bytes of the fields that [`TextField::with_targets`] named, in order.
+    pub targets: Vec<Range<usize>>,
 }
 
 impl TextField {
     /// Reads the name of a field, or a template.
     pub fn new(spelling: &str) -> Result<Self> {
         if !spelling.contains(['{', '}']) {
-            return Ok(Self { names: vec![spelling.to_owned()], parts: vec![(String::new(), Some(0))] });
+            let parts = vec![(String::new(), Some(0))];
+            return Ok(Self { names: vec![spelling.to_owned()], parts, is_target: vec![false] });
         }
         let bad = |got: &str| {
             let expected = "expected field names in braces, and two braces for one";
@@ -63,7 +76,8 @@ impl TextField {
         if names.is_empty() {
             return Err(bad("no field"));
         }
-        Ok(Self { names, parts })
+        let is_target = vec![false; names.len()];
+        Ok(Self { names, parts, is_target })
     }
 
     /// The fields, each once.
@@ -79,7 +93,45 @@ impl TextField {
         }
     }
 
-    fn join<'t>(&self, mut texts: Vec<Cow<'t, str>>) -> Cow<'t, str> {
+    /// The same fields, of which `targets` are to be predicted.
+    pub fn with_targets(mut self, targets: &[String]) -> Result<Self> {
+        for target in targets {
+            let Some(number) = self.names.iter().position(|name| name == target) else {
+                let names = self.names.iter().map(|name| format!("{name:?}")).collect::<Vec<_>>().join(", ");
+                let hint = "hint: name it in text_field, a template like \"{prompt}\\n{answer}\"";
+                let expected = format!("expected loss_fields among the fields of text_field ({names})");
+                return Err(Error::Argument(format!("{expected}, got {target:?}; {hint}")));
+            };
+            self.is_target[number] = true;
+        }
+        Ok(self)
+    }
+
+    /// The names of the fields that are to be predicted, in the order in which the fields first stand.
+    pub fn targets(&self) -> Vec<String> {
+        self.names.iter().zip(&self.is_target).filter(|(_, is)| **is).map(|(name, _)| name.clone()).collect()
+    }
+
+    /// What is to be predicted of the document of texts of these lengths, one for each name.
+    fn target_ranges(&self, len: impl Fn(usize) -> usize) -> Vec<Range<usize>> {
+        let (mut ranges, mut at) = (Vec::new(), 0);
+        for (text, number) in &self.parts {
+            at += text.len();
+            let Some(number) = *number else { continue };
+            if self.is_target[number] {
+                ranges.push(at..at + len(number));
+            }
+            at += len(number);
+        }
+        ranges
+    }
+
+    fn join<'t>(&self, texts: Vec<Cow<'t, str>>) -> Document<'t> {
+        let targets = self.target_ranges(|number| texts[number].len());
+        Document { text: self.join_texts(texts), targets }
+    }
+
+    fn join_texts<'t>(&self, mut texts: Vec<Cow<'t, str>>) -> Cow<'t, str> {
         if let [(before, Some(0))] = self.parts.as_slice()
             && before.is_empty()
         {
@@ -96,7 +148,7 @@ impl TextField {
 
 /// Reads a JSON object for the fields; what else is in it is checked to be JSON and skipped.
 impl<'de> DeserializeSeed<'de> for &TextField {
-    type Value = Cow<'de, str>;
+    type Value = Document<'de>;
 
     fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> std::result::Result<Self::Value, D::Error> {
         deserializer.deserialize_map(self)
@@ -104,7 +156,7 @@ impl<'de> DeserializeSeed<'de> for &TextField {
 }
 
 impl<'de> Visitor<'de> for &TextField {
-    type Value = Cow<'de, str>;
+    type Value = Document<'de>;
 
     fn expecting(&self, f: &mut fmt::Formatter) -> fmt::Result {
         write!(f, "an object with a field {:?}", self.names[0])
@@ -161,7 +213,7 @@ mod tests {
     fn read(field: &str, line: &str) -> std::result::Result<String, String> {
         let field = TextField::new(field).map_err(|error| error.to_string())?;
         let mut parser = serde_json::Deserializer::from_str(line);
-        field.deserialize(&mut parser).map(String::from).map_err(|error| error.to_string())
+        field.deserialize(&mut parser).map(|document| document.text.into_owned()).map_err(|error| error.to_string())
     }
 
     #[test]
@@ -190,6 +242,16 @@ mod tests {
             let error = read(field, line).unwrap_err();
             assert!(error.contains(part), "{field}: {error}");
         }
+        let marked = |field: &str, targets: &[&str]| {
+            let targets: Vec<_> = targets.iter().map(|&name| name.to_owned()).collect();
+            let field = TextField::new(field).unwrap().with_targets(&targets).map_err(|error| error.to_string())?;
+            let document = field.deserialize(&mut serde_json::Deserializer::from_str(line)).unwrap();
+            Ok::<_, String>((document.targets, field.targets()))
+        };
+        assert_eq!(marked("a", &["a"]), Ok((vec![0..1], vec!["a".to_owned()])));
+        assert_eq!(marked("{b}:{a}{{{b}", &["b", "b"]), Ok((vec![0..2, 5..7], vec!["b".to_owned()])));
+        assert_eq!(marked("{b}{a}", &["a", "b"]).unwrap().1, ["b", "a"]);
+        assert!(marked("{a}{b}", &["a", "c"]).unwrap_err().contains("(\"a\", \"b\"), got \"c\"; hint"));
         assert!(read("{a}{b}", r#"{"a": "", "b": "", "b": ""}"#).unwrap_err().contains("\"b\" occurs twice"));
     }
 }

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use serde::de::DeserializeSeed;
 
-use super::{Input, Kind, Source, TextField, utf8};
+use super::{Document, Input, Kind, Source, TextField, utf8};
 use crate::error::{Error, Result};
 
 /// The longest line of a JSON lines file, in bytes.
@@ -84,6 +84,16 @@ impl JsonLines {
 
 /// The text of one JSON line.
 pub fn document<'l>(line: &'l [u8], text_field: &TextField, at: LinePosition, path: &Path) -> Result<Cow<'l, str>> {
+    Ok(marked_document(line, text_field, at, path)?.text)
+}
+
+/// The text of one JSON line and what of it is to be predicted.
+pub(crate) fn marked_document<'l>(
+    line: &'l [u8],
+    text_field: &TextField,
+    at: LinePosition,
+    path: &Path,
+) -> Result<Document<'l>> {
     let json = utf8(line, at.offset, path)?;
     let mut parser = serde_json::Deserializer::from_str(json);
     let text = text_field.deserialize(&mut parser).and_then(|text| parser.end().map(|()| text));

@@ -17,7 +17,8 @@ use std::borrow::Cow;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-pub use self::field::TextField;
+pub use self::field::{Document, TextField};
+use self::lines::marked_document;
 pub(crate) use self::lines::numbered;
 pub use self::lines::{JsonLines, LinePosition, MAX_LINE, document};
 pub(crate) use self::replace::n_invalid;
@@ -206,13 +207,17 @@ pub(crate) fn record<'r>(
     replaces: bool,
     at: LinePosition,
     path: &Path,
-) -> Result<Cow<'r, str>> {
+) -> Result<Document<'r>> {
+    let whole = |text| Document { text, targets: Vec::new() };
     let lossy = if replaces { String::from_utf8_lossy(bytes) } else { Cow::Borrowed("") };
     match (kind, lossy) {
-        (Kind::Parquet, Cow::Owned(text)) => Ok(text.into()),
-        (Kind::Parquet, _) => row_text(bytes, at.offset, path).map(Cow::Borrowed),
-        (_, Cow::Owned(line)) => document(line.as_bytes(), text_field, at, path).map(|text| text.into_owned().into()),
-        _ => document(bytes, text_field, at, path),
+        (Kind::Parquet, Cow::Owned(text)) => Ok(whole(text.into())),
+        (Kind::Parquet, _) => row_text(bytes, at.offset, path).map(|text| whole(text.into())),
+        (_, Cow::Owned(line)) => {
+            let Document { text, targets } = marked_document(line.as_bytes(), text_field, at, path)?;
+            Ok(Document { text: text.into_owned().into(), targets })
+        }
+        _ => marked_document(bytes, text_field, at, path),
     }
 }
 

@@ -43,7 +43,7 @@ impl Target {
 
     /// What the files' indexes have in common.
     pub(super) fn spec(&self, dtype: Dtype) -> Spec {
-        Spec { dtype, vocab_size: self.vocab_size(), eot_id: self.eot_id, tokenizer: self.digest }
+        Spec { dtype, vocab_size: self.vocab_size(), eot_id: self.eot_id, tokenizer: self.digest, has_loss_bits: false }
     }
 }
 

@@ -22,7 +22,8 @@ use crate::order::OrderKind;
 use crate::shard::{Dtype, Shard, ShardWriter, Spec};
 use crate::split::Splitter;
 
-const SPEC: Spec = Spec { dtype: Dtype::U16, vocab_size: 65_536, eot_id: None, tokenizer: [1; 32] };
+const SPEC: Spec =
+    Spec { dtype: Dtype::U16, vocab_size: 65_536, eot_id: None, tokenizer: [1; 32], has_loss_bits: false };
 
 /// Tokens of more than one block.
 fn tokens(seed: u64) -> Vec<u32> {
@@ -161,6 +162,7 @@ fn dataset(dir: &Path) -> Result<Manifest> {
         eot_id: None,
         append_eot: false,
         text_field: "text".to_owned(),
+        loss_fields: Vec::new(),
         shard_tokens: 50_000,
         selection: Selection::default(),
         inputs: Vec::new(),

@@ -176,7 +176,8 @@ impl Loader {
 
     /// Fills `tokens` and `targets`, each `micro_batch * seq_len`, with this rank's microbatch at `next_sample`.
     ///
-    /// `targets[b][t]` is the token behind `tokens[b][t]`, or negative where nothing is to be predicted.
+    /// `targets[b][t]` is the token behind `tokens[b][t]`, or negative where nothing is to be predicted: at the end of a
+    /// packed document, in padding, and for a token whose loss bit is 0.
     pub fn fill<T: Token>(&self, next_sample: u64, tokens: &mut [T], targets: &mut [T]) -> Result<()> {
         self.fill_marked(next_sample, tokens, targets, &mut Marks::default())
     }
@@ -204,7 +205,8 @@ impl Loader {
         Ok(())
     }
 
-    /// Fills `rows`, `micro_batch * (seq_len + 1)`, with this rank's microbatch at `next_sample`, as it is stored.
+    /// Fills `rows`, `micro_batch * (seq_len + 1)`, with this rank's microbatch at `next_sample`, as it is stored; not for
+    /// rows whose targets are more than their tokens moved by one ([`RowSource::has_own_targets`]).
     pub fn fill_rows<T: Token>(&self, next_sample: u64, rows: &mut [T]) -> Result<()> {
         let LoaderOptions { seq_len, micro_batch, .. } = self.options;
         check_len("rows", rows.len(), micro_batch, seq_len + 1)?;
@@ -213,8 +215,9 @@ impl Loader {
         for (Place { source, row }, out) in
             self.microbatch(next_sample)?.into_iter().zip(rows.chunks_exact_mut(seq_len + 1))
         {
-            if self.sources[source].plan().is_some() {
-                return Err(Error::Argument("packed rows have targets of their own; hint: use fill".to_owned()));
+            if self.sources[source].has_own_targets() {
+                let rows = if self.sources[source].plan().is_some() { "packed rows" } else { "rows with loss bits" };
+                return Err(Error::Argument(format!("{rows} have targets of their own; hint: use fill")));
             }
             self.sources[source].with_bytes(row, |bytes| widen(dtype, bytes, out))?;
         }

@@ -10,7 +10,8 @@ use crate::shard::{Token, widen};
 /// The rows of one dataset.
 ///
 /// In the *stream* row `r` is the `seq_len + 1` tokens from `r * seq_len` on, so each token but the first is a target
-/// once an epoch, across the ends of documents. Under a plan rows are packed from whole documents ([`crate::pack`]).
+/// once an epoch, across the ends of documents. Under a plan rows are packed from whole documents ([`crate::pack`]). In
+/// both, a token whose loss bit is 0 is an input and no target.
 #[derive(Debug, Clone)]
 pub struct RowSource {
     dataset: Arc<Dataset>,
@@ -68,6 +69,11 @@ impl RowSource {
         }
     }
 
+    /// Whether its targets are more than its tokens moved by one.
+    pub fn has_own_targets(&self) -> bool {
+        self.plan.is_some() || self.dataset.has_loss_bits()
+    }
+
     /// Hands the `seq_len + 1` stored tokens of row `row` of the stream to `read`.
     pub(super) fn with_bytes<R>(&self, row: u64, read: impl FnOnce(&[u8]) -> R) -> Result<R> {
         self.dataset.with_bytes(row * self.seq_len as u64, self.seq_len + 1, read)
@@ -87,14 +93,23 @@ impl RowSource {
                 widen(dtype, bytes, tokens);
                 widen(dtype, &bytes[size..], targets);
             })?;
+            if self.dataset.has_loss_bits() {
+                let first = row * self.seq_len as u64 + 1;
+                self.dataset.mask_targets(first, targets, ignored::<T>("rows of a dataset with loss bits")?)?;
+            }
             let is_wanted = !(marks.positions.is_empty() && marks.doc_ids.is_empty() && marks.cu_seqlens.is_empty());
             return if is_wanted { fill_stream_marks(&self.dataset, row, self.seq_len, marks) } else { Ok(()) };
         };
-        let Some(target) = T::IGNORED else {
-            let message = "packed rows need signed targets, for those that predict nothing";
-            return Err(Error::Argument(format!("{message}; hint: use int32 or int64")));
-        };
+        let target = ignored("packed rows")?;
         let token = T::from_u32(self.dataset.eot_id().unwrap_or(0));
         plan.fill_row(&self.dataset, row, Blank { token, target }, tokens, targets, marks)
     }
+}
+
+/// The target that predicts nothing; `what` needs it.
+fn ignored<T: Token>(what: &str) -> Result<T> {
+    T::IGNORED.ok_or_else(|| {
+        let message = format!("{what} need signed targets, for those that predict nothing");
+        Error::Argument(format!("{message}; hint: use int32 or int64"))
+    })
 }

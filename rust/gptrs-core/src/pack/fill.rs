@@ -29,7 +29,8 @@ const TASK_ROWS: u64 = 1 << 12;
 pub struct Blank<T> {
     /// The token of padding.
     pub token: T,
-    /// The target of padding and of a document's last token: [`IGNORED`], or a value that is no id.
+    /// The target of padding, of a document's last token and of what is not to be predicted: [`IGNORED`], or a value that
+    /// is no id.
     pub target: T,
 }
 
@@ -51,7 +52,8 @@ pub struct Marks<'b> {
 impl Plan {
     /// Fills `tokens` and `targets`, `seq_len` each, and `marks` with row `row` of the planned dataset.
     ///
-    /// The target of a token is the next one of its document, also across the end of a piece.
+    /// The target of a token is the next one of its document, also across the end of a piece, unless the loss bit of that
+    /// one is 0.
     pub fn fill_row<T: Token>(
         &self,
         dataset: &Dataset,
@@ -146,10 +148,9 @@ fn fill_piece<T: Token>(
     dataset.read_bytes(piece.start, bytes)?;
     widen(dtype, bytes, tokens);
     widen(dtype, &bytes[size..], targets);
-    if piece.ends_document {
-        targets[tokens.len() - 1] = blank.target;
-    }
-    Ok(())
+    let (inner, last) = targets.split_at_mut(tokens.len() - usize::from(piece.ends_document));
+    last.fill(blank.target);
+    dataset.mask_targets(piece.start + 1, inner, blank.target)
 }
 
 /// Calls `visit` with the tokens that each document has in `range`, which lies in the dataset, and its index.

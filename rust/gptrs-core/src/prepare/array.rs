@@ -8,7 +8,7 @@ use super::{Encode, PrepareOptions, check, check_options, encode, pipeline, segm
 use crate::batch::{Encoded, Ids};
 use crate::control::Control;
 use crate::corpus;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::parallel::resolve_threads;
 use crate::ranges::Range;
 
@@ -23,6 +23,9 @@ pub fn encode_files<E: Encode>(
     control: &Control,
 ) -> Result<Encoded> {
     check_options(options)?;
+    if !options.loss_fields.is_empty() {
+        return Err(Error::Argument("an array of ids has no loss bits; hint: prepare a dataset".to_owned()));
+    }
     let inputs = corpus::inputs(paths)?;
     let stamps = check::stamps(&inputs)?;
     let n_bytes = inputs.iter().map(|input| input.n_bytes).sum();

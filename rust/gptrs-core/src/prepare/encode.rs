@@ -2,6 +2,7 @@
 
 use aho_corasick::{AhoCorasick, AhoCorasickKind};
 
+use super::loss::Marker;
 use super::pipeline::Work;
 use super::segments::{Body, Place, Reading, Segment};
 use super::survey::Survey;
@@ -18,6 +19,8 @@ pub(super) struct Encoded {
     /// Index of the input.
     pub(super) input: usize,
     pub(super) ids: Vec<u32>,
+    /// For each id whether it is to be predicted; empty where nobody asked.
+    pub(super) bits: Vec<bool>,
     pub(super) spans: Vec<Span>,
 }
 
@@ -45,6 +48,8 @@ pub(super) struct Encoder<'a, E> {
     longest_special: usize,
     checks_utf8: bool,
     survey: &'a Survey,
+    /// Which tokens are to be predicted; `None` for no such distinction.
+    marker: Option<Marker>,
 }
 
 impl<'a, E: Encode> Encoder<'a, E> {
@@ -63,7 +68,9 @@ impl<'a, E: Encode> Encoder<'a, E> {
         let specials = if texts.is_empty() { None } else { Some(build().map_err(|e| Error::Vocab(e.to_string()))?) };
         let longest_special = texts.iter().map(String::len).max().unwrap_or(1);
         let n_specials = texts.len();
-        let (checks_utf8, text_field) = (false, TextField::new(&options.text_field)?);
+        let text_field = TextField::new(&options.text_field)?.with_targets(&options.loss_fields)?;
+        let marker = if options.loss_fields.is_empty() { None } else { Some(Marker::new(tokenizer)?) };
+        let checks_utf8 = false;
         Ok(Self {
             inputs,
             tokenizer,
@@ -75,6 +82,7 @@ impl<'a, E: Encode> Encoder<'a, E> {
             longest_special,
             checks_utf8,
             survey,
+            marker,
         })
     }
 
@@ -138,8 +146,13 @@ impl<'a, E: Encode> Encoder<'a, E> {
             }
             (place.at, place.document) = (at, document);
             let replaces = self.options.selection.replaces();
-            let text = corpus::record(record, *kind, &self.text_field, replaces, at, path)?;
-            self.span(state, text.as_bytes(), text.len(), place, true, to)?;
+            let document = corpus::record(record, *kind, &self.text_field, replaces, at, path)?;
+            let (text, first) = (document.text.as_bytes(), to.ids.len());
+            self.span(state, text, text.len(), place, true, to)?;
+            if let Some(marker) = &self.marker {
+                let n_added = usize::from(self.eot_id.is_some());
+                marker.mark(&to.ids[first..], n_added, text.len(), &document.targets, &mut to.bits)?;
+            }
         }
         Ok(())
     }
@@ -192,7 +205,7 @@ impl<E: Encode> Work for Encoder<'_, E> {
     fn work(&self, state: &mut E::State, segment: Segment) -> Result<Encoded> {
         // Common text has three to five bytes a token: one allocation, filled once.
         let ids = Vec::with_capacity(segment.n_bytes as usize / 3 + 16);
-        let mut encoded = Encoded { input: segment.input, ids, spans: Vec::new() };
+        let mut encoded = Encoded { input: segment.input, ids, bits: Vec::new(), spans: Vec::new() };
         match &segment.body {
             Body::Text { text, parts } => self.parts(state, &segment, text.as_bytes(), parts, &mut encoded)?,
             Body::Records { bytes, ends } => self.records(state, &segment, bytes, ends, &mut encoded)?,

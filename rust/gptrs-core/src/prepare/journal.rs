@@ -208,7 +208,7 @@ fn keep_whole(
         let is_named = shard.entry.name == shard_name(i) && next.input <= recipe.inputs.len() as u64;
         Ok(is_named && is_whole(dir, shard, &spec, control)?)
     };
-    let lens = finished.iter().map(|f| verified_len(spec.dtype, f.shard.entry.n_tokens, f.shard.entry.n_documents));
+    let lens = finished.iter().map(|f| verified_len(&spec, f.shard.entry.n_tokens, f.shard.entry.n_documents));
     control.begin("verify bytes", lens.sum());
     let bad = parallel::run(threads, finished.len(), control, Vec::new, |bad: &mut Vec<usize>, i| {
         if !is_whole(i)? {
@@ -263,7 +263,7 @@ pub(super) fn lengths_name(shard: &str) -> String {
 
 /// The same for all: numbers of 32 bits.
 pub(super) fn lengths_spec(spec: &Spec) -> Spec {
-    Spec { dtype: Dtype::U32, vocab_size: 1 << 32, eot_id: None, tokenizer: spec.tokenizer }
+    Spec { dtype: Dtype::U32, vocab_size: 1 << 32, eot_id: None, tokenizer: spec.tokenizer, has_loss_bits: false }
 }
 
 fn other(file: &shard::Shard, expected: &str) -> Error {

@@ -367,13 +367,15 @@ struct Tokens<'a> {
     end: u64,
     /// What was read from `read_from` on.
     read: Vec<u32>,
+    bits: Vec<bool>,
     read_from: u64,
     control: &'a Control,
 }
 
 impl<'a> Tokens<'a> {
     fn new(file: &'a shard::Shard, range: std::ops::Range<u64>, control: &'a Control) -> Self {
-        Self { file, next: range.start, end: range.end, read: Vec::new(), read_from: range.start, control }
+        let (read, bits) = (Vec::new(), Vec::new());
+        Self { file, next: range.start, end: range.end, read, bits, read_from: range.start, control }
     }
 
     /// Appends those before `end`.
@@ -384,10 +386,14 @@ impl<'a> Tokens<'a> {
                 self.control.check()?;
                 self.read.resize((self.end - self.next).min(CHUNK as u64) as usize, 0);
                 self.file.tokens(self.next, &mut self.read)?;
+                if self.file.header().spec.has_loss_bits {
+                    self.bits.resize(self.read.len(), false);
+                    self.file.loss_bits(self.next, &mut self.bits)?;
+                }
                 (self.read_from, at) = (self.next, 0);
             }
             let n = (self.read.len() - at).min((end - self.next) as usize);
-            writer.push(&self.read[at..at + n])?;
+            writer.push_any(&self.read[at..at + n], self.bits.get(at..at + n))?;
             self.next += n as u64;
             self.control.advance(n as u64);
         }

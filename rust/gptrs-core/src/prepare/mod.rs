@@ -17,6 +17,7 @@ mod array;
 pub(crate) mod check;
 mod encode;
 mod journal;
+mod loss;
 mod merge;
 mod pipeline;
 mod segments;
@@ -84,6 +85,11 @@ pub trait Encode: Sync {
 
     /// The texts of its special tokens, to be counted.
     fn special_texts(&self) -> Vec<String>;
+
+    /// The bytes that each id spells; `None` when the ids of a text may not spell it.
+    fn token_lens(&self) -> Option<Vec<u32>> {
+        None
+    }
 }
 
 impl Encode for Tokenizer {
@@ -126,13 +132,25 @@ impl Encode for Tokenizer {
     fn special_texts(&self) -> Vec<String> {
         self.specials().iter().map(|special| special.text.clone()).collect()
     }
+
+    fn token_lens(&self) -> Option<Vec<u32>> {
+        if self.splitter().normalizer().is_some() {
+            return None;
+        }
+        let len = |id| self.vocab().token(id).map_or(0, |token| token.len() as u32);
+        Some((0..self.vocab_size() as u32).map(len).collect())
+    }
 }
 
-/// How [`prepare`] works. The first four decide the bytes, `threads` and `segment_bytes` only speed and memory.
+/// How [`prepare`] works. The first five decide the bytes, `threads` and `segment_bytes` only speed and memory.
 #[derive(Debug, Clone, PartialEq)]
 pub struct PrepareOptions {
     /// The field of JSON lines that holds the text, or a template of fields (see [`TextField`](corpus::TextField)).
     pub text_field: String,
+    /// The fields of those whose tokens alone are to be predicted; none for no loss bits.
+    ///
+    /// A token is of the field in which its last byte lies. The end-of-text id behind a document is always to be predicted.
+    pub loss_fields: Vec<String>,
     /// Tokens of a shard; the last one has the rest.
     pub shard_tokens: u64,
     /// Whether each document ends with the tokenizer's end-of-text id, when it has one.
@@ -151,10 +169,10 @@ pub struct PrepareOptions {
 
 impl Default for PrepareOptions {
     fn default() -> Self {
-        let (text_field, shard_tokens) = ("text".to_owned(), 1 << 27);
+        let (text_field, loss_fields, shard_tokens) = ("text".to_owned(), Vec::new(), 1 << 27);
         let (selection, source, weight) = (Selection::default(), None, None);
         let (append_eot, threads, segment_bytes) = (true, 0, 1 << 20);
-        Self { text_field, shard_tokens, append_eot, selection, source, weight, threads, segment_bytes }
+        Self { text_field, loss_fields, shard_tokens, append_eot, selection, source, weight, threads, segment_bytes }
     }
 }
 
@@ -175,6 +193,7 @@ pub fn prepare<E: Encode>(
         return Err(Error::EmptyCorpus);
     }
     check_separator(&inputs, &options.selection)?;
+    loss::check(&inputs, tokenizer, options)?;
     io::create_dir(out)?;
     let _lock = FolderLock::take(out)?;
     io::remove_stale(out)?;
@@ -231,7 +250,7 @@ fn labelled(manifest: Manifest, options: &PrepareOptions) -> Manifest {
 }
 
 fn check_options(options: &PrepareOptions) -> Result<()> {
-    corpus::TextField::new(&options.text_field)?;
+    corpus::TextField::new(&options.text_field)?.with_targets(&options.loss_fields)?;
     options.selection.check()?;
     check_label(options.source.as_deref(), options.weight)?;
     let sizes = [("shard_tokens", options.shard_tokens), ("segment_bytes", options.segment_bytes as u64)];
@@ -259,6 +278,7 @@ fn recipe<E: Encode>(inputs: Vec<Source>, tokenizer: &E, options: &PrepareOption
         eot_id: tokenizer.eot_id(),
         append_eot: options.append_eot,
         text_field: options.text_field.clone(),
+        loss_fields: corpus::TextField::new(&options.text_field)?.with_targets(&options.loss_fields)?.targets(),
         shard_tokens: options.shard_tokens,
         selection: options.selection.clone(),
         inputs,
@@ -276,6 +296,7 @@ fn refuse_other(dir: &Path, found: &Recipe, asked: &Recipe, is_same_part: bool) 
         ("vocab_size", (found.vocab_size, found.eot_id) == (asked.vocab_size, asked.eot_id)),
         ("append_eot", found.append_eot == asked.append_eot),
         ("text_field", found.text_field == asked.text_field),
+        ("loss_fields", found.loss_fields == asked.loss_fields),
         ("shard_tokens", found.shard_tokens == asked.shard_tokens),
         ("doc_separator", had.doc_separator == has.doc_separator),
         ("min_document_bytes", had.min_document_bytes == has.min_document_bytes),
@@ -349,7 +370,7 @@ mod tests {
     use crate::ranges::Task;
 
     /// A byte is a token; any place is a safe cut.
-    struct Bytes;
+    pub(super) struct Bytes;
 
     impl Encode for Bytes {
         type State = ();
@@ -380,10 +401,14 @@ mod tests {
         fn special_texts(&self) -> Vec<String> {
             vec!["b c".to_owned()]
         }
+
+        fn token_lens(&self) -> Option<Vec<u32>> {
+            Some(vec![1; 257])
+        }
     }
 
     /// Names and bytes of all files but the lock, which stays.
-    fn content(dir: &Path) -> BTreeMap<PathBuf, Vec<u8>> {
+    pub(super) fn content(dir: &Path) -> BTreeMap<PathBuf, Vec<u8>> {
         let paths = fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().path());
         let files = paths
             .filter(|path| !path.ends_with(".lock"))

@@ -47,13 +47,15 @@ impl<'a> Sink<'a> {
     pub(super) fn write(&mut self, encoded: &Encoded) -> Result<()> {
         let mut start = 0;
         for span in &encoded.spans {
-            self.write_span(encoded.input as u64, span, &encoded.ids[start..span.ids_end])?;
+            let ids = start..span.ids_end;
+            let bits = encoded.bits.get(ids.clone());
+            self.write_span(encoded.input as u64, span, &encoded.ids[ids], bits)?;
             start = span.ids_end;
         }
         Ok(())
     }
 
-    fn write_span(&mut self, input: u64, span: &Span, ids: &[u32]) -> Result<()> {
+    fn write_span(&mut self, input: u64, span: &Span, ids: &[u32], bits: Option<&[bool]>) -> Result<()> {
         let mut done = ids.len().min(usize::try_from(self.skip).unwrap_or(usize::MAX));
         self.skip -= done as u64;
         while done < ids.len() {
@@ -63,8 +65,9 @@ impl<'a> Sink<'a> {
                 continue;
             }
             let now = (ids.len() - done).min(usize::try_from(room).unwrap_or(usize::MAX));
-            self.writer()?.push(&ids[done..done + now])?;
-            done += now;
+            let now = done..done + now;
+            self.writer()?.push_any(&ids[now.clone()], bits.map(|bits| &bits[now.clone()]))?;
+            done = now.end;
         }
         for (text, &count) in self.texts.iter().zip(&span.special_counts).filter(|&(_, &count)| count > 0) {
             *self.special_texts.entry(text.clone()).or_default() += count;

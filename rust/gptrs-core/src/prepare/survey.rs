@@ -190,7 +190,9 @@ impl Reader<'_> {
                 n_replaced += corpus::n_invalid(record);
             }
             looks.push(
-                self.document(corpus::record(record, *kind, &self.text_field, self.replaces, at, path)?.as_bytes()),
+                self.document(
+                    corpus::record(record, *kind, &self.text_field, self.replaces, at, path)?.text.as_bytes(),
+                ),
             );
         }
         Ok(Seen { n_replaced, looks, text: None })

@@ -16,7 +16,7 @@ use super::journal::{Journal, Shard};
 use super::sink::End;
 use super::survey::Survey;
 use super::texts;
-use super::{Encode, PrepareOptions, check_options, check_separator, encode_all, recipe, refuse_other};
+use super::{Encode, PrepareOptions, check_options, check_separator, encode_all, loss, recipe, refuse_other};
 use crate::control::Control;
 use crate::corpus::{self, Input};
 use crate::error::{Error, Result};
@@ -110,6 +110,7 @@ pub fn prepare_task<E: Encode>(
         return Err(Error::EmptyCorpus);
     }
     check_separator(&inputs, &options.selection)?;
+    loss::check(&inputs, tokenizer, options)?;
     if let Some(manifest) = merged(out, &inputs, tokenizer, options)? {
         let Manifest { n_tokens, n_documents, .. } = manifest;
         return Ok(TaskEnd { n_tokens, n_documents, dir: out.to_owned(), is_merged: true });

@@ -178,7 +178,7 @@ pub(crate) fn write_index(
     ends: &[u64],
     digests: Vec<u64>,
 ) -> Result<[u8; 32]> {
-    let layout = Layout::new(Kind::Index, header.spec.dtype, header.n_tokens, header.n_documents)
+    let layout = Layout::new(Kind::Index, &header.spec, header.n_tokens, header.n_documents)
         .filter(|layout| layout.n_token_blocks == digests.len() as u64 && header.n_documents == ends.len() as u64)
         .ok_or_else(|| malformed(path, "its counts are not those of its parts".to_owned()))?;
     let mut blocks = BlockWriter::create_behind(path, digests)?;
@@ -201,7 +201,13 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let tokens: Vec<u8> = [31_373u16, 50_256, 5303, 50_256].into_iter().flat_map(u16::to_le_bytes).collect();
         std::fs::write(dir.path().join("train.bin"), &tokens).unwrap();
-        let spec = Spec { dtype: Dtype::U16, vocab_size: 50_257, eot_id: Some(50_256), tokenizer: [0xAB; 32] };
+        let spec = Spec {
+            dtype: Dtype::U16,
+            vocab_size: 50_257,
+            eot_id: Some(50_256),
+            tokenizer: [0xAB; 32],
+            has_loss_bits: false,
+        };
         let header = Header { spec, n_tokens: 4, n_documents: 2, n_bytes: 7 };
         let (format, name) = (Format::NanoGpt, "train.bin".to_owned());
         let payload = Payload { format, name, len: 8, offset: 0, blake3: *blake3::hash(&tokens).as_bytes() };

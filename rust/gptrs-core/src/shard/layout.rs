@@ -1,5 +1,6 @@
 //! Where everything stands in a shard and in an index; the header and the trailer as bytes.
 
+use std::ops::Range;
 use std::path::Path;
 
 use xxhash_rust::xxh3::xxh3_64;
@@ -18,6 +19,8 @@ pub const BLOCK: usize = 64 << 10;
 const END_MAGIC: &[u8; 8] = b"GPTRSEND";
 const VERSION: u32 = 1;
 const NO_EOT: u64 = u64::MAX;
+/// Where a shard's header has the offset of the loss bits, or 0.
+const LOSS_BITS: usize = 112;
 
 /// What all shards of a dataset have in common.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -30,6 +33,8 @@ pub struct Spec {
     pub eot_id: Option<u32>,
     /// The tokenizer's digest.
     pub tokenizer: [u8; 32],
+    /// Whether there is a bit for each token that says whether it is to be predicted.
+    pub has_loss_bits: bool,
 }
 
 /// What a shard's header says.
@@ -69,10 +74,12 @@ impl Kind {
 }
 
 /// Offsets of the sections, a function of the counts.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Layout {
     pub(super) tokens_end: u64,
     pub(super) ends: u64,
+    /// The loss bits; without them the length is 0.
+    pub(super) bits: Range<u64>,
     pub(super) digests: u64,
     /// Blocks of tokens in another file; their digests come first.
     pub(super) n_token_blocks: u64,
@@ -81,20 +88,26 @@ pub(super) struct Layout {
 }
 
 impl Layout {
-    /// The layout for these counts; `None` when a length exceeds 64 bits.
-    pub(super) fn new(kind: Kind, dtype: Dtype, n_tokens: u64, n_documents: u64) -> Option<Self> {
-        let tokens_len = n_tokens.checked_mul(dtype.size() as u64)?;
+    /// The layout for these counts; `None` when a length exceeds 64 bits, and for an index with loss bits.
+    pub(super) fn new(kind: Kind, spec: &Spec, n_tokens: u64, n_documents: u64) -> Option<Self> {
+        if kind == Kind::Index && spec.has_loss_bits {
+            return None;
+        }
+        let tokens_len = n_tokens.checked_mul(spec.dtype.size() as u64)?;
         let (here, n_token_blocks) = match kind {
             Kind::Shard => (tokens_len, 0),
             Kind::Index => (0, n_blocks(tokens_len)),
         };
         let tokens_end = here.checked_add(HEADER as u64)?;
         let ends = tokens_end.checked_next_multiple_of(64)?;
-        let digests = n_documents.checked_mul(8)?.checked_add(ends)?.checked_next_multiple_of(64)?;
+        let bits_start = n_documents.checked_mul(8)?.checked_add(ends)?.checked_next_multiple_of(64)?;
+        let bits_len = if spec.has_loss_bits { n_tokens.div_ceil(8) } else { 0 };
+        let bits = bits_start..bits_start.checked_add(bits_len)?;
+        let digests = bits.end.checked_next_multiple_of(64)?;
         let n_blocks = n_blocks(digests - HEADER as u64).checked_add(n_token_blocks)?;
         let trailer = n_blocks.checked_mul(8)?.checked_add(digests)?.checked_next_multiple_of(64)?;
         let total = trailer.checked_add(TRAILER as u64)?;
-        Some(Self { tokens_end, ends, digests, n_token_blocks, trailer, total })
+        Some(Self { tokens_end, ends, bits, digests, n_token_blocks, trailer, total })
     }
 
     /// The digests behind the blocks, without the zeros that follow them.
@@ -107,6 +120,9 @@ impl Header {
     /// The header of a shard as stored.
     pub(super) fn to_bytes(self, layout: &Layout) -> [u8; HEADER] {
         let mut bytes = self.fields(Kind::Shard, layout);
+        if self.spec.has_loss_bits {
+            bytes[LOSS_BITS..LOSS_BITS + 8].copy_from_slice(&layout.bits.start.to_le_bytes());
+        }
         let digest = xxh3_64(&bytes[..HEADER - 8]);
         bytes[HEADER - 8..].copy_from_slice(&digest.to_le_bytes());
         bytes
@@ -158,7 +174,12 @@ impl Header {
             id if id < vocab_size.min(1 << 32) => Some(id as u32),
             id => return Err(malformed(path, format!("expected an end-of-text id below {vocab_size}, got {id}"))),
         };
-        let layout = Layout::new(kind, dtype, n_tokens, n_documents).filter(|layout| layout.total == len);
+        let mut tokenizer = [0; 32];
+        tokenizer.copy_from_slice(&bytes[80..112]);
+        // In an index other fields stand there.
+        let has_loss_bits = kind == Kind::Shard && u64_at(bytes, LOSS_BITS) != 0;
+        let spec = Spec { dtype, vocab_size, eot_id, tokenizer, has_loss_bits };
+        let layout = Layout::new(kind, &spec, n_tokens, n_documents).filter(|layout| layout.total == len);
         let Some(layout) = layout else {
             let counts = format!("{n_tokens} tokens and {n_documents} documents");
             return Err(malformed(path, format!("its length of {len} bytes does not fit its {counts}; it may be cut")));
@@ -166,9 +187,6 @@ impl Header {
         if vocab_size > 1 << 32 {
             return Err(malformed(path, format!("expected a vocabulary of at most 2^32 ids, got {vocab_size}")));
         }
-        let mut tokenizer = [0; 32];
-        tokenizer.copy_from_slice(&bytes[80..112]);
-        let spec = Spec { dtype, vocab_size, eot_id, tokenizer };
         Ok((Self { spec, n_tokens, n_documents, n_bytes }, layout))
     }
 }

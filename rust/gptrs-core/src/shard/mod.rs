@@ -1,10 +1,10 @@
 //! `.gts` shards: tokens that numpy can map, with a digest for every byte.
 //!
 //! ```text
-//! header 4096 │ tokens u16|u32 │ document ends u64 │ xxh3-64 of each 64 KiB block │ trailer 64
+//! header 4096 │ tokens u16|u32 │ document ends u64 │ loss bits │ xxh3-64 of each 64 KiB block │ trailer 64
 //! ```
 //! All numbers are little-endian, sections start at multiples of 64 bytes, gaps are zero. docs/formats.md has every
-//! offset and a worked example. An index (`.gti`) is the same without the tokens, which stand in another file.
+//! offset and worked examples; most shards have no loss bits. An index (`.gti`) is the same without the tokens, which stand in another file.
 
 mod area;
 mod blocks;

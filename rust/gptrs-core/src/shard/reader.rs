@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use super::area::{Area, Table};
 use super::layout::{BLOCK, HEADER, Header, Kind, Layout, TRAILER, malformed, parse_trailer, u64_at};
-use super::{Dtype, Payload, Token, index, widen};
+use super::{Dtype, Payload, Spec, Token, index, widen};
 use crate::control::Control;
 use crate::error::{Error, Result};
 use crate::io;
@@ -101,15 +101,20 @@ impl Shard {
 
     /// Where the `n` tokens from `start` on stand.
     fn token_place(&self, start: u64, n: usize) -> Result<(&Area, u64)> {
-        if start.checked_add(n as u64).is_none_or(|end| end > self.header.n_tokens) {
-            let (has, path) = (self.header.n_tokens, self.path.display());
-            return Err(Error::Argument(format!("tokens {start} to {start}+{n} are not in the {has} of {path}")));
-        }
+        self.check_range(start, n)?;
         let (area, first) = match &self.payload {
             None => (&self.area, HEADER as u64),
             Some(tokens) => (&tokens.area, tokens.payload.offset),
         };
         Ok((area, first + start * self.header.spec.dtype.size() as u64))
+    }
+
+    fn check_range(&self, start: u64, n: usize) -> Result<()> {
+        if start.checked_add(n as u64).is_none_or(|end| end > self.header.n_tokens) {
+            let (has, path) = (self.header.n_tokens, self.path.display());
+            return Err(Error::Argument(format!("tokens {start} to {start}+{n} are not in the {has} of {path}")));
+        }
+        Ok(())
     }
 
     /// Fills `out` with the ends of the documents from `first` on: positions in this shard, each behind a last token.
@@ -123,6 +128,23 @@ impl Shard {
         self.area.read(self.layout.ends + 8 * first, &mut bytes)?;
         for (end, &word) in out.iter_mut().zip(bytes.as_chunks().0) {
             *end = u64::from_le_bytes(word);
+        }
+        Ok(())
+    }
+
+    /// Fills `out` with whether each token from `start` on is to be predicted; without loss bits, all are.
+    pub fn loss_bits(&self, start: u64, out: &mut [bool]) -> Result<()> {
+        let n = out.len();
+        self.check_range(start, n)?;
+        if !self.header.spec.has_loss_bits || n == 0 {
+            out.fill(true);
+            return Ok(());
+        }
+        let first = start / 8;
+        let mut bytes = vec![0; ((start + n as u64).div_ceil(8) - first) as usize];
+        self.area.read(self.layout.bits.start + first, &mut bytes)?;
+        for (i, bit) in ((start % 8) as usize..).zip(out) {
+            *bit = bytes[i / 8] >> (i % 8) & 1 == 1;
         }
         Ok(())
     }
@@ -143,7 +165,7 @@ impl Shard {
         Ok(low)
     }
 
-    /// Checks every byte: block checksums, the file's digest, ids, document ends and zero padding.
+    /// Checks every byte: block checksums, the file's digest, ids, document ends and zero padding, that of the last byte of loss bits included.
     pub fn verify(&self, control: &Control) -> Result<()> {
         if let Some(tokens) = &self.payload {
             tokens.verify(&self.header, control)?;
@@ -184,11 +206,14 @@ impl Shard {
     fn check_content(&self, at: u64, bytes: &[u8], last_end: &mut u64) -> Result<()> {
         let cut = |end: u64| (end.clamp(at, at + bytes.len() as u64) - at) as usize;
         let ends_end = self.layout.ends + 8 * self.header.n_documents;
-        let [tokens, gap, ends, rest] = [
+        let bits = &self.layout.bits;
+        let [tokens, gap, ends, behind, last_bits, rest] = [
             at..self.layout.tokens_end,
             self.layout.tokens_end..self.layout.ends,
             self.layout.ends..ends_end,
-            ends_end..self.layout.digests,
+            ends_end..bits.start,
+            bits.end.saturating_sub(1).max(bits.start)..bits.end,
+            bits.end..self.layout.digests,
         ]
         .map(|range| &bytes[cut(range.start)..cut(range.end.max(range.start))]);
         check_ids(&self.header, tokens, at, &self.path)?;
@@ -199,8 +224,12 @@ impl Shard {
             }
             *last_end = end;
         }
-        if gap.iter().chain(rest).any(|&b| b != 0) {
+        if gap.iter().chain(behind).chain(rest).any(|&b| b != 0) {
             return Err(malformed(&self.path, format!("expected zeros between the sections near byte {at}")));
+        }
+        let n_last = self.header.n_tokens % 8;
+        if last_bits.iter().any(|&b| n_last > 0 && b >> n_last != 0) {
+            return Err(malformed(&self.path, "expected zeros behind the last token's loss bit".to_owned()));
         }
         Ok(())
     }
@@ -274,14 +303,14 @@ fn compare(path: &Path, expected: &[u8; 32], hasher: &blake3::Hasher) -> Result<
 }
 
 /// Bytes that [`Shard::verify`] counts as progress.
-pub(crate) fn verified_len(dtype: Dtype, n_tokens: u64, n_documents: u64) -> u64 {
-    Layout::new(Kind::Shard, dtype, n_tokens, n_documents).map_or(0, |layout| layout.digests - HEADER as u64)
+pub(crate) fn verified_len(spec: &Spec, n_tokens: u64, n_documents: u64) -> u64 {
+    Layout::new(Kind::Shard, spec, n_tokens, n_documents).map_or(0, |layout| layout.digests - HEADER as u64)
 }
 
 /// Length of the shard, or of the index, with these counts.
-pub(crate) fn file_len(is_index: bool, dtype: Dtype, n_tokens: u64, n_documents: u64) -> Option<u64> {
+pub(crate) fn file_len(is_index: bool, spec: &Spec, n_tokens: u64, n_documents: u64) -> Option<u64> {
     let kind = if is_index { Kind::Index } else { Kind::Shard };
-    Layout::new(kind, dtype, n_tokens, n_documents).map(|layout| layout.total)
+    Layout::new(kind, spec, n_tokens, n_documents).map(|layout| layout.total)
 }
 
 /// Fails when a value of `T` cannot hold every stored token.
@@ -299,13 +328,14 @@ pub(crate) fn check_width<T: Token>(dtype: Dtype) -> Result<()> {
 mod tests {
     use super::*;
     use crate::io::Map;
-    use crate::shard::{ShardWriter, Spec};
+    use crate::shard::ShardWriter;
 
     #[test]
     fn a_mapped_shard_reads_as_one_that_is_not() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("a.gts");
-        let spec = Spec { dtype: Dtype::U16, vocab_size: 50_000, eot_id: None, tokenizer: [7; 32] };
+        let spec =
+            Spec { dtype: Dtype::U16, vocab_size: 50_000, eot_id: None, tokenizer: [7; 32], has_loss_bits: false };
         let mut writer = ShardWriter::create(&path, spec).unwrap();
         let ids: Vec<u32> = (0..100_000).map(|i| i * 7919 % 50_000).collect();
         writer.push(&ids).unwrap();
