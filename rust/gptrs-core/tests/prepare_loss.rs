@@ -139,15 +139,15 @@ fn what_cannot_have_loss_bits_is_refused_before_any_work() {
     let normalizing = Tokenizer::new(Vocab::from_merges(&[]).unwrap(), splitter, vec![]).unwrap();
     refused(&[&lines], &normalizing, &options, "changes it by a normalizer");
     assert!(
-        encode_files(&[lines.clone()], &tokenizer, &options, &control)
+        encode_files(std::slice::from_ref(&lines), &tokenizer, &options, &control)
             .unwrap_err()
             .to_string()
             .contains("no loss bits")
     );
 
-    prepare(&[lines.clone()], &tokenizer, &out, &options, &control).unwrap();
+    prepare(std::slice::from_ref(&lines), &tokenizer, &out, &options, &control).unwrap();
     let without = PrepareOptions { loss_fields: Vec::new(), ..options.clone() };
-    let message = prepare(&[lines.clone()], &tokenizer, &out, &without, &control).unwrap_err().to_string();
+    let message = prepare(std::slice::from_ref(&lines), &tokenizer, &out, &without, &control).unwrap_err().to_string();
     assert!(message.contains("made with other loss_fields;"), "{message}");
     let twice = PrepareOptions { loss_fields: vec!["answer".to_owned(); 2], ..options };
     prepare(&[lines], &tokenizer, &out, &twice, &control).unwrap();

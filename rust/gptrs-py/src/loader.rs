@@ -199,9 +199,9 @@ fn mixed((names, stages): MixtureSpec, sources: &[RowSource], seed: u64) -> Resu
         n_rows: rows.n_rows(),
         max_epochs,
     };
-    let named = names.into_iter().zip(sources).map(source).collect();
+    let listed = names.into_iter().zip(sources).map(source).collect();
     let stages: Vec<_> = stages.into_iter().map(|(samples, weights)| Stage { samples, weights }).collect();
-    Mixture::new(named, &stages, seed)
+    Mixture::new(listed, &stages, seed)
 }
 
 /// A thread that fills the arrays lent to it, oldest first.

@@ -207,6 +207,7 @@ impl<'de> serde::Deserialize<'de> for Text<'de> {
 }
 
 #[cfg(test)]
+#[allow(clippy::single_range_in_vec_init, reason = "one range is a list of ranges")]
 mod tests {
     use super::*;
 

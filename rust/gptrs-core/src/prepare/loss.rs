@@ -70,6 +70,7 @@ pub(super) fn check<E: Encode>(inputs: &[Input], tokenizer: &E, options: &Prepar
 }
 
 #[cfg(test)]
+#[allow(clippy::single_range_in_vec_init, reason = "one range is a list of ranges")]
 mod tests {
     use std::fs;
     use std::path::Path;

@@ -52,7 +52,7 @@ pub fn merge_tasks<E: Encode>(
     let inputs = corpus::inputs(paths)?;
     check_separator(&inputs, &options.selection)?;
     if let Some(manifest) = merged(out, &inputs, tokenizer, options)? {
-        relabel(out, manifest, options)?;
+        relabel(out, &manifest, options)?;
     } else {
         if !out.join(FOLDER).is_dir() {
             let (folder, hint) = (out.join(FOLDER), "hint: run them with --task, or check the folder");

@@ -202,7 +202,7 @@ pub fn prepare<E: Encode>(
         recipe(check::sources(&inputs, options.selection.replaces(), options.threads, control)?, tokenizer, options)?;
     if let Some(manifest) = Manifest::read(out)? {
         refuse_other(out, &manifest.recipe, &recipe, true)?;
-        relabel(out, manifest, options)?;
+        relabel(out, &manifest, options)?;
         Journal::remove(out)?; // the last step of the run that wrote the manifest, if it was killed before it
         return Dataset::open(out);
     }
@@ -238,9 +238,9 @@ fn finish(
 }
 
 /// Gives the manifest of a finished dataset the name and the weight of this call.
-fn relabel(out: &Path, manifest: Manifest, options: &PrepareOptions) -> Result<()> {
+fn relabel(out: &Path, manifest: &Manifest, options: &PrepareOptions) -> Result<()> {
     let named = labelled(manifest.clone(), options);
-    if named == manifest { Ok(()) } else { named.write(out) }
+    if named == *manifest { Ok(()) } else { named.write(out) }
 }
 
 /// The manifest with the name and the weight that the caller gives.

@@ -78,7 +78,7 @@ pub trait Token: Copy + Default + Send + 'static {
     /// Bytes of a value.
     const SIZE: usize = size_of::<Self>();
 
-    /// The target that predicts nothing, as PyTorch's cross entropy ignores it; unsigned types have none.
+    /// The target that predicts nothing, as `PyTorch`'s cross entropy ignores it; unsigned types have none.
     const IGNORED: Option<Self>;
 
     /// The value of a stored two-byte token.
