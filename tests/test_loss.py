@@ -182,7 +182,7 @@ def test_the_command_takes_the_fields(
 
 def test_what_has_no_fields_is_refused(gpt2_like: Tokenizer, tmp_path: Path):
     (tmp_path / "a.txt").write_text("abc")
-    with pytest.raises(ValueError, match=r"a\.txt is a text without any; hint: "):
+    with pytest.raises(ValueError, match=r"a\.txt has none; hint: "):
         prepare(tmp_path / "a.txt", gpt2_like, tmp_path / "out", loss_fields=["text"])
     with pytest.raises(TypeError):
         prepare(write(tmp_path / "b.jsonl", [("a", "b")]), gpt2_like, tmp_path / "out", loss_fields="text")

@@ -86,7 +86,7 @@ def prepare(
     paths = expand(files)
     with bar(progress) as report:
         sizes = {"text_field": text_field, "shard_tokens": shard_tokens, "append_eot": append_eot, "threads": threads}
-        given = {**sizes, "loss_fields": list(loss_fields), **options}
+        given = {**sizes, "loss_fields": loss_fields, **options}
         core = _core.prepare(paths, tokenizer.core, fspath(out), given, report)
     return Dataset._of(core)
 

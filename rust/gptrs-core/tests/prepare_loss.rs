@@ -132,7 +132,7 @@ fn what_cannot_have_loss_bits_is_refused_before_any_work() {
         }
         assert!(!out.join("prepare.json").exists() && !out.join("tasks").exists());
     };
-    refused(&[&lines, &text], &tokenizer, &options, "b.txt is a text without any");
+    refused(&[&lines, &text], &tokenizer, &options, "b.txt has none");
     let other = PrepareOptions { loss_fields: vec!["reply".to_owned()], ..options.clone() };
     refused(&[&lines], &tokenizer, &other, "among the fields of text_field (\"prompt\", \"answer\"), got \"reply\"");
     let splitter = Splitter::new("gpt2").unwrap().with_normalizer(Some(Normalizer::Nfc));
