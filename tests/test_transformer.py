@@ -107,7 +107,7 @@ def test_every_tensor_gets_a_gradient(position, is_tied):
 def test_the_loss_is_the_mean_over_the_targets_that_count():
     model = Transformer(ModelConfig(**SIZES))
     tokens, targets = random_tokens(2, 8), random_tokens(2, 8, seed=1)
-    targets[0, :5] = -1
+    targets[0, :5] = -100
     surprise = -model(tokens).log_softmax(-1).gather(-1, targets.clamp(min=0).unsqueeze(-1)).squeeze(-1)
     assert model.loss(tokens, targets).item() == pytest.approx(surprise[targets >= 0].mean().item(), abs=1e-6)
 

@@ -24,13 +24,13 @@ INIT_STD = 0.02  # of every matrix, as GPT-2
 
 
 def next_token_loss(logits: Tensor, targets: Tensor) -> Tensor:
-    """The mean cross-entropy in nats over all positions whose target is not -1, in float32 or wider.
+    """The mean cross-entropy in nats over all positions whose target is not -100, in float32 or wider.
 
     Args: logits: (B, T, V); targets: (B, T), the id that follows each position. Returns: a scalar.
     """
     B, T, V = logits.shape
     wide = logits.to(torch.promote_types(logits.dtype, torch.float32))
-    return F.cross_entropy(wide.view(B * T, V), targets.reshape(B * T), ignore_index=-1)
+    return F.cross_entropy(wide.view(B * T, V), targets.reshape(B * T), ignore_index=-100)
 
 
 class FeedForward(nn.Module):
@@ -115,7 +115,7 @@ class Transformer(nn.Module):
         return self.logits(self.hidden(tokens, cache=cache, positions=positions))
 
     def loss(self, tokens: Tensor, targets: Tensor) -> Tensor:
-        """The mean next-token cross-entropy; targets (B, T) with -1 where a position does not count."""
+        """The mean next-token cross-entropy; targets (B, T) with -100 where a position does not count."""
         return next_token_loss(self(tokens), targets)
 
     def hidden(self, tokens: Tensor, *, cache: KVCache | None = None, positions: Tensor | None = None) -> Tensor:

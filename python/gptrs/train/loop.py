@@ -162,7 +162,7 @@ def mean_loss(
 ) -> tuple[float, int]:
     """Returns the mean loss of a target over all batches, in eval mode, and the number of targets.
 
-    Batches may differ in size; every target must count (no -1).
+    Batches may differ in size; every target must count (no -100).
     """
     loss_of = objective(model, loss_fn, dtype=dtype)
     was_training = model.training
