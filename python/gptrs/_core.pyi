@@ -6,6 +6,8 @@ import numpy.typing as npt
 
 __all__ = [
     "Dataset",
+    "HostMemory",
+    "HostRing",
     "Loader",
     "Plan",
     "Ring",
@@ -263,6 +265,25 @@ class Loader:
     def mixture_digest(self) -> str | None: ...
     @property
     def order(self) -> str: ...
+
+@final
+class HostMemory:
+    def __new__(
+        cls,
+        micro_batch: int,
+        seq_len: int,
+        n_marks: int = 0,
+        n_kept: int = 0,
+        from_numpy: Callable[[npt.NDArray[Any]], Any] | None = None,
+    ) -> HostMemory: ...
+    @property
+    def n_free(self) -> int: ...
+    def start(self, loader: Loader, next_sample: int, prefetch: int) -> HostRing: ...
+    def read(self, loader: Loader, next_sample: int) -> tuple[Any, ...]: ...
+
+@final
+class HostRing:
+    def next(self) -> tuple[Any, ...]: ...
 
 @final
 class Ring:

@@ -8,8 +8,7 @@ thread fills memory ahead of the consumer; memory of a batch that is kept is nev
 """
 
 import os
-from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from types import TracebackType
@@ -22,14 +21,14 @@ from gptrs import _core
 from gptrs.dataset import Dataset, require
 from gptrs.mixture import Mixture
 from gptrs.progress import bar
-from gptrs.ring import Slot, ring
+from gptrs.ring import Ring, memory
 
 _STATE_VERSION = 2
 _PACKINGS = {"stream": "stream", "bestfit": "bestfit-v1"}
 _ORDERS = {True: "feistel-v1", False: "sequential", "blocks": "block-v1"}
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(slots=True, eq=False)
 class Batch:
     """One rank's microbatch: B rows of T tokens, and for each the token that follows."""
 
@@ -37,7 +36,7 @@ class Batch:
     targets: Any  # (B, T) int64: targets[b, t] follows tokens[b, t], or is -100: padding, ends, tokens with loss bit 0
     loader: "Loader"  # what made it, and where its shards are
     sample: int  # the loader's next_sample before it
-    _marks: tuple[Any, Any] | None = None
+    _marks: Sequence[Any] = ()
 
     @property
     def starts(self) -> npt.NDArray[np.int64]:
@@ -71,11 +70,12 @@ class Batch:
 
     def marks(self) -> tuple[Any, Any]:
         """`positions` and `cu_seqlens`; read from the shards now unless the loader was made with `documents=True`."""
-        if self._marks is not None:
-            return self._marks
+        if self._marks:
+            positions, cu_seqlens = self._marks
+            return positions, cu_seqlens
         B, T = self.tokens.shape
-        positions, cu_seqlens = np.empty((B, T), np.int32), np.empty(self.loader.n_cu_seqlens, np.int32)
-        self.loader.core.fill(self.sample, np.empty((2, B, T), np.int64), positions, cu_seqlens)
+        memory = _core.HostMemory(B, T, self.loader.n_cu_seqlens)
+        *_, positions, cu_seqlens = memory.read(self.loader.core, self.sample)
         return self._like_tokens(positions), self._like_tokens(cu_seqlens)
 
     def _like_tokens(self, array: npt.NDArray[Any]) -> Any:
@@ -190,20 +190,20 @@ class Loader:
             seed,
             _ORDERS[shuffle],
         )
-        self._memory = ring(
+        self._memory = memory(
             device,
             micro_batch,
             seq_len,
             dtype=next(iter(self._sources.values())).dtype,
             n_marks=self.n_cu_seqlens if documents else 0,
             has_own_targets=bool(self._plans) or any(d.has_loss_bits for d in self._sources.values()),
-            size=2 * prefetch,
+            n_kept=2 * prefetch,
         )
         # Behind a mixture's stages the iteration ends; where a source has given all it may, it fails.
         self._n_staged = self.core.n_samples if self.core.n_samples == self.core.end else None
         self._next_sample = 0
-        self._ring: _core.Ring | None = None
-        self._in_flight: deque[Slot] = deque()
+        self._stride = micro_batch * world_size
+        self._ring: Ring | None = None
         self._pid = os.getpid()
         self._is_closed = False
 
@@ -270,28 +270,24 @@ class Loader:
             OSError: A shard cannot be read.
         """
         ring = self._running()
-        stride = self.micro_batch * self.world_size
-        if self._n_staged is not None and self._next_sample + stride > self._n_staged:
+        sample = self._next_sample
+        following = sample + self._stride
+        if self._n_staged is not None and following > self._n_staged:
             raise StopIteration
-        while len(self._in_flight) < self.prefetch:
-            self._submit(ring)
         try:
-            ring.next()
+            tokens, targets, *marks = ring.next()
         except Exception:
             self._stop()  # the next call begins again at the same sample
             raise
-        batch = self._batch(self._next_sample, self._in_flight.popleft())
-        self._submit(ring)
-        self._next_sample += stride
-        return batch
+        self._next_sample = following
+        return Batch(tokens, targets, self, sample, marks)
 
     def batch_at(self, index: int) -> Batch:
         """Microbatch `index` of this rank, counted from the beginning; leaves the loader where it is."""
-        require("index", index, 0, (1 << 63) // (self.micro_batch * self.world_size) - 1)
-        sample = index * self.micro_batch * self.world_size
-        slot = self._memory.take()
-        self.core.fill(sample, slot.array, slot.positions, slot.cu_seqlens)
-        return self._batch(sample, slot)
+        require("index", index, 0, (1 << 63) // self._stride - 1)
+        sample = index * self._stride
+        tokens, targets, *marks = self._memory.read(self.core, sample)
+        return Batch(tokens, targets, self, sample, marks)
 
     def state_dict(self) -> dict[str, Any]:
         """What continues this loader exactly: JSON of less than 1 KB, the same on every rank."""
@@ -328,7 +324,7 @@ class Loader:
                 )
         # Within a step only the sizes of microbatches may change.
         is_same = state["global_batch"] == self.global_batch
-        stride = self.micro_batch * self.world_size if is_same else self.global_batch
+        stride = self._stride if is_same else self.global_batch
         next_sample = state["next_sample"]
         if type(next_sample) is not int or next_sample < 0 or next_sample % stride:
             what, hint = ("micro_batch * world_size", "micro_batch") if is_same else ("global_batch",) * 2
@@ -375,7 +371,7 @@ class Loader:
         }
         return _restore, (self.dataset, arguments, self._next_sample)
 
-    def _running(self) -> _core.Ring:
+    def _running(self) -> Ring:
         """The ring of this process; one that a fork left behind has no thread and is dropped."""
         if self._is_closed:
             raise ValueError("the loader is closed; hint: make a new one and load the state of this one")
@@ -383,21 +379,11 @@ class Loader:
             self._stop()
             self._pid = os.getpid()
         if self._ring is None:
-            self._ring = self.core.ring(self._next_sample)
+            self._ring = self._memory.start(self.core, self._next_sample, self.prefetch)
         return self._ring
-
-    def _submit(self, ring: _core.Ring) -> None:
-        slot = self._memory.take()
-        ring.submit(slot.array, slot.positions, slot.cu_seqlens)
-        self._in_flight.append(slot)
 
     def _stop(self) -> None:
         self._ring = None  # joins the thread
-        self._in_flight.clear()
-
-    def _batch(self, sample: int, slot: Slot) -> Batch:
-        tokens, targets, *marks = self._memory.deliver(slot)
-        return Batch(tokens, targets, self, sample, (marks[0], marks[1]) if self.documents else None)
 
 
 def _specification(mixture: Mixture) -> tuple[list[tuple[str, int | None]], list[tuple[int | None, list[float]]]]:

@@ -177,6 +177,14 @@ impl Dataset {
         Ok(read(&bytes))
     }
 
+    /// The tokens from `start` on, to be asked for before they are read, where their shard is open.
+    pub(crate) fn ahead(&self, start: u64) -> Option<Ahead> {
+        let i = self.token_starts.partition_point(|&s| s <= start).saturating_sub(1);
+        let open = self.open.try_lock().ok()?;
+        let (_, shard) = open.iter().find(|(j, _)| *j == i)?;
+        Some(Ahead { shard: Arc::clone(shard), start: start - self.token_starts[i] })
+    }
+
     /// Fills `out` with whether each token from `start` on is to be predicted; without loss bits, all are.
     pub fn loss_bits(&self, start: u64, out: &mut [bool]) -> Result<()> {
         let n = out.len();
@@ -310,6 +318,19 @@ impl Dataset {
             return Err(Error::Format { path: shard.path().to_owned(), format: "shard", reason });
         }
         Ok(shard)
+    }
+}
+
+/// Tokens that will be read soon.
+pub(crate) struct Ahead {
+    shard: Arc<Shard>,
+    start: u64,
+}
+
+impl Ahead {
+    /// Asks for those at `range`, counted from the first, where one mapped shard has them.
+    pub(crate) fn prefetch(&self, range: Range<usize>) {
+        self.shard.prefetch(self.start + range.start as u64, range.len());
     }
 }
 

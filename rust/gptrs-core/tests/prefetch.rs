@@ -6,12 +6,14 @@ mod dataset;
 #[path = "fixtures/random.rs"]
 mod random;
 
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, mpsc};
 use std::thread;
 use std::time::Duration;
 
-use gptrs_core::loader::{Loader, LoaderOptions, Prefetch, Rows};
+use gptrs_core::loader::{Buffers, Loader, LoaderOptions, Prefetch, Rows};
 use gptrs_core::order::OrderKind;
+use gptrs_core::{Error, Result};
 use random::Random;
 
 fn loader() -> (tempfile::TempDir, Loader) {
@@ -74,5 +76,54 @@ fn any_order_of_calls_gives_every_batch_once_and_ends() {
     for _ in 0..200 {
         let (seed, is_right) = ends.recv_timeout(Duration::from_secs(120)).unwrap();
         assert!(is_right, "seed {seed}");
+    }
+}
+
+/// Notes which batch it was filled with; every seventh filling fails, and some take long.
+struct Flaky {
+    sample: u64,
+    n_fillings: Arc<AtomicU64>,
+}
+
+impl Buffers for Flaky {
+    fn fill(&mut self, _: &Loader, next_sample: u64) -> Result<()> {
+        let n = self.n_fillings.fetch_add(1, Ordering::Relaxed);
+        if n.is_multiple_of(5) {
+            thread::sleep(Duration::from_micros(200));
+        }
+        self.sample = next_sample;
+        if n % 7 == 6 { Err(Error::Argument(next_sample.to_string())) } else { Ok(()) }
+    }
+}
+
+#[test]
+fn a_batch_that_failed_comes_next_whoever_fills_it() {
+    let (_dir, loader) = loader();
+    for ahead in [1, 2, 5, 8] {
+        let n_fillings = Arc::new(AtomicU64::new(0));
+        let mut prefetch = Prefetch::new(loader.clone(), 0).unwrap();
+        let (mut n_lent, mut due, mut n_failed) = (0, 0, 0);
+        while due < 4 * 300 {
+            while n_lent < ahead {
+                prefetch.submit(Flaky { sample: u64::MAX, n_fillings: Arc::clone(&n_fillings) }).unwrap();
+                n_lent += 1;
+            }
+            if due % 3 == 0 {
+                thread::sleep(Duration::from_micros(300)); // the thread is ahead, and has begun what a failure undoes
+            }
+            match prefetch.next() {
+                Ok(batch) => {
+                    assert_eq!(batch.sample, due, "{ahead}");
+                    due += 4;
+                }
+                Err(error) => {
+                    assert!(error.to_string().contains(&due.to_string()), "{error}, not {due}");
+                    n_failed += 1;
+                }
+            }
+            n_lent -= 1;
+            assert_eq!(prefetch.next_sample(), due);
+        }
+        assert!(n_failed > 20, "{n_failed}");
     }
 }

@@ -6,6 +6,7 @@
 mod call;
 mod dataset;
 mod formats;
+mod host;
 mod loader;
 mod text;
 mod tokenizer;
@@ -17,6 +18,8 @@ use pyo3::prelude::*;
 mod _core {
     #[pymodule_export]
     use crate::dataset::{Dataset, import_tokens, merge_tasks, prepare, prepare_task};
+    #[pymodule_export]
+    use crate::host::{HostMemory, HostRing};
     #[pymodule_export]
     use crate::loader::{Loader, Plan, Ring, max_documents};
     #[pymodule_export]

@@ -1,20 +1,19 @@
 //! `Loader`, `Ring` and `Plan`.
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use gptrs_core::loader::{Buffers, LoaderOptions, Marks, Prefetch, RowSource};
 use gptrs_core::mixture::{self, Mixture, Stage};
 use gptrs_core::order::{self, BlockShape, OrderKind};
-use gptrs_core::shard::Token;
 use gptrs_core::{Error, Result, pack};
 use numpy::PyArray1;
 use numpy::prelude::*;
 use pyo3::buffer::{Element, PyBuffer, PyUntypedBuffer};
 use pyo3::prelude::*;
 
-use crate::call::{POLL, detached, hex, py_err, quick, watched};
+use crate::call::{detached, hex, py_err, quick, watched};
 use crate::dataset::Dataset;
+use crate::host::{close, wait};
 
 /// The rows of a dataset, packed from whole documents.
 #[pyclass(frozen, module = "gptrs._core")]
@@ -74,7 +73,7 @@ type MixtureSpec = (Vec<(String, Option<u64>)>, Vec<(Option<u64>, Vec<f64>)>);
 
 /// Which rows a rank gets, and their tokens.
 #[pyclass(frozen, module = "gptrs._core")]
-pub struct Loader(gptrs_core::loader::Loader);
+pub struct Loader(pub(crate) gptrs_core::loader::Loader);
 
 #[pymethods]
 impl Loader {
@@ -224,20 +223,13 @@ impl Ring {
 
     /// Waits until the oldest array is filled and gives it back.
     fn next(&mut self, py: Python<'_>) -> PyResult<()> {
-        if quick(|| self.0.next_within(Duration::ZERO))?.is_some() {
-            return Ok(());
-        }
-        while detached(py, || self.0.next_within(POLL))?.is_none() {
-            py.check_signals()?;
-        }
-        Ok(())
+        wait(py, &mut self.0).map(drop)
     }
 }
 
 impl Drop for Ring {
     fn drop(&mut self) {
-        // The thread may be in the middle of a read: wait for it without the GIL.
-        Python::try_attach(|py| py.detach(|| self.0.close()));
+        close(&mut self.0);
     }
 }
 
@@ -252,9 +244,7 @@ struct Lent {
 
 enum Tokens {
     /// (2, B, T): tokens, then targets.
-    Wide(PyBuffer<i64>),
-    /// (2, B, T): tokens, then targets.
-    Narrow(PyBuffer<i32>),
+    Both(PyBuffer<i32>),
     /// (B, T + 1): rows as in the shards.
     Rows16(PyBuffer<u16>),
     /// (B, T + 1): rows as in the shards.
@@ -270,9 +260,8 @@ impl Lent {
         let buffer = writable(array)?;
         let tokens = match (buffer.item_size(), buffer.dimensions()) {
             (2, _) => buffer.into_typed().map(Tokens::Rows16)?,
-            (4, 3) => buffer.into_typed().map(Tokens::Narrow)?,
-            (4, _) => buffer.into_typed().map(Tokens::Rows32)?,
-            _ => buffer.into_typed().map(Tokens::Wide)?,
+            (4, 3) => buffer.into_typed().map(Tokens::Both)?,
+            _ => buffer.into_typed().map(Tokens::Rows32)?,
         };
         let marks = |array: Option<&Bound<'_, PyAny>>| array.map(|a| writable(a)?.into_typed()).transpose();
         Ok(Self { tokens, positions: marks(positions)?, cu_seqlens: marks(cu_seqlens)? })
@@ -295,22 +284,15 @@ impl Buffers for Lent {
             cu_seqlens: cu_seqlens.as_mut().map_or(&mut [], memory),
         };
         match tokens {
-            Tokens::Wide(both) => fill(loader, next_sample, memory(both), marks),
-            Tokens::Narrow(both) => fill(loader, next_sample, memory(both), marks),
+            Tokens::Both(both) => {
+                let both = memory(both);
+                let (tokens, targets) = both.split_at_mut(both.len() / 2);
+                loader.fill_marked(next_sample, tokens, targets, marks)
+            }
             Tokens::Rows16(rows) => loader.fill_rows(next_sample, memory(rows)),
             Tokens::Rows32(rows) => loader.fill_rows(next_sample, memory(rows)),
         }
     }
-}
-
-fn fill<T: Token>(
-    loader: &gptrs_core::loader::Loader,
-    next_sample: u64,
-    both: &mut [T],
-    marks: &mut Marks<'_>,
-) -> Result<()> {
-    let (tokens, targets) = both.split_at_mut(both.len() / 2);
-    loader.fill_marked(next_sample, tokens, targets, marks)
 }
 
 /// The memory of a buffer that [`Lent::new`] took.

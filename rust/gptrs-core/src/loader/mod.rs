@@ -18,7 +18,7 @@ use places::Places;
 pub use prefetch::{Buffers, Prefetch, Rows, Wide};
 pub use source::RowSource;
 
-use crate::dataset::Dataset;
+use crate::dataset::{Ahead, Dataset};
 use crate::error::{Error, Result};
 use crate::mixture::Mixture;
 use crate::order::OrderKind;
@@ -196,10 +196,10 @@ impl Loader {
         check_width::<T>(self.dataset().dtype())?;
         let mut row_marks = RowMarks::new(marks, micro_batch, seq_len)?;
         let outs = tokens.chunks_exact_mut(seq_len).zip(targets.chunks_exact_mut(seq_len));
-        for (b, (Place { source, row }, (tokens, targets))) in
-            self.microbatch(next_sample)?.into_iter().zip(outs).enumerate()
-        {
-            self.sources[source].fill(row, tokens, targets, &mut row_marks.of(b))?;
+        let places = self.microbatch(next_sample)?;
+        for (b, (&Place { source, row }, (tokens, targets))) in places.iter().zip(outs).enumerate() {
+            let ahead = self.ahead(places.get(b + 1));
+            self.sources[source].fill(row, ahead.as_ref(), tokens, targets, &mut row_marks.of(b))?;
             row_marks.flatten(b);
         }
         Ok(())
@@ -212,9 +212,11 @@ impl Loader {
         check_len("rows", rows.len(), micro_batch, seq_len + 1)?;
         let dtype = self.dataset().dtype();
         check_width::<T>(dtype)?;
-        for (Place { source, row }, out) in
-            self.microbatch(next_sample)?.into_iter().zip(rows.chunks_exact_mut(seq_len + 1))
-        {
+        let places = self.microbatch(next_sample)?;
+        for (b, (&Place { source, row }, out)) in places.iter().zip(rows.chunks_exact_mut(seq_len + 1)).enumerate() {
+            if let Some(ahead) = self.ahead(places.get(b + 1)) {
+                ahead.prefetch(0..seq_len + 1);
+            }
             if self.sources[source].has_own_targets() {
                 let rows = if self.sources[source].plan().is_some() { "packed rows" } else { "rows with loss bits" };
                 return Err(Error::Argument(format!("{rows} have targets of their own; hint: use fill")));
@@ -222,6 +224,11 @@ impl Loader {
             self.sources[source].with_bytes(row, |bytes| widen(dtype, bytes, out))?;
         }
         Ok(())
+    }
+
+    /// The row that is read next.
+    fn ahead(&self, next: Option<&Place>) -> Option<Ahead> {
+        next.and_then(|&Place { source, row }| self.sources[source].ahead(row))
     }
 
     /// Fills `out`, `micro_batch * seq_len`, with the document index of each input token of the microbatch, counted in
@@ -234,7 +241,7 @@ impl Loader {
             self.microbatch(next_sample)?.into_iter().zip(out.chunks_exact_mut(seq_len))
         {
             let mut marks = pack::Marks { doc_ids, ..pack::Marks::default() };
-            self.sources[source].fill(row, &mut tokens, &mut targets, &mut marks)?;
+            self.sources[source].fill(row, None, &mut tokens, &mut targets, &mut marks)?;
         }
         Ok(())
     }

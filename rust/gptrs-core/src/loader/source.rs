@@ -2,10 +2,10 @@
 
 use std::sync::Arc;
 
-use crate::dataset::Dataset;
+use crate::dataset::{Ahead, Dataset};
 use crate::error::{Error, Result};
 use crate::pack::{self, Blank, Plan, fill_stream_marks};
-use crate::shard::{Token, widen};
+use crate::shard::{Token, widen_row};
 
 /// The rows of one dataset.
 ///
@@ -79,20 +79,23 @@ impl RowSource {
         self.dataset.with_bytes(row * self.seq_len as u64, self.seq_len + 1, read)
     }
 
-    /// Fills `tokens` and `targets`, `seq_len` each, and `marks` with row `row`.
+    /// The tokens of row `row` of the stream, to be asked for before they are read.
+    pub(super) fn ahead(&self, row: u64) -> Option<Ahead> {
+        if self.plan.is_none() { self.dataset.ahead(row * self.seq_len as u64) } else { None }
+    }
+
+    /// Fills `tokens` and `targets`, `seq_len` each, and `marks` with row `row`, and asks for the row `ahead`.
     pub(super) fn fill<T: Token>(
         &self,
         row: u64,
+        ahead: Option<&Ahead>,
         tokens: &mut [T],
         targets: &mut [T],
         marks: &mut pack::Marks<'_>,
     ) -> Result<()> {
         let Some(plan) = &self.plan else {
-            let (dtype, size) = (self.dataset.dtype(), self.dataset.dtype().size());
-            self.with_bytes(row, |bytes| {
-                widen(dtype, bytes, tokens);
-                widen(dtype, &bytes[size..], targets);
-            })?;
+            let fetch = |stretch| ahead.map_or((), |ahead| ahead.prefetch(stretch));
+            self.with_bytes(row, |bytes| widen_row(self.dataset.dtype(), bytes, tokens, targets, fetch))?;
             if self.dataset.has_loss_bits() {
                 let first = row * self.seq_len as u64 + 1;
                 self.dataset.mask_targets(first, targets, ignored::<T>("rows of a dataset with loss bits")?)?;

@@ -10,7 +10,7 @@ use crate::control::Control;
 use crate::dataset::Dataset;
 use crate::error::{Error, Result};
 use crate::parallel;
-use crate::shard::{Token, check_width, widen};
+use crate::shard::{Token, check_width, widen_row};
 
 /// The target that predicts nothing, as torch's cross entropy ignores it.
 pub const IGNORED: i64 = -100;
@@ -146,8 +146,7 @@ fn fill_piece<T: Token>(
     let (dtype, size) = (dataset.dtype(), dataset.dtype().size());
     bytes.resize((tokens.len() + usize::from(!piece.ends_document)) * size, 0);
     dataset.read_bytes(piece.start, bytes)?;
-    widen(dtype, bytes, tokens);
-    widen(dtype, &bytes[size..], targets);
+    widen_row(dtype, bytes, tokens, targets, |_| ());
     let (inner, last) = targets.split_at_mut(tokens.len() - usize::from(piece.ends_document));
     last.fill(blank.target);
     dataset.mask_targets(piece.start + 1, inner, blank.target)

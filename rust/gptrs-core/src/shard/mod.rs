@@ -11,6 +11,7 @@ mod blocks;
 mod index;
 mod layout;
 mod reader;
+mod widen;
 mod writer;
 
 pub(crate) use blocks::BlockWriter;
@@ -20,6 +21,7 @@ pub use layout::{BLOCK, HEADER, Header, Spec, TRAILER};
 pub(crate) use layout::{trailer, u64_at};
 pub use reader::Shard;
 pub(crate) use reader::{check_width, file_len, verified_len};
+pub(crate) use widen::{widen, widen_row};
 pub use writer::ShardWriter;
 
 use serde::{Deserialize, Serialize};
@@ -106,22 +108,3 @@ macro_rules! token {
     )*};
 }
 token!(u16: None, u32: None, i32: Some(-100), i64: Some(-100));
-
-/// Writes the stored tokens of `bytes` to `out`, one for one.
-///
-/// Plain loops over fixed-size chunks, which the compiler turns into vector loads, widenings and stores.
-#[inline]
-pub(crate) fn widen<T: Token>(dtype: Dtype, bytes: &[u8], out: &mut [T]) {
-    match dtype {
-        Dtype::U16 => {
-            for (id, &bytes) in out.iter_mut().zip(bytes.as_chunks().0) {
-                *id = T::from_u16(u16::from_le_bytes(bytes));
-            }
-        }
-        Dtype::U32 => {
-            for (id, &bytes) in out.iter_mut().zip(bytes.as_chunks().0) {
-                *id = T::from_u32(u32::from_le_bytes(bytes));
-            }
-        }
-    }
-}

@@ -1,0 +1,126 @@
+//! Stored tokens to the type that they are delivered as.
+
+use std::ops::Range;
+
+use super::{Dtype, Token};
+use crate::simd::Level;
+
+/// Tokens that are widened at a time.
+const STRETCH: usize = 128;
+
+/// Writes the stored tokens of `bytes` to `out`, one for one, with the widest instructions of this processor.
+#[inline]
+pub(crate) fn widen<T: Token>(dtype: Dtype, bytes: &[u8], out: &mut [T]) {
+    widen_at(Level::detected(), dtype, bytes, out);
+}
+
+/// Writes the first tokens of `bytes` to `tokens` and those from the second on to `targets`; calls `beside` with each
+/// stretch of them that is done, so that what comes next is fetched while the processor stores.
+pub(crate) fn widen_row<T: Token>(
+    dtype: Dtype,
+    bytes: &[u8],
+    tokens: &mut [T],
+    targets: &mut [T],
+    mut beside: impl FnMut(Range<usize>),
+) {
+    let (level, size) = (Level::detected(), dtype.size());
+    let outs = tokens.chunks_mut(STRETCH).zip(targets.chunks_mut(STRETCH));
+    for (start, (tokens, targets)) in (0..).step_by(STRETCH).zip(outs) {
+        widen_at(level, dtype, bytes.get(start * size..).unwrap_or_default(), tokens);
+        widen_at(level, dtype, bytes.get((start + 1) * size..).unwrap_or_default(), targets);
+        beside(start..start + tokens.len());
+    }
+}
+
+fn widen_at<T: Token>(level: Level, dtype: Dtype, bytes: &[u8], out: &mut [T]) {
+    #[cfg(target_arch = "x86_64")]
+    match level {
+        // SAFETY: this processor was found to have the level.
+        Level::Avx512 => return unsafe { widen_avx512(dtype, bytes, out) },
+        // SAFETY: this processor was found to have the level.
+        Level::Avx2 => return unsafe { widen_avx2(dtype, bytes, out) },
+        Level::Scalar => {}
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = level;
+    each(dtype, bytes, out);
+}
+
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx2")]
+fn widen_avx2<T: Token>(dtype: Dtype, bytes: &[u8], out: &mut [T]) {
+    each(dtype, bytes, out);
+}
+
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx512f,avx512bw,avx512vl")]
+fn widen_avx512<T: Token>(dtype: Dtype, bytes: &[u8], out: &mut [T]) {
+    each(dtype, bytes, out);
+}
+
+/// Plain loops over fixed-size chunks, which the compiler turns into vector loads, widenings and stores.
+#[allow(clippy::inline_always, reason = "each caller compiles it for its own instructions")]
+#[inline(always)]
+fn each<T: Token>(dtype: Dtype, bytes: &[u8], out: &mut [T]) {
+    match dtype {
+        Dtype::U16 => {
+            for (id, &bytes) in out.iter_mut().zip(bytes.as_chunks().0) {
+                *id = T::from_u16(u16::from_le_bytes(bytes));
+            }
+        }
+        Dtype::U32 => {
+            for (id, &bytes) in out.iter_mut().zip(bytes.as_chunks().0) {
+                *id = T::from_u32(u32::from_le_bytes(bytes));
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn check<T: Token + PartialEq + std::fmt::Debug>(dtype: Dtype) {
+        let bytes: Vec<u8> = (0..4 * 300u32).map(|i| (i.wrapping_mul(2_654_435_761) >> 13) as u8).collect();
+        for n in (0..70).chain([255, 256, 257]) {
+            // Every phase of the bytes, and room for fewer and for more than there are.
+            for from in 0..4 {
+                let bytes = &bytes[from..][..=n * dtype.size()];
+                for room in [n.saturating_sub(3), n, n + 2] {
+                    let mut expected = vec![T::default(); room];
+                    each(dtype, bytes, &mut expected);
+                    for level in Level::ALL.into_iter().filter(|level| level.is_available()) {
+                        let mut got = vec![T::default(); room];
+                        widen_at(level, dtype, bytes, &mut got);
+                        assert_eq!(got, expected, "{level} {n} {from} {room}");
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn every_level_widens_as_the_plain_loop() {
+        check::<u16>(Dtype::U16);
+        check::<u32>(Dtype::U16);
+        check::<i32>(Dtype::U16);
+        check::<i64>(Dtype::U16);
+        check::<u32>(Dtype::U32);
+        check::<i32>(Dtype::U32);
+        check::<i64>(Dtype::U32);
+    }
+
+    #[test]
+    fn targets_are_one_token_further() {
+        for n in [1, 8, STRETCH - 1, STRETCH, STRETCH + 1, 3 * STRETCH + 5] {
+            let bytes: Vec<u8> = (0..=n as u16).flat_map(u16::to_le_bytes).collect();
+            let (mut tokens, mut targets, mut done) = (vec![-1i64; n], vec![-1i64; n], 0..0);
+            widen_row(Dtype::U16, &bytes, &mut tokens, &mut targets, |stretch| {
+                assert_eq!(done.end, stretch.start);
+                done.end = stretch.end;
+            });
+            assert_eq!(done, 0..n);
+            assert!(tokens.into_iter().eq(0..n as i64) && targets.into_iter().eq(1..=n as i64));
+        }
+    }
+}
