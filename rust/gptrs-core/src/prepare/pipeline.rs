@@ -244,16 +244,26 @@ mod tests {
     const SEGMENT: usize = 1 << 16;
 
     /// Gives the offset of each segment, after what `on_segment` does with it.
-    struct Offsets<F>(F);
+    struct Offsets<F> {
+        on_segment: F,
+        /// Memory of workers that was not given back.
+        n_lent: AtomicU64,
+    }
 
     impl<F: Fn(u64) + Sync> Work for Offsets<F> {
         type State = ();
         type Output = u64;
 
-        fn state(&self) {}
+        fn state(&self) {
+            self.n_lent.fetch_add(1, Ordering::SeqCst);
+        }
+
+        fn give_back(&self, (): ()) {
+            self.n_lent.fetch_sub(1, Ordering::SeqCst);
+        }
 
         fn work(&self, (): &mut (), segment: Segment) -> Result<u64> {
-            self.0(segment.place.at.offset);
+            (self.on_segment)(segment.place.at.offset);
             Ok(segment.place.at.offset)
         }
     }
@@ -279,7 +289,10 @@ mod tests {
         let cutter = Cutter::new(&options, 0, &safe_cut);
         let reading = Reading { cutter, text_field: &text_field, replaces: false };
         let segments = segments::Segments::new(&inputs, Position::START, reading);
-        run(segments, &Offsets(on_segment), threads, &Control::new(), write)
+        let offsets = Offsets { on_segment, n_lent: AtomicU64::new(0) };
+        let end = run(segments, &offsets, threads, &Control::new(), write);
+        assert_eq!(offsets.n_lent.into_inner(), 0, "all memory is given back");
+        end
     }
 
     #[test]
