@@ -2,7 +2,10 @@
 
 Every round encodes the documents with `encode_batch`, then prepares a dataset of each kind of file, on two threads; the
 share is that of the round's own encoding. Files are in the page cache, shards are written and synced. The ids in the
-shards are those of `encode_batch`.
+shards are those of `encode_batch`. Both sides of a share know the same of the text:
+
+    own      a vocabulary trained on this very text; one tokenizer, which has seen all of it: encoding costs least
+    gpt2     GPT-2's vocabulary; each call has a tokenizer of its own, just loaded: as a first call on new text
 
     python benches/bench_prepare.py
 """
@@ -11,19 +14,21 @@ import json
 import shutil
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import zstandard
-from corpora import Corpora, cut
+from corpora import Corpora, cut, vocabulary
 from harness import arguments, record, summary
 
 import gptrs
 
 THREADS = 2
 VOCAB_SIZE = 50_257
+Make = Callable[[], gptrs.Tokenizer]
 
 
 def main() -> None:
@@ -31,25 +36,39 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         work = Path(folder)
         text = Corpora(options.data, work).text("bench_en")
-        tok = gptrs.Tokenizer.train([text], VOCAB_SIZE, progress=False)
         documents = [document.decode() for document in cut(text.read_bytes())]
         kinds = write(work, text, documents)
-        expected = [with_ends(encode(tok, texts)[1], tok) for texts in (documents, ["".join(documents)])]
-        n_mb = text.stat().st_size / 1e6
-        rates: dict[str, list[float]] = {kind: [] for kind in ("encode", *kinds)}
-        for _ in range(options.rounds):
-            seconds, _ = encode(tok, documents)
-            rates["encode"].append(n_mb / seconds)
-            for kind, path in kinds.items():
-                seconds, tokens = prepare(tok, path, work / "out")
-                rates[kind].append(n_mb / seconds)
-                assert np.array_equal(tokens, expected[kind == "txt"]), f"{kind}: the shards hold other ids"
-        for kind, values in rates.items():
-            shares = [100 * value / base for value, base in zip(values, rates["encode"], strict=True)]
-            row = {"task": "text to shards", "input": kind, "threads": THREADS, "vocab_size": VOCAB_SIZE,
-                   "mb": round(n_mb, 1), "mb_per_s": summary(values, 1),
-                   "percent_of_encode": summary(shares, 1)}  # fmt: skip
-            record("prepare", row, packages=["pyarrow", "zstandard"])
+        trained = gptrs.Tokenizer.train([text], VOCAB_SIZE, progress=False)
+        file = vocabulary(options.data, work, "gpt2") / "tokenizer.json"
+        makes: dict[str, Make] = {"own": lambda: trained, "gpt2": lambda: gptrs.Tokenizer.from_file(file)}
+        for name, make in makes.items():
+            rates = measure(make, documents, kinds, options.rounds, work / "out")
+            for kind in kinds:
+                record("prepare", row(name, make().vocab_size, kind, rates), packages=["pyarrow", "zstandard"])
+
+
+def measure(
+    make: Make, documents: list[str], kinds: dict[str, Path], n_rounds: int, out: Path
+) -> dict[str, list[float]]:
+    """MB/s of text in every round: of `encode_batch` under the name "encode", and of each kind."""
+    n_mb = len("".join(documents).encode()) / 1e6
+    tok = make()
+    expected = [with_ends(encode(tok, texts)[1], tok) for texts in (documents, ["".join(documents)])]
+    rates: dict[str, list[float]] = {kind: [] for kind in ("encode", *kinds)}
+    for _ in range(n_rounds):
+        rates["encode"].append(n_mb / encode(make(), documents)[0])
+        for kind, path in kinds.items():
+            seconds, tokens = prepare(make(), path, out)
+            rates[kind].append(n_mb / seconds)
+            assert np.array_equal(tokens, expected[kind == "txt"]), f"{kind}: the shards hold other ids"
+    return rates
+
+
+def row(name: str, vocab_size: int, kind: str, rates: dict[str, list[float]]) -> dict[str, object]:
+    shares = [100 * rate / base for rate, base in zip(rates[kind], rates["encode"], strict=True)]
+    return {"task": "files to shards", "engine": "gptrs", "input": kind, "vocabulary": name, "vocab_size": vocab_size,
+            "threads": THREADS, "mb_per_s": summary(rates[kind], 1), "encode_mb_per_s": summary(rates["encode"], 1),
+            "percent_of_encode": summary(shares, 1)}  # fmt: skip
 
 
 def write(work: Path, text: Path, documents: list[str]) -> dict[str, Path]:
@@ -78,7 +97,9 @@ def prepare(tok: gptrs.Tokenizer, path: Path, out: Path) -> tuple[float, np.ndar
 
 
 def with_ends(encoded: gptrs.Encoded, tok: gptrs.Tokenizer) -> np.ndarray:
-    """The ids of all documents, each with the end-of-text id behind it."""
+    """The ids of all documents, each with the end-of-text id behind it, if there is one."""
+    if tok.eot_id is None:
+        return encoded.ids.astype(np.uint32)
     return np.insert(encoded.ids.astype(np.uint32), encoded.offsets[1:], tok.eot_id)
 
 

@@ -42,20 +42,28 @@ def newest_rows() -> dict[tuple[str, str, str], Row]:
             continue
         for line in path.read_text(encoding="utf-8").splitlines():
             row = json.loads(line)
-            rows[row["bench"], row["task"], row["engine"]] = row
+            rows[row["bench"], task(row), row["engine"]] = row
     return rows
+
+
+def task(row: Row) -> str:
+    """The task, with what is fed to it where a benchmark has several."""
+    if row["bench"] != "prepare":
+        return str(row["task"])
+    vocabulary = {"own": "a vocabulary of this text", "gpt2": "GPT-2's vocabulary"}[row["vocabulary"]]
+    return f".{row['input']} to shards, {vocabulary}, {row['threads']} threads"
 
 
 def render(rows: dict[tuple[str, str, str], Row], tokenizer: tokenizer_table.Rows) -> str:
     """Markdown: one line for each task, ours first, then every peer and the ratio."""
     lines = ["| task | gptrs | peers in the same run |", "|---|---|---|"]
-    lines += [f"| {task} | {ours} | {peers} |" for task, ours, peers in tokenizer_table.lines(tokenizer)]
-    for (bench, task, engine), row in rows.items():
+    lines += [f"| {name} | {ours} | {peers} |" for name, ours, peers in tokenizer_table.lines(tokenizer)]
+    for (bench, name, engine), row in rows.items():
         if engine != "gptrs":
             continue
-        peers = [(e, r) for (b, t, e), r in rows.items() if (b, t) == (bench, task) and e != "gptrs"]
+        peers = [(e, r) for (b, t, e), r in rows.items() if (b, t) == (bench, name) and e != "gptrs"]
         cells = [f"{e} {figure(r)}{ratio(row, r)}" for e, r in sorted(peers, key=lambda item: -speed(item[1]))]
-        lines.append(f"| {task} | **{figure(row)}** | {' · '.join(cells) or '–'} |")
+        lines.append(f"| {name} | **{figure(row)}** | {' · '.join(cells) or '–'} |")
     ours = [row for row in [*tokenizer.values(), *rows.values()] if row["engine"] == "gptrs"]
     machines = sorted({"{cpu}, {cores} cores, {memory_gib} GiB".format(**row["machine"]) for row in ours})
     note = f"Shared cloud machines, each line's figures from one of them: {'; '.join(machines)}. Commits "
@@ -64,6 +72,9 @@ def render(rows: dict[tuple[str, str, str], Row], tokenizer: tokenizer_table.Row
 
 
 def figure(row: Row) -> str:
+    if "percent_of_encode" in row:
+        rate, percent = row["mb_per_s"]["median"], row["percent_of_encode"]["median"]
+        return f"{rate:.0f} MB/s, {percent:.0f} % of encoding from memory"
     if "m_tokens_per_s" in row:
         return f"{row['m_tokens_per_s']['median']:.0f} M tokens/s"
     if "steps_per_s" in row:

@@ -15,6 +15,7 @@ use crate::dropout::Dropout;
 use crate::encode::{Count, Sink};
 use crate::error::Result;
 use crate::guess::Guess;
+use crate::ids::Ids;
 use crate::pages;
 use crate::parallel;
 use crate::special::{Finder, Specials};
@@ -24,38 +25,6 @@ use crate::tokenizer::Tokenizer;
 
 /// Below this many bytes a batch stays on the calling thread.
 const PARALLEL_BYTES: usize = 64 << 10;
-
-/// Ids of a batch, two bytes each when the vocabulary allows it.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Ids {
-    /// For vocabularies of at most 65,536 ids.
-    U16(Vec<u16>),
-    /// For all others.
-    U32(Vec<u32>),
-}
-
-impl Ids {
-    /// Number of ids.
-    pub fn len(&self) -> usize {
-        match self {
-            Self::U16(ids) => ids.len(),
-            Self::U32(ids) => ids.len(),
-        }
-    }
-
-    /// Whether there is none.
-    pub fn is_empty(&self) -> bool {
-        self.len() == 0
-    }
-
-    /// Every id, widened.
-    pub fn iter(&self) -> impl ExactSizeIterator<Item = u32> + '_ {
-        (0..self.len()).map(|i| match self {
-            Self::U16(ids) => u32::from(ids[i]),
-            Self::U32(ids) => ids[i],
-        })
-    }
-}
 
 /// The ids of many texts in one array: text `i` has `ids[offsets[i]..offsets[i + 1]]`.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -3,6 +3,8 @@
 //! Shards are read with `pread`, so a file that shrinks or a disk that fails ends in an [`Error::Io`]; only large
 //! texts are mapped, because a splitter looks ahead without a bound.
 
+mod atomic;
+mod early;
 #[cfg(test)]
 pub(crate) mod fault;
 #[cfg(test)]
@@ -13,12 +15,12 @@ pub(crate) mod sweep;
 mod system;
 
 use std::fs::{self, File, TryLockError};
-use std::io::{ErrorKind, Read, Seek, SeekFrom, Write};
-use std::os::unix::fs::{FileExt, MetadataExt};
-use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::io::{ErrorKind, Read};
+use std::os::unix::fs::FileExt;
+use std::path::Path;
 
 use crate::error::{Error, Result};
+pub use atomic::AtomicFile;
 #[cfg(test)]
 use fault as system;
 
@@ -187,99 +189,6 @@ pub fn remove_dir(path: &Path) -> Result<()> {
     sync_dir(parent(path))
 }
 
-/// A file that appears under its name, whole and durable, at [`AtomicFile::commit`]; dropped before, it leaves nothing.
-///
-/// The bytes go to a locked temporary file in the same folder. The system frees the lock when the process dies, which
-/// is how the leftover of a killed run is told from the file of a running one.
-#[derive(Debug)]
-pub struct AtomicFile {
-    file: File,
-    path: PathBuf,
-    temporary: PathBuf,
-    is_committed: bool,
-}
-
-impl AtomicFile {
-    /// Starts the file at `path`, creating folders as needed; leftovers of killed runs in its folder are removed.
-    pub fn create(path: &Path) -> Result<Self> {
-        static SERIAL: AtomicU64 = AtomicU64::new(0);
-        let name = path.file_name().ok_or_else(|| {
-            Error::Argument(format!("expected the path of a file, got {}; hint: add a file name", path.display()))
-        })?;
-        create_dir(parent(path))?;
-        remove_stale(parent(path))?;
-        loop {
-            let mut temporary = std::ffi::OsString::from(".");
-            temporary.push(name);
-            let serial = SERIAL.fetch_add(1, Ordering::Relaxed);
-            temporary.push(format!(".{}-{serial}{TEMPORARY}", std::process::id()));
-            let temporary = parent(path).join(temporary);
-            let file = match system::create(&temporary, true) {
-                Err(error) if error.kind() == ErrorKind::AlreadyExists => continue,
-                end => end.map_err(Error::io("create", &temporary))?,
-            };
-            if lock_if_possible(&file) {
-                return Ok(Self { file, path: path.to_owned(), temporary, is_committed: false });
-            }
-        }
-    }
-
-    /// The path that the file will have.
-    pub fn path(&self) -> &Path {
-        &self.path
-    }
-
-    /// Appends `bytes`.
-    pub fn write(&mut self, bytes: &[u8]) -> Result<()> {
-        system::on(&self.file).write_all(bytes).map_err(Error::io("write", &self.path))
-    }
-
-    /// Overwrites the file's first bytes; later writes append again.
-    pub fn rewrite_start(&mut self, bytes: &[u8]) -> Result<()> {
-        let mut write = || {
-            self.file.seek(SeekFrom::Start(0))?;
-            system::on(&self.file).write_all(bytes)?;
-            self.file.seek(SeekFrom::End(0))
-        };
-        write().map(|_| ()).map_err(Error::io("write", &self.path))
-    }
-
-    /// Makes the bytes durable and gives the file its name, replacing an older one.
-    pub fn commit(mut self) -> Result<()> {
-        system::sync(&self.file).map_err(Error::io("sync", &self.path))?;
-        let renamed = system::rename(&self.temporary, &self.path);
-        renamed.map_err(Error::io("rename a temporary file to", &self.path))?;
-        self.is_committed = true;
-        sync_dir(parent(&self.path))
-    }
-
-    /// The bytes as an open file that never gets its name; the system removes it when it is closed.
-    pub fn into_unnamed(self) -> Result<File> {
-        self.file.try_clone().map_err(Error::io("reopen", &self.path))
-    }
-}
-
-impl Drop for AtomicFile {
-    fn drop(&mut self) {
-        if !self.is_committed && !system::is_dead() {
-            // The error that led here matters more; a file that stays is removed by the next writer as stale.
-            let _ = fs::remove_file(&self.temporary);
-        }
-    }
-}
-
-/// Locks a new file; false when a cleaner took it for a leftover before it was locked.
-fn lock_if_possible(file: &File) -> bool {
-    // A file system without locks keeps leftovers (see `remove_stale`), so nobody takes the file away there. A signal
-    // ends the wait for a cleaner that holds the lock, and std does not wait again.
-    while let Err(error) = file.lock() {
-        if error.kind() != ErrorKind::Interrupted {
-            return true;
-        }
-    }
-    file.metadata().map_or(true, |m| m.nlink() > 0)
-}
-
 /// Removes temporary files in `dir` whose writers died.
 pub fn remove_stale(dir: &Path) -> Result<()> {
     for entry in system::list(dir).map_err(Error::io("list", dir))? {
@@ -335,6 +244,9 @@ fn parent(path: &Path) -> &Path {
 
 #[cfg(test)]
 mod tests {
+    use std::path::PathBuf;
+
+    use super::atomic::EARLY;
     use super::*;
 
     fn names(dir: &Path) -> Vec<String> {
@@ -401,6 +313,26 @@ mod tests {
             write_atomic(&path, b"the new one").unwrap();
             assert_eq!(names(parent(&path)), ["file"], "leftovers of the killed writers are gone");
         }
+    }
+
+    #[test]
+    fn a_long_file_that_is_synced_on_the_way_holds_what_was_written() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("file");
+        let part: Vec<u8> = (0..=EARLY / 4).map(|i| (i * 31 % 251) as u8).collect();
+        let mut file = AtomicFile::create(&path).unwrap();
+        for _ in 0..9 {
+            file.write(&part).unwrap();
+        }
+        file.rewrite_start(b"start").unwrap();
+        file.commit().unwrap();
+        let mut expected = part.repeat(9);
+        expected[..5].copy_from_slice(b"start");
+        assert!(fs::read(&path).unwrap() == expected);
+        let mut file = AtomicFile::create(&path).unwrap();
+        file.write(&expected).unwrap();
+        drop(file);
+        assert_eq!(names(dir.path()), ["file"]);
     }
 
     #[test]

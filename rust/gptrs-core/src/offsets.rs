@@ -2,9 +2,10 @@
 
 use std::sync::{Mutex, PoisonError};
 
-use crate::batch::{EncodeOptions, Encoded, Ids};
+use crate::batch::{EncodeOptions, Encoded};
 use crate::control::Control;
 use crate::error::Result;
+use crate::ids::Ids;
 use crate::parallel;
 use crate::tokenizer::Tokenizer;
 

@@ -3,7 +3,7 @@
 use std::borrow::Cow;
 use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, OnceLock};
 
 use crate::batch::How;
 use crate::cache::{Cache, DEFAULT_BYTES};
@@ -36,6 +36,7 @@ pub struct Tokenizer {
     cache_bytes: usize,
     idle: Mutex<Vec<Cache>>,
     warm: Warm,
+    digest: OnceLock<[u8; 32]>,
 }
 
 impl Tokenizer {
@@ -50,8 +51,8 @@ impl Tokenizer {
         static NEXT_IDENTITY: AtomicU64 = AtomicU64::new(0);
         let specials = SpecialSet::new(specials, splitter.normalizer(), &vocab)?;
         let identity = NEXT_IDENTITY.fetch_add(1, Ordering::Relaxed);
-        let (template, idle, warm) = (None, Mutex::new(Vec::new()), Warm::default());
-        Ok(Self { vocab, splitter, specials, template, identity, cache_bytes: DEFAULT_BYTES, idle, warm })
+        let (template, idle, warm, digest) = (None, Mutex::new(Vec::new()), Warm::default(), OnceLock::new());
+        Ok(Self { vocab, splitter, specials, template, identity, cache_bytes: DEFAULT_BYTES, idle, warm, digest })
     }
 
     /// The same tokenizer with a splitter that uses these vector instructions, as [`Splitter::with_level`].
@@ -132,6 +133,15 @@ impl Tokenizer {
     /// What this tokenizer is, whatever file it came from: blake3 over all that decides ids, which are pattern, tokens,
     /// merges, special tokens, and where there is one the normalizer and how special tokens are found.
     pub fn digest(&self) -> [u8; 32] {
+        // None of its parts ever changes. Waiting for another thread's would wait forever in a child of `fork`.
+        self.digest.get().copied().unwrap_or_else(|| {
+            let digest = self.hash();
+            let _ = self.digest.set(digest);
+            digest
+        })
+    }
+
+    fn hash(&self) -> [u8; 32] {
         let mut hasher = blake3::Hasher::new_derive_key("gptrs tokenizer identity 1");
         let mut field = |bytes: &[u8]| {
             hasher.update(&(bytes.len() as u64).to_le_bytes());

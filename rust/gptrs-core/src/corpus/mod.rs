@@ -15,6 +15,7 @@ mod source;
 
 use std::borrow::Cow;
 use std::fs;
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 
 pub use self::field::{Document, TextField};
@@ -27,6 +28,7 @@ pub use self::selection::{Errors, Selection};
 pub use self::source::Source;
 use crate::error::{Error, Result};
 use crate::io::{self, Map};
+use crate::split::is_utf8;
 
 /// The longest compressed text that is taken whole, in bytes.
 const MAX_TEXT: u64 = 1 << 30;
@@ -199,6 +201,12 @@ fn compressed_text(input: &Input) -> Result<String> {
         .map_err(|e| Error::NotUtf8 { path: path.clone(), offset: e.utf8_error().valid_up_to() as u64 })
 }
 
+/// The document of a line or a row, as bytes of UTF-8, and what of it is to be predicted.
+pub(crate) struct Record<'r> {
+    pub(crate) text: Cow<'r, [u8]>,
+    pub(crate) targets: Vec<Range<usize>>,
+}
+
 /// The document of a line or a row; with `replaces` U+FFFD stands for what is not UTF-8.
 pub(crate) fn record<'r>(
     bytes: &'r [u8],
@@ -207,17 +215,25 @@ pub(crate) fn record<'r>(
     replaces: bool,
     at: LinePosition,
     path: &Path,
-) -> Result<Document<'r>> {
-    let whole = |text| Document { text, targets: Vec::new() };
+) -> Result<Record<'r>> {
+    let whole = |text| Record { text, targets: Vec::new() };
     let lossy = if replaces { String::from_utf8_lossy(bytes) } else { Cow::Borrowed("") };
     match (kind, lossy) {
-        (Kind::Parquet, Cow::Owned(text)) => Ok(whole(text.into())),
-        (Kind::Parquet, _) => row_text(bytes, at.offset, path).map(|text| whole(text.into())),
+        (Kind::Parquet, Cow::Owned(text)) => Ok(whole(text.into_bytes().into())),
+        (Kind::Parquet, _) if is_utf8(bytes) => Ok(whole(bytes.into())),
+        (Kind::Parquet, _) => row_text(bytes, at.offset, path).map(|text| whole(text.as_bytes().into())),
         (_, Cow::Owned(line)) => {
             let Document { text, targets } = marked_document(line.as_bytes(), text_field, at, path)?;
-            Ok(Document { text: text.into_owned().into(), targets })
+            Ok(Record { text: text.into_owned().into_bytes().into(), targets })
         }
-        _ => marked_document(bytes, text_field, at, path),
+        _ => {
+            let Document { text, targets } = marked_document(bytes, text_field, at, path)?;
+            let text = match text {
+                Cow::Borrowed(text) => text.as_bytes().into(),
+                Cow::Owned(text) => text.into_bytes().into(),
+            };
+            Ok(Record { text, targets })
+        }
     }
 }
 
@@ -230,6 +246,11 @@ fn row_text<'b>(bytes: &'b [u8], row: u64, path: &Path) -> Result<&'b str> {
             &format!("row {row}: expected UTF-8, got an invalid byte at {place}; hint: errors=\"replace\""),
         )
     })
+}
+
+/// Fails unless `bytes`, which stand at `offset` of the file at `path`, are UTF-8: faster than [`utf8`].
+pub(crate) fn check_utf8(bytes: &[u8], offset: u64, path: &Path) -> Result<()> {
+    if is_utf8(bytes) { Ok(()) } else { utf8(bytes, offset, path).map(|_| ()) }
 }
 
 /// `bytes` as text; they stand at `offset` of the file at `path`.

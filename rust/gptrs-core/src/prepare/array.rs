@@ -3,12 +3,14 @@
 use std::path::PathBuf;
 
 use super::journal::Position;
+use super::options::check_options;
 use super::survey::Survey;
-use super::{Encode, PrepareOptions, check, check_options, encode, pipeline, segments};
-use crate::batch::{Encoded, Ids};
+use super::{Encode, PrepareOptions, check, encode, pipeline, segments};
+use crate::batch::Encoded;
 use crate::control::Control;
 use crate::corpus;
 use crate::error::{Error, Result};
+use crate::ids::Ids;
 use crate::parallel::resolve_threads;
 use crate::ranges::Range;
 
@@ -38,10 +40,7 @@ pub fn encode_files<E: Encode>(
     let safe_cut = |text: &[u8], at| tokenizer.safe_cut(text, at);
     let segments = segments::Segments::new(&inputs, Position::START, encoder.reading(&safe_cut));
     let mut array = Array::new(tokenizer.vocab_size());
-    pipeline::run(segments, &encoder, threads, control, |encoded| {
-        array.push(&encoded);
-        Ok(())
-    })?;
+    pipeline::run(segments, &encoder, threads, control, |encoded| array.push(&encoded))?;
     check::refuse_changed(&inputs, &stamps)?;
     Ok(Encoded { ids: array.ids, offsets: array.offsets })
 }
@@ -53,17 +52,14 @@ struct Array {
 
 impl Array {
     fn new(vocab_size: usize) -> Self {
-        let ids = if vocab_size <= 1 << 16 { Ids::U16(Vec::new()) } else { Ids::U32(Vec::new()) };
-        Self { ids, offsets: vec![0] }
+        Self { ids: Ids::with_room(vocab_size, 0), offsets: vec![0] }
     }
 
-    fn push(&mut self, encoded: &encode::Encoded) {
+    fn push(&mut self, encoded: &encode::Encoded) -> Result<()> {
         let before = self.ids.len();
-        match &mut self.ids {
-            Ids::U16(ids) => ids.extend(encoded.ids.iter().map(|&id| id as u16)),
-            Ids::U32(ids) => ids.extend_from_slice(&encoded.ids),
-        }
+        self.ids.append(&encoded.ids)?;
         let ends = encoded.spans.iter().filter(|span| span.ends_document).map(|span| before + span.ids_end);
         self.offsets.extend(ends.map(|end| end as i64));
+        Ok(())
     }
 }

@@ -187,7 +187,7 @@ fn check_part(input: &Input, start: u64, part: usize, replaces: bool, buffer: &m
     let from = if start == 0 { 0 } else { continues(buffer) };
     let to = n + continues(&buffer[n..]);
     if input.codec == Codec::Plain && input.kind != Kind::Parquet && !replaces {
-        corpus::utf8(&buffer[from.min(to)..to], start + from as u64, &input.path)?;
+        corpus::check_utf8(&buffer[from.min(to)..to], start + from as u64, &input.path)?;
     }
     if n as u64 == len {
         return Ok(Digest::Whole(blake3::hash(buffer)));

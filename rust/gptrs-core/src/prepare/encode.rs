@@ -10,6 +10,7 @@ use super::texts::{Cutter, Part, SafeCut};
 use super::{Encode, PrepareOptions};
 use crate::corpus::{self, Codec, Input, LinePosition, TextField};
 use crate::error::{Error, Result};
+use crate::ids::Ids;
 
 /// A text of so many segments could not be cut, or is one line: all threads encode it.
 const LONG: usize = 4;
@@ -18,7 +19,7 @@ const LONG: usize = 4;
 pub(super) struct Encoded {
     /// Index of the input.
     pub(super) input: usize,
-    pub(super) ids: Vec<u32>,
+    pub(super) ids: Ids,
     /// For each id whether it is to be predicted; empty where nobody asked.
     pub(super) bits: Vec<bool>,
     pub(super) spans: Vec<Span>,
@@ -119,7 +120,7 @@ impl<'a, E: Encode> Encoder<'a, E> {
             }
             let place = Place { document, ..place };
             if self.checks_utf8 || *codec != Codec::Plain {
-                corpus::utf8(&text[part.range.clone()], place.at.offset, path)?;
+                corpus::check_utf8(&text[part.range.clone()], place.at.offset, path)?;
             }
             let seen = &text[part.range.start..part.seen];
             self.span(state, seen, part.range.len(), place, part.ends_document, to)?;
@@ -147,11 +148,11 @@ impl<'a, E: Encode> Encoder<'a, E> {
             (place.at, place.document) = (at, document);
             let replaces = self.options.selection.replaces();
             let document = corpus::record(record, *kind, &self.text_field, replaces, at, path)?;
-            let (text, first) = (document.text.as_bytes(), to.ids.len());
+            let (text, first) = (&document.text[..], to.ids.len());
             self.span(state, text, text.len(), place, true, to)?;
             if let Some(marker) = &self.marker {
                 let n_added = usize::from(self.eot_id.is_some());
-                marker.mark(&to.ids[first..], n_added, text.len(), &document.targets, &mut to.bits)?;
+                marker.mark(&to.ids, first, n_added, text.len(), &document.targets, &mut to.bits)?;
             }
         }
         Ok(())
@@ -167,18 +168,26 @@ impl<'a, E: Encode> Encoder<'a, E> {
         ends_document: bool,
         encoded: &mut Encoded,
     ) -> Result<()> {
-        if n < LONG * self.options.segment_bytes {
-            self.tokenizer.encode_into(state, &text[..n], &mut encoded.ids)?;
-        } else {
-            self.tokenizer.encode_long(state, &text[..n], self.options.threads, &mut encoded.ids)?;
-        }
-        if ends_document {
-            encoded.ids.extend(self.eot_id);
+        self.ids(state, &text[..n], &mut encoded.ids)?;
+        if let Some(eot_id) = self.eot_id.filter(|_| ends_document) {
+            encoded.ids.push(eot_id)?;
         }
         let special_counts = self.count_specials(text, n);
         let ids_end = encoded.ids.len();
         encoded.spans.push(Span { place, ids_end, n_bytes: n as u64, ends_document, special_counts });
         Ok(())
+    }
+
+    fn ids(&self, state: &mut E::State, text: &[u8], out: &mut Ids) -> Result<()> {
+        if text.len() >= LONG * self.options.segment_bytes
+            && let Some(ids) = self.tokenizer.encode_long(text, self.options.threads)?
+        {
+            return out.append(&ids);
+        }
+        match out {
+            Ids::U16(ids) => self.tokenizer.encode_narrow(state, text, ids),
+            Ids::U32(ids) => self.tokenizer.encode_into(state, text, ids),
+        }
     }
 
     /// How often each special's text starts in the first `n` bytes of `text`, overlapping occurrences included.
@@ -202,9 +211,13 @@ impl<E: Encode> Work for Encoder<'_, E> {
         self.tokenizer.state()
     }
 
+    fn give_back(&self, state: E::State) {
+        self.tokenizer.give_back(state);
+    }
+
     fn work(&self, state: &mut E::State, segment: Segment) -> Result<Encoded> {
         // Common text has three to five bytes a token: one allocation, filled once.
-        let ids = Vec::with_capacity(segment.n_bytes as usize / 3 + 16);
+        let ids = Ids::with_room(self.tokenizer.vocab_size(), segment.n_bytes as usize / 3 + 16);
         let mut encoded = Encoded { input: segment.input, ids, bits: Vec::new(), spans: Vec::new() };
         match &segment.body {
             Body::Text { text, parts } => self.parts(state, &segment, text.as_bytes(), parts, &mut encoded)?,

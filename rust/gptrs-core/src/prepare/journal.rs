@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-use super::refuse_other;
+use super::options::refuse_other;
 use super::segments::Place;
 use super::task::Share;
 use crate::control::Control;
@@ -94,11 +94,13 @@ struct Content {
 pub(super) struct Journal {
     dir: PathBuf,
     content: Content,
+    /// Whether it was written since it was started.
+    is_written: bool,
 }
 
 impl Journal {
     /// Continues the journal in `dir`, or starts one, of a task or of all the work. Finished shards are read again and
-    /// compared with their digests.
+    /// compared with their digests. It is not written yet: see [`Journal::secure`].
     pub(super) fn start(
         dir: &Path,
         recipe: Recipe,
@@ -117,9 +119,14 @@ impl Journal {
             refuse_shards(dir)?;
         }
         keep_whole(dir, &recipe, &mut finished, threads, control)?;
-        let journal = Self { dir: dir.to_owned(), content: Content { version: VERSION, recipe, task, finished } };
-        journal.write()?;
-        Ok(journal)
+        let content = Content { version: VERSION, recipe, task, finished };
+        Ok(Self { dir: dir.to_owned(), content, is_written: false })
+    }
+
+    /// Makes sure that it is there, as it must be before a shard is: a folder with shards and without a journal is nobody's.
+    /// Workers encode while the caller waits for the disk.
+    pub(super) fn secure(&mut self) -> Result<()> {
+        if self.is_written { Ok(()) } else { self.write() }
     }
 
     /// Removes the journal in `dir`, if there is one.
@@ -189,8 +196,10 @@ impl Journal {
         (self.content.recipe, self.content.finished.into_iter().map(|finished| finished.shard).collect())
     }
 
-    fn write(&self) -> Result<()> {
-        sealed::write(&self.dir.join(FILE), &self.content)
+    fn write(&mut self) -> Result<()> {
+        sealed::write(&self.dir.join(FILE), &self.content)?;
+        self.is_written = true;
+        Ok(())
     }
 }
 

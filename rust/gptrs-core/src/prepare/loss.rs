@@ -10,6 +10,7 @@ use std::ops::Range;
 use super::{Encode, PrepareOptions};
 use crate::corpus::{Input, Kind};
 use crate::error::{Error, Result};
+use crate::ids::Ids;
 
 /// Knows how many bytes of its text each token spells.
 pub(super) struct Marker {
@@ -29,24 +30,25 @@ impl Marker {
         Ok(Self { token_lens })
     }
 
-    /// Appends for each of `ids`, a document of `n_bytes` and `n_added` tokens behind it, whether it is to be predicted:
-    /// those whose last byte lies in one of `targets`, and the added ones.
+    /// Appends for each of `ids` from the first of a document on, which has `n_bytes` and `n_added` tokens behind it,
+    /// whether it is to be predicted: those whose last byte lies in one of `targets`, and the added ones.
     pub(super) fn mark(
         &self,
-        ids: &[u32],
+        ids: &Ids,
+        first: usize,
         n_added: usize,
         n_bytes: usize,
         targets: &[Range<usize>],
         bits: &mut Vec<bool>,
     ) -> Result<()> {
         let (mut end, mut targets) = (0, targets.iter().peekable());
-        let (ids, added) = ids.split_at(ids.len() - n_added);
-        for &id in ids {
+        let n = ids.len() - first - n_added;
+        for id in ids.iter().skip(first).take(n) {
             end += self.token_lens.get(id as usize).map_or(0, |&len| len as usize);
             while targets.next_if(|target| target.end < end).is_some() {}
             bits.push(targets.peek().is_some_and(|target| target.start < end));
         }
-        bits.extend(added.iter().map(|_| true));
+        bits.extend(std::iter::repeat_n(true, n_added));
         if end == n_bytes {
             return Ok(());
         }
@@ -88,7 +90,7 @@ mod tests {
         let marker = Marker { token_lens: vec![0, 1, 2, 3] };
         let mark = |ids: &[u32], n_added: usize, n_bytes: usize, targets: &[Range<usize>]| {
             let mut bits = Vec::new();
-            marker.mark(ids, n_added, n_bytes, targets, &mut bits).map(|()| bits)
+            marker.mark(&Ids::U32(ids.to_vec()), 0, n_added, n_bytes, targets, &mut bits).map(|()| bits)
         };
         // Bytes 0, 1-2, 3-5, 6, and one that was added.
         let ids = [1, 2, 3, 1, 3];
@@ -128,7 +130,7 @@ mod tests {
                 at = end + below(3) as usize;
             }
             let mut bits = Vec::new();
-            marker.mark(&ids, 0, n_bytes, &targets, &mut bits).unwrap();
+            marker.mark(&Ids::U32(ids.clone()), 0, 0, n_bytes, &targets, &mut bits).unwrap();
             let ends = ids.iter().scan(0, |end, &id| {
                 *end += id as usize + 1;
                 Some(*end)

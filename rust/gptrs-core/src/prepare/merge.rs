@@ -18,8 +18,9 @@ use serde::{Deserialize, Serialize};
 
 use super::check::{self, Shared};
 use super::journal::{self, Shard, is_whole, refuse_shards, shard_name};
+use super::options::{check_options, check_separator, recipe, refuse_other};
 use super::task::{FOLDER, Marker, Surveyed, corpus_digest, folder, merged};
-use super::{Encode, PrepareOptions, check_options, check_separator, labelled, recipe, refuse_other, relabel};
+use super::{Encode, PrepareOptions, labelled, relabel};
 use crate::control::Control;
 use crate::corpus::{self, Input};
 use crate::dataset::Dataset;
@@ -55,11 +56,8 @@ pub fn merge_tasks<E: Encode>(
         relabel(out, &manifest, options)?;
     } else {
         if !out.join(FOLDER).is_dir() {
-            let (folder, hint) = (out.join(FOLDER), "hint: run them with --task, or check the folder");
-            return Err(Error::Argument(format!(
-                "expected finished tasks in {}, found none; {hint}",
-                folder.display()
-            )));
+            let expected = format!("expected finished tasks in {}, found none", out.join(FOLDER).display());
+            return Err(Error::Argument(format!("{expected}; hint: run them with --task, or check the folder")));
         }
         let _lock = FolderLock::take(out)?;
         io::remove_stale(out)?;

@@ -11,6 +11,9 @@ use crate::ranges;
 /// What a row counts beyond its text: many without any must not fill the memory.
 const ROW: usize = 64;
 
+/// Memory that is taken for a segment before it is read.
+const MAX_ROOM: usize = 4 << 20;
+
 /// Text for one worker.
 pub(super) struct Segment {
     /// Index of its input.
@@ -129,6 +132,11 @@ impl<'a> Segments<'a> {
         Segment { input: self.input, n_bytes, n_stored, n_replaced: 0, place: self.place, body }
     }
 
+    /// Memory for a segment, mostly enough with the record that ends it.
+    fn room(&self) -> Vec<u8> {
+        Vec::with_capacity(self.reading.cutter.segment_bytes.min(MAX_ROOM) / 16 * 17)
+    }
+
     fn text(&mut self, input: &Input, mut text: Text) -> Result<Segment> {
         let taken = text.take(input, &self.reading.cutter)?;
         let n_documents = taken.parts.iter().filter(|part| part.ends_document).count() as u64;
@@ -145,7 +153,7 @@ impl<'a> Segments<'a> {
     }
 
     fn lines(&mut self, input: &Input, mut reader: Box<JsonLines>, n_stored: u64) -> Result<Option<Segment>> {
-        let (mut bytes, mut ends, limit) = (Vec::new(), Vec::new(), self.limit());
+        let (mut bytes, mut ends, limit) = (self.room(), Vec::new(), self.limit());
         let is_done = loop {
             let n = bytes.len();
             match reader.next(&mut bytes)? {
@@ -174,7 +182,7 @@ impl<'a> Segments<'a> {
     }
 
     fn rows(&mut self, input: &Input, mut reader: Box<Rows>, n_stored: u64) -> Result<Segment> {
-        let (mut bytes, mut ends) = (Vec::new(), Vec::new());
+        let (mut bytes, mut ends) = (self.room(), Vec::new());
         let is_done = loop {
             match reader.next(&mut bytes)? {
                 Some(row) => ends.push((LinePosition { offset: row, line: 1 }, bytes.len())),

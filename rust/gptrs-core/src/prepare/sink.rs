@@ -6,6 +6,7 @@ use super::encode::{Encoded, Span};
 use super::journal::{self, Journal, Position, Shard};
 use crate::corpus::{Input, Kind};
 use crate::error::{Error, Result};
+use crate::ids::Ids;
 use crate::manifest::Entry;
 use crate::sealed::hex;
 use crate::shard::{ShardWriter, Spec};
@@ -45,17 +46,30 @@ impl<'a> Sink<'a> {
 
     /// Appends a segment.
     pub(super) fn write(&mut self, encoded: &Encoded) -> Result<()> {
+        match &encoded.ids {
+            Ids::U16(ids) => self.write_spans(encoded, ids),
+            Ids::U32(ids) => self.write_spans(encoded, ids),
+        }
+    }
+
+    fn write_spans<I: Copy + Into<u32>>(&mut self, encoded: &Encoded, ids: &[I]) -> Result<()> {
         let mut start = 0;
         for span in &encoded.spans {
-            let ids = start..span.ids_end;
-            let bits = encoded.bits.get(ids.clone());
-            self.write_span(encoded.input as u64, span, &encoded.ids[ids], bits)?;
+            let range = start..span.ids_end;
+            let bits = encoded.bits.get(range.clone());
+            self.write_span(encoded.input as u64, span, &ids[range], bits)?;
             start = span.ids_end;
         }
         Ok(())
     }
 
-    fn write_span(&mut self, input: u64, span: &Span, ids: &[u32], bits: Option<&[bool]>) -> Result<()> {
+    fn write_span<I: Copy + Into<u32>>(
+        &mut self,
+        input: u64,
+        span: &Span,
+        ids: &[I],
+        bits: Option<&[bool]>,
+    ) -> Result<()> {
         let mut done = ids.len().min(usize::try_from(self.skip).unwrap_or(usize::MAX));
         self.skip -= done as u64;
         while done < ids.len() {
@@ -85,6 +99,7 @@ impl<'a> Sink<'a> {
 
     /// Closes the last shard.
     pub(super) fn finish(mut self) -> Result<End> {
+        self.journal.secure()?;
         if self.writer.is_some() {
             let end = self.journal.end_position();
             self.close(Position { start: end.offset.saturating_sub(self.document_bytes), ..end })?;
@@ -95,6 +110,7 @@ impl<'a> Sink<'a> {
     /// The shard under way.
     fn writer(&mut self) -> Result<&mut ShardWriter> {
         if self.writer.is_none() {
+            self.journal.secure()?;
             let path = self.journal.dir().join(self.journal.next_name());
             self.writer = Some(ShardWriter::create(&path, self.spec)?);
         }

@@ -189,11 +189,7 @@ impl Reader<'_> {
             if self.replaces {
                 n_replaced += corpus::n_invalid(record);
             }
-            looks.push(
-                self.document(
-                    corpus::record(record, *kind, &self.text_field, self.replaces, at, path)?.text.as_bytes(),
-                ),
-            );
+            looks.push(self.document(&corpus::record(record, *kind, &self.text_field, self.replaces, at, path)?.text));
         }
         Ok(Seen { n_replaced, looks, text: None })
     }

@@ -13,10 +13,11 @@ use serde::{Deserialize, Serialize};
 
 use super::check::{self, Shared};
 use super::journal::{Journal, Shard};
+use super::options::{check_options, check_separator, recipe, refuse_other};
 use super::sink::End;
 use super::survey::Survey;
 use super::texts;
-use super::{Encode, PrepareOptions, check_options, check_separator, encode_all, loss, recipe, refuse_other};
+use super::{Encode, PrepareOptions, encode_all, loss};
 use crate::control::Control;
 use crate::corpus::{self, Input};
 use crate::error::{Error, Result};
