@@ -310,13 +310,15 @@ class Dataset:
             progress: Show a progress bar when stderr is a terminal.
 
         Raises:
-            ValueError: An id does not fit the format, the dataset has loss bits, or `out` holds files that a reader would mistake for these.
+            ValueError: An id does not fit the format, the dataset has loss bits, or `out` holds files that a reader
+                would mistake for these.
             OSError: A file cannot be written.
         """
         require("tokens_per_file", tokens_per_file, 1, (1 << 31) - 1)
         with bar(progress) as report:
-            sizes = {"tokens_per_file": tokens_per_file, "drop_loss_bits": drop_loss_bits}
-            paths = self.core.export(fspath(out), format, **sizes, progress=report)
+            paths = self.core.export(
+                fspath(out), format, tokens_per_file=tokens_per_file, drop_loss_bits=drop_loss_bits, progress=report
+            )
         return [Path(path) for path in paths]
 
     def __len__(self) -> int:

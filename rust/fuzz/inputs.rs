@@ -3,6 +3,7 @@
 //! A reader may refuse with an error that says something; it may not panic, and what it accepts must work. Checksums
 //! are put right first where a format has them: an input that only fails its checksum tests nothing else.
 
+use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::fs;
 use std::io::Write as _;
@@ -173,7 +174,7 @@ fn documents(dir: &Path) -> Result<Dataset, Error> {
         selection,
         inputs,
     };
-    Manifest::new(recipe, vec![Entry::new(name, &header, &digest)], Default::default())?.write(dir)?;
+    Manifest::new(recipe, vec![Entry::new(name, &header, &digest)], BTreeMap::new())?.write(dir)?;
     Dataset::open(dir)
 }
 

@@ -127,12 +127,11 @@ impl Shard {
         // Mostly two are asked for, those around a document of a packed row: no allocation for them.
         let mut few = [0; 16];
         let mut many = Vec::new();
-        let bytes = match few.get_mut(..8 * out.len()) {
-            Some(few) => few,
-            None => {
-                many.resize(8 * out.len(), 0);
-                &mut many
-            }
+        let bytes = if let Some(few) = few.get_mut(..8 * out.len()) {
+            few
+        } else {
+            many.resize(8 * out.len(), 0);
+            &mut many
         };
         self.area.read(self.layout.ends + 8 * first, bytes)?;
         for (end, &word) in out.iter_mut().zip(bytes.as_chunks().0) {
