@@ -4,6 +4,8 @@ import json
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -187,3 +189,32 @@ def test_what_has_no_fields_is_refused(gpt2_like: Tokenizer, tmp_path: Path):
     with pytest.raises(TypeError):
         prepare(write(tmp_path / "b.jsonl", [("a", "b")]), gpt2_like, tmp_path / "out", loss_fields="text")
     assert not (tmp_path / "out").exists()
+
+
+def test_rows_of_a_parquet_file_have_the_bits_of_the_lines(
+    gpt2_like: Tokenizer, dataset: Dataset, pairs: list[tuple[str, str]], tmp_path: Path
+):
+    prompts, answers = zip(*pairs, strict=True)
+    rows = pa.table({"id": range(len(pairs)), "answer": answers, "prompt": prompts})
+    pq.write_table(rows, tmp_path / "a.parquet", row_group_size=70)
+    data = prepare(
+        tmp_path / "a.parquet",
+        gpt2_like,
+        tmp_path / "out",
+        text_field=TEMPLATE,
+        loss_fields=["answer"],
+        shard_tokens=1000,
+    )
+    assert data.fingerprint == dataset.fingerprint and data.manifest["shards"] == dataset.manifest["shards"]
+
+
+def test_an_export_drops_loss_bits_only_when_it_is_told_to(dataset: Dataset, tmp_path: Path):
+    with pytest.raises(ValueError, match=r"without loss bits.*hint: drop_loss_bits \(--drop-loss-bits\)"):
+        dataset.export(tmp_path / "out", "nanogpt", progress=False)
+    assert not (tmp_path / "out").exists()
+    command = ["data", "export", str(dataset.path), str(tmp_path / "out"), "--format", "nanogpt"]
+    refused = CliRunner().invoke(app, command)
+    assert refused.exit_code != 0 and not (tmp_path / "out").exists()
+    end = CliRunner().invoke(app, [*command, "--drop-loss-bits"])
+    assert end.exit_code == 0 and "loss bits stayed behind" in end.stderr
+    assert np.array_equal(np.fromfile(tmp_path / "out" / "tokens.bin", "<u2"), dataset[:])

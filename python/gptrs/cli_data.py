@@ -178,13 +178,21 @@ def data_export(
     out: Annotated[str, typer.Argument(help="The folder for the files.", metavar="OUT")],
     format: Annotated[Literal["nanogpt", "llmc", "megatron"], typer.Option(help="Whose format.")],
     tokens_per_file: Annotated[int, typer.Option(help="Most tokens in a file of llmc.", min=1)] = 100_000_000,
+    drop_loss_bits: Annotated[
+        bool, typer.Option("--drop-loss-bits", help="Leave loss bits behind: readers predict every token.")
+    ] = False,
     progress: Progress = True,
 ) -> None:
     """Write a dataset as token files of nanoGPT, llm.c or Megatron-LM."""
     from gptrs.dataset import Dataset
 
     dataset = Dataset(path)
-    for file in dataset.export(out, format, tokens_per_file=tokens_per_file, progress=progress):
+    files = dataset.export(
+        out, format, tokens_per_file=tokens_per_file, drop_loss_bits=drop_loss_bits, progress=progress
+    )
+    if dataset.has_loss_bits:
+        typer.echo("loss bits stayed behind: readers of these files predict every token", err=True)
+    for file in files:
         typer.echo(f"{file}: {file.stat().st_size} bytes")
 
 

@@ -291,25 +291,34 @@ class Dataset:
             return self.core.verify(threads, report)
 
     def export(
-        self, out: AnyPath, format: ExportFormat, *, tokens_per_file: int = 100_000_000, progress: bool = True
+        self,
+        out: AnyPath,
+        format: ExportFormat,
+        *,
+        tokens_per_file: int = 100_000_000,
+        drop_loss_bits: bool = False,
+        progress: bool = True,
     ) -> list[Path]:
         """Writes the tokens into the folder `out` as another program's files, and returns these.
-
-        The formats have no place for loss bits: these stay behind.
 
         Args:
             out: The folder; files of the same names are replaced.
             format: nanogpt (tokens.bin), llmc (tokens_000000.bin, ...) or megatron (tokens.bin, tokens.idx).
             tokens_per_file: Most tokens in a file of llmc; the others have one.
+            drop_loss_bits: Export a dataset with loss bits without them: the formats have no place for them, so whoever
+                trains on the files predicts every token. Unless asked for, such a dataset is refused.
             progress: Show a progress bar when stderr is a terminal.
 
         Raises:
-            ValueError: An id does not fit the format, or `out` holds files that a reader would mistake for these.
+            ValueError: An id does not fit the format, the dataset has loss bits, or `out` holds files that a reader
+                would mistake for these.
             OSError: A file cannot be written.
         """
         require("tokens_per_file", tokens_per_file, 1, (1 << 31) - 1)
         with bar(progress) as report:
-            paths = self.core.export(fspath(out), format, tokens_per_file=tokens_per_file, progress=report)
+            paths = self.core.export(
+                fspath(out), format, tokens_per_file=tokens_per_file, drop_loss_bits=drop_loss_bits, progress=report
+            )
         return [Path(path) for path in paths]
 
     def __len__(self) -> int:

@@ -3,19 +3,22 @@
 //! A reader may refuse with an error that says something; it may not panic, and what it accepts must work. Checksums
 //! are put right first where a format has them: an input that only fails its checksum tests nothing else.
 
+use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::fs;
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::sync::{LazyLock, OnceLock};
 
-use gptrs_core::corpus::TextField;
+use gptrs_core::corpus::{Selection, TextField};
 use gptrs_core::count::{count_texts, join};
 use gptrs_core::count_files::count_files;
 use gptrs_core::dataset::Dataset;
 use gptrs_core::foreign::{ExportOptions, ImportOptions, export, import};
+use gptrs_core::manifest::{Entry, Manifest, Recipe};
 use gptrs_core::naive::{self, Pair};
-use gptrs_core::shard::{Format, Shard};
+use gptrs_core::pack::{Blank, IGNORED, Marks, Plan};
+use gptrs_core::shard::{Dtype, Format, Shard, ShardWriter, Spec};
 use gptrs_core::train::{TrainOptions, train};
 use gptrs_core::{Control, Error, SpecialToken, Specials, Splitter, Tokenizer, Vocab, formats};
 use xxhash_rust::xxh3::xxh3_64;
@@ -122,6 +125,59 @@ pub fn index(data: &[u8]) {
     accepted(shard.verify(&Control::new()));
 }
 
+/// The plan of a small dataset, whose digests, of the plan and of the file, are put right.
+pub fn plan(data: &[u8]) {
+    const SEQ_LEN: usize = 4;
+    let folder = folder();
+    let dataset = documents(folder.path()).expect("a dataset of our own");
+    let made = Plan::bestfit(&dataset, SEQ_LEN, 1, &Control::new()).expect("a plan of our own");
+    let mut bytes = data.to_vec();
+    if let Some(end) = bytes.len().checked_sub(32).filter(|&end| end >= 48) {
+        bytes[16..48].copy_from_slice(made.digest());
+        let digest = blake3::hash(&bytes[..end]);
+        bytes[end..].copy_from_slice(digest.as_bytes());
+    }
+    fs::write(Plan::path(&dataset, SEQ_LEN), &bytes).expect("a temporary file");
+    let plan = Plan::cached(&dataset, SEQ_LEN, 1, &Control::new()).expect("what is no plan is made anew");
+    assert!(plan.n_rows() <= dataset.n_tokens(), "a row has a token");
+    let (mut tokens, mut targets, mut ends) = ([0; SEQ_LEN], [0; SEQ_LEN], vec![0; plan.max_pieces() + 2]);
+    for row in 0..plan.n_rows() {
+        let mut marks = Marks { cu_seqlens: &mut ends, ..Marks::default() };
+        let blank = Blank { token: 0i64, target: IGNORED };
+        accepted(plan.fill_row(&dataset, row, blank, &mut tokens, &mut targets, &mut marks));
+    }
+}
+
+/// Documents of 3, 11, 0, 2 and 4 tokens, and 2 tokens behind them.
+fn documents(dir: &Path) -> Result<Dataset, Error> {
+    let (dtype, vocab_size, shard_tokens) = (Dtype::U16, 100, 22);
+    let spec = Spec { dtype, vocab_size, eot_id: None, tokenizer: [1; 32], has_loss_bits: false };
+    let name = "shard-00000.gts".to_owned();
+    let mut writer = ShardWriter::create(&dir.join(&name), spec)?;
+    for len in [3, 11, 0, 2, 4] {
+        writer.push(&vec![len; len as usize])?;
+        writer.end_document(1);
+    }
+    writer.push(&[9; 2])?;
+    let (header, digest) = writer.finish()?;
+    let (tokenizer, text_field, selection) = ("01".repeat(32), "text".to_owned(), Selection::default());
+    let (append_eot, loss_fields, inputs) = (false, Vec::new(), Vec::new());
+    let recipe = Recipe {
+        tokenizer,
+        vocab_size,
+        dtype,
+        eot_id: None,
+        append_eot,
+        text_field,
+        loss_fields,
+        shard_tokens,
+        selection,
+        inputs,
+    };
+    Manifest::new(recipe, vec![Entry::new(name, &header, &digest)], BTreeMap::new())?.write(dir)?;
+    Dataset::open(dir)
+}
+
 /// A token file of another program and what stands beside it, divided by the second byte; the first chooses the format.
 pub fn foreign(data: &[u8]) {
     let [format, at, rest @ ..] = data else { return };
@@ -145,7 +201,7 @@ pub fn foreign(data: &[u8]) {
     dataset.verify(1, &Control::new()).expect("what was imported is whole");
     let out = folder.path().join("out");
     for format in [Format::NanoGpt, Format::LlmC, Format::Megatron] {
-        let options = ExportOptions { format, tokens_per_file: 7 };
+        let options = ExportOptions { format, tokens_per_file: 7, drop_loss_bits: false };
         export(&dataset, &out, &options, &Control::new()).expect("what was imported can be exported");
     }
 }

@@ -445,7 +445,7 @@ fn forge(bytes: &mut [u8]) {
 }
 
 fn exported(dataset: &Dataset, out: &Path, format: Format, tokens_per_file: u64) -> Result<Vec<String>> {
-    let options = ExportOptions { format, tokens_per_file };
+    let options = ExportOptions { format, tokens_per_file, drop_loss_bits: false };
     let paths = export(dataset, out, &options, &Control::new())?;
     Ok(paths.iter().map(|path| path.file_name().unwrap().to_str().unwrap().to_owned()).collect())
 }
@@ -492,7 +492,7 @@ fn an_export_that_cannot_be_right_is_refused() {
     assert!(message(out.path(), Format::LlmC, 5).contains("is of another export, this one has 1 files"));
     let control = Control::new();
     control.cancel();
-    let options = ExportOptions { format: Format::Megatron, tokens_per_file: 1 };
+    let options = ExportOptions { format: Format::Megatron, tokens_per_file: 1, drop_loss_bits: false };
     assert!(matches!(export(&dataset, out.path(), &options, &control), Err(Error::Interrupted)));
     assert!(!out.path().join("tokens.bin").exists() && !out.path().join("tokens.idx").exists());
 }

@@ -67,6 +67,11 @@ fn foreign() {
 }
 
 #[test]
+fn plan() {
+    replay("plan", inputs::plan);
+}
+
+#[test]
 fn count_file() {
     replay("count_file", inputs::count_file);
 }

@@ -14,7 +14,8 @@ use std::sync::Arc;
 use gptrs_core::corpus::{Errors, Selection};
 use gptrs_core::dataset::Dataset;
 use gptrs_core::manifest::LeftOut;
-use gptrs_core::prepare::{Encode, PrepareOptions, encode_files, prepare};
+use gptrs_core::prepare::{Encode, PrepareOptions, encode_files, merge_tasks, prepare, prepare_task};
+use gptrs_core::ranges::Task;
 use gptrs_core::{Control, Error, Result};
 use parquet::basic::Encoding;
 use proptest::prelude::*;
@@ -241,6 +242,41 @@ fn inputs_of_all_kinds_give_the_selected_documents_whatever_the_threads_and_segm
     }
     let encoded = encode_files(&paths, &Words::new(), &options(everything()), &Control::new()).unwrap();
     assert_eq!(encoded.ids.iter().collect::<Vec<_>>(), tokens_of(&kept));
+}
+
+#[test]
+fn tasks_select_the_documents_of_one_run() {
+    let dir = temporary_dir();
+    let (paths, _) = write_corpus(&dir.path().join("text"));
+    let separator = || Selection { doc_separator: Some("\n--\n".to_owned()), ..replacing() };
+    let selections = [
+        ("all", everything()),
+        ("replace", replacing()),
+        ("separator", separator()),
+        ("dedup", Selection { dedup: true, ..replacing() }),
+        ("dedup of parts", Selection { dedup: true, ..separator() }),
+        ("short", Selection { min_document_bytes: Some(20), ..separator() }),
+        ("long", Selection { max_document_bytes: Some(700), ..separator() }),
+    ];
+    for (name, selection) in selections {
+        let options = PrepareOptions { shard_tokens: 60, segment_bytes: 77, ..options(selection) };
+        let whole = dir.path().join(name);
+        run(&paths, &whole, &options).unwrap();
+        for of in [1, 2, 3, 7, 40] {
+            let out = dir.path().join(format!("{name}-{of}"));
+            for index in (0..of).rev() {
+                let task = Task::new(index, of).unwrap();
+                prepare_task(&paths, &Words::new(), &out, task, &options, &Control::new()).unwrap();
+            }
+            merge_tasks(&paths, &Words::new(), &out, of, false, &options, &Control::new()).unwrap();
+            assert!(content(&out) == content(&whole), "{name} in {of} tasks");
+        }
+    }
+}
+
+/// Whole files, with U+FFFD for what is not UTF-8.
+fn replacing() -> Selection {
+    Selection { errors: Errors::Replace, ..Selection::default() }
 }
 
 #[test]

@@ -4,6 +4,9 @@
 #[allow(dead_code, reason = "the lines are written here")]
 #[path = "fixtures/corpus.rs"]
 mod corpus;
+#[allow(dead_code, reason = "all columns are written alike")]
+#[path = "fixtures/parquet.rs"]
+mod parquet_files;
 #[path = "fixtures/random.rs"]
 mod random;
 
@@ -11,11 +14,17 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use gptrs_core::corpus::{Errors, Selection};
 use gptrs_core::dataset::Dataset;
+use gptrs_core::foreign::{ExportOptions, export};
+use gptrs_core::manifest::Manifest;
 use gptrs_core::normalizer::Normalizer;
 use gptrs_core::prepare::{PrepareOptions, encode_files, merge_tasks, prepare, prepare_task};
 use gptrs_core::ranges::Task;
+use gptrs_core::shard::Format;
 use gptrs_core::{Control, Splitter, Tokenizer, Vocab};
+use parquet::basic::Encoding;
+use parquet_files::{Layout, write_parquet};
 use random::Random;
 
 fn options(text_field: &str, loss_fields: &[&str], shard_tokens: u64) -> PrepareOptions {
@@ -109,6 +118,106 @@ fn bits_are_those_of_a_slow_twin_for_any_threads_segments_and_tasks() {
     }
     merge_tasks(&paths, &tokenizer, &out, 3, false, &options, &control).unwrap();
     assert!(content(&out) == content(&whole), "three tasks");
+}
+
+/// Texts as a Parquet file of prompts and answers.
+fn write_rows(path: &Path, documents: &[[Vec<u8>; 2]], layout: Layout) {
+    let column = |i: usize| documents.iter().map(|texts| Some(texts[i].as_slice())).collect();
+    write_parquet(path, &[("answer", column(1)), ("prompt", column(0))], layout);
+}
+
+/// All of a dataset but what names its inputs.
+fn without_inputs(dir: &Path) -> (BTreeMap<PathBuf, Vec<u8>>, Manifest) {
+    let mut files = content(dir);
+    files.remove(Path::new("manifest.json"));
+    let mut manifest = Dataset::open(dir).unwrap().manifest().clone();
+    manifest.recipe.inputs.clear();
+    (files, manifest)
+}
+
+#[test]
+fn rows_of_a_parquet_file_have_the_bits_of_the_same_lines() {
+    let dir = corpus::temporary_dir();
+    let paths: Vec<_> = ["a.jsonl", "b.jsonl"].iter().map(|name| dir.path().join(name)).collect();
+    let documents = [write_lines(&paths[0], 120), write_lines(&paths[1], 77)];
+    let (tokenizer, control) = (corpus::tokenizer(), Control::new());
+    let options = options("{prompt}: {answer}|{prompt}", &["answer"], 700);
+    let whole = dir.path().join("whole");
+    prepare(&paths, &tokenizer, &whole, &options, &control).unwrap();
+    for (i, (rows_of_group, rows_of_page, encoding)) in
+        [(1000, 1000, None), (10, 3, Some(Encoding::PLAIN)), (7, 1, Some(Encoding::DELTA_BYTE_ARRAY))]
+            .into_iter()
+            .enumerate()
+    {
+        let [a, b] = ["a", "b"].map(|name| dir.path().join(format!("{name}{i}.parquet")));
+        for (path, documents) in [(&a, &documents[0]), (&b, &documents[1])] {
+            let documents: Vec<_> =
+                documents.iter().map(|texts| texts.each_ref().map(|text| text.clone().into_bytes())).collect();
+            write_rows(path, &documents, Layout { rows_of_group, rows_of_page, encoding });
+        }
+        let rows = [a, b];
+        for (threads, segment_bytes) in [(3, 1), (2, 333), (1, 1 << 20)] {
+            let out = dir.path().join(format!("{i}-{threads}"));
+            let options = PrepareOptions { threads, segment_bytes, ..options.clone() };
+            prepare(&rows, &tokenizer, &out, &options, &control).unwrap();
+            assert!(without_inputs(&out) == without_inputs(&whole), "{threads} threads");
+        }
+        let out = dir.path().join(format!("{i}-tasks"));
+        for index in [2, 0, 1] {
+            prepare_task(&rows, &tokenizer, &out, Task { index, of: 3 }, &options, &control).unwrap();
+        }
+        merge_tasks(&rows, &tokenizer, &out, 3, false, &options, &control).unwrap();
+        assert!(without_inputs(&out) == without_inputs(&whole), "three tasks");
+    }
+}
+
+#[test]
+fn bits_of_rows_stay_with_their_text_when_bytes_are_replaced_and_documents_left_out() {
+    let dir = corpus::temporary_dir();
+    let (lines, rows) = (dir.path().join("a.jsonl"), dir.path().join("a.parquet"));
+    let broken: [&[u8]; 6] = [b"", b"\xFF", b"\xE2\x82", b"ab\xC3", b"\xF0\x9F\x98c", "é".as_bytes()];
+    let mut documents: Vec<[Vec<u8>; 2]> = Vec::new();
+    for prompt in broken {
+        for answer in broken {
+            documents.push([[b"abc", prompt].concat(), [answer, b" ab", answer].concat()]);
+            documents.push([prompt.to_vec(), b"x".to_vec()]);
+        }
+    }
+    let line = |[prompt, answer]: &[Vec<u8>; 2]| {
+        [b"{\"prompt\": \"", prompt.as_slice(), b"\", \"answer\": \"", answer, b"\"}\n"].concat()
+    };
+    fs::write(&lines, documents.iter().flat_map(line).collect::<Vec<_>>()).unwrap();
+    write_rows(&rows, &documents, Layout { rows_of_group: 20, rows_of_page: 3, encoding: None });
+    let selection =
+        Selection { errors: Errors::Replace, dedup: true, min_document_bytes: Some(4), ..Selection::default() };
+    for (i, loss_fields) in [&["answer"][..], &["prompt"], &["answer", "prompt"]].into_iter().enumerate() {
+        let options = PrepareOptions { selection: selection.clone(), ..options("{prompt}:{answer}", loss_fields, 90) };
+        let outs = [&lines, &rows].map(|path| {
+            let out = dir.path().join(format!("{i}-{}", path.extension().unwrap().display()));
+            prepare(std::slice::from_ref(path), &corpus::tokenizer(), &out, &options, &Control::new()).unwrap();
+            without_inputs(&out)
+        });
+        assert!(outs[0].1.replaced > 50 && outs[0].1.left_out.duplicate > 20, "{:?}", outs[0].1.left_out);
+        assert!(outs[0] == outs[1], "{loss_fields:?}");
+    }
+}
+
+#[test]
+fn an_export_leaves_loss_bits_behind_only_where_it_is_told_to() {
+    let dir = corpus::temporary_dir();
+    let [lines, data, out] = ["a.jsonl", "data", "out"].map(|name| dir.path().join(name));
+    write_lines(&lines, 10);
+    let (options, control) = (options("{prompt} {answer}", &["answer"], 700), Control::new());
+    let dataset = prepare(&[lines], &corpus::tokenizer(), &data, &options, &control).unwrap();
+    for format in [Format::NanoGpt, Format::LlmC, Format::Megatron] {
+        let options = ExportOptions { format, tokens_per_file: 1 << 20, drop_loss_bits: false };
+        let message = export(&dataset, &out, &options, &control).unwrap_err().to_string();
+        assert!(message.contains("without loss bits") && message.contains("hint: drop_loss_bits"), "{message}");
+        assert!(!out.exists());
+    }
+    let options = ExportOptions { format: Format::NanoGpt, tokens_per_file: 1, drop_loss_bits: true };
+    let paths = export(&dataset, &out, &options, &control).unwrap();
+    assert_eq!(fs::metadata(&paths[0]).unwrap().len(), 2 * dataset.n_tokens());
 }
 
 #[test]

@@ -173,16 +173,18 @@ impl Dataset {
         watched(py, progress, |control| self.0.verify(threads, control))
     }
 
-    #[pyo3(signature = (out, format, *, tokens_per_file, progress=None))]
+    #[pyo3(signature = (out, format, *, tokens_per_file, drop_loss_bits=false, progress=None))]
     fn export(
         &self,
         py: Python<'_>,
         out: PathBuf,
         format: &str,
         tokens_per_file: u64,
+        drop_loss_bits: bool,
         progress: Option<&Bound<'_, PyAny>>,
     ) -> PyResult<Vec<PathBuf>> {
-        let options = ExportOptions { format: Format::from_name(format).map_err(py_err)?, tokens_per_file };
+        let options =
+            ExportOptions { format: Format::from_name(format).map_err(py_err)?, tokens_per_file, drop_loss_bits };
         watched(py, progress, |control| gptrs_core::foreign::export(&self.0, &out, &options, control))
     }
 

@@ -113,7 +113,7 @@ impl TextField {
     }
 
     /// What is to be predicted of the document of texts of these lengths, one for each name.
-    fn target_ranges(&self, len: impl Fn(usize) -> usize) -> Vec<Range<usize>> {
+    pub(super) fn target_ranges(&self, len: impl Fn(usize) -> usize) -> Vec<Range<usize>> {
         let (mut ranges, mut at) = (Vec::new(), 0);
         for (text, number) in &self.parts {
             at += text.len();

@@ -237,6 +237,25 @@ pub(crate) fn record<'r>(
     }
 }
 
+/// Where `ranges` of a row's bytes are in its text: the places move where U+FFFD stands for what is not UTF-8.
+///
+/// An invalid sequence that two ranges share belongs to the one of its last byte, as a token does.
+pub(crate) fn row_targets(bytes: &[u8], ranges: &[Range<usize>]) -> Vec<Range<usize>> {
+    let mut borders: Vec<usize> = ranges.iter().flat_map(|range| [range.start, range.end]).collect();
+    let (mut from, mut to, mut next) = (0, 0, 0);
+    for chunk in bytes.utf8_chunks() {
+        let (valid, invalid) = (chunk.valid().len(), chunk.invalid().len());
+        while let Some(border) = borders.get_mut(next).filter(|border| **border < from + valid + invalid) {
+            *border = to + (*border - from).min(valid);
+            next += 1;
+        }
+        from += valid + invalid;
+        to += valid + if invalid > 0 { char::REPLACEMENT_CHARACTER.len_utf8() } else { 0 };
+    }
+    borders[next..].fill(to);
+    borders.as_chunks().0.iter().map(|&[start, end]| start..end).collect()
+}
+
 /// The document of a row as text.
 fn row_text<'b>(bytes: &'b [u8], row: u64, path: &Path) -> Result<&'b str> {
     std::str::from_utf8(bytes).map_err(|e| {
@@ -313,6 +332,21 @@ mod tests {
             let Err(Error::NotUtf8 { offset, .. }) = documents(name, bytes) else { panic!("{name} was accepted") };
             assert_eq!(offset, 5);
         }
+    }
+
+    #[test]
+    fn ranges_of_a_row_move_with_what_is_replaced() {
+        // One byte becomes three, two of one sequence become three, and a sequence in two ranges is of the second.
+        let bytes = b"a\xFFb\xE2\x82c\xC3";
+        let text = String::from_utf8_lossy(bytes);
+        let moved = |ranges: &[Range<usize>]| -> Vec<&str> {
+            row_targets(bytes, ranges).into_iter().map(|range| &text[range]).collect()
+        };
+        assert_eq!(moved(&[0..1, 1..2, 2..3, 3..5, 5..6, 6..7]), ["a", "\u{fffd}", "b", "\u{fffd}", "c", "\u{fffd}"]);
+        assert_eq!(moved(&[0..4, 4..7]), ["a\u{fffd}b", "\u{fffd}c\u{fffd}"]);
+        assert_eq!(moved(&[0..0, 7..7, 7..7]), ["", "", ""]);
+        assert_eq!(row_targets("é!".as_bytes(), &[0..2, 2..3]), [0..2, 2..3]);
+        assert!(row_targets(b"", &[]).is_empty() && row_targets(b"", &[0..0, 0..0]) == [0..0, 0..0]);
     }
 
     #[test]

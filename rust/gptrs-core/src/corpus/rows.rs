@@ -1,5 +1,6 @@
 //! The rows of a Parquet file: one or several columns of strings, read page by page.
 
+use std::ops::Range;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -36,6 +37,7 @@ pub struct Rows {
     readers: Vec<Column>,
     row: u64,
     values: Vec<ByteArray>,
+    targets: Vec<Range<usize>>,
 }
 
 /// The values of one column of a row group.
@@ -60,9 +62,20 @@ impl Rows {
         let file = Handle(Arc::new(Stored { file, len, n: AtomicU64::new(0) }));
         let metadata = guarded(&path, || footer(&file))?;
         let columns = guarded(&path, || columns(metadata.file_metadata().schema_descr(), field))?;
-        let (field, values) = (field.clone(), Vec::new());
-        let mut rows =
-            Self { path, field, file, metadata, columns, group: 0, left: 0, readers: Vec::new(), row: 0, values };
+        let (field, values, targets) = (field.clone(), Vec::new(), Vec::new());
+        let mut rows = Self {
+            path,
+            field,
+            file,
+            metadata,
+            columns,
+            group: 0,
+            left: 0,
+            readers: Vec::new(),
+            row: 0,
+            values,
+            targets,
+        };
         rows.skip_to(row)?;
         Ok(rows)
     }
@@ -70,6 +83,11 @@ impl Rows {
     /// The row that comes next, counted from 0.
     pub fn position(&self) -> u64 {
         self.row
+    }
+
+    /// What is to be predicted of the row read last: the bytes of [`TextField::with_targets`]' fields, always as many.
+    pub fn targets(&self) -> &[Range<usize>] {
+        &self.targets
     }
 
     /// Bytes of the file that were read so far.
@@ -97,6 +115,7 @@ impl Rows {
             self.values.push(value);
         }
         self.field.join_bytes(&self.values, out);
+        self.targets = self.field.target_ranges(|number| self.values[number].len());
         (self.row, self.left) = (self.row + 1, self.left - 1);
         if self.left == 0 {
             self.end_group()?;

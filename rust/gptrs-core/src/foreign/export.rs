@@ -23,6 +23,8 @@ pub struct ExportOptions {
     pub format: Format,
     /// Most tokens in a file of llm.c, whose header counts them with 31 bits; the others have one file.
     pub tokens_per_file: u64,
+    /// Leave loss bits behind, for which no format has a place; else a dataset that has them is refused.
+    pub drop_loss_bits: bool,
 }
 
 /// Writes the tokens of `dataset` into the folder `out`; returns the files that were written.
@@ -34,6 +36,13 @@ pub fn export(dataset: &Dataset, out: &Path, options: &ExportOptions, control: &
     if !(1..=limit).contains(&options.tokens_per_file) {
         let got = options.tokens_per_file;
         return Err(Error::Argument(format!("tokens_per_file must be 1 to {limit}, got {got}")));
+    }
+    if dataset.has_loss_bits() && !options.drop_loss_bits {
+        let message =
+            "expected a dataset without loss bits, which these formats cannot hold: every token would be predicted";
+        let hint =
+            format!("hint: drop_loss_bits (--drop-loss-bits) exports the tokens of {} alone", dataset.dir().display());
+        return Err(Error::Argument(format!("{message}; {hint}")));
     }
     io::create_dir(out)?;
     let real = |path: &Path| fs::canonicalize(path).map_err(Error::io("open", path));

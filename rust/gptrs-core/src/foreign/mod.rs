@@ -146,7 +146,7 @@ mod tests {
         let [data, out] = ["data", "data/out"].map(|name| dir.path().join(name));
         let run = || {
             let dataset = import(std::slice::from_ref(&data), &tokenizer, &options, &control)?;
-            let options = ExportOptions { format: Format::Megatron, tokens_per_file: 1 };
+            let options = ExportOptions { format: Format::Megatron, tokens_per_file: 1, drop_loss_bits: false };
             export(&dataset, &out, &options, &control)?;
             Ok(dataset)
         };

@@ -81,6 +81,24 @@ fn a_removed_file_stays_removed_and_a_failed_removal_leaves_it_whole() {
     assert_eq!(sweep::each_change(&WRITE_FAULTS, start, || super::remove(&path), check), 2);
 }
 
+#[test]
+fn a_name_comes_after_the_bytes_and_an_error_leaves_no_temporary_file() {
+    let dir = temporary_dir();
+    let path = dir.path().join("file");
+    let start = || super::write_atomic(&path, b"old").unwrap();
+    let work = || super::write_atomic(&path, b"new bytes");
+    // Each of these cuts keeps another part of what was not synced: some keep the name and not the bytes.
+    let cuts: Vec<_> = (0..40).map(|seed| Fault::PowerCut(Some(seed))).collect();
+    sweep::each_change(&cuts, start, work, |is_done, what| {
+        let now = fs::read(&path).unwrap();
+        assert!(now == b"new bytes" || (now == b"old" && !is_done), "{what}");
+    });
+    let errors = [fault::EIO, fault::ENOSPC].map(Fault::Error);
+    sweep::each_change(&errors, start, work, |_, what| {
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1, "{what}");
+    });
+}
+
 /// The layer itself: without a sync, a power cut takes everything.
 #[test]
 fn a_power_cut_takes_what_was_not_synced() {

@@ -100,7 +100,9 @@ impl Plan {
         reader.file.read_exact(&mut stored).ok()?;
         let is_end = reader.file.read(&mut [0]).ok()? == 0;
         let plan = Self::from_parts(dataset, seq_len, n_documents, parts);
-        (is_end && expected.as_bytes() == &stored && plan.header() == header).then_some(plan)
+        let n_full: u64 = plan.parts.iter().map(|part| u64::from(part.n_full)).sum();
+        let has_tokens = n_full.saturating_mul(seq_len as u64) <= dataset.n_tokens();
+        (is_end && has_tokens && expected.as_bytes() == &stored && plan.header() == header).then_some(plan)
     }
 }
 

@@ -69,13 +69,12 @@ impl Plan {
         check_width::<T>(dataset.dtype())?;
         let pieces = self.row(dataset, row)?;
         let mut at = 0;
-        let mut bytes = Vec::new();
         for piece in &pieces {
             let end = at + piece.len as usize;
             if end > seq_len {
                 return Err(self.other_dataset(dataset, piece.document));
             }
-            fill_piece(dataset, piece, blank, &mut tokens[at..end], &mut targets[at..end], &mut bytes)?;
+            fill_piece(dataset, piece, blank, &mut tokens[at..end], &mut targets[at..end])?;
             at = end;
         }
         tokens[at..].fill(blank.token);
@@ -134,19 +133,17 @@ pub fn max_documents(dataset: &Dataset, seq_len: usize, threads: usize, control:
     Ok(most.into_iter().max().unwrap_or(0))
 }
 
-/// Fills the tokens of a piece and their targets; `bytes` is room for the work.
+/// Fills the tokens of a piece and their targets.
 fn fill_piece<T: Token>(
     dataset: &Dataset,
     piece: &Piece,
     blank: Blank<T>,
     tokens: &mut [T],
     targets: &mut [T],
-    bytes: &mut Vec<u8>,
 ) -> Result<()> {
-    let (dtype, size) = (dataset.dtype(), dataset.dtype().size());
-    bytes.resize((tokens.len() + usize::from(!piece.ends_document)) * size, 0);
-    dataset.read_bytes(piece.start, bytes)?;
-    widen_row(dtype, bytes, tokens, targets, |_| ());
+    dataset.with_bytes(piece.start, tokens.len() + usize::from(!piece.ends_document), |bytes| {
+        widen_row(dataset.dtype(), bytes, tokens, targets, |_| ());
+    })?;
     let (inner, last) = targets.split_at_mut(tokens.len() - usize::from(piece.ends_document));
     last.fill(blank.target);
     dataset.mask_targets(piece.start + 1, inner, blank.target)

@@ -1,5 +1,7 @@
 //! A worker's part: text to ids, and what the writer must know about them.
 
+use std::ops::Range;
+
 use aho_corasick::{AhoCorasick, AhoCorasickKind};
 
 use super::loss::Marker;
@@ -8,7 +10,7 @@ use super::segments::{Body, Place, Reading, Segment};
 use super::survey::Survey;
 use super::texts::{Cutter, Part, SafeCut};
 use super::{Encode, PrepareOptions};
-use crate::corpus::{self, Codec, Input, LinePosition, TextField};
+use crate::corpus::{self, Codec, Input, Kind, LinePosition, TextField};
 use crate::error::{Error, Result};
 use crate::ids::Ids;
 
@@ -135,19 +137,23 @@ impl<'a, E: Encode> Encoder<'a, E> {
         segment: &Segment,
         bytes: &[u8],
         ends: &[(LinePosition, usize)],
+        targets: &[Range<usize>],
         to: &mut Encoded,
     ) -> Result<()> {
         let Input { path, kind, .. } = &self.inputs[segment.input];
         let mut place = segment.place;
-        let mut from = 0;
-        for (&(at, end), document) in ends.iter().zip(place.document..) {
+        let (mut from, n_targets) = (0, targets.len() / ends.len().max(1));
+        for (i, (&(at, end), document)) in ends.iter().zip(place.document..).enumerate() {
             let record = &bytes[std::mem::replace(&mut from, end)..end];
             if self.survey.leaves_out(document) {
                 continue;
             }
             (place.at, place.document) = (at, document);
             let replaces = self.options.selection.replaces();
-            let document = corpus::record(record, *kind, &self.text_field, replaces, at, path)?;
+            let mut document = corpus::record(record, *kind, &self.text_field, replaces, at, path)?;
+            if *kind == Kind::Parquet {
+                document.targets = corpus::row_targets(record, &targets[n_targets * i..][..n_targets]);
+            }
             let (text, first) = (&document.text[..], to.ids.len());
             self.span(state, text, text.len(), place, true, to)?;
             if let Some(marker) = &self.marker {
@@ -221,7 +227,9 @@ impl<E: Encode> Work for Encoder<'_, E> {
         let mut encoded = Encoded { input: segment.input, ids, bits: Vec::new(), spans: Vec::new() };
         match &segment.body {
             Body::Text { text, parts } => self.parts(state, &segment, text.as_bytes(), parts, &mut encoded)?,
-            Body::Records { bytes, ends } => self.records(state, &segment, bytes, ends, &mut encoded)?,
+            Body::Records { bytes, ends, targets } => {
+                self.records(state, &segment, bytes, ends, targets, &mut encoded)?;
+            }
         }
         Ok(encoded)
     }

@@ -61,11 +61,11 @@ pub(super) fn check<E: Encode>(inputs: &[Input], tokenizer: &E, options: &Prepar
     if options.loss_fields.is_empty() {
         return Ok(());
     }
-    if let Some(input) = inputs.iter().find(|input| input.kind != Kind::JsonLines) {
+    if let Some(input) = inputs.iter().find(|input| input.kind == Kind::Text) {
         let path = input.path.display();
         return Err(Error::Argument(format!(
-            "loss_fields are fields of JSON lines, {path} has none; hint: make it a .jsonl file, or leave loss_fields out \
-             to predict every token"
+            "loss_fields are fields of JSON lines or columns of Parquet files, {path} has none; hint: make it a .jsonl file, \
+             or leave loss_fields out to predict every token"
         )));
     }
     Marker::new(tokenizer).map(|_| ())

@@ -1,6 +1,7 @@
 //! Cuts the inputs into segments of about the same size, in order.
 
 use std::cmp::Ordering;
+use std::ops::Range;
 
 use super::journal::Position;
 use super::texts::{Cutter, Part, Shared, Text};
@@ -31,8 +32,9 @@ pub(super) struct Segment {
 pub(super) enum Body {
     /// Documents of a text and parts of them.
     Text { text: Shared, parts: Vec<Part> },
-    /// Whole lines or rows, each with its position and its end in `bytes`.
-    Records { bytes: Vec<u8>, ends: Vec<(LinePosition, usize)> },
+    /// Whole lines or rows, each with its position and its end in `bytes`; of rows also what of them is to be predicted,
+    /// as many ranges each.
+    Records { bytes: Vec<u8>, ends: Vec<(LinePosition, usize)>, targets: Vec<Range<usize>> },
 }
 
 /// Where a document, or a part of one, begins.
@@ -172,7 +174,7 @@ impl<'a> Segments<'a> {
         let now = reader.n_stored();
         // Where both are the same the position is exact: reading runs ahead.
         let n_stored = if input.codec == Codec::Plain { n_bytes } else { now - n_stored };
-        let segment = self.segment(n_bytes, n_stored, Body::Records { bytes, ends });
+        let segment = self.segment(n_bytes, n_stored, Body::Records { bytes, ends, targets: Vec::new() });
         self.place.at = reader.position();
         self.place.document += n_documents;
         if !is_done {
@@ -182,20 +184,21 @@ impl<'a> Segments<'a> {
     }
 
     fn rows(&mut self, input: &Input, mut reader: Box<Rows>, n_stored: u64) -> Result<Segment> {
-        let (mut bytes, mut ends) = (self.room(), Vec::new());
+        let (mut bytes, mut ends, mut targets) = (self.room(), Vec::new(), Vec::new());
         let is_done = loop {
             match reader.next(&mut bytes)? {
                 Some(row) => ends.push((LinePosition { offset: row, line: 1 }, bytes.len())),
                 None => break true,
             }
-            if bytes.len() + ROW * ends.len() >= self.reading.cutter.segment_bytes {
+            targets.extend_from_slice(reader.targets());
+            if bytes.len() + ROW * ends.len().max(targets.len()) >= self.reading.cutter.segment_bytes {
                 break false;
             }
         };
         let (n_bytes, n_documents) = (bytes.len() + ROW * ends.len(), ends.len() as u64);
         // What is read of a file is less than all of it, and may be read twice by one that lies.
         let now = if is_done { input.n_bytes } else { reader.n_stored().clamp(n_stored, input.n_bytes) };
-        let segment = self.segment(n_bytes as u64, now - n_stored, Body::Records { bytes, ends });
+        let segment = self.segment(n_bytes as u64, now - n_stored, Body::Records { bytes, ends, targets });
         self.place.at.offset = reader.position();
         self.place.document += n_documents;
         if !is_done {

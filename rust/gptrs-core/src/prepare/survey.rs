@@ -205,7 +205,7 @@ impl Work for Reader<'_> {
         let Segment { input, n_replaced, place, body, .. } = segment;
         match body {
             Body::Text { text, parts } => Ok(self.parts(place.at.offset, text, parts, n_replaced)),
-            Body::Records { bytes, ends } => self.records(input, &bytes, &ends),
+            Body::Records { bytes, ends, .. } => self.records(input, &bytes, &ends),
         }
     }
 }

@@ -131,8 +131,16 @@ impl Shard {
             let (has, path) = (self.header.n_documents, self.path.display());
             return Err(Error::Argument(format!("documents {first} to {first}+{n} are not in the {has} of {path}")));
         }
-        let mut bytes = vec![0; 8 * out.len()];
-        self.area.read(self.layout.ends + 8 * first, &mut bytes)?;
+        // Mostly two are asked for, those around a document of a packed row: no allocation for them.
+        let mut few = [0; 16];
+        let mut many = Vec::new();
+        let bytes = if let Some(few) = few.get_mut(..8 * out.len()) {
+            few
+        } else {
+            many.resize(8 * out.len(), 0);
+            &mut many
+        };
+        self.area.read(self.layout.ends + 8 * first, bytes)?;
         for (end, &word) in out.iter_mut().zip(bytes.as_chunks().0) {
             *end = u64::from_le_bytes(word);
         }
