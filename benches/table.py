@@ -51,7 +51,7 @@ def task(row: Row) -> str:
     if row["bench"] != "prepare":
         return str(row["task"])
     vocabulary = {"own": "a vocabulary of this text", "gpt2": "GPT-2's vocabulary"}[row["vocabulary"]]
-    return f".{row['input']} to shards, {vocabulary}, {row['threads']} threads"
+    return f".{row['input']} of {row['mb']:.0f} MB ({row['corpus']}) to shards, {vocabulary}, {row['threads']} threads"
 
 
 def render(rows: dict[tuple[str, str, str], Row], tokenizer: tokenizer_table.Rows) -> str:

@@ -274,7 +274,7 @@ pub(crate) fn check_utf8(bytes: &[u8], offset: u64, path: &Path) -> Result<()> {
 
 /// `bytes` as text; they stand at `offset` of the file at `path`.
 pub fn utf8<'b>(bytes: &'b [u8], offset: u64, path: &Path) -> Result<&'b str> {
-    std::str::from_utf8(bytes)
+    simdutf8::compat::from_utf8(bytes)
         .map_err(|e| Error::NotUtf8 { path: path.to_owned(), offset: offset + e.valid_up_to() as u64 })
 }
 

@@ -130,9 +130,14 @@ impl Pages {
             CompressionCodec::GZIP => read(&mut MultiGzDecoder::new(bytes))?,
             CompressionCodec::BROTLI => read(&mut Decompressor::new(bytes, 1 << 12))?,
             CompressionCodec::ZSTD => {
-                let mut decoder = zstd::stream::read::Decoder::with_buffer(bytes)?;
-                decoder.window_log_max(MAX_WINDOW)?;
-                read(&mut decoder)?
+                if let Some(whole) = self.zstd_at_once(bytes) {
+                    out = whole;
+                } else {
+                    let mut decoder = zstd::stream::read::Decoder::with_buffer(bytes)?;
+                    decoder.window_log_max(MAX_WINDOW)?;
+                    read(&mut decoder)?;
+                }
+                out.len()
             }
             CompressionCodec::SNAPPY => {
                 let n = snap::raw::decompress_len(bytes).map_err(external)?;
@@ -152,6 +157,14 @@ impl Pages {
         };
         self.check(out.len())?;
         Ok(out.into())
+    }
+
+    /// One frame that says how long it is inside, as most writers make them, in one pass; `None` for all else.
+    fn zstd_at_once(&self, bytes: &[u8]) -> Option<Vec<u8>> {
+        let n = usize::try_from(zstd::zstd_safe::get_frame_content_size(bytes).ok()??).ok()?;
+        let mut decompressor = zstd::bulk::Decompressor::new().ok()?;
+        decompressor.window_log_max(MAX_WINDOW).ok()?;
+        if n <= self.limit { decompressor.decompress(bytes, n).ok() } else { None }
     }
 
     /// A block that does not say how long it is inside.

@@ -19,6 +19,9 @@ use crate::sealed::{from_hex, hex};
 /// Files are read in parts of this size by all threads; a power of two of BLAKE3's chunks.
 const PART: usize = 4 << 20;
 
+/// Bytes that a thread reads at a time.
+const STRETCH: usize = 256 << 10;
+
 /// What each input is, in order; fails on the first byte of text that is not UTF-8, unless that is replaced.
 pub(super) fn sources(inputs: &[Input], replaces: bool, threads: usize, control: &Control) -> Result<Vec<Source>> {
     let digests = digests(inputs, PART, replaces, threads, control)?;
@@ -171,28 +174,39 @@ impl Digest {
     }
 }
 
-/// Reads `part` bytes from `start` on.
+/// Reads `part` bytes from `start` on, in stretches that stay in the cache while they are looked at.
 ///
-/// Parts meet inside characters, so each is checked from its first byte that begins one to that of the next part. More
+/// They meet inside characters, so each is checked from its first byte that begins one to that of the next part. More
 /// than three bytes that begin none are invalid wherever the border lies.
 fn check_part(input: &Input, start: u64, part: usize, replaces: bool, buffer: &mut Vec<u8>) -> Result<Digest> {
     let (file, len) = io::open_regular(&input.path)?;
     if len != input.n_bytes {
         return Err(input.changed());
     }
-    let n = (len - start).min(part as u64) as usize;
-    buffer.resize(n + (len - start - n as u64).min(3) as usize, 0);
-    io::read_exact_at(&file, start, buffer, &input.path)?;
-    let continues = |bytes: &[u8]| bytes.iter().take(3).take_while(|&&b| b & 0xC0 == 0x80).count();
-    let from = if start == 0 { 0 } else { continues(buffer) };
-    let to = n + continues(&buffer[n..]);
-    if input.codec == Codec::Plain && input.kind != Kind::Parquet && !replaces {
-        corpus::check_utf8(&buffer[from.min(to)..to], start + from as u64, &input.path)?;
+    let end = len.min(start.saturating_add(part as u64));
+    let mut hasher = blake3::Hasher::new();
+    hasher.set_input_offset(start);
+    for at in (start..end).step_by(STRETCH) {
+        let n = (end - at).min(STRETCH as u64) as usize;
+        buffer.resize(n + (len - at - n as u64).min(3) as usize, 0);
+        io::read_exact_at(&file, at, buffer, &input.path)?;
+        let from = if at == 0 { 0 } else { continues(buffer) };
+        let to = n + continues(&buffer[n..]);
+        if input.codec == Codec::Plain && input.kind != Kind::Parquet && !replaces {
+            corpus::check_utf8(&buffer[from.min(to)..to], at + from as u64, &input.path)?;
+        }
+        hasher.update(&buffer[..n]);
     }
-    if n as u64 == len {
-        return Ok(Digest::Whole(blake3::hash(buffer)));
-    }
-    Ok(Digest::Node(blake3::Hasher::new().set_input_offset(start).update(&buffer[..n]).finalize_non_root()))
+    Ok(if (start, end) == (0, len) {
+        Digest::Whole(hasher.finalize())
+    } else {
+        Digest::Node(hasher.finalize_non_root())
+    })
+}
+
+/// Bytes at the front that continue a character, at most three.
+fn continues(bytes: &[u8]) -> usize {
+    bytes.iter().take(3).take_while(|&&b| b & 0xC0 == 0x80).count()
 }
 
 /// BLAKE3's tree over the parts of a file.

@@ -151,7 +151,7 @@ impl<'a, E: Encode> Encoder<'a, E> {
             (place.at, place.document) = (at, document);
             let replaces = self.options.selection.replaces();
             let mut document = corpus::record(record, *kind, &self.text_field, replaces, at, path)?;
-            if *kind == Kind::Parquet {
+            if *kind == Kind::Parquet && n_targets > 0 {
                 document.targets = corpus::row_targets(record, &targets[n_targets * i..][..n_targets]);
             }
             let (text, first) = (&document.text[..], to.ids.len());
