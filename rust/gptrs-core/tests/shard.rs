@@ -93,6 +93,27 @@ fn the_worked_example_of_the_format_has_these_bytes() {
 }
 
 #[test]
+fn the_worked_example_of_the_manifest_has_these_bytes() {
+    let dir = tempfile::tempdir().unwrap();
+    let name = "shard-00000.gts";
+    write_example(&dir.path().join(name));
+    let shard = Shard::open(&dir.path().join(name)).unwrap();
+    let entries = vec![Entry::new(name.to_owned(), shard.header(), shard.blake3())];
+    Manifest::new(recipe(SPEC), entries, BTreeMap::from([("<|endoftext|>".to_owned(), 3)]))
+        .unwrap()
+        .write(dir.path())
+        .unwrap();
+    let written = fs::read_to_string(dir.path().join("manifest.json")).unwrap();
+    let page = include_str!("../../../docs/formats.md");
+    assert_eq!(page.split("```json\n").nth(1).unwrap().split("```").next().unwrap(), written);
+    let hash = |text: &str| blake3::hash(text.as_bytes()).to_string();
+    let checksum = written.split('"').nth_back(1).unwrap();
+    assert_eq!(checksum, hash(&written.replace(checksum, "")));
+    assert!(written.contains(&format!("\"fingerprint\": \"{}\"", blake3::hash(shard.blake3()))));
+    assert_eq!(Dataset::open(dir.path()).unwrap().n_tokens(), 4);
+}
+
+#[test]
 fn every_cut_and_every_flipped_bit_of_a_shard_is_found() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("shard.gts");
