@@ -132,7 +132,7 @@ fn work(dir: &Path, shard_tokens: u64) -> Work {
     Work { paths, tokenizer, out, options: options(shard_tokens) }
 }
 
-/// The names of the fields that stand `depth` levels below the top, in a file as serde_json spells it.
+/// The names of the fields that stand `depth` levels below the top, in a file as `serde_json` spells it.
 fn fields(file: &str, depth: usize) -> String {
     let indent = "  ".repeat(depth + 1) + "\"";
     let names = file.lines().filter_map(|line| line.strip_prefix(&indent)?.split_once("\": "));
