@@ -31,6 +31,10 @@ fn two_stages_of_two_sources() {
     let stages = [stage(8, &[3.0, 1.0]), stage(None, &[0.0, 1.0])];
     let mixture = Arc::new(Mixture::new(sources(&[(100, None), (5, Some(2))]), &stages, 1).unwrap());
     let picks: Vec<Pick> = mixture.walk(0).unwrap().map_while(Result::ok).collect();
+    let eight = |of: fn(&Pick) -> String| picks.iter().take(8).map(of).collect::<Vec<_>>().join(" ");
+    let (sources_of, numbers) = (eight(|pick| pick.source.to_string()), eight(|pick| pick.index.to_string()));
+    let stated = format!("Sources by position: {sources_of}; their numbers: {numbers}.");
+    assert!(include_str!("../../../docs/formats.md").contains(&stated), "{stated}");
     // Three of four are of the first source until sample 8; then only the second, until it has come twice.
     let of = |source: usize| picks.iter().filter(|pick| pick.source == source).count();
     assert_eq!(mixture.counts(8).unwrap(), [6, 2]);

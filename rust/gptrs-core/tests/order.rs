@@ -40,6 +40,17 @@ fn the_order_by_blocks_is_frozen() {
 }
 
 #[test]
+fn the_examples_of_the_format_are_these_rows() {
+    let page = include_str!("../../../docs/formats.md");
+    let (small, large) = (block(10, 1, 0, (2, 2)), block(1_000_000, 1, 0, (256, 512)));
+    let [a, b, c, d] = [0, 1, 8, 9].map(|i| small.at(i));
+    let small = format!("`n = 10, seed = 1, epoch = 0, B = 2, W = 2` gives {a} {b} … {c} {d} (");
+    let [a, b, c] = [0, 1, 2].map(|i| large.at(i));
+    let large = format!("`n = 1000000, seed = 1, epoch = 0, B = 256, W = 512` sends 0, 1, 2 to {a}, {b}, {c}.");
+    assert!(page.contains(&small) && page.contains(&large), "{small} {large}");
+}
+
+#[test]
 fn orders_have_names_and_the_others_are_what_they_were() {
     let kinds = [OrderKind::Sequential, OrderKind::Feistel, OrderKind::Block(BlockShape::default())];
     assert_eq!(kinds.map(|kind| kind.name()), ["sequential", "feistel-v1", "block-v1"]);

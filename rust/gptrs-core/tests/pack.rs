@@ -356,6 +356,9 @@ fn a_plan_is_kept_in_a_file_and_made_anew_when_a_byte_is_wrong() {
     let numbers = [4, 5, 1, 2, 0, 1, 2, 4, 5, 0, 1, 3, 5, 4, 1, 1, 0];
     let bytes = file(&dataset, 4, 6, 6, &numbers);
     assert_eq!(fs::read(&path).unwrap(), bytes);
+    let shown = |numbers: &[u32]| numbers.iter().map(u32::to_string).collect::<Vec<_>>().join(" ");
+    let stated = [0..4, 4..9, 9..14, 14..17].map(|range| shown(&numbers[range])).join(" · ");
+    assert!(include_str!("../../../docs/formats.md").contains(&format!("one part, {stated}.")), "{stated}");
     let name = path.file_name().unwrap().to_str().unwrap();
     assert_eq!(name, format!("pack-{}.gtp", blake3::Hash::from_bytes(*plan.digest()).to_hex().get(..16).unwrap()));
     assert!(is_read(&dataset, 4) && !is_read(&dataset, 5));

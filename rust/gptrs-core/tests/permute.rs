@@ -40,6 +40,19 @@ fn the_order_is_frozen() {
 }
 
 #[test]
+fn the_examples_of_the_format_are_these_images() {
+    let page = include_str!("../../../docs/formats.md");
+    let images = |n, seed, end| {
+        let p = Permutation::new(n, seed, 0);
+        (0..end).map(|i| p.at(i).to_string()).collect::<Vec<_>>()
+    };
+    let (five, four) = (images(5, 0, 5).join(" "), images(1_000_000, 1, 4).join(", "));
+    let small = format!("`n = 5, seed = 0, epoch = 0` gives {five}.");
+    let large = format!("`n = 1000000, seed = 1, epoch = 0` sends 0, 1, 2, 3 to {four}.");
+    assert!(page.contains(&small) && page.contains(&large), "{small} {large}");
+}
+
+#[test]
 fn every_index_up_to_4096_rows_comes_exactly_once() {
     check_bijections(|n| n ^ 0x55, 1);
 }

@@ -11,6 +11,9 @@ use gptrs_core::manifest::{Entry, Manifest, Recipe, Source};
 use gptrs_core::shard::{Dtype, Shard, ShardWriter, Spec};
 use gptrs_core::{Control, Error, Result};
 
+#[path = "fixtures/sparse.rs"]
+mod sparse;
+
 const SPEC: Spec =
     Spec { dtype: Dtype::U16, vocab_size: 50_257, eot_id: Some(50_256), tokenizer: [0xAB; 32], has_loss_bits: false };
 
@@ -90,6 +93,27 @@ fn the_worked_example_of_the_format_has_these_bytes() {
     };
     assert_eq!(shown(&stated), shown(&bytes));
     open_and_verify(&path).unwrap();
+}
+
+#[test]
+fn the_worked_example_of_the_manifest_has_these_bytes() {
+    let dir = tempfile::tempdir().unwrap();
+    let name = "shard-00000.gts";
+    write_example(&dir.path().join(name));
+    let shard = Shard::open(&dir.path().join(name)).unwrap();
+    let entries = vec![Entry::new(name.to_owned(), shard.header(), shard.blake3())];
+    Manifest::new(recipe(SPEC), entries, BTreeMap::from([("<|endoftext|>".to_owned(), 3)]))
+        .unwrap()
+        .write(dir.path())
+        .unwrap();
+    let written = fs::read_to_string(dir.path().join("manifest.json")).unwrap();
+    let page = include_str!("../../../docs/formats.md");
+    assert_eq!(page.split("```json\n").nth(1).unwrap().split("```").next().unwrap(), written);
+    let hash = |text: &str| blake3::hash(text.as_bytes()).to_string();
+    let checksum = written.split('"').nth_back(1).unwrap();
+    assert_eq!(checksum, hash(&written.replace(checksum, "")));
+    assert!(written.contains(&format!("\"fingerprint\": \"{}\"", blake3::hash(shard.blake3()))));
+    assert_eq!(Dataset::open(dir.path()).unwrap().n_tokens(), 4);
 }
 
 #[test]
@@ -225,6 +249,26 @@ fn tokens_and_documents_are_read_across_blocks_and_shards_in_both_widths() {
         assert!(dataset.doc_ids(199_999, &mut [0; 2]).is_err());
         assert!(dataset.document(ends.len() as u64).is_err());
         assert_eq!(dataset.read(0, &mut [0u16; 2]).is_err(), vocab_size > 65_536);
+    }
+}
+
+#[test]
+fn a_block_is_compared_though_the_one_256_mib_before_it_was() {
+    const BLOCK: u64 = 65_536;
+    let dir = tempfile::tempdir().unwrap();
+    sparse::write(dir.path(), 1, 3 * 4096 * BLOCK / 2).unwrap();
+    let dataset = Dataset::open(dir.path()).unwrap();
+    let file = File::options().write(true).open(dir.path().join("shard-00000.gts")).unwrap();
+    let read = |block: u64| dataset.read(block * BLOCK / 2, &mut [1u16; 8]);
+    for block in [4095 + 4096, 4096, 2 * 4096 + 70] {
+        for near in [block - 4096, block - 1, block + 1] {
+            read(near).unwrap();
+        }
+        file.write_all_at(&[1], 4096 + block * BLOCK + 99).unwrap();
+        let message = read(block).unwrap_err().to_string();
+        assert!(message.contains(&format!("block {block}")), "{message}");
+        file.write_all_at(&[0], 4096 + block * BLOCK + 99).unwrap();
+        read(block).unwrap();
     }
 }
 

@@ -11,6 +11,7 @@ use gptrs_core::count::count_texts;
 use gptrs_core::io::FolderLock;
 use gptrs_core::prepare::{PrepareOptions, TaskEnd, merge_tasks, prepare, prepare_task};
 use gptrs_core::ranges::Task;
+use gptrs_core::shard::{Dtype, Shard};
 use gptrs_core::split::Splitter;
 use gptrs_core::train::{TrainOptions, train};
 use gptrs_core::{Control, Error, Result, SpecialToken, Tokenizer, Vocab};
@@ -129,6 +130,46 @@ impl Work {
 fn work(dir: &Path, shard_tokens: u64) -> Work {
     let (paths, tokenizer, out) = (corpus(dir), tokenizer("gpt2"), dir.join("out"));
     Work { paths, tokenizer, out, options: options(shard_tokens) }
+}
+
+/// The names of the fields that stand `depth` levels below the top, in a file as `serde_json` spells it.
+fn fields(file: &str, depth: usize) -> String {
+    let indent = "  ".repeat(depth + 1) + "\"";
+    let names = file.lines().filter_map(|line| line.strip_prefix(&indent)?.split_once("\": "));
+    names.map(|(name, _)| name).collect::<Vec<_>>().join(" ")
+}
+
+const RECIPE: &str = "tokenizer vocab_size dtype eot_id append_eot text_field shard_tokens min_document_bytes inputs";
+const ENTRY: &str = "name n_tokens n_documents n_bytes blake3 lengths";
+
+#[test]
+fn a_task_has_the_files_and_fields_of_the_format() {
+    let dir = temporary_dir();
+    let documents = ["one", "", "two and more", "<|end|> last"].map(str::to_owned);
+    let mut work = work(dir.path(), 1 << 20);
+    work.paths = vec![write(dir.path(), "a.jsonl", &documents)];
+    work.options.selection.min_document_bytes = Some(1);
+    work.task(0, 1).unwrap();
+    let [marker, journal] =
+        ["task.json", "prepare.json"].map(|file| fs::read_to_string(work.shard(0, 1, file)).unwrap());
+    let sums = "n_tokens n_documents n_bytes open_bytes special_texts";
+    assert_eq!(fields(&marker, 0), format!("version {RECIPE} task {sums} shards checksum"));
+    assert_eq!(fields(&journal, 0), format!("version {RECIPE} task finished checksum"));
+    let (task, input) = ("index of corpus start end shared surveyed", "name n_bytes blake3");
+    assert!(fields(&marker, 1).starts_with(task), "{marker}");
+    assert_eq!(fields(&marker, 2), format!("{input} input offset input offset left_out replaced choice {ENTRY}"));
+    assert_eq!(fields(&journal, 3), "short long duplicate input offset line skip <|end|>");
+    let corpus = [&7u64.to_le_bytes()[..], &fs::metadata(&work.paths[0]).unwrap().len().to_le_bytes(), b"a.jsonl"];
+    assert!(marker.contains(&format!("\"corpus\": \"{}\"", blake3::hash(&corpus.concat()))), "{marker}");
+    // Of four documents, the second one is left out.
+    let choice = [4u64, 0b10].map(u64::to_le_bytes).concat();
+    assert!(marker.contains(&format!("\"choice\": \"{}\"", blake3::hash(&choice))), "{marker}");
+    let lengths = Shard::open(&work.shard(0, 1, "shard-00000.lengths")).unwrap();
+    assert_eq!((lengths.header().spec.dtype, lengths.header().spec.vocab_size), (Dtype::U32, 1 << 32));
+    let mut halves = [0u32; 6];
+    lengths.tokens(0, &mut halves).unwrap();
+    assert_eq!(halves, [3, 0, 12, 0, 12, 0]);
+    assert_eq!(content(work.shard(0, 1, "").as_path()).len(), 4, "two shards, the journal and the marker");
 }
 
 #[test]

@@ -4,7 +4,7 @@
 //! decompressing happen here, so that no number in the file decides how much memory is taken.
 
 use std::fs::File;
-use std::io::{BufReader, Read, Take};
+use std::io::{BufReader, ErrorKind, Read};
 use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
@@ -47,10 +47,12 @@ pub(super) struct Stored {
     pub(super) n: AtomicU64,
 }
 
-/// The bytes of a shared file from a place on.
+/// The bytes of a shared file from a place on, which must be there: the parquet crate skips what a header announces, up to
+/// 2^31 times and at the end of the file as well, where it would ask again and again.
 pub(super) struct From {
     stored: Arc<Stored>,
     at: u64,
+    end: u64,
 }
 
 /// The shared handle that the parquet crate reads through.
@@ -59,9 +61,11 @@ pub(super) struct Handle(pub(super) Arc<Stored>);
 
 impl Read for From {
     fn read(&mut self, out: &mut [u8]) -> std::io::Result<usize> {
-        let n = self.stored.file.read_at(out, self.at)?;
+        let left = usize::try_from(self.end.saturating_sub(self.at)).unwrap_or(usize::MAX);
+        let room = out.len().min(left);
+        let n = self.stored.file.read_at(&mut out[..room], self.at)?;
         self.at += n as u64;
-        Ok(n)
+        if n == 0 && !out.is_empty() { Err(ErrorKind::UnexpectedEof.into()) } else { Ok(n) }
     }
 }
 
@@ -72,11 +76,11 @@ impl Length for Handle {
 }
 
 impl ChunkReader for Handle {
-    type T = Take<BufReader<From>>;
+    type T = BufReader<From>;
 
     fn get_read(&self, start: u64) -> Result<Self::T> {
-        let from = From { stored: Arc::clone(&self.0), at: start };
-        Ok(BufReader::with_capacity(1 << 12, from).take(MAX_HEADER))
+        let end = start.saturating_add(MAX_HEADER).min(self.0.len);
+        Ok(BufReader::with_capacity(1 << 12, From { stored: Arc::clone(&self.0), at: start, end }))
     }
 
     fn get_bytes(&self, start: u64, length: usize) -> Result<Bytes> {

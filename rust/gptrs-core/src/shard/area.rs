@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use once_cell::race::OnceBox;
 use xxhash_rust::xxh3::xxh3_64;
 
 use super::layout::{BLOCK, check};
@@ -16,13 +17,16 @@ use crate::simd::prefetch;
 /// Bytes that come near together.
 const CACHE_LINE: usize = 64;
 
+/// Blocks of 256 MiB, whose bits are 512 bytes.
+const PAGE: u64 = 4096;
+
 /// A stretch of a file and where its digests stand.
 ///
 /// The first read of a block goes through `pread`, so a damaged disk is an error. On a file system of this machine later
 /// ones go through a map, at a third of the cost.
 ///
 /// Digests are read when a block is touched, and each block is compared once, so none of them is kept: an area of a
-/// terabyte costs 2 MiB, one bit for each block.
+/// terabyte costs 32 KiB, and up to 2 MiB, one bit for each block, as its blocks are read.
 #[derive(Debug)]
 pub(super) struct Area {
     file: Arc<File>,
@@ -30,9 +34,13 @@ pub(super) struct Area {
     path: PathBuf,
     range: Range<u64>,
     table: Table,
-    /// One bit for each block that was compared with its digest.
-    checked: Vec<AtomicU64>,
+    /// The blocks that were compared with their digests, a page for each stretch that a read has touched. All of them at
+    /// once, zeroed, were half of the work for a first batch from large shards.
+    checked: Vec<OnceBox<Page>>,
 }
+
+/// One bit for each of [`PAGE`] blocks.
+type Page = [AtomicU64; PAGE as usize / 64];
 
 /// The digests of an area's blocks, from an offset of a file on.
 #[derive(Debug, Clone)]
@@ -46,7 +54,7 @@ impl Area {
     /// The bytes `range` of `file`.
     pub(super) fn new(file: Arc<File>, path: &Path, range: Range<u64>, table: Table) -> Result<Self> {
         let n_blocks = n_blocks(range.end - range.start);
-        let checked = (0..n_blocks.div_ceil(64)).map(|_| AtomicU64::new(0)).collect();
+        let checked = (0..n_blocks.div_ceil(PAGE)).map(|_| OnceBox::new()).collect();
         let map = Map::of_local(&file, path)?;
         Ok(Self { file, map, path: path.to_owned(), range, table, checked })
     }
@@ -76,7 +84,9 @@ impl Area {
         let end = (offset - self.range.start + n as u64).div_ceil(BLOCK as u64);
         let mut block = Vec::new();
         for i in first..end {
-            let (word, bit) = (&self.checked[i as usize / 64], 1 << (i % 64));
+            // Two threads may both make a page, but none waits for another: after a fork it could wait forever.
+            let page = self.checked[(i / PAGE) as usize].get_or_init(|| Box::new([const { AtomicU64::new(0) }; _]));
+            let (word, bit) = (&page[(i % PAGE) as usize / 64], 1 << (i % 64));
             if word.load(Ordering::Relaxed) & bit == 0 {
                 self.block(i, &mut block)?;
                 word.fetch_or(bit, Ordering::Relaxed);
