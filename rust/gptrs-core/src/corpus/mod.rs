@@ -12,6 +12,7 @@ mod replace;
 mod rows;
 mod selection;
 mod source;
+mod thrift;
 
 use std::borrow::Cow;
 use std::fs;

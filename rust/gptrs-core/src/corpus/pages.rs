@@ -20,6 +20,7 @@ use parquet::file::reader::{ChunkReader, Length};
 use parquet::file::serialized_reader::SerializedPageReader;
 
 use super::source::MAX_WINDOW;
+use super::thrift;
 
 /// Bytes that the pages of all columns may have together, stored and decompressed.
 pub(super) const MAX_PAGES: usize = 256 << 20;
@@ -69,6 +70,35 @@ impl Read for From {
     }
 }
 
+impl Handle {
+    /// Looks at the header of a page at `start`, most of which are short, in the bytes up to `end`.
+    fn check_header(&self, start: u64, end: u64) -> Result<()> {
+        for n in [end.saturating_sub(start).min(1 << 12), end.saturating_sub(start)] {
+            let mut bytes = vec![0; n as usize];
+            self.0.file.read_exact_at(&mut bytes, start)?;
+            match thrift::check(&bytes) {
+                Ok(()) => break,
+                Err(thrift::Fault::Cut) => {} // the crate finds the end of the file itself
+                Err(thrift::Fault::Refused(expected)) => return Err(refused("header of a page", expected)),
+            }
+        }
+        Ok(())
+    }
+
+    /// Looks at the footer of `n` bytes before the last eight.
+    pub(super) fn check_footer(&self, n: u32) -> Result<()> {
+        let start = (self.0.len - 8).saturating_sub(u64::from(n));
+        match thrift::check(&self.get_bytes(start, n as usize)?) {
+            Err(thrift::Fault::Refused(expected)) => Err(refused("footer", expected)),
+            _ => Ok(()),
+        }
+    }
+}
+
+fn refused(what: &str, expected: &str) -> ParquetError {
+    general(format!("expected {expected} in the {what}, got others; hint: the file is damaged, write it anew"))
+}
+
 impl Length for Handle {
     fn len(&self) -> u64 {
         self.0.len
@@ -80,6 +110,7 @@ impl ChunkReader for Handle {
 
     fn get_read(&self, start: u64) -> Result<Self::T> {
         let end = start.saturating_add(MAX_HEADER).min(self.0.len);
+        self.check_header(start, end)?;
         Ok(BufReader::with_capacity(1 << 12, From { stored: Arc::clone(&self.0), at: start, end }))
     }
 

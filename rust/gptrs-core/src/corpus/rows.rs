@@ -262,6 +262,7 @@ fn footer(file: &Handle) -> ParquetResult<ParquetMetaData> {
     if n > MAX_FOOTER {
         return Err(general(format!("expected a footer of at most {MAX_FOOTER} bytes, got {n}")));
     }
+    file.check_footer(n)?;
     ParquetMetaDataReader::new().parse_and_finish(file)
 }
 
