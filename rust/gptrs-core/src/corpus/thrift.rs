@@ -19,6 +19,7 @@ pub(super) fn check(bytes: &[u8]) -> Result<(), Fault> {
     Walk { rest: bytes }.value(STRUCT, MAX_DEPTH)
 }
 
+const STOP: u8 = 0;
 const BOOLEANS: [u8; 2] = [1, 2];
 const BINARY: u8 = 8;
 const LIST: u8 = 9;
@@ -54,14 +55,15 @@ impl Walk<'_> {
     fn fields(&mut self, depth: usize) -> Result<(), Fault> {
         loop {
             let head = self.byte()?;
-            if head & 0x0F == 0 {
-                return Ok(()); // the last field
+            let (step, kind) = (head >> 4, head & 0x0F);
+            if kind == STOP {
+                return Ok(());
             }
-            if head >> 4 == 0 {
-                self.number()?; // its number, where it is not near the one before
+            if step == 0 {
+                self.number()?; // the field's own, where it is not near the one before
             }
-            if !BOOLEANS.contains(&(head & 0x0F)) {
-                self.value(head & 0x0F, depth - 1)?;
+            if !BOOLEANS.contains(&kind) {
+                self.value(kind, depth - 1)?;
             }
         }
     }
