@@ -10,7 +10,7 @@ use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::sync::{LazyLock, OnceLock};
 
-use gptrs_core::corpus::{Selection, TextField};
+use gptrs_core::corpus::{Rows, Selection, TextField, inputs};
 use gptrs_core::count::{count_texts, join};
 use gptrs_core::count_files::count_files;
 use gptrs_core::dataset::Dataset;
@@ -79,13 +79,23 @@ pub fn corpus(data: &[u8]) {
     accepted(TextField::new(&String::from_utf8_lossy(data)));
 }
 
-/// A .parquet file with one column of texts, and with a template of two.
+/// A .parquet file with one column of texts, and with a template of two; also from its second and fourth row on.
 pub fn parquet(data: &[u8]) {
     let folder = folder();
     let splitter = Splitter::new("gpt2").expect("a named pattern");
     let path = put(&folder, "a.parquet", data);
     for field in ["text", "{text}{id}"] {
         accepted(count_files(std::slice::from_ref(&path), field, &splitter, 1, &Control::new()));
+        let field = TextField::new(field).expect("a field");
+        for row in [1, 3] {
+            let Some(inputs) = accepted(inputs(std::slice::from_ref(&path))) else { continue };
+            let Some(mut rows) = accepted(Rows::open(&inputs[0], &field, row)) else { continue };
+            let mut next = row;
+            while let Some(Some(row)) = accepted(rows.next(&mut Vec::new())) {
+                assert_eq!(row, next, "rows come in their order");
+                next += 1;
+            }
+        }
     }
 }
 

@@ -11,7 +11,7 @@ use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use gptrs_core::corpus::{Errors, Selection};
+use gptrs_core::corpus::{Errors, Rows, Selection, TextField, inputs};
 use gptrs_core::dataset::Dataset;
 use gptrs_core::manifest::LeftOut;
 use gptrs_core::prepare::{Encode, PrepareOptions, encode_files, merge_tasks, prepare, prepare_task};
@@ -91,6 +91,31 @@ fn a_row_of_a_parquet_file_is_a_document() {
     }
 }
 
+/// Values, lengths and levels of all bytes: none of them may be taken for the header of a page.
+#[test]
+fn rows_are_read_from_any_row_on() {
+    let dir = temporary_dir();
+    let texts: Vec<Vec<u8>> = (0..=255u8).map(|i| vec![i; 15 + usize::from(i) * usize::from(i) % 41]).collect();
+    let values: Vec<_> = texts.iter().cloned().map(Some).collect();
+    for (i, layout) in LAYOUTS.into_iter().enumerate() {
+        let path = dir.path().join(format!("{i}.parquet"));
+        write_parquet(&path, &columns(&[("text", &values)]), layout);
+        let input = &inputs(std::slice::from_ref(&path)).unwrap()[0];
+        let field = TextField::new("text").unwrap();
+        for start in 0..=texts.len() {
+            let mut rows = Rows::open(input, &field, start as u64).unwrap();
+            for (row, text) in texts.iter().enumerate().skip(start) {
+                let mut out = Vec::new();
+                assert_eq!(rows.next(&mut out).unwrap(), Some(row as u64), "{layout:?} from row {start}");
+                assert!(out == *text, "{layout:?}: row {row} from row {start}");
+            }
+            assert_eq!(rows.next(&mut Vec::new()).unwrap(), None);
+        }
+        let error = Rows::open(input, &field, 257).unwrap_err().to_string();
+        assert!(error.contains("expected a row 257, got 256 rows"), "{error}");
+    }
+}
+
 #[test]
 fn what_is_wrong_with_a_row_or_a_column_is_named() {
     let dir = temporary_dir();
@@ -112,6 +137,9 @@ fn what_is_wrong_with_a_row_or_a_column_is_named() {
     ] {
         assert!(message(field).contains(part), "{}", message(field));
     }
+    fs::write(&path, include_bytes!("../../fuzz/corpus/parquet/booleans_without_bytes")).unwrap();
+    let hint = "in the header of a page, got others; hint: the file is damaged, write it anew";
+    assert!(message("text").contains(&format!("expected no collection of booleans {hint}")), "{}", message("text"));
     fs::write(&path, b"PAR1").unwrap();
     assert!(message("text").contains("expected 12 or more"));
 }

@@ -50,10 +50,14 @@ pub(super) struct Stored {
 
 /// The bytes of a shared file from a place on, which must be there: the parquet crate skips what a header announces, up to
 /// 2^31 times and at the end of the file as well, where it would ask again and again.
+///
+/// The crate opens one at a page's values as well, when it has the header already, and reads nothing: what is read is a
+/// header, looked at before its first byte is given out.
 pub(super) struct From {
-    stored: Arc<Stored>,
+    handle: Handle,
     at: u64,
     end: u64,
+    is_checked: bool,
 }
 
 /// The shared handle that the parquet crate reads through.
@@ -62,9 +66,12 @@ pub(super) struct Handle(pub(super) Arc<Stored>);
 
 impl Read for From {
     fn read(&mut self, out: &mut [u8]) -> std::io::Result<usize> {
+        if !std::mem::replace(&mut self.is_checked, true) {
+            self.handle.check_header(self.at, self.end).map_err(std::io::Error::other)?;
+        }
         let left = usize::try_from(self.end.saturating_sub(self.at)).unwrap_or(usize::MAX);
         let room = out.len().min(left);
-        let n = self.stored.file.read_at(&mut out[..room], self.at)?;
+        let n = self.handle.0.file.read_at(&mut out[..room], self.at)?;
         self.at += n as u64;
         if n == 0 && !out.is_empty() { Err(ErrorKind::UnexpectedEof.into()) } else { Ok(n) }
     }
@@ -110,8 +117,7 @@ impl ChunkReader for Handle {
 
     fn get_read(&self, start: u64) -> Result<Self::T> {
         let end = start.saturating_add(MAX_HEADER).min(self.0.len);
-        self.check_header(start, end)?;
-        Ok(BufReader::with_capacity(1 << 12, From { stored: Arc::clone(&self.0), at: start, end }))
+        Ok(BufReader::with_capacity(1 << 12, From { handle: self.clone(), at: start, end, is_checked: false }))
     }
 
     fn get_bytes(&self, start: u64, length: usize) -> Result<Bytes> {
