@@ -18,6 +18,10 @@ use crate::error::{Error, Result};
 /// Text in flight for each thread; its ids take about as much again, at worst four times.
 const IN_FLIGHT: u64 = 8 << 20;
 
+/// Segments read ahead for each thread: a large page of a Parquet file gives many at once, and none while the next one is
+/// decompressed.
+const AHEAD: usize = 8;
+
 /// What a segment counts beyond its text.
 const OVERHEAD: u64 = 4096;
 
@@ -186,7 +190,7 @@ impl<'a, W: Work> Pipeline<'a, W> {
         queue
     }
 
-    /// Waits for result `wanted` and reads ahead meanwhile, a segment for each worker; `None` when there are no more.
+    /// Waits for result `wanted` and reads ahead meanwhile, [`AHEAD`]; `None` when there are no more.
     fn result(&self, wanted: u64, control: &Control) -> Result<Option<Done<W::Output>>> {
         let mut queue = self.lock();
         loop {
@@ -200,7 +204,7 @@ impl<'a, W: Work> Pipeline<'a, W> {
             if queue.is_stopped {
                 return Err(Error::Interrupted); // a worker panicked: its panic follows
             }
-            if queue.ready.len() < self.threads && queue.may_read(self.limit) {
+            if queue.ready.len() < AHEAD * self.threads && queue.may_read(self.limit) {
                 queue = self.read(queue);
             } else {
                 let wait = self.changed.wait_timeout(queue, Duration::from_millis(20));
