@@ -77,11 +77,11 @@ mod tests {
     use std::fs;
     use std::path::Path;
 
-    use super::super::tests::{Bytes, content};
+    use super::super::tests::{Bytes, each_change_of};
     use super::super::{merge_tasks, prepare, prepare_task};
     use super::*;
     use crate::control::Control;
-    use crate::io::sweep::{WRITE_FAULTS, each_change, temporary_dir};
+    use crate::io::sweep::temporary_dir;
     use crate::ranges::Task;
 
     #[test]
@@ -167,15 +167,7 @@ mod tests {
             merge_tasks(&paths, &Bytes, &out, 2, false, &options, &control)
         };
         for run in [&one as &dyn Fn() -> Result<_>, &tasks] {
-            let start = || {
-                let _ = fs::remove_dir_all(&out);
-            };
-            let check = |is_done: bool, what: &str| {
-                assert!(!is_done || content(&out) == content(&whole), "{what}");
-                run().unwrap().verify(1, &control).unwrap();
-                assert!(content(&out) == content(&whole), "{what}, again");
-            };
-            let n = each_change(&WRITE_FAULTS, start, || run().map(drop), check);
+            let n = each_change_of(&out, &whole, run);
             assert!(n > 30, "{n} changes");
         }
     }

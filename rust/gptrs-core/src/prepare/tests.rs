@@ -151,16 +151,22 @@ fn tasks_and_a_merge_that_fail_or_die_at_any_change_of_a_file_end_in_the_bytes_o
         }
         merge_tasks(&paths, &Bytes, &out, n_tasks, false, &options, &control)
     };
+    let n = each_change_of(&out, &whole, run);
+    assert!(n > 100, "three tasks and a merge are more changes than {n}");
+}
+
+/// Fails or stops `run`, which writes `out`, at each change of a file: it ends, then or run again, in the bytes of
+/// `whole`. How many changes there were.
+pub(super) fn each_change_of(out: &Path, whole: &Path, run: impl Fn() -> Result<Dataset>) -> u64 {
     let start = || {
-        let _ = fs::remove_dir_all(&out);
+        let _ = fs::remove_dir_all(out);
     };
     let check = |is_done: bool, what: &str| {
-        assert!(!is_done || content(&out) == content(&whole), "{what}");
-        run().unwrap().verify(1, &control).unwrap();
-        assert!(content(&out) == content(&whole), "{what}, again");
+        assert!(!is_done || content(out) == content(whole), "{what}");
+        run().unwrap().verify(1, &Control::new()).unwrap();
+        assert!(content(out) == content(whole), "{what}, again");
     };
-    let n = each_change(&WRITE_FAULTS, start, || run().map(drop), check);
-    assert!(n > 100, "three tasks and a merge are more changes than {n}");
+    each_change(&WRITE_FAULTS, start, || run().map(drop), check)
 }
 
 fn copy(from: &Path, to: &Path) {

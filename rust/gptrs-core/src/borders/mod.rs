@@ -1,0 +1,306 @@
+//! Where a piece falls apart: borders between characters that no token spans.
+//!
+//! A merge makes a token, and a token's bytes stand in the text. Where no token has two characters (or the ends of them
+//! that it would cover) side by side, no merge ever crosses from one to the other, so both sides merge as if alone, and
+//! a long run of characters costs as much as its parts. Most parts are one character, whose ids are in a table.
+
+mod build;
+mod chars;
+mod parts;
+
+use self::chars::{char_at, is_tail, spell};
+
+/// Code points with an entry of their own.
+const N_CHARS: usize = 1 << 16;
+
+/// The first entry of a space and a character of two bytes.
+const SPACED: usize = N_CHARS;
+
+/// The entry of what has no other: it may be in any token.
+const UNKNOWN: usize = SPACED + 0x800;
+
+const N_UNITS: usize = UNKNOWN + 1;
+
+/// Room for the ids of a character with an entry, which is at most one for each of its three bytes, and one more. A space
+/// and a character of two bytes never have more either.
+pub(crate) const CHAR_IDS: usize = 4;
+
+/// The bits of [`Char::meta`] that count ids.
+const COUNT: u32 = 3;
+/// Colors of borders where one of the characters is not whole in the token: such a border is marked at both characters
+/// with its color. It is that of the one that is not whole, half of them for those at the left and half for those at the
+/// right: most borders have few other characters beside it, so few pairs of characters without a border share a color.
+const N_COLORS: u32 = 14;
+/// The first flag of what may stand at the right of a character: a token has this character and one after it, whole,
+/// or parts of them in one of the colors.
+const RIGHT: u32 = 2;
+/// The first flag of what may stand at its left, in the same order.
+const LEFT: u32 = RIGHT + 1 + N_COLORS;
+const RIGHTS: u32 = (1 << LEFT) - (1 << RIGHT);
+const LEFTS: u32 = !((1 << LEFT) - 1);
+const WHOLE_RIGHT: u32 = 1 << RIGHT;
+const WHOLE_LEFT: u32 = 1 << LEFT;
+/// Size of the hashed set of such borders; the largest vocabularies have some hundreds.
+const PARTIAL_BITS: u32 = 16;
+
+/// The ids of a character, their lower halves and what is above them; there is always room for one more. In registers
+/// they travel as two numbers: an array would go through memory.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(crate) struct CharIds {
+    low: u64,
+    high: u32,
+}
+
+impl CharIds {
+    #[inline]
+    pub(crate) fn narrow(self) -> [u16; CHAR_IDS] {
+        std::array::from_fn(|i| (self.low >> (16 * i)) as u16)
+    }
+
+    #[inline]
+    pub(crate) fn wide(self) -> [u32; CHAR_IDS] {
+        std::array::from_fn(|i| u32::from((self.low >> (16 * i)) as u16) | (self.high >> (8 * i) & 0xFF) << 16)
+    }
+
+    fn of(ids: &[u32]) -> Self {
+        ids.iter().enumerate().fold(Self::default(), |Self { low, high }, (i, &id)| Self {
+            low: low | u64::from(id & 0xFFFF) << (16 * i),
+            high: high | (id >> 16) << (8 * i),
+        })
+    }
+}
+
+/// What is known of a character.
+#[derive(Debug, Clone, Copy, Default)]
+#[repr(align(16))]
+struct Char {
+    /// [`CharIds`].
+    low: u64,
+    high: u32,
+    /// How many ids, and flags.
+    meta: u32,
+}
+
+impl Char {
+    #[inline]
+    fn ids(self) -> CharIds {
+        CharIds { low: self.low, high: self.high }
+    }
+
+    #[inline]
+    fn n_ids(self) -> usize {
+        (self.meta & COUNT) as usize
+    }
+
+    /// Flags of what a token may have of this character and of `next` after it; none is certain.
+    #[inline]
+    fn shared(self, next: Self) -> u32 {
+        (self.meta >> RIGHT) & (next.meta >> LEFT)
+    }
+}
+
+/// What a vocabulary's tokens span, and the ids of single characters.
+#[derive(Debug, Clone)]
+pub(crate) struct Borders {
+    /// By code; from [`SPACED`] on by the code of a character of two bytes that has a space before it, since most words of
+    /// many scripts begin so, and most vocabularies have tokens of a space and half a character; then one of which nothing
+    /// is known.
+    units: Box<[Char; N_UNITS]>,
+    /// Whole characters side by side in a token, as bits by hash; a bit set by another pair costs time only.
+    pairs: Vec<u64>,
+    shift: u32,
+    /// Ends and starts of characters side by side in a token, at least one not whole, as bits by hash like `pairs`.
+    partial: Vec<u64>,
+}
+
+impl Borders {
+    /// Whether a token may span the border at `at`, between characters of which tokens have `shared`; `false` is certain.
+    #[inline(never)]
+    fn spans(&self, text: &[u8], at: usize, shared: u32) -> bool {
+        let n_tail = text[..at].iter().rev().take_while(|&&byte| is_tail(byte)).count();
+        let (left, right) = (char_at(text, at.saturating_sub(n_tail + 1)).0, char_at(text, at).0);
+        left | right < 0x80 || self.span(left, right, shared)
+    }
+
+    /// The same of characters with these codes, which are not both ASCII.
+    #[inline]
+    fn span(&self, left: u32, right: u32, shared: u32) -> bool {
+        let bit = self.bit(left, right);
+        let is_whole = (self.pairs[bit / 64] >> (bit % 64)) as u32 & shared & 1;
+        is_whole != 0 || (shared > 1 && self.has_partial(left, right))
+    }
+
+    fn bit(&self, left: u32, right: u32) -> usize {
+        let key = u64::from(left) << 32 | u64::from(right);
+        (key.wrapping_mul(0x9E37_79B9_7F4A_7C15) >> self.shift) as usize
+    }
+
+    /// Looks at all ends of `left` and starts of `right` without branches.
+    #[inline(never)]
+    fn has_partial(&self, left: u32, right: u32) -> bool {
+        let ((left, left_len), (right, right_len)) = (spell(left), spell(right));
+        let mut bits = 0;
+        for n_left in 1..=left_len {
+            let end = left & (u32::MAX >> (32 - 8 * n_left));
+            for n_right in 1..=right_len {
+                let bit = partial_bit((end, right >> (8 * (right_len - n_right))));
+                bits |= self.partial[bit / 64] >> (bit % 64);
+            }
+        }
+        bits & 1 == 1
+    }
+}
+
+/// A place in the hashed set of partial borders.
+#[inline]
+fn partial_bit((end, start): (u32, u32)) -> usize {
+    let key = u64::from(end) << 32 | u64::from(start);
+    (key.wrapping_mul(0x9E37_79B9_7F4A_7C15) >> (64 - PARTIAL_BITS)) as usize
+}
+
+#[cfg(test)]
+mod tests {
+    use std::ops::Range;
+
+    use crate::encode::{Out, READY, Ready};
+    use crate::naive::{self, Pair};
+    use crate::vocab::Vocab;
+
+    /// `SplitMix64`.
+    struct Rng(u64);
+
+    impl Rng {
+        fn below(&mut self, n: usize) -> usize {
+            self.0 = self.0.wrapping_add(0x9E37_79B9_7F4A_7C15);
+            let z = (self.0 ^ self.0 >> 30).wrapping_mul(0xBF58_476D_1CE4_E5B9);
+            let z = (z ^ z >> 27).wrapping_mul(0x94D0_49BB_1331_11EB);
+            ((z ^ z >> 31) % n as u64) as usize
+        }
+
+        /// Characters of one to four bytes, few enough to meet again.
+        fn text(&mut self, n: usize) -> String {
+            let chars: Vec<char> = "a éжз一丁中乀のー한\u{10436}\u{200d}😀😁".chars().collect();
+            (0..n).map(|_| chars[self.below(chars.len())]).collect()
+        }
+
+        /// Merges of words that begin and end anywhere, so that tokens have parts of characters.
+        fn merges(&mut self) -> Vec<Pair> {
+            let words: Vec<_> = (0..2 + self.below(30))
+                .map(|_| {
+                    let n = 1 + self.below(4);
+                    let word = self.text(n).into_bytes();
+                    let from = self.below(word.len());
+                    (word[from..][..=self.below(word.len() - from)].to_vec(), 1 + self.below(9) as u64)
+                })
+                .collect();
+            naive::train(&words, 1 + self.below(80), 1)
+        }
+    }
+
+    /// Parts of pieces that end at `ends`: the ids of characters, or where others are and whether they are a piece.
+    #[derive(Debug, Clone, PartialEq, Eq)]
+    enum Part {
+        Chars(Vec<u32>),
+        Bytes(Range<usize>, bool),
+    }
+
+    fn parts(vocab: &Vocab, text: &[u8], ends: &[usize]) -> Vec<Part> {
+        let mut parts = vocab.borders().parts(text, 0..ends[0]);
+        let (mut all, mut ready) = (Vec::new(), Ready::default());
+        loop {
+            let mut found = None;
+            // Ids of characters up to another part, sometimes with little room.
+            let mut out = Out::<u32>::new(&mut ready);
+            let first = if all.is_empty() { READY } else { 0 };
+            out.n = first;
+            let is_done = parts.chars(ends, &mut out, |bytes, is_piece, _| {
+                found = Some(Part::Bytes(bytes, is_piece));
+                false
+            });
+            match all.last_mut() {
+                Some(Part::Chars(ids)) => ids.extend(&out.room[first..out.n]),
+                _ if out.n == first => {}
+                _ => all.push(Part::Chars(out.room[first..out.n].to_vec())),
+            }
+            all.extend(found);
+            if is_done {
+                return all;
+            }
+        }
+    }
+
+    #[test]
+    fn the_parts_of_pieces_merge_as_the_whole_does() {
+        let mut rng = Rng(3);
+        let mut n_chars = 0;
+        for _ in 0..150 {
+            let merges = rng.merges();
+            let vocab = Vocab::from_merges(&merges).unwrap();
+            let ranked: Vec<_> = merges.iter().zip(256..).map(|(&pair, id)| (pair, id)).collect();
+            let encode = |bytes: &[u8]| naive::encode_piece(bytes, vocab.byte_ids(), &ranked);
+            for _ in 0..60 {
+                let lengths: Vec<_> = (0..=rng.below(3)).map(|_| 1 + rng.below(16)).collect();
+                let pieces: Vec<_> = lengths.into_iter().map(|n| rng.text(n)).collect();
+                let ends: Vec<_> = (1..=pieces.len()).map(|n| pieces[..n].concat().len()).collect();
+                let text = pieces.concat().into_bytes();
+                let starts: Vec<_> = std::iter::once(0).chain(ends.iter().copied()).collect();
+                let ids: Vec<u32> = parts(&vocab, &text, &ends)
+                    .into_iter()
+                    .flat_map(|part| match part {
+                        Part::Chars(ids) => {
+                            n_chars += ids.len();
+                            ids
+                        }
+                        Part::Bytes(bytes, is_piece) => {
+                            let is_own = starts.windows(2).any(|piece| bytes == (piece[0]..piece[1]));
+                            assert_eq!(is_piece, is_own, "{pieces:?}, {bytes:?}");
+                            encode(&text[bytes])
+                        }
+                    })
+                    .collect();
+                let expected: Vec<_> = pieces.iter().flat_map(|piece| encode(piece.as_bytes())).collect();
+                assert_eq!(ids, expected, "{pieces:?}, merges {merges:?}");
+            }
+        }
+        assert!(n_chars > 100_000, "only {n_chars} ids of characters: nothing fell apart");
+    }
+
+    #[test]
+    fn few_bytes_merge_as_a_piece_does() {
+        let mut rng = Rng(4);
+        let mut n_merged = 0;
+        for _ in 0..2000 {
+            let merges = rng.merges();
+            let vocab = Vocab::from_merges(&merges).unwrap();
+            let ranked: Vec<_> = merges.iter().zip(256..).map(|(&pair, id)| (pair, id)).collect();
+            let text = rng.text(8).into_bytes();
+            for bytes in (1..=3).flat_map(|n| text.windows(n)) {
+                let (ids, n) = vocab.merges_by_id().few(bytes);
+                assert_eq!(ids[..n], naive::encode_piece(bytes, vocab.byte_ids(), &ranked), "{bytes:?}, {merges:?}");
+                n_merged += bytes.len() - n;
+            }
+        }
+        assert!(n_merged > 1000, "only {n_merged} merges");
+    }
+
+    #[test]
+    fn a_border_inside_of_a_token_is_no_border() {
+        // 中 is E4 B8 AD; the token B8 AD 'a' spans the border of "中a", E4 joins nothing.
+        let vocab = Vocab::from_merges(&[(0xB8, 0xAD), (256, 0x61)]).unwrap();
+        let of_text = |text: &str| parts(&vocab, text.as_bytes(), &[text.len()]);
+        assert_eq!(of_text("中a"), [Part::Bytes(0..4, true)]);
+        assert_eq!(of_text("中b"), [Part::Chars(vec![0xE4, 256, 0x62])]);
+        assert_eq!(of_text("ab"), [Part::Bytes(0..2, true)], "ASCII is never cut");
+        assert_eq!(of_text("😀中"), [Part::Bytes(0..4, false), Part::Chars(vec![0xE4, 256])]);
+    }
+
+    #[test]
+    fn a_space_goes_with_a_character_of_its_own_piece() {
+        // Space and D0: a token of a space and half of ж, D0 B6.
+        let vocab = Vocab::from_merges(&[(0x20, 0xD0)]).unwrap();
+        let of_text = |text: &str, ends: &[usize]| parts(&vocab, text.as_bytes(), ends);
+        assert_eq!(of_text(" жж", &[5]), [Part::Chars(vec![256, 0xB6, 0xD0, 0xB6])]);
+        assert_eq!(of_text(" жж", &[1, 5]), [Part::Chars(vec![0x20, 0xD0, 0xB6, 0xD0, 0xB6])]);
+        assert_eq!(of_text("ж ж", &[5]), [Part::Chars(vec![0xD0, 0xB6]), Part::Bytes(2..5, false)]);
+    }
+}
