@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, RwLock};
 
 use crate::control::Control;
 use crate::error::{Error, Result};
@@ -24,7 +24,7 @@ pub struct Dataset {
     token_starts: Vec<u64>,
     /// First document that ends in each shard, then the number of all.
     document_starts: Vec<u64>,
-    open: Mutex<Vec<(usize, Arc<Shard>)>>,
+    open: RwLock<Vec<(usize, Arc<Shard>)>>,
 }
 
 impl Dataset {
@@ -45,7 +45,7 @@ impl Dataset {
             starts
         };
         let (token_starts, document_starts) = (starts(|s| s.n_tokens), starts(|s| s.n_documents));
-        let open = Mutex::default();
+        let open = RwLock::default();
         let dataset = Self { dir: dir.to_owned(), manifest, spec, token_starts, document_starts, open };
         for i in 0..dataset.manifest.shards.len() {
             if i < MAX_OPEN { dataset.open_shard(i).map(|_| ())? } else { dataset.check_len(i)? }
@@ -180,7 +180,7 @@ impl Dataset {
     /// The tokens from `start` on, to be asked for before they are read, where their shard is open.
     pub(crate) fn ahead(&self, start: u64) -> Option<Ahead> {
         let i = self.token_starts.partition_point(|&s| s <= start).saturating_sub(1);
-        let open = self.open.try_lock().ok()?;
+        let open = self.open.try_read().ok()?;
         let (_, shard) = open.iter().find(|(j, _)| *j == i)?;
         Some(Ahead { shard: Arc::clone(shard), start: start - self.token_starts[i] })
     }
@@ -285,15 +285,15 @@ impl Dataset {
 
     /// Shard `i`, from the open ones when it is among them.
     ///
-    /// Never waits for the lock, which a thread may hold that a fork has left behind: the shard is then opened for
-    /// this call alone.
+    /// Never waits for the lock, which a thread may hold that a fork has left behind: where one is just being added, the
+    /// shard is opened for this call alone.
     fn shard(&self, i: usize) -> Result<Arc<Shard>> {
         let held = |open: &Vec<(usize, Arc<Shard>)>| open.iter().find(|(j, _)| *j == i).map(|(_, s)| Arc::clone(s));
-        if let Some(shard) = self.open.try_lock().ok().and_then(|open| held(&open)) {
+        if let Some(shard) = self.open.try_read().ok().and_then(|open| held(&open)) {
             return Ok(shard);
         }
         let shard = Arc::new(self.open_shard(i)?);
-        let Ok(mut open) = self.open.try_lock() else { return Ok(shard) };
+        let Ok(mut open) = self.open.try_write() else { return Ok(shard) };
         if let Some(shard) = held(&open) {
             return Ok(shard); // another thread was faster, and its record of checked blocks is older
         }
