@@ -91,14 +91,13 @@ impl Handle {
         }
         Ok(())
     }
+}
 
-    /// Looks at the footer of `n` bytes before the last eight.
-    pub(super) fn check_footer(&self, n: u32) -> Result<()> {
-        let start = (self.0.len - 8).saturating_sub(u64::from(n));
-        match thrift::check(&self.get_bytes(start, n as usize)?) {
-            Err(thrift::Fault::Refused(expected)) => Err(refused("footer", expected)),
-            _ => Ok(()),
-        }
+/// Looks at the bytes of a footer.
+pub(super) fn check_footer(bytes: &[u8]) -> Result<()> {
+    match thrift::check(bytes) {
+        Err(thrift::Fault::Refused(expected)) => Err(refused("footer", expected)),
+        _ => Ok(()),
     }
 }
 
