@@ -157,6 +157,12 @@ fn what_is_wrong_with_a_row_or_a_column_is_named() {
     assert!(message("text").contains(&format!("expected no collection of booleans {hint}")), "{}", message("text"));
     fs::write(&path, b"PAR1").unwrap();
     assert!(message("text").contains("expected 12 or more"));
+    for (tail, part) in
+        [(b"PAR1\x05\0\0\0PAR1", "it has 12 bytes, its footer is to have 5"), (b"PAR1\0\0\0\0PARE", "plain footer")]
+    {
+        fs::write(&path, tail).unwrap();
+        assert!(message("text").contains(part), "{}", message("text"));
+    }
 }
 
 #[test]

@@ -106,28 +106,25 @@ pub(crate) fn measured<R>(work: impl FnOnce() -> R) -> (R, u64, u64) {
 
 /// Runs `work` with `fault` at its change `n` of files, counted from 0; true when there was one.
 pub(crate) fn at<R>(fault: Fault, n: u64, work: impl FnOnce() -> R) -> (R, bool) {
-    run_with(Disk { fault: Some(fault), left: Some(n), ..Disk::default() }, work)
+    let (end, disk) = run(Disk { fault: Some(fault), left: Some(n), ..Disk::default() }, work);
+    (end, disk.is_reached)
 }
 
 /// Runs `work` with `fault` at its operation `n` that reads, counted from 0; true when there was one.
 pub(crate) fn at_read<R>(fault: Fault, n: u64, work: impl FnOnce() -> R) -> (R, bool) {
-    run_with(Disk { fault: Some(fault), left: Some(n), counts_reads: true, ..Disk::default() }, work)
+    let (end, disk) = run(Disk { fault: Some(fault), left: Some(n), counts_reads: true, ..Disk::default() }, work);
+    (end, disk.is_reached)
 }
 
-fn run_with<R>(disk: Disk, work: impl FnOnce() -> R) -> (R, bool) {
-    let fault = disk.fault;
-    let (end, disk) = run(disk, work);
-    let is_reached = disk.is_reached;
-    if let Some(Fault::PowerCut(seed)) = fault {
-        disk.cut_power(seed).unwrap();
-    }
-    (end, is_reached)
-}
-
+/// Runs `work` on `disk`, whose threads must have ended with it.
 fn run<R>(disk: Disk, work: impl FnOnce() -> R) -> (R, Disk) {
     DISK.set(Arc::new(Mutex::new(disk)));
     let end = work();
-    (end, with_disk(std::mem::take))
+    let mut disk = with_disk(std::mem::take);
+    if let Some(Fault::PowerCut(seed)) = disk.fault {
+        disk.cut_power(seed).unwrap();
+    }
+    (end, disk)
 }
 
 /// How an operation ends that does not fail.
@@ -187,10 +184,10 @@ impl Disk {
     }
 
     /// Undoes what was not synced: everything, or from a place in each folder's changes on and of some files.
-    fn cut_power(self, seed: Option<u64>) -> Result<()> {
+    fn cut_power(&mut self, seed: Option<u64>) -> Result<()> {
         let mut random = seed.map(Random);
         let mut below = |n: usize| random.as_mut().map_or(0, |random| random.below(n));
-        for Written { mut file, mut synced } in self.files {
+        for Written { mut file, mut synced } in std::mem::take(&mut self.files) {
             let mut now = Vec::new();
             file.read_to_end(&mut now)?;
             match below(3) {
@@ -215,7 +212,8 @@ impl Disk {
             }
             _ => true,
         };
-        let undone: Vec<Name> = self.names.into_iter().filter(|name| is_undone(name)).collect();
+        let mut undone = std::mem::take(&mut self.names);
+        undone.retain(|name| is_undone(name));
         for name in undone.into_iter().rev() {
             match name.change.undo() {
                 Err(error) if error.kind() == ErrorKind::NotFound => {} // a temporary file that was removed since
