@@ -3,25 +3,28 @@
 //! A reader may refuse with an error that says something; it may not panic, and what it accepts must work. Checksums
 //! are put right first where a format has them: an input that only fails its checksum tests nothing else.
 
-use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::fs;
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::sync::{LazyLock, OnceLock};
 
-use gptrs_core::corpus::{Rows, Selection, TextField, inputs};
+use gptrs_core::corpus::{Rows, TextField, inputs};
 use gptrs_core::count::{count_texts, join};
 use gptrs_core::count_files::count_files;
 use gptrs_core::dataset::Dataset;
 use gptrs_core::foreign::{ExportOptions, ImportOptions, export, import};
-use gptrs_core::manifest::{Entry, Manifest, Recipe};
+use gptrs_core::manifest::Entry;
 use gptrs_core::naive::{self, Pair};
 use gptrs_core::pack::{Blank, IGNORED, Marks, Plan};
-use gptrs_core::shard::{Dtype, Format, Shard, ShardWriter, Spec};
+use gptrs_core::shard::{Format, Shard, ShardWriter};
 use gptrs_core::train::{TrainOptions, train};
 use gptrs_core::{Control, Error, SpecialToken, Specials, Splitter, Tokenizer, Vocab, formats};
 use xxhash_rust::xxh3::xxh3_64;
+
+#[path = "../gptrs-core/tests/fixtures/dataset.rs"]
+#[allow(dead_code, reason = "its shards have one document")]
+mod datasets;
 
 const PATTERNS: [&str; 7] = ["gpt2", "cl100k_base", "o200k_base", "llama3", "qwen2", "deepseek-v3", "nanochat"];
 
@@ -139,7 +142,7 @@ pub fn index(data: &[u8]) {
 pub fn plan(data: &[u8]) {
     const SEQ_LEN: usize = 4;
     let folder = folder();
-    let dataset = documents(folder.path()).expect("a dataset of our own");
+    let dataset = documents(folder.path());
     let made = Plan::bestfit(&dataset, SEQ_LEN, 1, &Control::new()).expect("a plan of our own");
     let mut bytes = data.to_vec();
     if let Some(end) = bytes.len().checked_sub(32).filter(|&end| end >= 48) {
@@ -159,33 +162,16 @@ pub fn plan(data: &[u8]) {
 }
 
 /// Documents of 3, 11, 0, 2 and 4 tokens, and 2 tokens behind them.
-fn documents(dir: &Path) -> Result<Dataset, Error> {
-    let (dtype, vocab_size, shard_tokens) = (Dtype::U16, 100, 22);
-    let spec = Spec { dtype, vocab_size, eot_id: None, tokenizer: [1; 32], has_loss_bits: false };
-    let name = "shard-00000.gts".to_owned();
-    let mut writer = ShardWriter::create(&dir.join(&name), spec)?;
+fn documents(dir: &Path) -> Dataset {
+    let (spec, name) = (datasets::spec(100), "shard-00000.gts".to_owned());
+    let mut writer = ShardWriter::create(&dir.join(&name), spec).expect("a temporary file");
     for len in [3, 11, 0, 2, 4] {
-        writer.push(&vec![len; len as usize])?;
+        writer.push(&vec![len; len as usize]).expect("tokens of the vocabulary");
         writer.end_document(1);
     }
-    writer.push(&[9; 2])?;
-    let (header, digest) = writer.finish()?;
-    let (tokenizer, text_field, selection) = ("01".repeat(32), "text".to_owned(), Selection::default());
-    let (append_eot, loss_fields, inputs) = (false, Vec::new(), Vec::new());
-    let recipe = Recipe {
-        tokenizer,
-        vocab_size,
-        dtype,
-        eot_id: None,
-        append_eot,
-        text_field,
-        loss_fields,
-        shard_tokens,
-        selection,
-        inputs,
-    };
-    Manifest::new(recipe, vec![Entry::new(name, &header, &digest)], BTreeMap::new())?.write(dir)?;
-    Dataset::open(dir)
+    writer.push(&[9; 2]).expect("tokens of the vocabulary");
+    let (header, digest) = writer.finish().expect("a temporary file");
+    datasets::finish(dir, spec, vec![Entry::new(name, &header, &digest)], 22)
 }
 
 /// A token file of another program and what stands beside it, divided by the second byte; the first chooses the format.

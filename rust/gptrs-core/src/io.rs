@@ -1,7 +1,8 @@
 //! Files: the one file map, exact reads at an offset, and replacement that is whole or not at all.
 //!
-//! Shards are read with `pread`, so a file that shrinks or a disk that fails ends in an [`Error::Io`]; only large
-//! texts are mapped, because a splitter looks ahead without a bound.
+//! Large texts are mapped, because a splitter looks ahead without a bound, and so are shards on file systems of this
+//! machine ([`Map::of_local`]). All else is read call by call, so a file that shrinks or a disk that fails ends in an
+//! [`Error::Io`].
 
 mod atomic;
 mod early;
@@ -23,6 +24,7 @@ use crate::error::{Error, Result};
 pub use atomic::AtomicFile;
 #[cfg(test)]
 use fault as system;
+pub(crate) use system::{inherit, on};
 
 /// Files shorter than this are read, not mapped: a map costs two system calls and a page fault for each 4 KiB.
 const MAP_FROM: u64 = 64 << 10;
@@ -247,6 +249,7 @@ mod tests {
     use std::path::PathBuf;
 
     use super::atomic::EARLY;
+    use super::fault::Fault;
     use super::*;
 
     fn names(dir: &Path) -> Vec<String> {
@@ -320,12 +323,17 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("file");
         let part: Vec<u8> = (0..=EARLY / 4).map(|i| (i * 31 % 251) as u8).collect();
-        let mut file = AtomicFile::create(&path).unwrap();
-        for _ in 0..9 {
-            file.write(&part).unwrap();
-        }
-        file.rewrite_start(b"start").unwrap();
-        file.commit().unwrap();
+        let write = || {
+            let mut file = AtomicFile::create(&path).unwrap();
+            for _ in 0..9 {
+                file.write(&part).unwrap();
+            }
+            file.rewrite_start(b"start").unwrap();
+            file.commit().unwrap();
+        };
+        let ((), n_changes, _) = fault::measured(write);
+        let n_early = n_changes - 14; // beside create, ten writes, sync, rename and sync
+        assert!((1..=2).contains(&n_early), "{n_early}: the second is one of its own if the first has begun");
         let mut expected = part.repeat(9);
         expected[..5].copy_from_slice(b"start");
         assert!(fs::read(&path).unwrap() == expected);
@@ -333,6 +341,24 @@ mod tests {
         file.write(&expected).unwrap();
         drop(file);
         assert_eq!(names(dir.path()), ["file"]);
+    }
+
+    #[test]
+    fn a_sync_on_the_way_that_fails_leaves_the_old_file_and_no_other() {
+        let dir = sweep::temporary_dir();
+        let path = dir.path().join("file");
+        let long = vec![7; EARLY as usize];
+        let n = sweep::each_change(
+            &[Fault::Error(fault::EIO), Fault::Error(fault::ENOSPC), Fault::Kill, Fault::PowerCut(None)],
+            || write_atomic(&path, b"old").unwrap(),
+            || write_atomic(&path, &long),
+            |is_written, what| {
+                let now = fs::read(&path).unwrap();
+                assert!(now == long || (now == b"old" && !is_written), "{what}");
+                assert!(names(dir.path()) == ["file"] || !what.starts_with("Error"), "{what}");
+            },
+        );
+        assert_eq!(n, 6, "create, write, sync on the way, sync, rename, sync");
     }
 
     #[test]

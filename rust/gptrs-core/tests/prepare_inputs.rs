@@ -116,6 +116,21 @@ fn rows_are_read_from_any_row_on() {
     }
 }
 
+/// The length stands at the end of the file: its bytes are no header either.
+#[test]
+fn a_footer_has_any_length() {
+    let dir = temporary_dir();
+    let path = dir.path().join("a.parquet");
+    for n in 1..=256 {
+        let name = "n".repeat(n);
+        write_parquet(&path, &columns(&[(&name, &rows(&["text"]))]), LAYOUTS[0]);
+        let field = TextField::new(&name).unwrap();
+        let mut text = Vec::new();
+        Rows::open(&inputs(std::slice::from_ref(&path)).unwrap()[0], &field, 0).unwrap().next(&mut text).unwrap();
+        assert_eq!(text, b"text", "{n} bytes more");
+    }
+}
+
 #[test]
 fn what_is_wrong_with_a_row_or_a_column_is_named() {
     let dir = temporary_dir();
@@ -142,6 +157,12 @@ fn what_is_wrong_with_a_row_or_a_column_is_named() {
     assert!(message("text").contains(&format!("expected no collection of booleans {hint}")), "{}", message("text"));
     fs::write(&path, b"PAR1").unwrap();
     assert!(message("text").contains("expected 12 or more"));
+    for (tail, part) in
+        [(b"PAR1\x05\0\0\0PAR1", "it has 12 bytes, its footer is to have 5"), (b"PAR1\0\0\0\0PARE", "plain footer")]
+    {
+        fs::write(&path, tail).unwrap();
+        assert!(message("text").contains(part), "{}", message("text"));
+    }
 }
 
 #[test]

@@ -56,18 +56,8 @@ fn write_dataset(dir: &Path, spec: Spec, tokens: &[u32], ends: &[u64], shard_tok
 }
 
 fn recipe(spec: Spec) -> Recipe {
-    Recipe {
-        tokenizer: "ab".repeat(32),
-        vocab_size: spec.vocab_size,
-        dtype: spec.dtype,
-        eot_id: spec.eot_id,
-        append_eot: true,
-        text_field: "text".to_owned(),
-        loss_fields: vec!["text".to_owned(); usize::from(spec.has_loss_bits)],
-        shard_tokens: 4,
-        selection: gptrs_core::corpus::Selection::default(),
-        inputs: vec![Source { name: "a.txt".to_owned(), n_bytes: 7, blake3: "cd".repeat(32) }],
-    }
+    let inputs = vec![Source { name: "a.txt".to_owned(), n_bytes: 7, blake3: "cd".repeat(32) }];
+    Recipe { append_eot: true, inputs, ..sparse::recipe::recipe(spec, 4) }
 }
 
 #[test]

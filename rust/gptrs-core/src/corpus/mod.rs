@@ -29,7 +29,6 @@ pub use self::selection::{Errors, Selection};
 pub use self::source::Source;
 use crate::error::{Error, Result};
 use crate::io::{self, Map};
-use crate::split::is_utf8;
 
 /// The longest compressed text that is taken whole, in bytes.
 const MAX_TEXT: u64 = 1 << 30;
@@ -217,24 +216,23 @@ pub(crate) fn record<'r>(
     at: LinePosition,
     path: &Path,
 ) -> Result<Record<'r>> {
-    let whole = |text| Record { text, targets: Vec::new() };
     let lossy = if replaces { String::from_utf8_lossy(bytes) } else { Cow::Borrowed("") };
-    match (kind, lossy) {
-        (Kind::Parquet, Cow::Owned(text)) => Ok(whole(text.into_bytes().into())),
-        (Kind::Parquet, _) if is_utf8(bytes) => Ok(whole(bytes.into())),
-        (Kind::Parquet, _) => row_text(bytes, at.offset, path).map(|text| whole(text.as_bytes().into())),
+    let Document { text, targets } = match (kind, lossy) {
+        (Kind::Parquet, text) if replaces => Document { text, targets: Vec::new() },
+        (Kind::Parquet, _) => Document { text: row_text(bytes, at.offset, path)?.into(), targets: Vec::new() },
         (_, Cow::Owned(line)) => {
             let Document { text, targets } = marked_document(line.as_bytes(), text_field, at, path)?;
-            Ok(Record { text: text.into_owned().into_bytes().into(), targets })
+            Document { text: text.into_owned().into(), targets }
         }
-        _ => {
-            let Document { text, targets } = marked_document(bytes, text_field, at, path)?;
-            let text = match text {
-                Cow::Borrowed(text) => text.as_bytes().into(),
-                Cow::Owned(text) => text.into_bytes().into(),
-            };
-            Ok(Record { text, targets })
-        }
+        _ => marked_document(bytes, text_field, at, path)?,
+    };
+    Ok(Record { text: bytes_of(text), targets })
+}
+
+fn bytes_of(text: Cow<str>) -> Cow<[u8]> {
+    match text {
+        Cow::Borrowed(text) => text.as_bytes().into(),
+        Cow::Owned(text) => text.into_bytes().into(),
     }
 }
 
@@ -259,18 +257,13 @@ pub(crate) fn row_targets(bytes: &[u8], ranges: &[Range<usize>]) -> Vec<Range<us
 
 /// The document of a row as text.
 fn row_text<'b>(bytes: &'b [u8], row: u64, path: &Path) -> Result<&'b str> {
-    std::str::from_utf8(bytes).map_err(|e| {
+    simdutf8::compat::from_utf8(bytes).map_err(|e| {
         let place = format!("byte {} of its text", e.valid_up_to());
         rows::bad_file(
             path,
             &format!("row {row}: expected UTF-8, got an invalid byte at {place}; hint: errors=\"replace\""),
         )
     })
-}
-
-/// Fails unless `bytes`, which stand at `offset` of the file at `path`, are UTF-8: faster than [`utf8`].
-pub(crate) fn check_utf8(bytes: &[u8], offset: u64, path: &Path) -> Result<()> {
-    if is_utf8(bytes) { Ok(()) } else { utf8(bytes, offset, path).map(|_| ()) }
 }
 
 /// `bytes` as text; they stand at `offset` of the file at `path`.

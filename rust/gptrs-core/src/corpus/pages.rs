@@ -4,7 +4,7 @@
 //! decompressing happen here, so that no number in the file decides how much memory is taken.
 
 use std::fs::File;
-use std::io::{BufReader, ErrorKind, Read};
+use std::io::{self, BufReader, ErrorKind, Read};
 use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
@@ -21,6 +21,7 @@ use parquet::file::serialized_reader::SerializedPageReader;
 
 use super::source::MAX_WINDOW;
 use super::thrift;
+use crate::io::on;
 
 /// Bytes that the pages of all columns may have together, stored and decompressed.
 pub(super) const MAX_PAGES: usize = 256 << 20;
@@ -28,8 +29,9 @@ pub(super) const MAX_PAGES: usize = 256 << 20;
 /// The largest part of a file that is read at once: its footer, or a page.
 const MAX_READ: usize = MAX_PAGES;
 
-/// The largest header of a page.
+/// The largest header of a page, and the bytes in which most of them end.
 const MAX_HEADER: u64 = 16 << 20;
+const SHORT_HEADER: u64 = 4 << 10;
 
 /// Values of a dictionary: each takes 32 bytes of memory, however few of the file.
 const MAX_DICTIONARY: u32 = 4 << 20;
@@ -65,45 +67,47 @@ pub(super) struct From {
 pub(super) struct Handle(pub(super) Arc<Stored>);
 
 impl Read for From {
-    fn read(&mut self, out: &mut [u8]) -> std::io::Result<usize> {
+    fn read(&mut self, out: &mut [u8]) -> io::Result<usize> {
         if !std::mem::replace(&mut self.is_checked, true) {
-            self.handle.check_header(self.at, self.end).map_err(std::io::Error::other)?;
+            self.handle.check_header(self.at, self.end)?;
         }
         let left = usize::try_from(self.end.saturating_sub(self.at)).unwrap_or(usize::MAX);
         let room = out.len().min(left);
-        let n = self.handle.0.file.read_at(&mut out[..room], self.at)?;
+        let n = on(&self.handle.0.file).read_at(&mut out[..room], self.at)?;
         self.at += n as u64;
         if n == 0 && !out.is_empty() { Err(ErrorKind::UnexpectedEof.into()) } else { Ok(n) }
     }
 }
 
 impl Handle {
-    /// Looks at the header of a page at `start`, most of which are short, in the bytes up to `end`.
-    fn check_header(&self, start: u64, end: u64) -> Result<()> {
-        for n in [end.saturating_sub(start).min(1 << 12), end.saturating_sub(start)] {
-            let mut bytes = vec![0; n as usize];
-            self.0.file.read_exact_at(&mut bytes, start)?;
+    /// Looks at the header of a page at `start` in the bytes up to `end`, in as many of them as it takes.
+    fn check_header(&self, start: u64, end: u64) -> io::Result<()> {
+        let (mut bytes, most) = (Vec::new(), end.saturating_sub(start));
+        let mut n = SHORT_HEADER.min(most);
+        loop {
+            bytes.resize(n as usize, 0);
+            on(&self.0.file).read_exact_at(&mut bytes, start)?;
             match thrift::check(&bytes) {
-                Ok(()) => break,
-                Err(thrift::Fault::Cut) => {} // the crate finds the end of the file itself
-                Err(thrift::Fault::Refused(expected)) => return Err(refused("header of a page", expected)),
+                Err(thrift::Fault::Cut) if n < most => n = (8 * n).min(most),
+                Err(thrift::Fault::Refused(expected)) => {
+                    return Err(io::Error::other(refused("header of a page", expected)));
+                }
+                _ => return Ok(()), // the crate finds the end of the file itself
             }
-        }
-        Ok(())
-    }
-
-    /// Looks at the footer of `n` bytes before the last eight.
-    pub(super) fn check_footer(&self, n: u32) -> Result<()> {
-        let start = (self.0.len - 8).saturating_sub(u64::from(n));
-        match thrift::check(&self.get_bytes(start, n as usize)?) {
-            Err(thrift::Fault::Refused(expected)) => Err(refused("footer", expected)),
-            _ => Ok(()),
         }
     }
 }
 
-fn refused(what: &str, expected: &str) -> ParquetError {
-    general(format!("expected {expected} in the {what}, got others; hint: the file is damaged, write it anew"))
+/// Looks at the bytes of a footer.
+pub(super) fn check_footer(bytes: &[u8]) -> Result<()> {
+    match thrift::check(bytes) {
+        Err(thrift::Fault::Refused(expected)) => Err(general(refused("footer", expected))),
+        _ => Ok(()),
+    }
+}
+
+fn refused(what: &str, expected: &str) -> String {
+    format!("expected {expected} in the {what}, got others; hint: the file is damaged, write it anew")
 }
 
 impl Length for Handle {
@@ -117,7 +121,10 @@ impl ChunkReader for Handle {
 
     fn get_read(&self, start: u64) -> Result<Self::T> {
         let end = start.saturating_add(MAX_HEADER).min(self.0.len);
-        Ok(BufReader::with_capacity(1 << 12, From { handle: self.clone(), at: start, end, is_checked: false }))
+        Ok(BufReader::with_capacity(
+            SHORT_HEADER as usize,
+            From { handle: self.clone(), at: start, end, is_checked: false },
+        ))
     }
 
     fn get_bytes(&self, start: u64, length: usize) -> Result<Bytes> {
@@ -128,7 +135,7 @@ impl ChunkReader for Handle {
             return Err(general(format!("expected {length} bytes from byte {start} on, the file has {}", self.0.len)));
         }
         let mut bytes = vec![0; length];
-        self.0.file.read_exact_at(&mut bytes, start)?;
+        on(&self.0.file).read_exact_at(&mut bytes, start)?;
         self.0.n.fetch_add(length as u64, Ordering::Relaxed);
         Ok(bytes.into())
     }
@@ -351,4 +358,37 @@ pub(super) fn general(reason: String) -> ParquetError {
 
 fn external(error: impl std::error::Error + Send + Sync + 'static) -> ParquetError {
     ParquetError::External(Box::new(error))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::io::fault;
+
+    /// Opens the header of a page in a file of 64 MiB; how many bytes were asked for.
+    fn header(parts: &[&[u8]]) -> (io::Result<()>, u64) {
+        let file = tempfile::tempfile().unwrap();
+        file.write_all_at(&parts.concat(), 0).unwrap();
+        file.set_len(64 << 20).unwrap();
+        let handle = Handle(Arc::new(Stored { file, len: 64 << 20, n: AtomicU64::new(0) }));
+        let (end, _, n_bytes) = fault::measured(|| handle.get_read(0).unwrap().read_exact(&mut [0]));
+        (end, n_bytes)
+    }
+
+    #[test]
+    fn a_header_costs_no_more_than_some_times_its_bytes() {
+        for n in [100u32, 1 << 14, 1 << 20] {
+            let len: [u8; 4] = std::array::from_fn(|i| (n >> (7 * i)) as u8 & 0x7F | if i < 3 { 0x80 } else { 0 });
+            let string = vec![b'a'; n as usize];
+            let (end, n_bytes) = header(&[&[0x18], &len, &string, &[0]]);
+            end.unwrap();
+            let limit = 2 * SHORT_HEADER + 10 * u64::from(n);
+            assert!(n_bytes <= limit, "{n_bytes} bytes were read for {n}");
+            let (end, _) = header(&[&[0x18], &len, &string, &[0x19, 0xF1, 0xFF, 0xFF, 0x07]]);
+            assert!(end.unwrap_err().to_string().starts_with("expected no collection of booleans"));
+        }
+        let (end, n_bytes) = header(&[&[0x18, 0xFF, 0xFF, 0xFF, 0xFF, 0x0F]]);
+        end.unwrap();
+        assert!(n_bytes < 2 * MAX_HEADER, "{n_bytes} bytes were read for a header without an end");
+    }
 }

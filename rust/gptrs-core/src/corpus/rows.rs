@@ -10,15 +10,16 @@ use parquet::basic::{ConvertedType, Type};
 use parquet::column::reader::ColumnReaderImpl;
 use parquet::data_type::{ByteArray, ByteArrayType};
 use parquet::errors::{ParquetError, Result as ParquetResult};
-use parquet::file::metadata::{ParquetMetaData, ParquetMetaDataReader};
+use parquet::file::metadata::{FooterTail, ParquetMetaData, ParquetMetaDataReader};
+use parquet::file::reader::ChunkReader;
 use parquet::schema::types::{ColumnDescriptor, SchemaDescriptor};
 
-use super::pages::{Handle, MAX_PAGES, Pages, Stored, general};
+use super::pages::{Handle, MAX_PAGES, Pages, Stored, check_footer, general};
 use super::{Input, TextField};
 use crate::error::{Error, Result};
 
 /// The largest footer: decoded, it takes some forty times the memory.
-const MAX_FOOTER: u32 = 16 << 20;
+const MAX_FOOTER: usize = 16 << 20;
 
 /// Values decoded at a time, all of one page.
 const BATCH: usize = 32;
@@ -253,17 +254,23 @@ impl Column {
 }
 
 fn footer(file: &Handle) -> ParquetResult<ParquetMetaData> {
-    use parquet::file::reader::ChunkReader;
-    if file.0.len < 12 {
+    let Some(end) = file.0.len.checked_sub(8).filter(|&end| end >= 4) else {
         return Err(general(format!("it has {} bytes, expected 12 or more", file.0.len)));
+    };
+    let tail = FooterTail::try_from(&file.get_bytes(end, 8)?[..])?;
+    if tail.is_encrypted_footer() {
+        return Err(general("expected a plain footer, got an encrypted one; hint: decrypt the file".to_owned()));
     }
-    let tail = file.get_bytes(file.0.len - 8, 4)?;
-    let n = tail.iter().rev().fold(0, |n, &b| n << 8 | u32::from(b));
+    let n = tail.metadata_length();
     if n > MAX_FOOTER {
         return Err(general(format!("expected a footer of at most {MAX_FOOTER} bytes, got {n}")));
     }
-    file.check_footer(n)?;
-    ParquetMetaDataReader::new().parse_and_finish(file)
+    let Some(start) = end.checked_sub(n as u64) else {
+        return Err(general(format!("it has {} bytes, its footer is to have {n}", file.0.len)));
+    };
+    let bytes = file.get_bytes(start, n)?;
+    check_footer(&bytes)?;
+    ParquetMetaDataReader::decode_metadata(&bytes)
 }
 
 /// The columns of the fields.

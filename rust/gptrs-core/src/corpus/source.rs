@@ -38,9 +38,10 @@ enum Decoder {
     Zstd(zstd::stream::read::Decoder<'static, BufReader<Stored>>),
 }
 
-/// A file that counts what was read of it.
+/// A file that counts what was read of it, and has the bytes that it had at first: no fewer and no more.
 struct Stored {
     file: File,
+    left: u64,
     n: Arc<AtomicU64>,
 }
 
@@ -66,7 +67,8 @@ impl Source {
             file.seek(SeekFrom::Start(offset)).map_err(Error::io("read", path))?;
             n_stored.store(offset, Ordering::Relaxed);
         }
-        let stored = Stored { file, n: Arc::clone(&n_stored) };
+        let left = n_bytes.saturating_sub(n_stored.load(Ordering::Relaxed));
+        let stored = Stored { file, left, n: Arc::clone(&n_stored) };
         let decoder = Decoder::new(stored, codec).map_err(Error::io("read", path))?;
         let layer = if replaces {
             Layer::Text(Replacing::new(BufReader::with_capacity(BUFFER, decoder)))
@@ -182,7 +184,18 @@ impl Read for Decoder {
 
 impl Read for Stored {
     fn read(&mut self, out: &mut [u8]) -> io::Result<usize> {
-        let n = self.file.read(out)?;
+        let room = out.len().min(usize::try_from(self.left).unwrap_or(usize::MAX));
+        let n = loop {
+            match crate::io::on(&self.file).read(&mut out[..room]) {
+                // Some that read from here look at the bytes in a buffer and would not try again.
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                end => break end?,
+            }
+        };
+        if n == 0 && room > 0 {
+            return Err(io::ErrorKind::UnexpectedEof.into());
+        }
+        self.left -= n as u64;
         self.n.fetch_add(n as u64, Ordering::Relaxed);
         Ok(n)
     }
@@ -200,4 +213,74 @@ pub(super) fn codec(extension: &str) -> Option<Codec> {
 /// The name without the ending that says how the file is compressed.
 pub(super) fn inner(path: &Path) -> PathBuf {
     path.with_extension("")
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs::{self, OpenOptions};
+    use std::io::Write;
+
+    use super::*;
+    use crate::corpus;
+    use crate::io::sweep;
+
+    /// Writes `text` as the file's name says that it is compressed, gzip without making it shorter.
+    fn write(path: &Path, text: &[u8]) -> Input {
+        let stored = match codec(path.extension().unwrap().to_str().unwrap()) {
+            Some(Codec::Gzip) => {
+                let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::none());
+                encoder.write_all(text).unwrap();
+                encoder.finish().unwrap()
+            }
+            Some(_) => zstd::encode_all(text, 1).unwrap(),
+            None => text.to_vec(),
+        };
+        fs::write(path, stored).unwrap();
+        corpus::inputs(&[path.to_owned()]).unwrap().remove(0)
+    }
+
+    #[test]
+    fn a_file_that_is_cut_or_grows_while_it_is_read_gives_the_bytes_of_before_or_an_error() {
+        let dir = sweep::temporary_dir();
+        let text = b"line\n".repeat(BUFFER);
+        for name in ["a.jsonl", "a.txt.gz"] {
+            for is_cut in [false, true] {
+                let path = dir.path().join(name);
+                let input = write(&path, &text);
+                let (mut source, mut got) = (Source::open(&input, 5).unwrap(), Vec::new());
+                source.line(100, &mut got).unwrap();
+                let mut file = OpenOptions::new().append(true).open(&path).unwrap();
+                if is_cut {
+                    file.set_len(input.n_bytes / 2).unwrap();
+                } else {
+                    file.write_all(b"more").unwrap();
+                }
+                match source.read(u64::MAX, &mut got) {
+                    Ok(_) => assert!(!is_cut && got == text[5..], "{name}"),
+                    Err(error) => assert!(is_cut && error.to_string().contains(name), "{error}"),
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn lines_are_right_or_an_error_of_the_disk() {
+        let dir = sweep::temporary_dir();
+        let text = b"one\ntwo\nthree";
+        for name in ["a.jsonl", "a.jsonl.gz", "a.jsonl.zst"] {
+            let path = dir.path().join(name);
+            let input = write(&path, text);
+            for replaces in [false, true] {
+                let work = || {
+                    let (mut source, mut got) = (Source::new(&input, 4, replaces)?, Vec::new());
+                    assert!(!source.skip_front(b"\xEF\xBB\xBF")?);
+                    while source.line(100, &mut got)? > 0 {}
+                    assert!(got == text[4..]);
+                    Ok(())
+                };
+                let n = sweep::each_read(path.to_str().unwrap(), work);
+                assert!(n >= 2, "{name}: opened, and read at least once, in {n} reads");
+            }
+        }
+    }
 }

@@ -74,7 +74,7 @@ impl AtomicFile {
         if self.early.is_none()
             && let Ok(file) = self.file.try_clone()
         {
-            self.early = Early::start(move || file.sync_data());
+            self.early = Early::start(move || system::sync_data(&file));
         }
         self.early.iter().for_each(Early::wake);
     }

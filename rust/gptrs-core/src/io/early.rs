@@ -4,6 +4,8 @@ use std::io::Result;
 use std::sync::mpsc::{SyncSender, sync_channel};
 use std::thread::{Builder, JoinHandle};
 
+use super::inherit;
+
 /// A thread that syncs when it is told to.
 #[derive(Debug)]
 pub(super) struct Early {
@@ -15,7 +17,7 @@ impl Early {
     /// Starts the thread; none where the system has no more, for a sync at the end is enough.
     pub(super) fn start(mut sync: impl FnMut() -> Result<()> + Send + 'static) -> Option<Self> {
         let (wake, woken) = sync_channel(1);
-        let thread = Builder::new().spawn(move || woken.iter().try_for_each(|()| sync())).ok()?;
+        let thread = Builder::new().spawn(inherit(move || woken.iter().try_for_each(|()| sync()))).ok()?;
         Some(Self { wake, thread })
     }
 
@@ -33,25 +35,31 @@ impl Early {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::Arc;
-    use std::sync::atomic::{AtomicUsize, Ordering};
+    use std::sync::mpsc::channel;
 
     use super::*;
 
     #[test]
-    fn what_was_asked_for_is_synced_and_an_error_is_passed_on() {
-        let n = Arc::new(AtomicUsize::new(0));
-        let counter = Arc::clone(&n);
+    fn what_is_asked_for_during_a_sync_is_one_more_sync() {
+        let ((starts, started), (go_on, goes_on)) = (channel(), channel::<()>());
         let early = Early::start(move || {
-            counter.fetch_add(1, Ordering::SeqCst);
+            starts.send(()).unwrap();
+            let _ = goes_on.recv(); // waits until the test has dropped the other end
             Ok(())
         });
         let early = early.unwrap();
+        early.wake();
+        started.recv().unwrap();
         for _ in 0..1000 {
             early.wake();
         }
+        drop(go_on);
         early.end().unwrap();
-        assert!((1..=1000).contains(&n.load(Ordering::SeqCst)));
+        assert_eq!(started.iter().count(), 1, "behind the first");
+    }
+
+    #[test]
+    fn an_error_is_passed_on() {
         let early = Early::start(|| Err(std::io::Error::from_raw_os_error(5))).unwrap();
         early.wake();
         early.wake(); // the thread may have ended

@@ -1,4 +1,4 @@
-//! The system calls of the data path, any of which can be made to fail on the calling thread.
+//! The system calls of the data path, any of which can be made to fail on the calling thread and those that inherit it.
 //!
 //! The twin of `system` in this crate's own tests. Operations are counted one by one: those that change files, or those
 //! that read them. A power cut is undone from a record of what was not synced: a file goes back to the bytes that its
@@ -12,6 +12,7 @@ use std::fs::{self, File, OpenOptions, ReadDir};
 use std::io::{self, Error, ErrorKind, Read, Result, Write};
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
 
 #[path = "../../tests/fixtures/random.rs"]
 pub(crate) mod random;
@@ -52,6 +53,9 @@ struct Disk {
     counts_reads: bool,
     is_reached: bool,
     is_dead: bool,
+    /// Changes of files, and bytes that were asked for.
+    n_changes: u64,
+    n_bytes: u64,
     files: Vec<Written>,
     names: Vec<Name>,
 }
@@ -78,29 +82,49 @@ enum Change {
 }
 
 thread_local! {
-    static DISK: RefCell<Disk> = RefCell::default();
+    static DISK: RefCell<Arc<Mutex<Disk>>> = RefCell::default();
+}
+
+fn with_disk<R>(f: impl FnOnce(&mut Disk) -> R) -> R {
+    DISK.with_borrow(|disk| f(&mut disk.lock().unwrap_or_else(PoisonError::into_inner)))
+}
+
+/// `work` for a thread that works for this one: its operations are counted and fail as this one's do.
+pub(crate) fn inherit<R, F: FnOnce() -> R>(work: F) -> impl FnOnce() -> R {
+    let disk = DISK.with_borrow(Arc::clone);
+    move || {
+        DISK.set(disk);
+        work()
+    }
+}
+
+/// Runs `work`, of which nothing fails; how many changes of files it made, and how many bytes it asked to read.
+pub(crate) fn measured<R>(work: impl FnOnce() -> R) -> (R, u64, u64) {
+    let (end, disk) = run(Disk::default(), work);
+    (end, disk.n_changes, disk.n_bytes)
 }
 
 /// Runs `work` with `fault` at its change `n` of files, counted from 0; true when there was one.
 pub(crate) fn at<R>(fault: Fault, n: u64, work: impl FnOnce() -> R) -> (R, bool) {
-    run(Disk { fault: Some(fault), left: Some(n), ..Disk::default() }, work)
+    let (end, disk) = run(Disk { fault: Some(fault), left: Some(n), ..Disk::default() }, work);
+    (end, disk.is_reached)
 }
 
 /// Runs `work` with `fault` at its operation `n` that reads, counted from 0; true when there was one.
 pub(crate) fn at_read<R>(fault: Fault, n: u64, work: impl FnOnce() -> R) -> (R, bool) {
-    run(Disk { fault: Some(fault), left: Some(n), counts_reads: true, ..Disk::default() }, work)
+    let (end, disk) = run(Disk { fault: Some(fault), left: Some(n), counts_reads: true, ..Disk::default() }, work);
+    (end, disk.is_reached)
 }
 
-fn run<R>(disk: Disk, work: impl FnOnce() -> R) -> (R, bool) {
-    let fault = disk.fault;
-    DISK.set(disk);
+/// Runs `work` on `disk`, whose threads must have ended with it.
+fn run<R>(disk: Disk, work: impl FnOnce() -> R) -> (R, Disk) {
+    DISK.set(Arc::new(Mutex::new(disk)));
     let end = work();
-    let disk = DISK.take();
-    let is_reached = disk.is_reached;
-    if let Some(Fault::PowerCut(seed)) = fault {
+    let mut disk = with_disk(std::mem::take);
+    if let Some(Fault::PowerCut(seed)) = disk.fault {
         disk.cut_power(seed).unwrap();
     }
-    (end, is_reached)
+    (end, disk)
 }
 
 /// How an operation ends that does not fail.
@@ -112,10 +136,11 @@ enum End {
 }
 
 fn operation(is_read: bool) -> Result<End> {
-    DISK.with_borrow_mut(|disk| {
+    with_disk(|disk| {
         if disk.is_dead {
             return Err(Error::from_raw_os_error(EIO));
         }
+        disk.n_changes += u64::from(!is_read);
         match &mut disk.left {
             Some(left) if is_read == disk.counts_reads && *left > 0 => *left -= 1,
             Some(_) if is_read == disk.counts_reads => return disk.hit(),
@@ -159,10 +184,10 @@ impl Disk {
     }
 
     /// Undoes what was not synced: everything, or from a place in each folder's changes on and of some files.
-    fn cut_power(self, seed: Option<u64>) -> Result<()> {
+    fn cut_power(&mut self, seed: Option<u64>) -> Result<()> {
         let mut random = seed.map(Random);
         let mut below = |n: usize| random.as_mut().map_or(0, |random| random.below(n));
-        for Written { mut file, mut synced } in self.files {
+        for Written { mut file, mut synced } in std::mem::take(&mut self.files) {
             let mut now = Vec::new();
             file.read_to_end(&mut now)?;
             match below(3) {
@@ -187,7 +212,8 @@ impl Disk {
             }
             _ => true,
         };
-        let undone: Vec<Name> = self.names.into_iter().filter(|name| is_undone(name)).collect();
+        let mut undone = std::mem::take(&mut self.names);
+        undone.retain(|name| is_undone(name));
         for name in undone.into_iter().rev() {
             match name.change.undo() {
                 Err(error) if error.kind() == ErrorKind::NotFound => {} // a temporary file that was removed since
@@ -219,12 +245,12 @@ fn id(metadata: &fs::Metadata) -> (u64, u64) {
 
 /// What a power cut leaves of the file at `path`, if there is one.
 fn durable(path: &Path) -> Option<Vec<u8>> {
-    DISK.with_borrow(|disk| if disk.is_recording() { disk.durable(path) } else { None })
+    with_disk(|disk| if disk.is_recording() { disk.durable(path) } else { None })
 }
 
 /// Records a change of the names in the folder of `path`.
 fn record(path: &Path, change: Change) {
-    DISK.with_borrow_mut(|disk| {
+    with_disk(|disk| {
         if disk.is_recording() {
             disk.names.push(Name { dir: super::parent(path).to_owned(), change });
         }
@@ -232,15 +258,15 @@ fn record(path: &Path, change: Change) {
 }
 
 /// Bytes of a file, read and written as the plan says.
-pub(super) struct OnFile<'f>(&'f File);
+pub(crate) struct OnFile<'f>(&'f File);
 
-pub(super) fn on(file: &File) -> OnFile<'_> {
+pub(crate) fn on(file: &File) -> OnFile<'_> {
     OnFile(file)
 }
 
 impl Read for OnFile<'_> {
     fn read(&mut self, out: &mut [u8]) -> Result<usize> {
-        let n = part(out.len(), operation(true)?);
+        let n = room(out)?;
         self.0.read(&mut out[..n])
     }
 }
@@ -258,13 +284,20 @@ impl Write for OnFile<'_> {
 
 impl FileExt for OnFile<'_> {
     fn read_at(&self, out: &mut [u8], offset: u64) -> Result<usize> {
-        let n = part(out.len(), operation(true)?);
+        let n = room(out)?;
         self.0.read_at(&mut out[..n], offset)
     }
 
     fn write_at(&self, _: &[u8], _: u64) -> Result<usize> {
         Err(io::Error::from(ErrorKind::Unsupported))
     }
+}
+
+/// How many bytes to read.
+fn room(out: &[u8]) -> Result<usize> {
+    let n = part(out.len(), operation(true)?);
+    with_disk(|disk| disk.n_bytes += n as u64);
+    Ok(n)
 }
 
 fn part(len: usize, end: End) -> usize {
@@ -288,7 +321,7 @@ pub(super) fn create(path: &Path, is_new: bool) -> Result<File> {
         record(path, Change::Created(path.to_owned()));
         // Opened again: a copy of the handle would share the file's lock.
         let again = OpenOptions::new().read(true).write(true).open(path)?;
-        DISK.with_borrow_mut(|disk| {
+        with_disk(|disk| {
             if disk.is_recording() {
                 disk.files.push(Written { file: again, synced: Vec::new() });
             }
@@ -336,9 +369,17 @@ pub(super) fn list(dir: &Path) -> Result<ReadDir> {
 }
 
 pub(super) fn sync(file: &File) -> Result<()> {
+    sync_by(file, File::sync_all)
+}
+
+pub(super) fn sync_data(file: &File) -> Result<()> {
+    sync_by(file, File::sync_data)
+}
+
+fn sync_by(file: &File, sync: fn(&File) -> Result<()>) -> Result<()> {
     step(false)?;
-    file.sync_all()?;
-    DISK.with_borrow_mut(|disk| {
+    with_disk(|disk| {
+        // Another thread may write to the file meanwhile: what is there before is what is synced.
         let id = id(&file.metadata()?);
         for written in &mut disk.files {
             let metadata = written.file.metadata()?;
@@ -347,17 +388,17 @@ pub(super) fn sync(file: &File) -> Result<()> {
                 written.file.read_exact_at(&mut written.synced, 0)?;
             }
         }
-        Ok(())
+        sync(file)
     })
 }
 
 pub(super) fn sync_dir(dir: &Path) -> Result<()> {
     step(false)?;
     File::open(dir)?.sync_all()?;
-    DISK.with_borrow_mut(|disk| disk.names.retain(|name| name.dir != dir));
+    with_disk(|disk| disk.names.retain(|name| name.dir != dir));
     Ok(())
 }
 
 pub(super) fn is_dead() -> bool {
-    DISK.with_borrow(|disk| disk.is_dead)
+    with_disk(|disk| disk.is_dead)
 }

@@ -10,7 +10,7 @@ use super::fault::random::Random;
 use super::fault::{self, Fault};
 use super::sweep::{self, WRITE_FAULTS, temporary_dir};
 use crate::control::Control;
-use crate::corpus::Selection;
+use crate::corpus::{self, Rows, Selection, TextField};
 use crate::count::WordCounts;
 use crate::count::file;
 use crate::count::join;
@@ -19,6 +19,7 @@ use crate::error::Result;
 use crate::loader::{Loader, LoaderOptions};
 use crate::manifest::{Entry, Manifest, Recipe};
 use crate::order::OrderKind;
+use crate::prepare::parquet_files::{Layout, write_parquet};
 use crate::shard::{Dtype, Shard, ShardWriter, Spec};
 use crate::split::Splitter;
 
@@ -239,6 +240,32 @@ fn a_batch_is_right_or_an_error_and_the_next_try_is_right() {
         end
     };
     assert!(sweep::each_read(dir.path().to_str().unwrap(), work) > 20);
+}
+
+#[test]
+fn rows_are_right_or_an_error_of_the_disk() {
+    let dir = temporary_dir();
+    let path = dir.path().join("a.parquet");
+    let texts = ["one", "", "three", "four"];
+    let column = texts.map(|text| Some(text.as_bytes())).to_vec();
+    for encoding in [None, Some(parquet::basic::Encoding::PLAIN)] {
+        let layout = Layout { rows_of_group: 3, rows_of_page: 1, encoding };
+        write_parquet(&path, &[("text", column.clone())], layout);
+        let input = &corpus::inputs(std::slice::from_ref(&path)).unwrap()[0];
+        for first in [0, 1] {
+            let work = || {
+                let mut rows = Rows::open(input, &TextField::new("text")?, first)?;
+                let (mut got, mut ends) = (Vec::new(), Vec::new());
+                while rows.next(&mut got)?.is_some() {
+                    ends.push(got.len());
+                }
+                assert!(got == texts[first as usize..].concat().as_bytes() && ends.len() == 4 - first as usize);
+                Ok(())
+            };
+            let n = sweep::each_read(path.to_str().unwrap(), work);
+            assert!(n > 13, "a footer, and a look, a header and its values for each of four pages, are more than {n}");
+        }
+    }
 }
 
 #[test]

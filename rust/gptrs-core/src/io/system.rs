@@ -4,9 +4,15 @@ use std::fs::{self, File, OpenOptions, ReadDir};
 use std::io::Result;
 use std::path::Path;
 
+/// `work` for a thread that works for this one: as it is, outside the tests.
+#[inline]
+pub(crate) fn inherit<R, F: FnOnce() -> R>(work: F) -> F {
+    work
+}
+
 /// What reads and writes the bytes of `file`.
 #[inline]
-pub(super) fn on(file: &File) -> &File {
+pub(crate) fn on(file: &File) -> &File {
     file
 }
 
@@ -50,6 +56,12 @@ pub(super) fn list(dir: &Path) -> Result<ReadDir> {
 #[inline]
 pub(super) fn sync(file: &File) -> Result<()> {
     file.sync_all()
+}
+
+/// Makes the bytes of a file durable, but not what else is known of it.
+#[inline]
+pub(super) fn sync_data(file: &File) -> Result<()> {
+    file.sync_data()
 }
 
 #[inline]

@@ -193,7 +193,7 @@ fn check_part(input: &Input, start: u64, part: usize, replaces: bool, buffer: &m
         let from = if at == 0 { 0 } else { continues(buffer) };
         let to = n + continues(&buffer[n..]);
         if input.codec == Codec::Plain && input.kind != Kind::Parquet && !replaces {
-            corpus::check_utf8(&buffer[from.min(to)..to], at + from as u64, &input.path)?;
+            corpus::utf8(&buffer[from.min(to)..to], at + from as u64, &input.path)?;
         }
         hasher.update(&buffer[..n]);
     }

@@ -122,7 +122,7 @@ impl<'a, E: Encode> Encoder<'a, E> {
             }
             let place = Place { document, ..place };
             if self.checks_utf8 || *codec != Codec::Plain {
-                corpus::check_utf8(&text[part.range.clone()], place.at.offset, path)?;
+                corpus::utf8(&text[part.range.clone()], place.at.offset, path)?;
             }
             let seen = &text[part.range.start..part.seen];
             self.span(state, seen, part.range.len(), place, part.ends_document, to)?;

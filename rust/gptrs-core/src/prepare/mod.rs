@@ -176,7 +176,7 @@ fn stored_before(inputs: &[Input], start: Position, options: &PrepareOptions) ->
 #[cfg(test)]
 #[path = "../../tests/fixtures/parquet.rs"]
 #[allow(missing_docs, reason = "a file of the tests")]
-mod parquet_files;
+pub(crate) mod parquet_files;
 
 #[cfg(test)]
 mod tests;

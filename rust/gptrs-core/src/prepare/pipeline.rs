@@ -14,6 +14,7 @@ use std::time::Duration;
 use super::segments::{Segment, Segments};
 use crate::control::Control;
 use crate::error::{Error, Result};
+use crate::io::inherit;
 
 /// Text in flight for each thread; its ids take about as much again, at worst four times.
 const IN_FLIGHT: u64 = 8 << 20;
@@ -85,7 +86,7 @@ pub(super) fn run<W: Work>(
     let pipeline = Pipeline::new(segments, worker, threads);
     thread::scope(|scope| {
         let _stopper = StopOnPanic(&pipeline);
-        let workers: Vec<_> = (0..threads).map(|_| scope.spawn(|| pipeline.work())).collect();
+        let workers: Vec<_> = (0..threads).map(|_| scope.spawn(inherit(|| pipeline.work()))).collect();
         let mut end = Ok(());
         for wanted in 0.. {
             match pipeline.result(wanted, control) {

@@ -12,8 +12,9 @@ use crate::ranges;
 /// What a row counts beyond its text: many without any must not fill the memory.
 const ROW: usize = 64;
 
-/// Memory that is taken for a segment before it is read.
+/// Memory that is taken for a segment before it is read, and how many times the bytes of a compressed input it may be.
 const MAX_ROOM: usize = 4 << 20;
+const EXPANSION: u64 = 16;
 
 /// Text for one worker.
 pub(super) struct Segment {
@@ -135,8 +136,11 @@ impl<'a> Segments<'a> {
     }
 
     /// Memory for a segment, mostly enough with the record that ends it.
-    fn room(&self) -> Vec<u8> {
-        Vec::with_capacity(self.reading.cutter.segment_bytes.min(MAX_ROOM) / 16 * 17)
+    fn room(&self, input: &Input) -> Vec<u8> {
+        let is_plain = input.kind == Kind::JsonLines && input.codec == Codec::Plain;
+        let most = input.n_bytes.saturating_mul(if is_plain { 1 } else { EXPANSION });
+        let most = usize::try_from(most).unwrap_or(usize::MAX);
+        Vec::with_capacity(most.min(self.reading.cutter.segment_bytes.min(MAX_ROOM) / 16 * 17))
     }
 
     fn text(&mut self, input: &Input, mut text: Text) -> Result<Segment> {
@@ -155,7 +159,7 @@ impl<'a> Segments<'a> {
     }
 
     fn lines(&mut self, input: &Input, mut reader: Box<JsonLines>, n_stored: u64) -> Result<Option<Segment>> {
-        let (mut bytes, mut ends, limit) = (self.room(), Vec::new(), self.limit());
+        let (mut bytes, mut ends, limit) = (self.room(input), Vec::new(), self.limit());
         let is_done = loop {
             let n = bytes.len();
             match reader.next(&mut bytes)? {
@@ -184,7 +188,7 @@ impl<'a> Segments<'a> {
     }
 
     fn rows(&mut self, input: &Input, mut reader: Box<Rows>, n_stored: u64) -> Result<Segment> {
-        let (mut bytes, mut ends, mut targets) = (self.room(), Vec::new(), Vec::new());
+        let (mut bytes, mut ends, mut targets) = (self.room(input), Vec::new(), Vec::new());
         let is_done = loop {
             match reader.next(&mut bytes)? {
                 Some(row) => ends.push((LinePosition { offset: row, line: 1 }, bytes.len())),
@@ -205,5 +209,41 @@ impl<'a> Segments<'a> {
             self.open = Some(Open::Rows(reader, now));
         }
         Ok(segment)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+    use std::io::Write;
+
+    use super::super::parquet_files::{Layout, write_parquet};
+    use super::super::{PrepareOptions, corpus};
+    use super::*;
+    use crate::io::sweep::temporary_dir;
+
+    #[test]
+    fn a_small_input_takes_little_memory() {
+        let dir = temporary_dir();
+        let paths = ["a.jsonl", "b.jsonl.gz", "c.parquet"].map(|name| dir.path().join(name));
+        let line = b"{\"text\": \"a few words\"}\n";
+        fs::write(&paths[0], line).unwrap();
+        let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
+        encoder.write_all(line).unwrap();
+        fs::write(&paths[1], encoder.finish().unwrap()).unwrap();
+        let layout = Layout { rows_of_group: 1, rows_of_page: 1, encoding: None };
+        write_parquet(&paths[2], &[("text", vec![Some(b"a few words")])], layout);
+        let inputs = corpus::inputs(&paths).unwrap();
+        let (options, text_field) = (PrepareOptions::default(), TextField::new("text").unwrap());
+        let cutter = Cutter::new(&options, 0, &|_, at| at);
+        let reading = Reading { cutter, text_field: &text_field, replaces: false };
+        let mut segments = Segments::new(&inputs, Position::START, reading);
+        for input in &inputs {
+            let Some(Segment { body: Body::Records { bytes, .. }, .. }) = segments.next().unwrap() else {
+                panic!("no lines or rows in {}", input.path.display());
+            };
+            assert!(!bytes.is_empty() && bytes.capacity() as u64 <= EXPANSION * input.n_bytes, "{}", bytes.capacity());
+        }
+        assert!(segments.next().unwrap().is_none());
     }
 }

@@ -80,7 +80,15 @@ fn each<T: Token>(dtype: Dtype, bytes: &[u8], out: &mut [T]) {
 mod tests {
     use super::*;
 
-    fn check<T: Token + PartialEq + std::fmt::Debug>(dtype: Dtype) {
+    /// Token `i`, byte by byte.
+    fn id(dtype: Dtype, bytes: &[u8], i: usize) -> u32 {
+        match dtype {
+            Dtype::U16 => u16::from_le_bytes([bytes[2 * i], bytes[2 * i + 1]]).into(),
+            Dtype::U32 => u32::from_le_bytes([bytes[4 * i], bytes[4 * i + 1], bytes[4 * i + 2], bytes[4 * i + 3]]),
+        }
+    }
+
+    fn check<T: Token + PartialEq + std::fmt::Debug>(dtype: Dtype, of: fn(u32) -> T) {
         let bytes: Vec<u8> = (0..4 * 300u32).map(|i| (i.wrapping_mul(2_654_435_761) >> 13) as u8).collect();
         for n in (0..70).chain([255, 256, 257]) {
             // Every phase of the bytes, and room for fewer and for more than there are.
@@ -88,7 +96,9 @@ mod tests {
                 let bytes = &bytes[from..][..=n * dtype.size()];
                 for room in [n.saturating_sub(3), n, n + 2] {
                     let mut expected = vec![T::default(); room];
-                    each(dtype, bytes, &mut expected);
+                    for (i, expected) in expected.iter_mut().enumerate().take(n) {
+                        *expected = of(id(dtype, bytes, i));
+                    }
                     for level in Level::ALL.into_iter().filter(|level| level.is_available()) {
                         let mut got = vec![T::default(); room];
                         widen_at(level, dtype, bytes, &mut got);
@@ -100,14 +110,13 @@ mod tests {
     }
 
     #[test]
-    fn every_level_widens_as_the_plain_loop() {
-        check::<u16>(Dtype::U16);
-        check::<u32>(Dtype::U16);
-        check::<i32>(Dtype::U16);
-        check::<i64>(Dtype::U16);
-        check::<u32>(Dtype::U32);
-        check::<i32>(Dtype::U32);
-        check::<i64>(Dtype::U32);
+    fn every_level_widens_each_token_to_its_number() {
+        check(Dtype::U16, |id| id as u16);
+        for dtype in [Dtype::U16, Dtype::U32] {
+            check(dtype, |id| id);
+            check(dtype, |id| id as i32);
+            check(dtype, i64::from);
+        }
     }
 
     #[test]

@@ -102,11 +102,6 @@ impl Kind {
 /// The names of the patterns that have a scanner of their own.
 pub const NAMES: [&str; 7] = ["gpt2", "cl100k_base", "o200k_base", "llama3", "qwen2", "deepseek-v3", "nanochat"];
 
-/// Whether `text` is valid UTF-8, by the widest instructions of this processor.
-pub(crate) fn is_utf8(text: &[u8]) -> bool {
-    mask::is_utf8(Level::detected(), text)
-}
-
 impl Splitter {
     /// The splitter for a pattern's name, for a regular expression in fancy-regex's syntax, or for a chain of steps as
     /// tokenizer.json has it (`{"type":"Sequence","pretokenizers":[...]}`).
