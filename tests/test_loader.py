@@ -6,6 +6,7 @@ import multiprocessing
 import os
 import pickle
 import random
+import signal
 import subprocess
 import sys
 import textwrap
@@ -213,7 +214,45 @@ def test_memory_is_used_again_only_when_nothing_of_a_batch_is_left(dataset: Data
         pool = loader._memory
         del batch, kept, part, twin, same
         gc.collect()
-        assert 1 <= pool.n_free <= 4
+        assert pool.n_free == 4, "as many as the ring takes, and one more"
+
+
+def test_an_interrupt_at_any_moment_leaves_batch_and_label_together(dataset: Dataset):
+    """A signal may come when the ring has gone on and the loader has not: the next batch is then read again."""
+    options = {"seq_len": 64, "global_batch": 4, "seed": 1, "device": "numpy"}
+    with Loader(dataset, **options) as loader:
+        expected = take(loader, 6000)
+    rng, n_interrupts = random.Random(0), 0
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGALRM, interrupt)
+    try:
+        with Loader(dataset, **options) as loader:
+            while (start := loader.state_dict()["next_sample"] // 4) < 5990:
+                try:
+                    signal.setitimer(signal.ITIMER_REAL, rng.uniform(1e-6, 6e-5))
+                    batches = [next(loader) for _ in range(8)]
+                    signal.setitimer(signal.ITIMER_REAL, 0)
+                except KeyboardInterrupt:
+                    n_interrupts += 1
+                    batches = [next(loader)]
+                    start = batches[0].sample // 4
+                for i, batch in enumerate(batches, start):
+                    assert batch.sample == 4 * i
+                    assert np.array_equal(batch.tokens, expected[i]), f"batch {i} after {n_interrupts} interrupts"
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+    assert n_interrupts > 50
+
+
+def test_a_batch_that_no_memory_holds_is_an_error(dataset: Dataset):
+    with Loader(dataset, seq_len=1024, global_batch=2**31 - 1, seed=1, device="numpy") as loader:
+        message = "no memory for a batch of 2147483647 x 1024 tokens and targets; hint: use a smaller micro_batch"
+        with pytest.raises(MemoryError, match=message):
+            next(loader)
 
 
 @pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="a process cannot choose its cores here")

@@ -40,7 +40,7 @@ class PinnedMemory:
         self._copying: deque[tuple[Slot, Any]] = deque()  # and the event behind the copy, oldest first
 
     def start(self, loader: _core.Loader, next_sample: int, prefetch: int) -> "PinnedRing":
-        """The microbatches from `next_sample` on, `prefetch` of them filled ahead."""
+        """The microbatches from `next_sample` on, up to `prefetch` of them filled ahead."""
         return PinnedRing(self, loader.ring(next_sample), prefetch)
 
     def read(self, loader: _core.Loader, next_sample: int) -> Delivered:
@@ -82,7 +82,7 @@ class PinnedRing:
         self._lent: deque[Slot] = deque()
 
     def next(self) -> Delivered:
-        """Waits for the next microbatch."""
+        """Waits for the next microbatch; after an exception, of a signal handler too, the ring may be out of step."""
         while len(self._lent) < self._n_wanted:
             slot = self._memory.take()
             self._ring.submit(slot.array, slot.positions, slot.cu_seqlens)

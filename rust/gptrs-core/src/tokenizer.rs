@@ -3,7 +3,9 @@
 use std::borrow::Cow;
 use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, OnceLock};
+use std::sync::{Arc, Mutex};
+
+use once_cell::race::OnceBox;
 
 use crate::batch::How;
 use crate::cache::{Cache, DEFAULT_BYTES};
@@ -36,7 +38,7 @@ pub struct Tokenizer {
     cache_bytes: usize,
     idle: Mutex<Vec<Cache>>,
     warm: Warm,
-    digest: OnceLock<[u8; 32]>,
+    digest: OnceBox<[u8; 32]>,
 }
 
 impl Tokenizer {
@@ -51,7 +53,7 @@ impl Tokenizer {
         static NEXT_IDENTITY: AtomicU64 = AtomicU64::new(0);
         let specials = SpecialSet::new(specials, splitter.normalizer(), &vocab)?;
         let identity = NEXT_IDENTITY.fetch_add(1, Ordering::Relaxed);
-        let (template, idle, warm, digest) = (None, Mutex::new(Vec::new()), Warm::default(), OnceLock::new());
+        let (template, idle, warm, digest) = (None, Mutex::new(Vec::new()), Warm::default(), OnceBox::new());
         Ok(Self { vocab, splitter, specials, template, identity, cache_bytes: DEFAULT_BYTES, idle, warm, digest })
     }
 
@@ -133,12 +135,9 @@ impl Tokenizer {
     /// What this tokenizer is, whatever file it came from: blake3 over all that decides ids, which are pattern, tokens,
     /// merges, special tokens, and where there is one the normalizer and how special tokens are found.
     pub fn digest(&self) -> [u8; 32] {
-        // None of its parts ever changes. Waiting for another thread's would wait forever in a child of `fork`.
-        self.digest.get().copied().unwrap_or_else(|| {
-            let digest = self.hash();
-            let _ = self.digest.set(digest);
-            digest
-        })
+        // None of its parts ever changes. Waiting for another thread's would wait forever in a child of `fork`: whoever
+        // finds none computes it.
+        *self.digest.get_or_init(|| Box::new(self.hash()))
     }
 
     fn hash(&self) -> [u8; 32] {

@@ -127,3 +127,88 @@ fn a_batch_that_failed_comes_next_whoever_fills_it() {
         assert!(n_failed > 20, "{n_failed}");
     }
 }
+
+/// Panics, where it is to, once it was begun and the caller may wait.
+struct Panicking {
+    on_thread: bool,
+    begun: mpsc::Sender<()>,
+}
+
+impl Buffers for Panicking {
+    fn fill(&mut self, _: &Loader, _: u64) -> Result<()> {
+        if (thread::current().name() == Some("gptrs-loader")) == self.on_thread {
+            self.begun.send(()).unwrap();
+            thread::sleep(Duration::from_millis(50));
+            panic!("as the test wants");
+        }
+        Ok(())
+    }
+}
+
+#[test]
+fn a_panic_while_filling_ends_the_wait_for_it() {
+    for on_thread in [true, false] {
+        let (_dir, loader) = loader();
+        let ((begun, begins), (sender, end)) = (mpsc::channel(), mpsc::channel());
+        thread::spawn(move || {
+            let mut prefetch = Prefetch::new(loader, 0).unwrap();
+            let text = loop {
+                prefetch.submit(Panicking { on_thread, begun: begun.clone() }).unwrap();
+                if on_thread {
+                    begins.recv().unwrap(); // or this thread might be the first
+                }
+                let next = std::panic::AssertUnwindSafe(|| prefetch.next().map(drop));
+                if let Err(panic) = std::panic::catch_unwind(next) {
+                    break panic.downcast_ref::<&str>().map(|text| (*text).to_owned());
+                }
+            };
+            let again = std::panic::AssertUnwindSafe(|| prefetch.next().map(drop));
+            assert!(std::panic::catch_unwind(again).is_err(), "it is still the batch that is due");
+            drop(prefetch);
+            sender.send(text).unwrap();
+        });
+        let text = end.recv_timeout(Duration::from_secs(60)).unwrap();
+        let expected = if on_thread { "filling a batch panicked" } else { "as the test wants" };
+        assert_eq!(text.as_deref(), Some(expected));
+    }
+}
+
+#[test]
+fn a_thread_that_cannot_start_leaves_nothing_lent() {
+    const STACK: &str = "RUST_MIN_STACK"; // more than there is for any thread, in a process of its own
+    let (_dir, loader) = loader();
+    if std::env::var_os(STACK).is_some() {
+        let mut prefetch = Prefetch::new(loader.clone(), 0).unwrap();
+        for _ in 0..3 {
+            let error = prefetch.submit(Rows::<u16>::new(&loader)).unwrap_err();
+            assert!(matches!(error, Error::Io { action: "start a thread for", .. }), "{error}");
+            assert_eq!(prefetch.n_missing(4).unwrap(), 5);
+        }
+        assert!(prefetch.next().is_err(), "nothing is lent");
+        return;
+    }
+    let name = "a_thread_that_cannot_start_leaves_nothing_lent";
+    let mut this = std::process::Command::new(std::env::current_exe().unwrap());
+    let end = this.args([name, "--exact", "--test-threads=1"]).env(STACK, (1u64 << 60).to_string()).output().unwrap();
+    let text = String::from_utf8_lossy(&end.stdout).into_owned() + &String::from_utf8_lossy(&end.stderr);
+    assert!(end.status.success() && text.contains("1 passed"), "{text}");
+}
+
+#[test]
+fn a_failed_batch_leaves_as_much_to_lend_as_one_that_came() {
+    let (_dir, loader) = loader();
+    let n_fillings = Arc::new(AtomicU64::new(0));
+    let mut prefetch = Prefetch::new(loader, 0).unwrap();
+    let (mut n_lent, mut n_failed) = (0, 0);
+    for _ in 0..40 {
+        // All of them, or on one core maybe only the next.
+        let n_missing = prefetch.n_missing(3).unwrap();
+        assert!(n_missing == 4 - n_lent || n_missing == 1usize.saturating_sub(n_lent), "{n_missing}, {n_lent}");
+        for _ in 0..n_missing {
+            prefetch.submit(Flaky { sample: 0, n_fillings: Arc::clone(&n_fillings) }).unwrap();
+        }
+        n_failed += usize::from(prefetch.next().is_err());
+        n_lent += n_missing - 1;
+    }
+    assert!(n_failed > 3, "{n_failed}");
+}

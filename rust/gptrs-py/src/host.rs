@@ -7,7 +7,8 @@ use gptrs_core::Result;
 use gptrs_core::loader::{Buffers, Marks, Prefetch};
 use numpy::Element;
 use numpy::PyArray;
-use numpy::ndarray::{ArrayView, Dimension, Ix1, Ix2};
+use numpy::ndarray::{ArrayViewMut, Dimension, Ix1, Ix2};
+use pyo3::exceptions::PyMemoryError;
 use pyo3::prelude::*;
 use pyo3::types::PyTuple;
 
@@ -47,13 +48,24 @@ struct Pool {
 
 impl Pool {
     /// A block, the one that was given back last if there is one.
-    fn take(&self) -> Block {
+    fn take(&self) -> PyResult<Block> {
         if let Some(block) = self.free.try_lock().ok().and_then(|mut free| free.pop()) {
-            return block;
+            return Ok(block);
         }
-        let n = self.shape.0 * self.shape.1;
+        self.fresh().ok_or_else(|| {
+            let (rows, columns) = self.shape;
+            PyMemoryError::new_err(format!(
+                "no memory for a batch of {rows} x {columns} tokens and targets; hint: use a smaller micro_batch"
+            ))
+        })
+    }
+
+    /// A zeroed block, if there is memory for it.
+    fn fresh(&self) -> Option<Block> {
+        let n = self.shape.0.checked_mul(self.shape.1)?;
         let n_positions = if self.n_marks == 0 { 0 } else { n };
-        Block { both: vec![0; 2 * n], positions: vec![0; n_positions], cu_seqlens: vec![0; self.n_marks] }
+        let (both, positions) = (zeroed(n.checked_mul(2)?)?, zeroed(n_positions)?);
+        Some(Block { both, positions, cu_seqlens: zeroed(self.n_marks)? })
     }
 
     /// Keeps `block` for the next one that asks. Never waits: a forked child may find the lock held for ever.
@@ -66,8 +78,16 @@ impl Pool {
     }
 }
 
+/// `n` zeros, if there is memory for them.
+fn zeroed<T: Default + Clone>(n: usize) -> Option<Vec<T>> {
+    let mut zeros = Vec::new();
+    zeros.try_reserve_exact(n).ok()?;
+    zeros.resize(n, T::default());
+    Some(zeros)
+}
+
 /// A delivered block: what the arrays in it hold instead of owning their memory.
-#[pyclass(frozen, module = "gptrs._core")]
+#[pyclass(module = "gptrs._core")]
 struct Delivered {
     block: Block,
     pool: Arc<Pool>,
@@ -102,15 +122,15 @@ impl HostMemory {
         self.pool.free.try_lock().map_or(0, |free| free.len())
     }
 
-    /// The microbatches from `next_sample` on, `prefetch` of them filled ahead.
+    /// The microbatches from `next_sample` on, up to `prefetch` of them filled ahead.
     fn start(slf: Bound<'_, Self>, loader: &Loader, next_sample: u64, prefetch: usize) -> PyResult<HostRing> {
         let ahead = Prefetch::new(loader.0.clone(), next_sample).map_err(py_err)?;
-        Ok(HostRing { ahead, memory: slf.unbind(), n_lent: 0, n_wanted: prefetch + 1 })
+        Ok(HostRing { ahead, memory: slf.unbind(), n_ahead: prefetch })
     }
 
     /// The microbatch at `next_sample`, read now.
     fn read<'py>(&self, py: Python<'py>, loader: &Loader, next_sample: u64) -> PyResult<Bound<'py, PyTuple>> {
-        let mut block = self.pool.take();
+        let mut block = self.pool.take()?;
         detached(py, || block.fill(&loader.0, next_sample))?;
         self.deliver(py, block)
     }
@@ -120,28 +140,30 @@ impl HostMemory {
     /// Tokens and targets in `block`, and positions and `cu_seqlens` where there are any.
     fn deliver<'py>(&self, py: Python<'py>, block: Block) -> PyResult<Bound<'py, PyTuple>> {
         let delivered = Bound::new(py, Delivered { block, pool: Arc::clone(&self.pool) })?;
-        let Block { both, positions, cu_seqlens } = &delivered.get().block;
+        let mut owned = delivered.borrow_mut();
+        let Block { both, positions, cu_seqlens } = &mut owned.block;
         let (rows, columns) = self.pool.shape;
-        let (tokens, targets) = both.split_at(rows * columns);
+        let (tokens, targets) = both.split_at_mut(rows * columns);
         let shape = Ix2(rows, columns);
         let pair = [self.view(&delivered, tokens, shape)?, self.view(&delivered, targets, shape)?];
         if cu_seqlens.is_empty() {
             return PyTuple::new(py, pair);
         }
-        let marks =
-            [self.view(&delivered, positions, shape)?, self.view(&delivered, cu_seqlens, Ix1(cu_seqlens.len()))?];
+        let n_marks = Ix1(cu_seqlens.len());
+        let marks = [self.view(&delivered, positions, shape)?, self.view(&delivered, cu_seqlens, n_marks)?];
         PyTuple::new(py, pair.into_iter().chain(marks).collect::<Vec<_>>())
     }
 
     fn view<'py, T: Element, D: Dimension>(
         &self,
         owner: &Bound<'py, Delivered>,
-        memory: &[T],
+        memory: &mut [T],
         shape: D,
     ) -> PyResult<Bound<'py, PyAny>> {
-        let view = ArrayView::from_shape(shape, memory).expect("`Pool::take` made the block of this shape");
+        let view = ArrayViewMut::from_shape(shape, memory).expect("`Pool::fresh` made the block of this shape");
         // SAFETY: `memory` is in the block of `owner`, which the array holds; a block in a `Delivered` is not moved to
-        // and not touched before it is dropped, so the array alone reads and writes it.
+        // and not touched before it is dropped. The array may write: its pointer comes from a `&mut`, and `deliver`
+        // gives each of the up to four arrays of a block a part of its own.
         let array = unsafe { PyArray::borrow_from_array(&view, owner.clone().into_any()) };
         match &self.from_numpy {
             None => Ok(array.into_any()),
@@ -155,8 +177,7 @@ impl HostMemory {
 pub struct HostRing {
     ahead: Prefetch<Block>,
     memory: Py<HostMemory>,
-    n_lent: usize,
-    n_wanted: usize,
+    n_ahead: usize,
 }
 
 #[pymethods]
@@ -164,13 +185,11 @@ impl HostRing {
     /// Waits for the next microbatch: tokens and targets, and positions and `cu_seqlens` where there are any.
     fn next<'py>(&mut self, py: Python<'py>) -> PyResult<Bound<'py, PyTuple>> {
         let memory = self.memory.get();
-        let n_wanted = if self.ahead.is_worth_it() { self.n_wanted } else { 1 };
-        while self.n_lent < n_wanted {
-            quick(|| self.ahead.submit(memory.pool.take()))?;
-            self.n_lent += 1;
+        for _ in 0..quick(|| self.ahead.n_missing(self.n_ahead))? {
+            let block = memory.pool.take()?;
+            quick(|| self.ahead.submit(block))?;
         }
         let block = wait(py, &mut self.ahead)?;
-        self.n_lent -= 1;
         memory.deliver(py, block)
     }
 }

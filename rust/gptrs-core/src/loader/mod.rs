@@ -9,6 +9,7 @@
 
 mod places;
 mod prefetch;
+mod queue;
 mod source;
 
 use std::sync::Arc;

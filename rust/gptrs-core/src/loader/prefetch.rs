@@ -1,11 +1,11 @@
 //! Reads batches ahead into buffers that the caller lends: on one thread, and on the caller's where that is behind.
 
-use std::collections::VecDeque;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use super::Loader;
+use super::queue::{Job, Queue, Slot, averaged};
 use crate::error::{Error, Result};
 use crate::shard::Token;
 
@@ -81,170 +81,6 @@ struct Shared<B> {
     filled: Condvar,
 }
 
-#[derive(Debug)]
-struct Queue<B> {
-    /// Lent and not handed back, oldest first: slot `i` is for the microbatch `i` behind the one at `next_sample`.
-    slots: VecDeque<Slot<B>>,
-    next_sample: u64,
-    stride: u64,
-    n_empty: usize,
-    n_full: usize,
-    n_taken: u64,
-    /// Failures that were handed out; what was begun before one is for another microbatch.
-    n_failed: u64,
-    /// When the caller took its last batch, and its time from one to the next, averaged.
-    taken_at: Option<Instant>,
-    pace: Duration,
-    /// When the caller was last given a batch, until it asks for the next; and how long it stays away, averaged.
-    given_at: Option<Instant>,
-    absence: Duration,
-    /// What filling took, averaged.
-    fill_time: Duration,
-    /// Whether the thread has the caller's only core.
-    shares_core: bool,
-    /// Until when the thread sleeps.
-    asleep_until: Option<Instant>,
-    is_closed: bool,
-    is_dead: bool,
-}
-
-#[derive(Debug)]
-enum Slot<B> {
-    Empty(B),
-    Filling,
-    Full(B, Result<()>),
-}
-
-/// A buffer on its way from empty to full.
-struct Job<B> {
-    buffers: B,
-    sample: u64,
-    /// The number of its slot among all that were lent, and the failures before it was begun.
-    number: u64,
-    n_failed: u64,
-}
-
-/// The shortest and the longest sleep of the thread.
-const MIN_NAP: Duration = Duration::from_micros(100);
-const MAX_NAP: Duration = Duration::from_millis(100);
-
-impl<B> Queue<B> {
-    fn new(next_sample: u64, stride: u64) -> Self {
-        Self {
-            slots: VecDeque::new(),
-            next_sample,
-            stride,
-            n_empty: 0,
-            n_full: 0,
-            n_taken: 0,
-            n_failed: 0,
-            taken_at: None,
-            pace: Duration::ZERO,
-            given_at: None,
-            absence: Duration::ZERO,
-            fill_time: Duration::ZERO,
-            shares_core: false,
-            asleep_until: None,
-            is_closed: false,
-            is_dead: false,
-        }
-    }
-
-    /// The caller asks for a batch.
-    fn ask(&mut self) {
-        if let Some(given_at) = self.given_at.take() {
-            self.absence = averaged(self.absence, given_at.elapsed());
-        }
-    }
-
-    /// Takes the oldest batch if it is full, and learns the caller's pace.
-    fn take(&mut self) -> Option<(B, Result<()>)> {
-        let (buffers, end) = match self.slots.pop_front()? {
-            Slot::Full(buffers, end) => (buffers, end),
-            other => {
-                self.slots.push_front(other);
-                return None;
-            }
-        };
-        self.n_full -= 1;
-        self.n_taken += 1;
-        match &end {
-            Ok(()) => self.next_sample += self.stride,
-            Err(_) => self.begin_again(),
-        }
-        let now = Instant::now();
-        if let Some(before) = self.taken_at.replace(now) {
-            self.pace = averaged(self.pace, now.duration_since(before));
-        }
-        self.given_at = Some(now);
-        Some((buffers, end))
-    }
-
-    /// Every buffer is for one microbatch earlier than before.
-    fn begin_again(&mut self) {
-        self.n_failed += 1;
-        for slot in &mut self.slots {
-            *slot = match std::mem::replace(slot, Slot::Filling) {
-                Slot::Full(buffers, _) => Slot::Empty(buffers),
-                other => other,
-            };
-        }
-        self.n_empty += std::mem::take(&mut self.n_full);
-    }
-
-    /// Begins with the oldest empty buffer.
-    fn begin(&mut self) -> Option<Job<B>> {
-        let i = self.slots.iter().position(|slot| matches!(slot, Slot::Empty(_)))?;
-        let Slot::Empty(buffers) = std::mem::replace(&mut self.slots[i], Slot::Filling) else { return None };
-        self.n_empty -= 1;
-        let sample = self.next_sample.saturating_add((i as u64).saturating_mul(self.stride));
-        Some(Job { buffers, sample, number: self.n_taken + i as u64, n_failed: self.n_failed })
-    }
-
-    /// Puts a filled buffer back; whether it is the one that the caller waits for.
-    fn end(&mut self, Job { buffers, number, n_failed, .. }: Job<B>, end: Result<()>) -> bool {
-        let i = (number - self.n_taken) as usize;
-        let Some(slot) = self.slots.get_mut(i) else { return false }; // closed
-        if n_failed == self.n_failed {
-            *slot = Slot::Full(buffers, end);
-            self.n_full += 1;
-        } else {
-            *slot = Slot::Empty(buffers);
-            self.n_empty += 1;
-        }
-        i == 0
-    }
-
-    /// Whether it is worth filling: half of the buffers are empty.
-    fn is_due(&self) -> bool {
-        self.n_empty > 0 && self.n_empty >= self.n_full
-    }
-
-    /// How long the thread may sleep until that should be so, after `n_fruitless` looks in a row.
-    fn nap(&self, n_fruitless: u32) -> Duration {
-        if self.slots.is_empty() || self.is_in_the_way() {
-            return MAX_NAP; // `submit` wakes it
-        }
-        let n_batches = self.n_full.saturating_sub(self.n_empty).div_ceil(2) as u32;
-        (self.pace * n_batches * (1 << n_fruitless.min(10))).clamp(MIN_NAP, MAX_NAP)
-    }
-
-    /// Whether the thread would only take the core from a caller that does nothing else than take batches.
-    fn is_in_the_way(&self) -> bool {
-        self.shares_core && self.absence < self.fill_time
-    }
-
-    /// Whether the thread sleeps too long for a caller that waits.
-    fn oversleeps(&self) -> bool {
-        !self.is_in_the_way() && self.asleep_until.is_some_and(|until| until > Instant::now() + MIN_NAP)
-    }
-}
-
-/// An average with an eighth of the new one: a pause (evaluation, a checkpoint) does not change it for long.
-fn averaged(average: Duration, new: Duration) -> Duration {
-    (average * 7 + new.min(MAX_NAP)) / 8
-}
-
 impl<B> Shared<B> {
     fn lock(&self) -> MutexGuard<'_, Queue<B>> {
         self.queue.lock().unwrap_or_else(PoisonError::into_inner)
@@ -288,27 +124,35 @@ impl<B: Buffers> Prefetch<B> {
         &self.loader
     }
 
-    /// Whether it is worth lending more than the next batch: not on one core while the caller takes batches as fast as
-    /// they are filled.
-    pub fn is_worth_it(&self) -> bool {
-        !self.shared.lock().is_in_the_way()
+    /// How many buffers are to be lent before the next batch is taken, for `n_ahead` behind it: one at most on one core
+    /// while the caller takes batches as fast as they are filled.
+    pub fn n_missing(&self, n_ahead: usize) -> Result<usize> {
+        self.check_process()?;
+        let queue = self.shared.lock();
+        let n_ahead = if queue.is_in_the_way() { 0 } else { n_ahead };
+        Ok(n_ahead.saturating_add(1).saturating_sub(queue.slots.len()))
     }
 
     /// Lends buffers for one more batch.
     pub fn submit(&mut self, buffers: B) -> Result<()> {
         self.check_process()?;
+        if self.shared.lock().is_closed {
+            return Err(Error::Argument("expected an open prefetcher, it was closed".to_owned()));
+        }
+        self.start()?;
         let is_wanted = {
             let mut queue = self.shared.lock();
-            if queue.is_closed {
-                return Err(Error::Argument("expected an open prefetcher, it was closed".to_owned()));
-            }
-            queue.slots.push_back(Slot::Empty(buffers));
-            queue.n_empty += 1;
+            queue.lend(buffers);
             queue.slots.len() == 1 && !queue.is_in_the_way()
         };
         if is_wanted {
             self.shared.lent.notify_one();
         }
+        Ok(())
+    }
+
+    /// Starts the thread unless it runs.
+    fn start(&mut self) -> Result<()> {
         if self.thread.is_none() {
             let (shared, loader) = (Arc::clone(&self.shared), self.loader.clone());
             let work = move || fill_ahead(&shared, &loader);
@@ -336,7 +180,7 @@ impl<B: Buffers> Prefetch<B> {
     /// `None` when it is not there by then. Without patience it only looks.
     ///
     /// # Panics
-    /// When [`Buffers::fill`] panicked on the thread.
+    /// When [`Buffers::fill`] panicked, here or on the thread.
     pub fn next_within(&mut self, patience: Duration) -> Result<Option<B>> {
         self.check_process()?;
         let mut deadline = None;
@@ -349,7 +193,7 @@ impl<B: Buffers> Prefetch<B> {
             if queue.slots.is_empty() || queue.is_closed {
                 return Err(Error::Argument("expected submitted buffers, there are none".to_owned()));
             }
-            assert!(!queue.is_dead, "the loader's thread panicked");
+            assert!(!queue.is_dead, "filling a batch panicked");
             if patience.is_zero() {
                 return Ok(None);
             }
@@ -376,14 +220,13 @@ impl<B: Buffers> Prefetch<B> {
         end.map(|()| Some(buffers))
     }
 
-    /// Stops the thread and waits for it; batches read ahead are dropped.
+    /// Stops the thread and waits for it; batches read ahead are dropped. Does nothing in a forked child, which has not
+    /// got the thread, and where the lock may be held for ever.
     pub fn close(&mut self) {
-        if let Some((thread, process)) = self.thread.take() {
-            if process != std::process::id() {
-                // A forked child has the handle but not the thread, which may have held the lock: nothing to wait for.
-                std::mem::forget(thread);
-                return;
-            }
+        if self.check_process().is_err() {
+            return;
+        }
+        if let Some((thread, _)) = self.thread.take() {
             self.shared.lock().is_closed = true;
             self.shared.lent.notify_one();
             // A panic of the thread was printed by its hook, and shows at `next`.
@@ -407,6 +250,10 @@ impl<B: Buffers> Prefetch<B> {
 impl<B: Buffers> Drop for Prefetch<B> {
     fn drop(&mut self) {
         self.close();
+        // Left in a forked child alone, where the thread is not: its handle must not touch it.
+        if let Some(thread) = self.thread.take() {
+            std::mem::forget(thread);
+        }
     }
 }
 
@@ -446,5 +293,73 @@ impl<B> Drop for Mourner<'_, B> {
     fn drop(&mut self) {
         self.0.lock().is_dead = true;
         self.0.filled.notify_one();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+    use std::sync::mpsc;
+
+    use super::*;
+    use crate::corpus::Selection;
+    use crate::dataset::Dataset;
+    use crate::loader::LoaderOptions;
+    use crate::manifest::{Entry, Manifest, Recipe};
+    use crate::order::OrderKind;
+    use crate::shard::{Dtype, ShardWriter, Spec};
+
+    /// A loader of two rows.
+    fn loader(dir: &std::path::Path) -> Result<Loader> {
+        let spec = Spec { dtype: Dtype::U16, vocab_size: 9, eot_id: None, tokenizer: [1; 32], has_loss_bits: false };
+        let mut writer = ShardWriter::create(&dir.join("shard-00000.gts"), spec)?;
+        writer.push(&[7; 9])?;
+        writer.end_document(1);
+        let (header, digest) = writer.finish()?;
+        let recipe = Recipe {
+            tokenizer: "01".repeat(32),
+            vocab_size: spec.vocab_size,
+            dtype: spec.dtype,
+            eot_id: None,
+            append_eot: false,
+            text_field: "text".to_owned(),
+            loss_fields: Vec::new(),
+            shard_tokens: 9,
+            selection: Selection::default(),
+            inputs: Vec::new(),
+        };
+        let entry = Entry::new("shard-00000.gts".to_owned(), &header, &digest);
+        Manifest::new(recipe, vec![entry], BTreeMap::new())?.write(dir)?;
+        let (seq_len, global_batch, seed, order) = (4, 1, 1, OrderKind::Sequential);
+        let options = LoaderOptions { seq_len, global_batch, micro_batch: 1, rank: 0, world_size: 1, seed, order };
+        Loader::new(Arc::new(Dataset::open(dir)?), options)
+    }
+
+    /// As in a forked child: the thread is another process's, and the lock is held for ever.
+    #[test]
+    fn a_forked_child_never_waits_for_the_lock() -> Result<()> {
+        let dir = tempfile::tempdir().map_err(Error::io("create", "a folder"))?;
+        let loader = loader(dir.path())?;
+        let mut prefetch = Prefetch::new(loader.clone(), 0)?;
+        prefetch.submit(Rows::<u16>::new(&loader))?;
+        prefetch.next()?;
+        if let Some((_, process)) = &mut prefetch.thread {
+            *process += 1;
+        }
+        let (shared, (sender, end)) = (Arc::clone(&prefetch.shared), mpsc::channel());
+        let mut held = shared.lock();
+        thread::spawn(move || {
+            let errors = [prefetch.submit(Rows::new(&loader)).is_err(), prefetch.next().is_err()];
+            let is_refused = errors == [true; 2] && prefetch.n_missing(4).is_err();
+            prefetch.close();
+            drop(prefetch);
+            let _ = sender.send(is_refused);
+        });
+        let end = end.recv_timeout(Duration::from_secs(30));
+        held.is_closed = true; // ends the thread, which runs here after all
+        drop(held);
+        shared.lent.notify_one();
+        assert_eq!(end, Ok(true));
+        Ok(())
     }
 }
