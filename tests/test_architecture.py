@@ -44,7 +44,9 @@ IN_ORDER = (
     "gptrs.loader",
 )
 # Inside gptrs.model, only what stands before the importer.
-MODEL = ("config", "count", "embedding", "cache", "attention", "transformer")
+MODEL = (
+    "config", "count", "embedding", "rope", "norm", "cache", "attention", "mla", "feed_forward", "moe", "transformer",
+)  # fmt: skip
 WITHOUT_TORCH = (
     "gptrs",
     "gptrs.tokenizer",
