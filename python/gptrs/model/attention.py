@@ -6,11 +6,11 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from gptrs.model.cache import KVCache
 from gptrs.model.config import ModelConfig
-from gptrs.model.rope import rotate
+from gptrs.model.rope import rotate, softmax_scale
 
 
 class Attention(nn.Module):
-    """softmax(q·kᵀ / √D)·v in every head, with one projection for q, k and v together.
+    """softmax(q·kᵀ·scale)·v in every head (see softmax_scale), with one projection for q, k and v together.
 
     With fewer kv heads than query heads, query head h reads kv head h // (H / K): multi-head attention has K = H,
     multi-query attention K = 1, grouped-query attention stands between.
@@ -26,6 +26,7 @@ class Attention(nn.Module):
         self.kv_heads = config.kv_heads
         self.head_dim = config.head_dim
         self.dropout = config.dropout
+        self.scale = softmax_scale(config)
         width = (config.n_heads + 2 * config.kv_heads) * config.head_dim
         self.qkv = nn.Linear(config.dim, width, bias=config.has_bias)
         self.output = nn.Linear(config.dim, config.dim, bias=config.has_bias)
@@ -58,6 +59,7 @@ class Attention(nn.Module):
             attn_mask=mask,
             dropout_p=self.dropout if self.training else 0.0,
             is_causal=is_causal,
+            scale=self.scale,
             enable_gqa=self.kv_heads < self.n_heads,
         )  # (B, H, T, D)
         y: Tensor = self.output(out.transpose(1, 2).reshape(B, T, C))  # (B, T, C)

@@ -132,8 +132,8 @@ class Transformer(nn.Module):
 
     @torch.no_grad()
     def init_weights(self, seed: int) -> None:
-        """Sets every weight: matrices N(0, init_std), with `scales_residual_init` those that write to the residual stream
-        N(0, init_std/√(2·n_layers)), biases 0, norms 1. Drawn on the CPU, so that a seed gives one model everywhere.
+        """Sets every weight: matrices N(0, init_std), with `scales_residual_init` those that write to the residual
+        stream N(0, init_std/√(2·n_layers)), biases 0, norms 1. Drawn on the CPU: a seed gives one model everywhere.
 
         Source: GPT-2's report, section 2.3; the residual scale keeps the variance level over 2·n_layers additions.
             arXiv 2412.19437, section 4.2: 0.006 for all.
