@@ -47,6 +47,8 @@ IN_ORDER = (
 MODEL = (
     "config", "count", "embedding", "rope", "norm", "cache", "attention", "mla", "feed_forward", "moe", "transformer",
 )  # fmt: skip
+# Inside gptrs.exchange likewise.
+EXCHANGE = ("hf_config", "hf_tensors", "hf", "llama2c")
 WITHOUT_TORCH = (
     "gptrs",
     "gptrs.tokenizer",
@@ -104,6 +106,8 @@ def may_import(module: str, name: str) -> bool:
     parts, names = module.split("."), name.split(".")
     if parts[1] == names[1] == "model":
         return len(parts) == 2 or MODEL.index(names[2]) < MODEL.index(parts[2])
+    if len(parts) == len(names) == 3 and parts[1] == names[1] == "exchange":
+        return EXCHANGE.index(names[2]) < EXCHANGE.index(parts[2])
     if module in IN_ORDER and name in IN_ORDER:
         return IN_ORDER.index(name) < IN_ORDER.index(module)
     if layer(module) == 3 and name == "gptrs.train.loop":
