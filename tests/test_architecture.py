@@ -28,8 +28,8 @@ LAYERS = {
     "gptrs.train": 3, "gptrs.exchange": 3,
     "gptrs.train.config": 2, "gptrs.train.corpus": 2, "gptrs.train.rundir": 2, "gptrs.train.optim": 2,
     "gptrs.train.schedule": 2, "gptrs.train.checkpoint": 2, "gptrs.train.metrics": 2,
-    "gptrs.cli": 4, "gptrs.cli_training": 4, "gptrs.cli_data": 4, "gptrs.cli_tasks": 4, "gptrs.demo": 4,
-    "gptrs.__main__": 5,
+    "gptrs.cli": 4, "gptrs.cli_training": 4, "gptrs.cli_data": 4, "gptrs.cli_tasks": 4, "gptrs.cli_model": 4,
+    "gptrs.demo": 4, "gptrs.__main__": 5,
 }  # fmt: skip
 # In layer 1 outside of gptrs.model, what stands before the importer.
 IN_ORDER = (

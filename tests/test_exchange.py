@@ -285,3 +285,47 @@ def test_presets_that_transformers_has_name_their_class():
         config = ModelConfig.preset(preset)
         assert hf_config.architecture_of(config) == kind + ("LMHeadModel" if kind == "GPT2" else "ForCausalLM")
         assert hf_config.read(hf_config.write(config)) == config
+
+
+def test_the_command_line_takes_a_folder_in_and_out(tmp_path, cli, gpt2_like):
+    sizes = MODELS["v3 compressed queries, yarn"] | {"vocab_size": gpt2_like.vocab_size}
+    ours = random_model(sizes, torch.float32)
+    export_hf(ours, tmp_path / "theirs", tokenizer=gpt2_like)
+    done = cli("import", tmp_path / "theirs", "--out", tmp_path / "run")
+    assert (done.returncode, done.stdout) == (
+        0,
+        f"{tmp_path / 'run'}: {sum(p.numel() for p in ours.parameters()):,} parameters\n",
+    )
+    settings = ("--prompt", "import os", "--temperature", "0", "-n", "8", "--device", "cpu")
+    written = cli("generate", "--run", tmp_path / "run", *settings)
+    ids = gpt2_like.encode("import os")
+    (new,) = generate(ours, [ids], max_new_tokens=8, temperature=0.0, stop_tokens=(gpt2_like.eot_id,))
+    assert written.stdout == "import os" + gpt2_like.decode(new) + "\n"
+    assert cli("export", "--run", tmp_path / "run", "--out", tmp_path / "again").returncode == 0
+    files = sorted(path.name for path in (tmp_path / "theirs").iterdir())
+    assert {"config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"} <= set(files)
+    for name in files:
+        assert (tmp_path / "again" / name).read_bytes() == (tmp_path / "theirs" / name).read_bytes(), name
+
+    import transformers
+
+    tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path / "again")
+    assert tokenizer("import os")["input_ids"] == ids
+
+
+def test_the_command_line_says_what_it_cannot_take(tmp_path, cli, gpt2_like):
+    export_hf(random_model(MODELS["llama"], torch.float32), tmp_path / "theirs")
+    gpt2_like.save(tmp_path / "tokenizer.json")
+    for words, message in (
+        (("import", tmp_path / "none", "-o", tmp_path / "run"), "expected a folder or a *.bin file, found nothing at"),
+        (("import", tmp_path / "theirs", "-o", tmp_path), "expected an empty or new directory"),
+        (
+            ("import", tmp_path / "theirs", "-o", tmp_path / "run", "--tokenizer", tmp_path / "tokenizer.json"),
+            f"got one of {gpt2_like.vocab_size} ids and a model of 61; hint: --tokenizer FILE",
+        ),
+        (("export", "-o", tmp_path / "out"), "expected --run DIR or --checkpoint DIR"),
+    ):
+        done = cli(*words)
+        assert done.returncode != 0
+        assert message in done.stderr, done.stderr
+    assert not (tmp_path / "run").exists()

@@ -42,7 +42,13 @@ def import_llama2c(path: str | os.PathLike[str]) -> Transformer:
             f"{file}: expected llama2.c's first version, got a later one; hint: export it with --version 0"
         )
     dim, inter_dim, n_layers, n_heads, n_kv_heads, vocab_size, max_seq_len = (int(size) for size in header)
-    sizes: dict[str, Any] = {"dim": dim, "inter_dim": inter_dim, "n_layers": n_layers, "n_heads": n_heads, "n_kv_heads": n_kv_heads}
+    sizes: dict[str, Any] = {
+        "dim": dim,
+        "inter_dim": inter_dim,
+        "n_layers": n_layers,
+        "n_heads": n_heads,
+        "n_kv_heads": n_kv_heads,
+    }
     for name, size in {**sizes, "vocab_size": abs(vocab_size), "max_seq_len": max_seq_len}.items():
         if not 1 <= size <= _MAX_SIZE:
             raise ValueError(f"{file}: expected a {name} from 1 to {_MAX_SIZE}, got {size}")
