@@ -45,7 +45,8 @@ IN_ORDER = (
 )
 # Inside gptrs.model, only what stands before the importer.
 MODEL = (
-    "config", "count", "embedding", "rope", "norm", "cache", "attention", "mla", "feed_forward", "moe", "transformer",
+    "config", "count", "embedding", "rope", "norm", "cache", "attention", "mla", "feed_forward", "moe", "loss",
+    "transformer",
 )  # fmt: skip
 # Inside gptrs.exchange likewise.
 EXCHANGE = ("hf_config", "hf_tensors", "hf", "llama2c")

@@ -161,7 +161,7 @@ def test_further_tokens_are_those_of_transformers(tmp_path):
         tensor.data.copy_(stacked[inner] if inner in stacked else tensors[source])
 
     x, positions = tokens(1, 20), torch.arange(19).unsqueeze(0)
-    ((logits, _),) = ours._further(ours.hidden(x), x, None, None)
+    ((states, _),) = ours.further_states(ours.hidden(x), x, None, None)
     mask = torch.full((1, 1, 19, 19), -torch.inf, dtype=torch.float64).triu(1)
     expected = layer(
         theirs.model.embed_tokens(x[:, 1:]),
@@ -171,7 +171,7 @@ def test_further_tokens_are_those_of_transformers(tmp_path):
         positions,
         None,
     )
-    assert (logits - theirs.lm_head(expected)).abs().max() < TOLERANCE
+    assert (ours.logits(states) - theirs.lm_head(expected)).abs().max() < TOLERANCE
 
 
 @pytest.mark.parametrize(

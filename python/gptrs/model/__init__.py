@@ -10,13 +10,14 @@ from gptrs.model.config import PRESETS, ModelConfig
 
 if TYPE_CHECKING:
     from gptrs.model.cache import KVCache, LatentCache, new_cache
-    from gptrs.model.transformer import Transformer, next_token_loss
+    from gptrs.model.loss import next_token_loss
+    from gptrs.model.transformer import Transformer
 
 __all__ = ["PRESETS", "KVCache", "LatentCache", "ModelConfig", "Transformer", "new_cache", "next_token_loss"]
 
 _LAZY = {
     "KVCache": "cache", "LatentCache": "cache", "new_cache": "cache",
-    "Transformer": "transformer", "next_token_loss": "transformer",
+    "Transformer": "transformer", "next_token_loss": "loss",
 }  # fmt: skip
 
 

@@ -25,22 +25,11 @@ from gptrs.model.cache import KVCache, LatentCache
 from gptrs.model.config import ModelConfig
 from gptrs.model.embedding import Embedding
 from gptrs.model.feed_forward import feed_forward
+from gptrs.model.loss import IGNORED, linear_cross_entropy
 from gptrs.model.mla import LatentAttention
 from gptrs.model.moe import Experts, MoE, Router
 from gptrs.model.norm import norm
 from gptrs.model.rope import rotations
-
-IGNORED = -100  # target of a position that does not count
-
-
-def next_token_loss(logits: Tensor, targets: Tensor) -> Tensor:
-    """The mean cross-entropy in nats over all positions whose target is not -100, in float32 or wider.
-
-    Args: logits: (B, T, V); targets: (B, T), the id that follows each position. Returns: a scalar.
-    """
-    B, T, V = logits.shape
-    wide = logits.to(torch.promote_types(logits.dtype, torch.float32))
-    return F.cross_entropy(wide.view(B * T, V), targets.reshape(B * T), ignore_index=IGNORED)
 
 
 class Block(nn.Module):
@@ -209,15 +198,15 @@ class Transformer(nn.Module):
     ) -> dict[str, Tensor]:
         """The parts of `loss` before they are weighted: "next", and where the model has them, "further", "balance"."""
         hidden, balances = self._run(tokens, cache=None, positions=positions, doc_ids=doc_ids)
-        losses = {"next": next_token_loss(self.logits(hidden), targets)}
+        losses = {"next": linear_cross_entropy(hidden, self.head_weight, targets)}
         if self.further:
             further = []
-            for depth, (logits, balance) in enumerate(self._further(hidden, tokens, positions, doc_ids), start=1):
+            for depth, (states, balance) in enumerate(self.further_states(hidden, tokens, positions, doc_ids), start=1):
                 expected = targets[:, depth:]  # (B, T - depth)
                 if doc_ids is not None:
                     is_same = doc_ids[:, depth:] == doc_ids[:, :-depth]
                     expected = expected.masked_fill(~is_same, IGNORED)
-                further.append(next_token_loss(logits, expected))
+                further.append(linear_cross_entropy(states, self.head_weight, expected))
                 balances += [] if balance is None else [balance]
             losses["further"] = torch.stack(further).mean()
         if balances:
@@ -274,10 +263,14 @@ class Transformer(nn.Module):
             cache.advance(T)
         return self.norm(x), balances
 
-    def _further(
+    def further_states(
         self, hidden: Tensor, tokens: Tensor, positions: Tensor | None, doc_ids: Tensor | None
     ) -> Iterator[tuple[Tensor, Tensor | None]]:
-        """For each depth the logits of the token depth + 1 behind each position, (B, T - depth, V), and its balance."""
+        """For each depth d, counted from 1, the states (B, T - d, C) whose logits are those of the token d + 1 behind
+        each position, and the balance term of its block.
+
+        Args: hidden: what `hidden` gave for the tokens; the others as there.
+        """
         T = tokens.shape[1]
         if positions is None:
             positions = torch.arange(T, device=tokens.device)  # (T,)
@@ -287,12 +280,16 @@ class Transformer(nn.Module):
             mask = None if doc_ids is None else inside_documents(doc_ids[:, :n])
             embedded = self.embed.token(tokens[:, depth:])  # (B, T - depth, C)
             hidden, balance = module(hidden[:, :n], embedded, mask=mask, turns=turns)
-            yield self.logits(hidden), balance
+            yield hidden, balance
 
     def logits(self, hidden: Tensor) -> Tensor:
         """The head: (..., C) → (..., V)."""
-        weight = self.embed.token.weight if self.head is None else self.head.weight
-        return F.linear(hidden, weight)
+        return F.linear(hidden, self.head_weight)
+
+    @property
+    def head_weight(self) -> Tensor:
+        """The matrix of the head, (V, C); that of the token embedding when tied."""
+        return self.embed.token.weight if self.head is None else self.head.weight
 
     def experts(self) -> Iterator[tuple[str, MoE]]:
         """The mixtures of experts and their names, first layer first, those of further tokens last."""
