@@ -49,7 +49,7 @@ MODEL = (
     "transformer",
 )  # fmt: skip
 # Inside gptrs.exchange likewise.
-EXCHANGE = ("hf_config", "hf_tensors", "hf", "llama2c")
+EXCHANGE = ("hf_config", "hf_tensors", "hf", "gguf", "llama2c")
 WITHOUT_TORCH = (
     "gptrs",
     "gptrs.tokenizer",

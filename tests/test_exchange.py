@@ -307,6 +307,9 @@ def test_the_command_line_takes_a_folder_in_and_out(tmp_path, cli, gpt2_like):
     for name in files:
         assert (tmp_path / "again" / name).read_bytes() == (tmp_path / "theirs" / name).read_bytes(), name
 
+    done = cli("export", "--run", tmp_path / "run", "--out", tmp_path / "model.gguf", "--dtype", "float16")
+    assert (done.returncode, (tmp_path / "model.gguf").read_bytes()[:4]) == (0, b"GGUF")
+
     import transformers
 
     tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path / "again")
@@ -323,6 +326,7 @@ def test_the_command_line_says_what_it_cannot_take(tmp_path, cli, gpt2_like):
             ("import", tmp_path / "theirs", "-o", tmp_path / "run", "--tokenizer", tmp_path / "tokenizer.json"),
             f"got one of {gpt2_like.vocab_size} ids and a model of 61; hint: --tokenizer FILE",
         ),
+        (("export", "-o", tmp_path / "out", "--dtype", "q8_0"), "expected --out FILE.gguf with --dtype q8_0"),
         (("export", "-o", tmp_path / "out"), "expected --run DIR or --checkpoint DIR"),
     ):
         done = cli(*words)

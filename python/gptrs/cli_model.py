@@ -14,6 +14,9 @@ if TYPE_CHECKING:
     from gptrs.tokenizer import Tokenizer
 
 Run = Annotated[str | None, typer.Option(help="A run directory; its newest checkpoint is used.")]
+_GGUF_TYPES: dict[str, Literal["F32", "F16", "BF16", "Q8_0"]] = {
+    "float32": "F32", "float16": "F16", "bfloat16": "BF16", "q8_0": "Q8_0",
+}  # fmt: skip
 Checkpoint = Annotated[str | None, typer.Option(help="One checkpoint in a run directory.")]
 
 
@@ -100,24 +103,31 @@ def import_command(
 
 
 def export_command(
-    out: Annotated[str, typer.Option("--out", "-o", help="The folder to make.")],
+    out: Annotated[str, typer.Option("--out", "-o", help="The folder to make, or the file, when it ends in .gguf.")],
     run: Run = None,
     checkpoint: Checkpoint = None,
     dtype: Annotated[
-        Literal["float32", "bfloat16", "float16"] | None, typer.Option(help="The type of the weights; unset: as it is.")
-    ] = None,
+        Literal["float32", "bfloat16", "float16", "q8_0"],
+        typer.Option(help="The type of the weights; q8_0, 8 bits, in GGUF files alone."),
+    ] = "float32",
 ) -> None:
-    """Write a trained model and its tokenizer as a folder that Hugging Face transformers loads."""
+    """Write a trained model and its tokenizer for Hugging Face transformers or llama.cpp."""
     require_torch("export")
     import torch
 
-    from gptrs.exchange.hf import export_hf
+    from gptrs.exchange import gguf, hf
 
+    is_gguf = Path(out).suffix == ".gguf"
+    if dtype == "q8_0" and not is_gguf:
+        raise ValueError(f"expected --out FILE.gguf with --dtype q8_0, got {out}")
     model, tokenizer = open_model(run, checkpoint, "cpu")
-    if dtype is not None:
-        model = model.to(getattr(torch, dtype))
-    export_hf(model, out, tokenizer=tokenizer)
-    typer.echo(f"{out}: {sum(path.stat().st_size for path in Path(out).iterdir()):,} bytes")
+    if is_gguf:
+        gguf.export_gguf(model, out, tokenizer=tokenizer, dtype=_GGUF_TYPES[dtype])
+        n_bytes = Path(out).stat().st_size
+    else:
+        hf.export_hf(model.to(getattr(torch, dtype)), out, tokenizer=tokenizer)
+        n_bytes = sum(path.stat().st_size for path in Path(out).iterdir())
+    typer.echo(f"{out}: {n_bytes:,} bytes")
 
 
 def open_model(run: str | None, checkpoint: str | None, device: str) -> tuple["Transformer", "Tokenizer"]:
