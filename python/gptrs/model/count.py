@@ -339,7 +339,7 @@ def _sum(found: Sequence[Weight]) -> str:
 
 def _product(*factors: str) -> str:
     """Numbers first, sums in brackets, then names in order: "3·dim·inter_dim"; dim·dim is dim²."""
-    number, names = 1, []
+    number, names = 1, list[str]()
     for factor in factors:
         n, parts = (1, [f"({factor})"]) if _is_sum(factor) else _split(factor)
         number, names = number * n, [*names, *parts]
