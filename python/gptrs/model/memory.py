@@ -5,7 +5,8 @@ All figures are formulas over `count.weights`. Assumptions, in one place:
     parameters   bfloat16 copy 2 bytes, its gradient 2; float32 master 4 and AdamW's two moments 8, for trained ones
     activations  what the backward pass keeps of each token: bfloat16, but float32 for the router and for the head's
                  probabilities and their gradient; checkpointed: each block's input, and one block computed again;
-                 blocks of further tokens are kept whole
+                 blocks of further tokens are kept whole. No dropout; norms and attention are one kernel each, which on
+                 the CPU is so for LayerNorm and for values as wide as keys alone: others keep more there
     ranks        data × expert × tensor. tensor: divides every matrix but the router's and the position table, heads,
                  inner widths and vocabulary; the residual stream, latents, norms and routers are whole on each rank.
                  expert: divides routed experts, and takes other tokens, as data does. The master and moments are
