@@ -208,7 +208,7 @@ def test_matrix_flops_agree_with_torch(config):
 
     tokens = torch.zeros(2, 64, dtype=torch.int64)
     model = Transformer(config).double()
-    with FlopCounterMode(display=False) as counter:
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
         model.loss(tokens, tokens)
     expected = flops_per_token(config, 64, has_further=True)
     assert 3 * counter.get_total_flops() / tokens.numel() == pytest.approx(expected, rel=0.03)

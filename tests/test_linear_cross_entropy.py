@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
 from gptrs.model import ModelConfig, Transformer, next_token_loss
 from gptrs.model import loss as losses
@@ -53,9 +54,10 @@ def test_one_side_alone_and_neither_can_be_asked_for():
     (whole,) = torch.autograd.grad(losses.linear_cross_entropy(hidden, weight, targets), (weight,))
     (alone,) = torch.autograd.grad(losses.linear_cross_entropy(hidden.detach(), weight, targets), (weight,))
     assert torch.equal(alone, whole)
-    with torch.no_grad():
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
         loss = losses.linear_cross_entropy(hidden, weight, targets)
     assert not loss.requires_grad
+    assert counter.get_total_flops() == 2 * 24 * 16 * 40  # the logits, and nothing of a gradient
     assert loss.item() == pytest.approx(next_token_loss(hidden @ weight.T, targets).item(), abs=1e-12)
 
 

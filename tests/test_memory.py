@@ -82,7 +82,8 @@ def test_activations_are_what_torch_keeps(name, checkpoints_blocks):
     if checkpoints_blocks:  # the block that is computed again is not there yet when the loss is
         ffn = [found.experts if config.has_experts(layer) else found.feed_forward for layer in range(config.n_layers)]
         expected = found.checkpointed - found.attention - max(ffn)
-    expected -= 4 * config.vocab_size * (1 + config.n_mtp_layers)  # nor the gradient of the probabilities
+    # the gradient of the head is there already, in bfloat16, and is not a token's
+    expected += 2 * config.vocab_size * config.dim * (1 + config.n_mtp_layers) / (B * T)
     within = 0.05 if config.n_mtp_layers else 0.01  # a further token has a position less
     assert kept_bytes(config, checkpoints_blocks=checkpoints_blocks) == pytest.approx(expected, rel=within)
 

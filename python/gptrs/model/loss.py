@@ -31,6 +31,8 @@ def linear_cross_entropy(hidden: Tensor, weight: Tensor, targets: Tensor) -> Ten
     Args: hidden: (B, T, C); weight: (V, C); targets: (B, T), -100 where a position does not count.
     Returns: a scalar; nan, as there, when no position counts.
     """
+    if not torch.is_grad_enabled():  # then no gradient is worth its time
+        hidden, weight = hidden.detach(), weight.detach()
     loss: Tensor = _LinearCrossEntropy.apply(hidden.flatten(0, 1), weight, targets.flatten())
     return loss
 

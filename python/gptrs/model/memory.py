@@ -3,10 +3,11 @@
 All figures are formulas over `count.weights`. Assumptions, in one place:
 
     parameters   bfloat16 copy 2 bytes, its gradient 2; float32 master 4 and AdamW's two moments 8, for trained ones
-    activations  what the backward pass keeps of each token: bfloat16, but float32 for the router and for the head's
-                 probabilities and their gradient; checkpointed: each block's input, and one block computed again;
-                 blocks of further tokens are kept whole. No dropout; norms and attention are one kernel each, which on
-                 the CPU is so for LayerNorm and for values as wide as keys alone: others keep more there
+    activations  what the backward pass keeps of each token: bfloat16, but float32 for the router; of the head the
+                 gradient of the states alone, for logits come and go some rows at a time. Checkpointed: each block's
+                 input, and one block computed again; blocks of further tokens are kept whole. No dropout; norms and
+                 attention are one kernel each, which on the CPU is so for LayerNorm and for values as wide as keys
+                 alone: others keep more there
     ranks        data × expert × tensor. tensor: divides every matrix but the router's and the position table, heads,
                  inner widths and vocabulary; the residual stream, latents, norms and routers are whole on each rank.
                  expert: divides routed experts, and takes other tokens, as data does. The master and moments are
@@ -66,7 +67,7 @@ class Activations:
     attention: int  # of one layer
     feed_forward: int  # of one dense layer
     experts: int  # of one layer of experts; 0 without
-    head: int  # final norm, probabilities and their gradient; for each further token once more
+    head: int  # final norm and the gradient of its output; for each further token once more
     kept: int  # of the whole model
     checkpointed: int  # the same when blocks keep their input alone, but for those of further tokens
 
@@ -143,7 +144,7 @@ def activations(config: ModelConfig, *, tensor: int = 1) -> Activations:
         m = math.ceil(config.moe_inter_dim / tensor)
         routed = 2 * A * (3 * C + 4 * m)  # input, output, output times weight; gate, up, silu(gate), their product
         experts = stream + 4 * C + 2 * 4 * E + routed + 2 * 4 * S * m
-    head = stream + 2 * 4 * math.ceil(config.vocab_size / tensor)
+    head = stream  # its input, and the gradient of what the head reads
     layers = [attention + (experts if config.has_experts(layer) else dense) for layer in range(config.n_layers)]
     further = 2 * stream + attention + (experts or dense) + head  # two inputs, each before and behind its norm
     ends = head + config.n_mtp_layers * further
