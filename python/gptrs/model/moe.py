@@ -8,6 +8,8 @@ each stretch by its own matrices. A bias that only the choice sees, moved after 
 experts busy without a gradient of its own.
 """
 
+from typing import NamedTuple
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -16,6 +18,13 @@ from gptrs.model.config import ModelConfig
 from gptrs.model.feed_forward import SwiGLU
 
 _ALIGNED = 16  # bytes that the grouped product wants the inner sizes to be a multiple of
+
+
+class Use(NamedTuple):
+    """How a layer's experts were used in one forward pass."""
+
+    balance: Tensor  # a scalar, see `balance`
+    loads: Tensor  # (E,), how often each was chosen
 
 
 class Router(nn.Module):
@@ -101,7 +110,7 @@ class MoE(nn.Module):
     """The feed-forward part of a block: shared experts, and the routed ones that each token chooses.
 
     Attributes: router; experts; shared: SwiGLU of n_shared_experts·moe_inter_dim, or None; loads: how many times each
-        expert was chosen in training since `take_loads`, (E,).
+        expert was chosen since `take_loads`, (E,), as far as `count` was told.
     """
 
     def __init__(self, config: ModelConfig) -> None:
@@ -112,8 +121,8 @@ class MoE(nn.Module):
         self.shared = SwiGLU(config, n_shared * config.moe_inter_dim) if n_shared else None
         self.loads: Tensor | None = None
 
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """The output (B, T, C) and the balance term of this layer, a scalar (see `balance`)."""
+    def forward(self, x: Tensor) -> tuple[Tensor, Use]:
+        """The output (B, T, C), and how the experts were used."""
         B, T, C = x.shape
         flat = x.reshape(B * T, C)  # (N, C)
         scores = self.router.scores(flat)  # (N, E)
@@ -121,10 +130,12 @@ class MoE(nn.Module):
         y = self.experts(flat, ids, weights).view(B, T, C)
         if self.shared is not None:
             y = y + self.shared(x)  # (B, T, C)
-        if self.training:
-            loads = count_choices(ids.view(1, -1), scores.shape[-1]).squeeze(0)  # (E,)
-            self.loads = loads if self.loads is None else self.loads + loads
-        return y, balance(scores.view(B, T, -1), ids.view(B, T, -1))
+        loads = count_choices(ids.view(1, -1), scores.shape[-1]).squeeze(0)  # (E,)
+        return y, Use(balance=balance(scores.view(B, T, -1), ids.view(B, T, -1)), loads=loads)
+
+    def count(self, loads: Tensor) -> None:
+        """Adds the loads of a forward pass; not in `forward`, which checkpointing runs twice."""
+        self.loads = loads if self.loads is None else self.loads + loads
 
     def take_loads(self) -> Tensor | None:
         """How often each expert was chosen in training since the last call, (E,); None when it was not."""

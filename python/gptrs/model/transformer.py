@@ -27,7 +27,7 @@ from gptrs.model.embedding import Embedding
 from gptrs.model.feed_forward import feed_forward
 from gptrs.model.loss import IGNORED, linear_cross_entropy
 from gptrs.model.mla import LatentAttention
-from gptrs.model.moe import Experts, MoE, Router
+from gptrs.model.moe import Experts, MoE, Router, Use
 from gptrs.model.norm import norm
 from gptrs.model.rope import rotations
 
@@ -50,13 +50,13 @@ class Block(nn.Module):
         mask: Tensor | None = None,
         cache: KVCache | LatentCache | None = None,
         turns: Tensor | None = None,
-    ) -> tuple[Tensor, Tensor | None]:
-        """The stream behind this block, (B, T, C), and the balance term of its experts, when it has some."""
+    ) -> tuple[Tensor, Use | None]:
+        """The stream behind this block, (B, T, C), and how its experts were used, when it has some."""
         x = x + self.dropout(self.attn(self.attn_norm(x), mask=mask, cache=cache, turns=turns))  # (B, T, C)
-        y, balance = self.ffn(self.ffn_norm(x)), None
-        if isinstance(y, tuple):
-            y, balance = y
-        return x + self.dropout(y), balance
+        y, use = self.ffn(self.ffn_norm(x)), None
+        if isinstance(self.ffn, MoE):
+            y, use = y
+        return x + self.dropout(y), use
 
 
 class FurtherToken(nn.Module):
@@ -82,14 +82,14 @@ class FurtherToken(nn.Module):
         mask: Tensor | None = None,
         cache: KVCache | LatentCache | None = None,
         turns: Tensor | None = None,
-    ) -> tuple[Tensor, Tensor | None]:
+    ) -> tuple[Tensor, Use | None]:
         """Args: hidden: normalised states; embedded: vectors of the tokens behind them; (B, T, C) each.
 
-        Returns: normalised states for the head, (B, T, C), and the balance term of the block.
+        Returns: normalised states for the head, (B, T, C), and how the block's experts were used.
         """
         x = self.joined(torch.cat((self.embed_norm(embedded), self.hidden_norm(hidden)), dim=-1))  # (B, T, C)
-        x, balance = self.block(x, mask=mask, cache=cache, turns=turns)
-        return self.norm(x), balance
+        x, use = self.block(x, mask=mask, cache=cache, turns=turns)
+        return self.norm(x), use
 
 
 class Transformer(nn.Module):
@@ -197,20 +197,20 @@ class Transformer(nn.Module):
         self, tokens: Tensor, targets: Tensor, *, positions: Tensor | None = None, doc_ids: Tensor | None = None
     ) -> dict[str, Tensor]:
         """The parts of `loss` before they are weighted: "next", and where the model has them, "further", "balance"."""
-        hidden, balances = self._run(tokens, cache=None, positions=positions, doc_ids=doc_ids)
+        hidden, uses = self._run(tokens, cache=None, positions=positions, doc_ids=doc_ids)
         losses = {"next": linear_cross_entropy(hidden, self.head_weight, targets)}
-        if self.further:
+        if self.further and tokens.shape[1] > 1:
             further = []
-            for depth, (states, balance) in enumerate(self.further_states(hidden, tokens, positions, doc_ids), start=1):
+            for depth, (states, use) in enumerate(self.further_states(hidden, tokens, positions, doc_ids), start=1):
                 expected = targets[:, depth:]  # (B, T - depth)
                 if doc_ids is not None:
                     is_same = doc_ids[:, depth:] == doc_ids[:, :-depth]
                     expected = expected.masked_fill(~is_same, IGNORED)
                 further.append(linear_cross_entropy(states, self.head_weight, expected))
-                balances += [] if balance is None else [balance]
+                uses += [] if use is None else [use]
             losses["further"] = torch.stack(further).mean()
-        if balances:
-            losses["balance"] = torch.stack(balances).sum()
+        if uses:
+            losses["balance"] = torch.stack([use.balance for use in uses]).sum()
         return losses
 
     def hidden(
@@ -240,8 +240,8 @@ class Transformer(nn.Module):
         cache: KVCache | LatentCache | None,
         positions: Tensor | None,
         doc_ids: Tensor | None,
-    ) -> tuple[Tensor, list[Tensor]]:
-        """`hidden`, and the balance terms of the layers that have experts."""
+    ) -> tuple[Tensor, list[Use]]:
+        """`hidden`, and how experts were used in the layers that have some."""
         _, T = tokens.shape
         if cache is None:
             self._check_limit(T)
@@ -255,32 +255,34 @@ class Transformer(nn.Module):
             positions = cache.positions(T)  # (T,) or (B, T)
         x = self.embed(tokens, positions)  # (B, T, C)
         turns = self._turns(positions, x.dtype)
-        balances = []
+        uses = []
         for block in self.layers:
-            x, balance = self._through(block, x, mask=mask, cache=cache, turns=turns)  # (B, T, C)
-            balances += [] if balance is None else [balance]
+            x, use = self._through(block, x, mask=mask, cache=cache, turns=turns)  # (B, T, C)
+            uses += [] if use is None else [use]
         if cache is not None:
             cache.advance(T)
-        return self.norm(x), balances
+        return self.norm(x), uses
 
     def further_states(
         self, hidden: Tensor, tokens: Tensor, positions: Tensor | None, doc_ids: Tensor | None
-    ) -> Iterator[tuple[Tensor, Tensor | None]]:
+    ) -> Iterator[tuple[Tensor, Use | None]]:
         """For each depth d, counted from 1, the states (B, T - d, C) whose logits are those of the token d + 1 behind
-        each position, and the balance term of its block.
+        each position, and how its block's experts were used; only depths below T.
 
         Args: hidden: what `hidden` gave for the tokens; the others as there.
         """
         T = tokens.shape[1]
         if positions is None:
             positions = torch.arange(T, device=tokens.device)  # (T,)
-        for depth, module in enumerate(self.further, start=1):
+        for depth, module in enumerate(self.further[: T - 1], start=1):
             n = T - depth
             turns = self._turns(positions[..., :n], hidden.dtype)
             mask = None if doc_ids is None else inside_documents(doc_ids[:, :n])
             embedded = self.embed.token(tokens[:, depth:])  # (B, T - depth, C)
-            hidden, balance = module(hidden[:, :n], embedded, mask=mask, turns=turns)
-            yield hidden, balance
+            hidden, use = module(hidden[:, :n], embedded, mask=mask, turns=turns)
+            assert isinstance(module, FurtherToken)
+            self._count(module.block, use)
+            yield hidden, use
 
     def logits(self, hidden: Tensor) -> Tensor:
         """The head: (..., C) → (..., V)."""
@@ -295,12 +297,18 @@ class Transformer(nn.Module):
         """The mixtures of experts and their names, first layer first, those of further tokens last."""
         return ((name, module) for name, module in self.named_modules() if isinstance(module, MoE))
 
-    def _through(self, block: nn.Module, x: Tensor, **given: Any) -> tuple[Tensor, Tensor | None]:
+    def _through(self, block: nn.Module, x: Tensor, **given: Any) -> tuple[Tensor, Use | None]:
         if self.checkpoints_blocks and self.training and torch.is_grad_enabled():
-            out: tuple[Tensor, Tensor | None] = checkpoint(block, x, use_reentrant=False, **given)
+            y, use = checkpoint(block, x, use_reentrant=False, **given)
         else:
-            out = block(x, **given)
-        return out
+            y, use = block(x, **given)
+        self._count(block, use)
+        return y, use
+
+    def _count(self, block: nn.Module, use: Use | None) -> None:
+        """Adds the loads of a block's experts to what they had since they were last taken, in training."""
+        if use is not None and self.training:
+            block.ffn.count(use.loads)  # type: ignore[operator, union-attr]
 
     def _turns(self, positions: Tensor, dtype: torch.dtype) -> Tensor | None:
         """The rotations of these positions in float32 or wider; None where positions are added instead."""
