@@ -24,12 +24,12 @@ LAYERS = {
     "gptrs.holdout": 1, "gptrs.tokenizer_report": 1, "gptrs.trainer": 1, "gptrs.dataset": 1, "gptrs.tokenizer": 1,
     "gptrs.tasks": 1, "gptrs.mixture": 1, "gptrs.ring": 1, "gptrs.loader": 1, "gptrs.model": 1,
     "gptrs.generate": 2, "gptrs.trace": 2, "gptrs.report": 2, "gptrs.inspect": 2, "gptrs.train_prepare": 2,
-    "gptrs.on_ray": 2,
-    "gptrs.train": 3,
+    "gptrs.on_ray": 2, "gptrs.plan": 2, "gptrs.plan_view": 2,
+    "gptrs.train": 3, "gptrs.exchange": 3,
     "gptrs.train.config": 2, "gptrs.train.corpus": 2, "gptrs.train.rundir": 2, "gptrs.train.optim": 2,
     "gptrs.train.schedule": 2, "gptrs.train.checkpoint": 2, "gptrs.train.metrics": 2,
-    "gptrs.cli": 4, "gptrs.cli_training": 4, "gptrs.cli_data": 4, "gptrs.cli_tasks": 4, "gptrs.demo": 4,
-    "gptrs.__main__": 5,
+    "gptrs.cli": 4, "gptrs.cli_training": 4, "gptrs.cli_data": 4, "gptrs.cli_tasks": 4, "gptrs.cli_model": 4,
+    "gptrs.cli_plan": 4, "gptrs.demo": 4, "gptrs.__main__": 5,
 }  # fmt: skip
 # In layer 1 outside of gptrs.model, what stands before the importer.
 IN_ORDER = (
@@ -44,13 +44,21 @@ IN_ORDER = (
     "gptrs.loader",
 )
 # Inside gptrs.model, only what stands before the importer.
-MODEL = ("config", "count", "embedding", "cache", "attention", "transformer")
+MODEL = (
+    "config", "count", "memory", "embedding", "rope", "norm", "cache", "attention", "mla", "feed_forward", "moe",
+    "loss", "transformer",
+)  # fmt: skip
+# Inside gptrs.exchange likewise.
+EXCHANGE = ("hf_config", "hf_tensors", "hf", "gguf", "llama2c")
 WITHOUT_TORCH = (
     "gptrs",
     "gptrs.tokenizer",
     "gptrs.config",
     "gptrs.model.config",
     "gptrs.model.count",
+    "gptrs.model.memory",
+    "gptrs.plan",
+    "gptrs.plan_view",
     "gptrs.cli",
 )
 
@@ -102,6 +110,8 @@ def may_import(module: str, name: str) -> bool:
     parts, names = module.split("."), name.split(".")
     if parts[1] == names[1] == "model":
         return len(parts) == 2 or MODEL.index(names[2]) < MODEL.index(parts[2])
+    if len(parts) == len(names) == 3 and parts[1] == names[1] == "exchange":
+        return EXCHANGE.index(names[2]) < EXCHANGE.index(parts[2])
     if module in IN_ORDER and name in IN_ORDER:
         return IN_ORDER.index(name) < IN_ORDER.index(module)
     if layer(module) == 3 and name == "gptrs.train.loop":

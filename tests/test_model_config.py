@@ -17,14 +17,15 @@ def test_a_preset_is_found_under_both_spellings():
 
 
 def test_gpt2_presets_have_the_published_sizes():
-    sizes = {name: (c.n_layers, c.n_heads, c.dim, c.inter_dim) for name, c in PRESETS.items()}
+    presets = {name: config for name, config in PRESETS.items() if name.startswith("gpt2")}
+    sizes = {name: (c.n_layers, c.n_heads, c.dim, c.inter_dim) for name, c in presets.items()}
     assert sizes == {
         "gpt2-small": (12, 12, 768, 3072),
         "gpt2-medium": (24, 16, 1024, 4096),
         "gpt2-large": (36, 20, 1280, 5120),
         "gpt2-xl": (48, 25, 1600, 6400),
     }
-    assert {(c.vocab_size, c.max_seq_len, c.is_head_tied, c.position) for c in PRESETS.values()} == {
+    assert {(c.vocab_size, c.max_seq_len, c.is_head_tied, c.position) for c in presets.values()} == {
         (50_257, 1024, True, "learned")
     }
 
@@ -47,7 +48,7 @@ def test_only_learned_positions_end():
         ({"n_layers": 0}, r"n_layers must be an integer of at least 1, got 0"),
         ({"vocab_size": 50.0}, r"vocab_size must be an integer of at least 1, got 50\.0"),
         ({"max_seq_len": True}, r"max_seq_len must be an integer of at least 1, got True"),
-        ({"position": "rope"}, r"position must be one of learned, sinusoidal, got 'rope'"),
+        ({"position": "alibi"}, r"position must be one of learned, sinusoidal, rope, got 'alibi'"),
         ({"position": "sinusoidal", "dim": 15, "n_heads": 3}, r"dim must be even .* got 15; hint: use dim=16"),
         ({"dropout": 1.0}, r"dropout must be at least 0 and below 1, got 1\.0"),
         ({"dropout": float("nan")}, r"dropout must be at least 0 and below 1, got nan"),
@@ -56,6 +57,53 @@ def test_only_learned_positions_end():
     ],
 )
 def test_impossible_sizes_are_refused(changes, message):
+    with pytest.raises(ValueError, match=message):
+        ModelConfig(**(SIZES | changes))
+
+
+LATENT = {"position": "rope", "kv_lora_rank": 32, "qk_nope_head_dim": 16, "qk_rope_head_dim": 8, "v_head_dim": 16}
+EXPERTS = {
+    "feed_forward": "swiglu", "has_bias": False, "n_routed_experts": 8, "n_activated_experts": 2, "moe_inter_dim": 32,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"n_heads": 4, "n_kv_heads": 3}, r"n_kv_heads \(3\) must divide n_heads \(4\); hint: use n_kv_heads=2"),
+        ({"dim": 12, "position": "rope"}, r"dim / n_heads must be even to be rotated, got 3"),
+        ({"v_head_dim": 16}, r"v_head_dim needs latent attention, got kv_lora_rank=0; hint: set kv_lora_rank"),
+        (LATENT | {"position": "learned"}, r"latent attention rotates its positions, got position='learned'; hint"),
+        (LATENT | {"n_kv_heads": 2}, r"latent attention has a key for each head, got n_kv_heads=2; hint: use 0"),
+        (LATENT | {"qk_nope_head_dim": 0}, r"latent attention needs qk_nope_head_dim, got 0"),
+        (LATENT | {"qk_rope_head_dim": 7}, r"qk_rope_head_dim must be even to be rotated, got 7"),
+        ({"moe_inter_dim": 32}, r"moe_inter_dim needs experts, got n_routed_experts=0; hint: set n_routed_experts"),
+        (EXPERTS | {"feed_forward": "gelu"}, r"experts are SwiGLU, got feed_forward='gelu'; hint: use 'swiglu'"),
+        (EXPERTS | {"has_bias": True}, r"experts have no bias, got has_bias=True; hint: use has_bias=False"),
+        (EXPERTS | {"n_activated_experts": 9}, r"n_activated_experts must be from 1 to n_routed_experts \(8\), got 9"),
+        (EXPERTS | {"moe_inter_dim": 0}, r"moe_inter_dim must be at least 1 with experts, got 0"),
+        (EXPERTS | {"n_dense_layers": 5}, r"n_dense_layers \(5\) must not exceed n_layers \(4\)"),
+        (EXPERTS | {"n_expert_groups": 3}, r"n_expert_groups \(3\) must divide n_routed_experts \(8\)"),
+        (
+            EXPERTS | {"n_expert_groups": 2, "n_limited_groups": 3},
+            r"n_limited_groups must be from 1 to n_expert_groups \(2\), got 3",
+        ),
+        (
+            EXPERTS | {"n_expert_groups": 4, "n_activated_experts": 3},
+            r"n_limited_groups \(1\) of 2 experts .* n_activated_experts \(3\); hint: use n_limited_groups=2",
+        ),
+        (
+            EXPERTS | {"n_expert_groups": 8, "n_limited_groups": 2},
+            r"group_score 'top2' needs groups of 2 experts or more, got 1; hint: use 'max'",
+        ),
+        ({"rope_factor": 0.5}, r"rope_factor must be at least 1, got 0\.5"),
+        ({"rope_beta_slow": 40.0}, r"rope_beta_slow \(40\.0\) must not exceed rope_beta_fast \(32\.0\)"),
+        ({"route_scale": 0.0}, r"route_scale must be a positive number, got 0\.0"),
+        ({"norm": "batch"}, r"norm must be one of layer, rms, got 'batch'"),
+        ({"n_mtp_layers": -1}, r"n_mtp_layers must be an integer of at least 0, got -1"),
+    ],
+)
+def test_parts_that_do_not_fit_together_are_refused(changes, message):
     with pytest.raises(ValueError, match=message):
         ModelConfig(**(SIZES | changes))
 

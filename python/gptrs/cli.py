@@ -7,18 +7,14 @@ command line 2, Ctrl-C 130.
 import os
 import sys
 import warnings
-from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
-from gptrs import cli_data, cli_training
+from gptrs import cli_data, cli_model, cli_plan, cli_training
 from gptrs.cli_data import Pattern, load_tokenizer
-
-if TYPE_CHECKING:
-    from gptrs.model import Transformer
-    from gptrs.tokenizer import Tokenizer
+from gptrs.cli_model import require_torch
 
 _SETTINGS = {"help_option_names": ["-h", "--help"]}
 app = typer.Typer(
@@ -32,6 +28,7 @@ tokenizer_app = typer.Typer(help="Train a tokenizer and use it.", no_args_is_hel
 app.add_typer(tokenizer_app, name="tokenizer")
 app.add_typer(cli_data.app, name="data")
 app.command("prepare")(cli_data.prepare)
+app.command("plan")(cli_plan.plan)
 
 TokenizerFile = Annotated[str, typer.Argument(help="tokenizer.json, *.tiktoken, or a folder.", metavar="TOKENIZER")]
 Overrides = Annotated[list[str] | None, typer.Argument(help="Settings that differ.", metavar="[SECTION.KEY=VALUE…]")]
@@ -56,13 +53,6 @@ def fail(message: str) -> None:
     """Prints one line on stderr and exits with code 1."""
     typer.echo(f"error: {message}", err=True)
     sys.exit(1)
-
-
-def require_torch(command: str) -> None:
-    """Ends a command that needs PyTorch, or what comes with it, where it is not installed."""
-    for name in ("torch", "safetensors", "matplotlib"):
-        if find_spec(name) is None:
-            fail(f"gptrs {command} needs {name}, which is not installed; hint: pip install 'gptrs[train]'")
 
 
 def _show_version(is_asked: bool) -> None:
@@ -186,72 +176,6 @@ def demo_command(
     demo.run([*text, *files] if text else None, overrides=overrides, is_fresh=fresh)
 
 
-@app.command("generate")
-def generate_command(
-    run: Annotated[str | None, typer.Option(help="A run directory; its newest checkpoint is used.")] = None,
-    checkpoint: Annotated[str | None, typer.Option(help="One checkpoint in a run directory.")] = None,
-    prompt: Annotated[str, typer.Option("--prompt", "-p", help="The text to go on from.")] = "\n",
-    max_new_tokens: Annotated[
-        int | None, typer.Option("--max-new-tokens", "-n", help="Tokens at most. [default: 200, or what fits]", min=1)
-    ] = None,
-    temperature: Annotated[float, typer.Option(help="0 takes the likeliest token; 1 draws as the model says.")] = 0.8,
-    top_k: Annotated[int | None, typer.Option(help="Draw from this many of the likeliest tokens.")] = None,
-    top_p: Annotated[float | None, typer.Option(help="Draw from the likeliest that reach this probability.")] = None,
-    seed: Annotated[int | None, typer.Option(help="The same seed writes the same text.")] = None,
-    device: Annotated[str, typer.Option(help="cpu or cuda; auto takes cuda when there is one.")] = "auto",
-) -> None:
-    """Write on from a prompt with a trained model, character by character as they come."""
-    require_torch("generate")
-    from gptrs.generate import stream
-
-    model, tokenizer = _open_model(run, checkpoint, device)
-    ids = tokenizer.encode(prompt, allowed_special="all")
-    limit = model.config.position_limit
-    room = 200 if limit is None else min(200, max(limit - len(ids), 1))
-    new_ids = stream(
-        model,
-        ids,
-        max_new_tokens=max_new_tokens or room,
-        temperature=temperature,
-        top_k=top_k,
-        top_p=top_p,
-        stop_tokens=() if tokenizer.eot_id is None else (tokenizer.eot_id,),
-        seed=seed,
-    )
-    decoder = tokenizer.decoder()
-    _write(prompt)
-    for token_id in new_ids:
-        if token_id != tokenizer.eot_id:
-            _write(decoder.push(token_id))
-    _write(decoder.finish() + "\n")
-
-
-def _open_model(run: str | None, checkpoint: str | None, device: str) -> tuple["Transformer", "Tokenizer"]:
-    """The model of a checkpoint, by default the newest of a run, and the run's tokenizer."""
-    import torch
-
-    from gptrs.model import ModelConfig, Transformer
-    from gptrs.train import checkpoint as checkpoints
-
-    if (run is None) == (checkpoint is None):
-        raise typer.BadParameter("expected --run DIR or --checkpoint DIR")
-    path = Path(checkpoint) if checkpoint is not None else checkpoints.find(Path(str(run)) / "checkpoints").newest
-    folder = Path(run) if run is not None else Path(str(checkpoint)).resolve().parent.parent
-    if path is None:
-        raise FileNotFoundError(
-            f"expected a finished checkpoint in {folder / 'checkpoints'}, found none; hint: gptrs train"
-        )
-    tokenizer = load_tokenizer(str(folder / "tokenizer.json"), None)
-    checkpoints.verify(path)
-    config = ModelConfig(**checkpoints.read_state(path)["model"])
-    name = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
-    if name != "cpu" and not (name.startswith("cuda") and torch.cuda.is_available()):
-        raise ValueError(f"device must be auto, cpu or a CUDA device that is there, got {device!r}")
-    model = Transformer(config).to(name)
-    checkpoints.load_model(path, model)
-    return model.eval(), tokenizer
-
-
-def _write(text: str) -> None:
-    sys.stdout.write(text)
-    sys.stdout.flush()
+app.command("generate")(cli_model.generate_command)
+app.command("import")(cli_model.import_command)
+app.command("export")(cli_model.export_command)

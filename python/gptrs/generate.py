@@ -18,7 +18,7 @@ from typing import Required, TypedDict, Unpack
 import torch
 from torch import Tensor, nn
 
-from gptrs.model import KVCache, Transformer
+from gptrs.model import Transformer, new_cache
 
 
 class Settings(TypedDict, total=False):
@@ -168,7 +168,7 @@ def _steps(model: Transformer, prompts: Sequence[Sequence[int]], sampling: _Samp
     tokens = _padded(prompts, longest + max_new_tokens).to(device)  # (B, longest + max_new_tokens)
     cache = None
     if sampling.use_cache:
-        cache = KVCache(model.config, len(prompts), longest + max_new_tokens, device=device, dtype=dtype)
+        cache = new_cache(model.config, len(prompts), longest + max_new_tokens, device=device, dtype=dtype)
     uniforms = _uniforms(len(prompts), max_new_tokens, sampling.seed).to(device)  # (B, max_new_tokens)
     rows = torch.arange(len(prompts), device=device)  # (B,)
     ends = torch.tensor(lengths, device=device)  # (B,), where each sequence's next token goes

@@ -1,26 +1,27 @@
 """The transformer and what can be known of it without building it.
 
-`ModelConfig` and `gptrs.model.count` need no torch; `Transformer` and `KVCache` load it at first use.
+`ModelConfig` and `gptrs.model.count` need no torch; the rest loads it at first use.
 """
 
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from gptrs.model.config import PRESETS, ModelConfig
 
 if TYPE_CHECKING:
-    from gptrs.model.cache import KVCache
-    from gptrs.model.transformer import Transformer, next_token_loss
+    from gptrs.model.cache import KVCache, LatentCache, new_cache
+    from gptrs.model.loss import next_token_loss
+    from gptrs.model.transformer import Transformer
 
-__all__ = ["PRESETS", "KVCache", "ModelConfig", "Transformer", "next_token_loss"]
+__all__ = ["PRESETS", "KVCache", "LatentCache", "ModelConfig", "Transformer", "new_cache", "next_token_loss"]
+
+_LAZY = {
+    "KVCache": "cache", "LatentCache": "cache", "new_cache": "cache",
+    "Transformer": "transformer", "next_token_loss": "loss",
+}  # fmt: skip
 
 
 def __getattr__(name: str) -> Any:
-    if name == "KVCache":
-        from gptrs.model.cache import KVCache
-
-        return KVCache
-    if name in ("Transformer", "next_token_loss"):
-        from gptrs.model import transformer
-
-        return getattr(transformer, name)
+    if name in _LAZY:
+        return getattr(import_module(f"gptrs.model.{_LAZY[name]}"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

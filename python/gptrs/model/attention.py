@@ -1,47 +1,77 @@
 """Causal self-attention: each position gathers from itself and those before it."""
 
+import torch
 from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 
 from gptrs.model.cache import KVCache
 from gptrs.model.config import ModelConfig
+from gptrs.model.rope import rotate, softmax_scale
 
 
 class Attention(nn.Module):
-    """Multi-head attention, softmax(q·kᵀ / √D)·v in every head, with one projection for q, k and v together.
+    """softmax(q·kᵀ·scale)·v in every head (see softmax_scale), with one projection for q, k and v together.
 
-    Attributes: qkv: C → 3·C, rows ordered (q | k | v), heads inside each; output: C → C.
-    Source: arXiv 1706.03762, section 3.2; dropout on the weights as GPT-2.
+    With fewer kv heads than query heads, query head h reads kv head h // (H / K): multi-head attention has K = H,
+    multi-query attention K = 1, grouped-query attention stands between.
+
+    Attributes: qkv: C → (H + 2·K)·D, rows ordered (q | k | v), heads inside each; output: H·D → C.
+    Source: arXiv 1706.03762, section 3.2; arXiv 2305.13245; dropout on the weights as GPT-2.
     """
 
     def __init__(self, config: ModelConfig, layer: int) -> None:
         super().__init__()
         self.layer = layer
         self.n_heads = config.n_heads
+        self.kv_heads = config.kv_heads
         self.head_dim = config.head_dim
         self.dropout = config.dropout
-        self.qkv = nn.Linear(config.dim, 3 * config.dim)
-        self.output = nn.Linear(config.dim, config.dim)
+        self.scale = softmax_scale(config)
+        width = (config.n_heads + 2 * config.kv_heads) * config.head_dim
+        self.qkv = nn.Linear(config.dim, width, bias=config.has_bias)
+        self.output = nn.Linear(config.dim, config.dim, bias=config.has_bias)
 
-    def forward(self, x: Tensor, *, mask: Tensor | None = None, cache: KVCache | None = None) -> Tensor:
+    def forward(
+        self, x: Tensor, *, mask: Tensor | None = None, cache: KVCache | None = None, turns: Tensor | None = None
+    ) -> Tensor:
         """Returns (B, T, C).
 
         Args:
             x: (B, T, C).
             mask: True where a query may look, broadcast to (B, H, T, S); None means plain causal order, for which
-                the T queries must be all S positions or the last one (see KVCache.mask).
+                the T queries must be all S positions or the last one (see Cache.mask).
             cache: keys and values of earlier positions; those of x are appended.
+            turns: rotations of the positions of x, where they are rotary.
         """
         B, T, C = x.shape
-        # unbind before the transpose: its backward then writes the gradient of qkv in one contiguous copy
-        q, k, v = self.qkv(x).view(B, T, 3, self.n_heads, self.head_dim).unbind(2)  # (B, T, H, D) each
-        q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)  # (B, H, T, D) each
+        q, k, v = self._projected(x)  # (B, H, T, D), (B, K, T, D) twice
+        if turns is not None:
+            q, k = rotate(q, turns), rotate(k, turns)
         is_causal = mask is None
         if cache is not None:
-            k, v = cache.append(self.layer, k, v)  # (B, H, S, D) each
+            k, v = cache.append(self.layer, k, v)  # (B, K, S, D) each
             if T == 1:
                 is_causal = False  # the one query sees every position
-        dropout = self.dropout if self.training else 0.0
-        out = scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout, is_causal=is_causal)
+        out = scaled_dot_product_attention(
+            q,
+            k,
+            v,
+            attn_mask=mask,
+            dropout_p=self.dropout if self.training else 0.0,
+            is_causal=is_causal,
+            scale=self.scale,
+            enable_gqa=self.kv_heads < self.n_heads,
+        )  # (B, H, T, D)
         y: Tensor = self.output(out.transpose(1, 2).reshape(B, T, C))  # (B, T, C)
         return y
+
+    def _projected(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries (B, H, T, D), keys and values (B, K, T, D)."""
+        B, T, _ = x.shape
+        H, K, D = self.n_heads, self.kv_heads, self.head_dim
+        if H == K:
+            # unbind before the transpose: its backward then writes the gradient of qkv in one contiguous copy
+            q, k, v = self.qkv(x).view(B, T, 3, H, D).unbind(2)  # (B, T, H, D) each
+        else:
+            q, k, v = torch.split(self.qkv(x).view(B, T, H + 2 * K, D), [H, K, K], dim=2)
+        return q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)

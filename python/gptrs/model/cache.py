@@ -1,4 +1,4 @@
-"""Keys and values of the positions seen so far, so that each new token costs one position.
+"""States of the positions seen so far, so that each new token costs one position.
 
 A sequence's position p lives in slot p of its row. Prompts of different lengths therefore need no left padding: they
 are padded on the right, the padding's keys lie in slots after the last real position, no real query may look there
@@ -17,8 +17,8 @@ from torch import Tensor
 from gptrs.model.config import ModelConfig
 
 
-class KVCache:
-    """Preallocated keys and values, (B, H, S, D) for each layer; memory is taken once and never moves.
+class Cache:
+    """Preallocated states of each layer, (B, heads, S, width); memory is taken once and never moves.
 
     One forward pass of T new positions is: `check(T)`, `positions(T)`, `mask(T)`, `append` in each layer, `advance(T)`.
     """
@@ -29,9 +29,12 @@ class KVCache:
         batch_size: int,
         max_len: int,
         *,
+        shapes: Sequence[tuple[int, int]],
+        n_layers: int = 0,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
+        """Args: shapes: heads and width of each tensor that a layer keeps; n_layers: 0 for the model's own."""
         limit = config.position_limit
         if limit is not None and max_len > limit:
             raise ValueError(
@@ -39,16 +42,18 @@ class KVCache:
             )
         self.max_len = max_len
         self.lengths = (0,) * batch_size  # positions known of each sequence
-        shape = (batch_size, config.n_heads, max_len, config.head_dim)
-        # Zeros, not empty: a masked slot has weight 0, and 0 · nan would be nan.
-        self._keys = [torch.zeros(shape, device=device, dtype=dtype) for _ in range(config.n_layers)]
-        self._values = [torch.zeros(shape, device=device, dtype=dtype) for _ in range(config.n_layers)]
-        self._device = self._keys[0].device
+
+        def empty(heads: int, width: int) -> Tensor:
+            # Zeros, not empty: a masked slot has weight 0, and 0 · nan would be nan.
+            return torch.zeros(batch_size, heads, max_len, width, device=device, dtype=dtype)
+
+        self._layers = [[empty(*shape) for shape in shapes] for _ in range(n_layers or config.n_layers)]
+        self._device = self._layers[0][0].device
 
     @property
     def n_bytes(self) -> int:
         """Bytes of the storage, all layers together."""
-        return sum(tensor.nbytes for tensor in self._keys + self._values)
+        return sum(tensor.nbytes for layer in self._layers for tensor in layer)
 
     @property
     def is_uniform(self) -> bool:
@@ -81,24 +86,24 @@ class KVCache:
         mask = slots <= self.positions(T).unsqueeze(-1)  # (T, S) or (B, T, S)
         return mask if mask.ndim == 2 else mask.unsqueeze(1)  # (T, S) or (B, 1, T, S)
 
-    def append(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        """Stores keys and values (B, H, T, D) behind each sequence; returns all in view, (B, H, S, D) each.
+    def store(self, layer: int, new: Sequence[Tensor]) -> list[Tensor]:
+        """Stores (B, heads, T, width) behind each sequence, one for each shape; returns all in view.
 
         The lengths grow in `advance`, when every layer has stored its own.
         """
-        B, _, T, _ = k.shape
-        for cached, new in ((self._keys[layer], k), (self._values[layer], v)):
+        B, _, T, _ = new[0].shape
+        for cached, states in zip(self._layers[layer], new, strict=True):
             if self.is_uniform:
-                cached[:, :, self.lengths[0] : self.lengths[0] + T] = new
+                cached[:, :, self.lengths[0] : self.lengths[0] + T] = states
             else:
                 rows = torch.arange(B, device=self._device)[:, None]  # (B, 1)
-                cached[rows, :, self.positions(T)] = new.transpose(1, 2)  # (B, T, H, D)
-        return self.view(layer, T)
+                cached[rows, :, self.positions(T)] = states.transpose(1, 2).to(cached.dtype)  # (B, T, heads, width)
+        return self.seen(layer, T)
 
-    def view(self, layer: int, n_new: int = 0) -> tuple[Tensor, Tensor]:
-        """Keys and values up to the longest sequence plus `n_new`, without a copy: (B, H, S, D) each."""
+    def seen(self, layer: int, n_new: int = 0) -> list[Tensor]:
+        """What a layer keeps up to the longest sequence plus `n_new`, without a copy: (B, heads, S, width) each."""
         S = max(self.lengths) + n_new
-        return self._keys[layer][:, :, :S], self._values[layer][:, :, :S]
+        return [cached[:, :, :S] for cached in self._layers[layer]]
 
     def advance(self, T: int) -> None:
         """Counts T positions as known in every sequence."""
@@ -113,3 +118,75 @@ class KVCache:
             if not 0 <= new <= old:
                 raise ValueError(f"cannot crop sequence {row} to {new} positions, it has {old}")
         self.lengths = wanted
+
+
+class KVCache(Cache):
+    """Keys and values of every kv head: 2·K·D numbers for each position and layer."""
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        batch_size: int,
+        max_len: int,
+        *,
+        n_layers: int = 0,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        shapes = ((config.kv_heads, config.head_dim), (config.kv_heads, config.value_dim))
+        super().__init__(config, batch_size, max_len, shapes=shapes, n_layers=n_layers, device=device, dtype=dtype)
+
+    def append(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        """Stores keys and values (B, K, T, D) behind each sequence; returns all in view, (B, K, S, D) each."""
+        keys, values = self.store(layer, (k, v))
+        return keys, values
+
+    def view(self, layer: int, n_new: int = 0) -> tuple[Tensor, Tensor]:
+        """Keys and values up to the longest sequence plus `n_new`, without a copy: (B, K, S, D) each."""
+        keys, values = self.seen(layer, n_new)
+        return keys, values
+
+
+class LatentCache(Cache):
+    """The normalised latent and the one rotated key of each position: R + qk_rope_head_dim numbers for each layer.
+
+    They stand side by side, as the key of absorbed attention; its value is their front.
+    Source: arXiv 2405.04434, section 2.1.2.
+    """
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        batch_size: int,
+        max_len: int,
+        *,
+        n_layers: int = 0,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        shapes = ((1, config.kv_lora_rank + config.qk_rope_head_dim),)
+        super().__init__(config, batch_size, max_len, shapes=shapes, n_layers=n_layers, device=device, dtype=dtype)
+
+    def append(self, layer: int, latent: Tensor) -> Tensor:
+        """Stores (B, 1, T, R + qk_rope_head_dim) behind each sequence; returns all in view, (B, 1, S, …)."""
+        (seen,) = self.store(layer, (latent,))
+        return seen
+
+    def view(self, layer: int, n_new: int = 0) -> Tensor:
+        """Latents up to the longest sequence plus `n_new`, without a copy: (B, 1, S, R + qk_rope_head_dim)."""
+        (seen,) = self.seen(layer, n_new)
+        return seen
+
+
+def new_cache(
+    config: ModelConfig,
+    batch_size: int,
+    max_len: int,
+    *,
+    n_layers: int = 0,
+    device: torch.device | str | None = None,
+    dtype: torch.dtype | None = None,
+) -> KVCache | LatentCache:
+    """The cache of the model's kind of attention, for its layers or, with `n_layers`, for so many others."""
+    kind = LatentCache if config.is_latent else KVCache
+    return kind(config, batch_size, max_len, n_layers=n_layers, device=device, dtype=dtype)

@@ -1,5 +1,7 @@
 """Token ids and positions to the first hidden state: token vector + position vector, then dropout.
 
+Rotary positions are not added here: attention turns queries and keys by them.
+
 Sinusoidal positions are computed for the positions asked for, not looked up: nothing to store, grow or move, no last
 position, and the same code under torch.compile and on the meta device.
 """
@@ -40,19 +42,24 @@ class Sinusoids(nn.Module):
 class Embedding(nn.Module):
     """The vectors of tokens plus those of their positions.
 
-    Attributes: token: a table (V, C); position: a table (max_seq_len, C) when learned, else Sinusoids.
+    Attributes: token: a table (V, C); position: a table (max_seq_len, C) when learned, Sinusoids, or None when rotary.
     """
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.token = nn.Embedding(config.vocab_size, config.dim)
-        is_learned = config.position == "learned"
-        self.position = nn.Embedding(config.max_seq_len, config.dim) if is_learned else Sinusoids(config.dim)
+        self.position: nn.Module | None = None
+        if config.position == "learned":
+            self.position = nn.Embedding(config.max_seq_len, config.dim)
+        elif config.position == "sinusoidal":
+            self.position = Sinusoids(config.dim)
         self.dropout = nn.Dropout(config.dropout)
 
     def forward(self, tokens: Tensor, positions: Tensor) -> Tensor:
         """Args: tokens: (B, T); positions: (T,), or (B, T) when they differ between sequences. Returns: (B, T, C)."""
         token: Tensor = self.token(tokens)  # (B, T, C)
-        position: Tensor = self.position(positions).to(token.dtype)  # (T, C) or (B, T, C)
-        out: Tensor = self.dropout(token + position)  # (B, T, C)
+        if self.position is not None:
+            position: Tensor = self.position(positions).to(token.dtype)  # (T, C) or (B, T, C)
+            token = token + position
+        out: Tensor = self.dropout(token)  # (B, T, C)
         return out

@@ -1,8 +1,10 @@
-"""A decoder-only transformer of the GPT-2 kind.
+"""A decoder-only transformer, from GPT-2's kind to DeepSeek-V3's.
 
-    tokens (B, T) ─▶ Embedding ─▶ n_layers × Block ─▶ LayerNorm ─▶ head ─▶ logits (B, T, V)
+    tokens (B, T) ─▶ Embedding ─▶ n_layers × Block ─▶ norm ─▶ head ─▶ logits (B, T, V)
+                                                       │
+                        next tokens' vectors ─▶ FurtherToken ─▶ norm ─▶ head ─▶ logits of one token more
 
-    Block:  x ─▶ x + dropout(Attention(LayerNorm(x))) ─▶ x + dropout(FeedForward(LayerNorm(x)))
+    Block:  x ─▶ x + dropout(attention(norm(x))) ─▶ x + dropout(feed-forward(norm(x)))
 
 Unusual here: a tied head has no tensor of its own, so nothing is counted or saved twice; the weights depend on the
 seed alone, not on the device or on torch's global generator; there are no buffers, so a model built on the meta device
@@ -10,57 +12,84 @@ becomes a real one by `to_empty(device=...)` and `init_weights(seed)`.
 """
 
 import math
+from collections.abc import Iterator
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from gptrs.model.attention import Attention
-from gptrs.model.cache import KVCache
+from gptrs.model.cache import KVCache, LatentCache
 from gptrs.model.config import ModelConfig
 from gptrs.model.embedding import Embedding
-
-INIT_STD = 0.02  # of every matrix, as GPT-2
-
-
-def next_token_loss(logits: Tensor, targets: Tensor) -> Tensor:
-    """The mean cross-entropy in nats over all positions whose target is not -100, in float32 or wider.
-
-    Args: logits: (B, T, V); targets: (B, T), the id that follows each position. Returns: a scalar.
-    """
-    B, T, V = logits.shape
-    wide = logits.to(torch.promote_types(logits.dtype, torch.float32))
-    return F.cross_entropy(wide.view(B * T, V), targets.reshape(B * T), ignore_index=-100)
-
-
-class FeedForward(nn.Module):
-    """Two linear layers with GELU between, C → inter_dim → C; GELU in its tanh form, as GPT-2."""
-
-    def __init__(self, config: ModelConfig) -> None:
-        super().__init__()
-        self.up = nn.Linear(config.dim, config.inter_dim)
-        self.down = nn.Linear(config.inter_dim, config.dim)
-
-    def forward(self, x: Tensor) -> Tensor:
-        y: Tensor = self.down(F.gelu(self.up(x), approximate="tanh"))  # (B, T, C)
-        return y
+from gptrs.model.feed_forward import feed_forward
+from gptrs.model.loss import IGNORED, linear_cross_entropy
+from gptrs.model.mla import LatentAttention
+from gptrs.model.moe import Experts, MoE, Router, Use
+from gptrs.model.norm import norm
+from gptrs.model.rope import rotations
 
 
 class Block(nn.Module):
-    """Attention, then feed-forward; each reads a normalised copy and adds to the residual stream (pre-LN)."""
+    """Attention, then feed-forward; each reads a normalised copy and adds to the residual stream (pre-norm)."""
 
-    def __init__(self, config: ModelConfig, layer: int) -> None:
+    def __init__(self, config: ModelConfig, layer: int, *, has_experts: bool) -> None:
         super().__init__()
-        self.attn_norm = nn.LayerNorm(config.dim, eps=config.norm_eps)
-        self.attn = Attention(config, layer)
-        self.ffn_norm = nn.LayerNorm(config.dim, eps=config.norm_eps)
-        self.ffn = FeedForward(config)
+        self.attn_norm = norm(config, config.dim)
+        self.attn = LatentAttention(config, layer) if config.is_latent else Attention(config, layer)
+        self.ffn_norm = norm(config, config.dim)
+        self.ffn = MoE(config) if has_experts else feed_forward(config)
         self.dropout = nn.Dropout(config.dropout)
 
-    def forward(self, x: Tensor, *, mask: Tensor | None = None, cache: KVCache | None = None) -> Tensor:
-        x = x + self.dropout(self.attn(self.attn_norm(x), mask=mask, cache=cache))  # (B, T, C)
-        y: Tensor = x + self.dropout(self.ffn(self.ffn_norm(x)))  # (B, T, C)
-        return y
+    def forward(
+        self,
+        x: Tensor,
+        *,
+        mask: Tensor | None = None,
+        cache: KVCache | LatentCache | None = None,
+        turns: Tensor | None = None,
+    ) -> tuple[Tensor, Use | None]:
+        """The stream behind this block, (B, T, C), and how its experts were used, when it has some."""
+        x = x + self.dropout(self.attn(self.attn_norm(x), mask=mask, cache=cache, turns=turns))  # (B, T, C)
+        y, use = self.ffn(self.ffn_norm(x)), None
+        if isinstance(self.ffn, MoE):
+            y, use = y
+        return x + self.dropout(y), use
+
+
+class FurtherToken(nn.Module):
+    """Predicts the token behind the next: from a position's state and the vector of its next token, one block more.
+
+    Attributes: embed_norm, hidden_norm; joined: (vector | state) 2·C → C; block; norm, before the shared head.
+    Source: arXiv 2412.19437, equations 21 to 23; (vector | state) is the order of the released weights.
+    """
+
+    def __init__(self, config: ModelConfig, depth: int) -> None:
+        super().__init__()
+        self.embed_norm = norm(config, config.dim)
+        self.hidden_norm = norm(config, config.dim)
+        self.joined = nn.Linear(2 * config.dim, config.dim, bias=False)
+        self.block = Block(config, depth, has_experts=config.n_routed_experts > 0)
+        self.norm = norm(config, config.dim)
+
+    def forward(
+        self,
+        hidden: Tensor,
+        embedded: Tensor,
+        *,
+        mask: Tensor | None = None,
+        cache: KVCache | LatentCache | None = None,
+        turns: Tensor | None = None,
+    ) -> tuple[Tensor, Use | None]:
+        """Args: hidden: normalised states; embedded: vectors of the tokens behind them; (B, T, C) each.
+
+        Returns: normalised states for the head, (B, T, C), and how the block's experts were used.
+        """
+        x = self.joined(torch.cat((self.embed_norm(embedded), self.hidden_norm(hidden)), dim=-1))  # (B, T, C)
+        x, use = self.block(x, mask=mask, cache=cache, turns=turns)
+        return self.norm(x), use
 
 
 class Transformer(nn.Module):
@@ -68,89 +97,224 @@ class Transformer(nn.Module):
 
     Built on torch's default device (`with torch.device("meta")`: shapes only, no memory).
 
-    Attributes: embed, layers, norm, head (None when tied to the token embedding).
+    Attributes: embed; layers; norm; head (None when tied to the token embedding); further: n_mtp_layers FurtherTokens;
+        checkpoints_blocks: keep a block's input alone and compute the rest again in the backward pass.
     Example: `Transformer(ModelConfig.preset("gpt2-small"))(tokens).shape == (B, T, 50257)`.
     """
 
     def __init__(self, config: ModelConfig, *, seed: int = 0) -> None:
         super().__init__()
         self.config = config
+        self.checkpoints_blocks = False
         device = torch.get_default_device()
         # Shapes first: torch's own initialisation would cost seconds and draw from the global generator.
         with torch.device("meta"):
             self.embed = Embedding(config)
-            self.layers = nn.ModuleList(Block(config, layer) for layer in range(config.n_layers))
-            self.norm = nn.LayerNorm(config.dim, eps=config.norm_eps)
+            self.layers = nn.ModuleList(
+                Block(config, layer, has_experts=config.has_experts(layer)) for layer in range(config.n_layers)
+            )
+            self.norm = norm(config, config.dim)
             self.head = None if config.is_head_tied else nn.Linear(config.dim, config.vocab_size, bias=False)
+            self.further = nn.ModuleList(FurtherToken(config, depth) for depth in range(config.n_mtp_layers))
         self.to_empty(device=device)
         self.init_weights(seed)
 
     @torch.no_grad()
     def init_weights(self, seed: int) -> None:
-        """Sets every weight: matrices N(0, 0.02), those that write to the residual stream N(0, 0.02/√(2·n_layers)),
-        biases 0, norms 1. Drawn on the CPU, so that a seed gives the same model on every device.
+        """Sets every weight: matrices N(0, init_std), with `scales_residual_init` those that write to the residual
+        stream N(0, init_std/√(2·n_layers)), biases 0, norms 1. Drawn on the CPU: a seed gives one model everywhere.
 
         Source: GPT-2's report, section 2.3; the residual scale keeps the variance level over 2·n_layers additions.
+            arXiv 2412.19437, section 4.2: 0.006 for all.
         """
         if self.embed.token.weight.is_meta:
             return
         generator = torch.Generator().manual_seed(seed)
-        residual_std = INIT_STD / math.sqrt(2 * self.config.n_layers)
+        std = self.config.init_std
+        residual_std = std / math.sqrt(2 * self.config.n_layers) if self.config.scales_residual_init else std
+
+        def draw(weight: Tensor, std: float) -> None:
+            drawn = torch.empty(weight.shape, dtype=weight.dtype, device="cpu")
+            weight.copy_(drawn.normal_(0.0, std, generator=generator))
+
         for name, module in self.named_modules():
-            if isinstance(module, nn.LayerNorm):
+            if isinstance(module, nn.LayerNorm | nn.RMSNorm):
                 module.reset_parameters()
             elif isinstance(module, nn.Linear | nn.Embedding):
-                std = residual_std if name.endswith(("attn.output", "ffn.down")) else INIT_STD
-                weight = module.weight
-                drawn = torch.empty(weight.shape, dtype=weight.dtype, device="cpu")
-                weight.copy_(drawn.normal_(0.0, std, generator=generator))
+                writes = name.endswith(("attn.output", "ffn.down", "ffn.shared.down"))
+                draw(module.weight, residual_std if writes else std)
                 if isinstance(module, nn.Linear) and module.bias is not None:
                     module.bias.zero_()
+            elif isinstance(module, Router):
+                draw(module.weight, std)
+                if module.bias is not None:
+                    module.bias.zero_()
+            elif isinstance(module, Experts):
+                draw(module.up, std)
+                draw(module.down, residual_std)
 
-    def forward(self, tokens: Tensor, *, cache: KVCache | None = None, positions: Tensor | None = None) -> Tensor:
+    def forward(
+        self,
+        tokens: Tensor,
+        *,
+        cache: KVCache | LatentCache | None = None,
+        positions: Tensor | None = None,
+        doc_ids: Tensor | None = None,
+    ) -> Tensor:
         """The logits of the token after each position, (B, T, V).
 
         Args: as `hidden`.
         """
-        return self.logits(self.hidden(tokens, cache=cache, positions=positions))
+        return self.logits(self.hidden(tokens, cache=cache, positions=positions, doc_ids=doc_ids))
 
-    def loss(self, tokens: Tensor, targets: Tensor) -> Tensor:
-        """The mean next-token cross-entropy; targets (B, T) with -100 where a position does not count."""
-        return next_token_loss(self(tokens), targets)
+    def loss(
+        self,
+        tokens: Tensor,
+        targets: Tensor,
+        *,
+        positions: Tensor | None = None,
+        doc_ids: Tensor | None = None,
+        mtp_weight: float = 0.3,
+        balance_weight: float = 1e-4,
+    ) -> Tensor:
+        """The training loss: mean next-token cross-entropy, further tokens' and the experts' balance added.
 
-    def hidden(self, tokens: Tensor, *, cache: KVCache | None = None, positions: Tensor | None = None) -> Tensor:
+        Args:
+            tokens, positions, doc_ids: as `hidden`.
+            targets: (B, T), the id that follows each position; -100 where a position does not count.
+            mtp_weight: λ of the further tokens' mean cross-entropy. balance_weight: α of the balance terms' sum.
+        Source: arXiv 2412.19437, equations 17, 24 and 25, and section 4.2 for the weights.
+        """
+        losses = self.losses(tokens, targets, positions=positions, doc_ids=doc_ids)
+        loss = losses["next"]
+        if "further" in losses:
+            loss = loss + mtp_weight * losses["further"]
+        if "balance" in losses:
+            loss = loss + balance_weight * losses["balance"]
+        return loss
+
+    def losses(
+        self, tokens: Tensor, targets: Tensor, *, positions: Tensor | None = None, doc_ids: Tensor | None = None
+    ) -> dict[str, Tensor]:
+        """The parts of `loss` before they are weighted: "next", and where the model has them, "further", "balance"."""
+        hidden, uses = self._run(tokens, cache=None, positions=positions, doc_ids=doc_ids)
+        losses = {"next": linear_cross_entropy(hidden, self.head_weight, targets)}
+        if self.further and tokens.shape[1] > 1:
+            further = []
+            for depth, (states, use) in enumerate(self.further_states(hidden, tokens, positions, doc_ids), start=1):
+                expected = targets[:, depth:]  # (B, T - depth)
+                if doc_ids is not None:
+                    is_same = doc_ids[:, depth:] == doc_ids[:, :-depth]
+                    expected = expected.masked_fill(~is_same, IGNORED)
+                further.append(linear_cross_entropy(states, self.head_weight, expected))
+                uses += [] if use is None else [use]
+            losses["further"] = torch.stack(further).mean()
+        if uses:
+            losses["balance"] = torch.stack([use.balance for use in uses]).sum()
+        return losses
+
+    def hidden(
+        self,
+        tokens: Tensor,
+        *,
+        cache: KVCache | LatentCache | None = None,
+        positions: Tensor | None = None,
+        doc_ids: Tensor | None = None,
+    ) -> Tensor:
         """The normalised states before the head, (B, T, C); generation needs the logits of the last one only.
 
         Args:
             tokens: (B, T) ids.
             cache: what came before; the tokens follow each sequence's last known position and are added to it.
             positions: (T,) or (B, T), below max_seq_len when learned; by default 0 .. T - 1, or what the cache says.
+            doc_ids: (B, T), equal where two positions may look at each other; by default all of a row may.
 
         Raises: ValueError when the tokens run past the learned positions or the cache.
         """
+        return self._run(tokens, cache=cache, positions=positions, doc_ids=doc_ids)[0]
+
+    def _run(
+        self,
+        tokens: Tensor,
+        *,
+        cache: KVCache | LatentCache | None,
+        positions: Tensor | None,
+        doc_ids: Tensor | None,
+    ) -> tuple[Tensor, list[Use]]:
+        """`hidden`, and how experts were used in the layers that have some."""
         _, T = tokens.shape
         if cache is None:
-            mask = None
             self._check_limit(T)
+            mask = None if doc_ids is None else inside_documents(doc_ids)
             positions = torch.arange(T, device=tokens.device) if positions is None else positions  # (T,) or (B, T)
         else:
-            if positions is not None:
+            if positions is not None or doc_ids is not None:
                 raise ValueError("expected positions or a cache, got both; hint: the cache knows its positions")
             cache.check(T)
             mask = cache.mask(T)
             positions = cache.positions(T)  # (T,) or (B, T)
         x = self.embed(tokens, positions)  # (B, T, C)
+        turns = self._turns(positions, x.dtype)
+        uses = []
         for block in self.layers:
-            x = block(x, mask=mask, cache=cache)  # (B, T, C)
+            x, use = self._through(block, x, mask=mask, cache=cache, turns=turns)  # (B, T, C)
+            uses += [] if use is None else [use]
         if cache is not None:
             cache.advance(T)
-        y: Tensor = self.norm(x)  # (B, T, C)
-        return y
+        return self.norm(x), uses
+
+    def further_states(
+        self, hidden: Tensor, tokens: Tensor, positions: Tensor | None, doc_ids: Tensor | None
+    ) -> Iterator[tuple[Tensor, Use | None]]:
+        """For each depth d, counted from 1, the states (B, T - d, C) whose logits are those of the token d + 1 behind
+        each position, and how its block's experts were used; only depths below T.
+
+        Args: hidden: what `hidden` gave for the tokens; the others as there.
+        """
+        T = tokens.shape[1]
+        if positions is None:
+            positions = torch.arange(T, device=tokens.device)  # (T,)
+        for depth, module in enumerate(self.further[: T - 1], start=1):
+            n = T - depth
+            turns = self._turns(positions[..., :n], hidden.dtype)
+            mask = None if doc_ids is None else inside_documents(doc_ids[:, :n])
+            embedded = self.embed.token(tokens[:, depth:])  # (B, T - depth, C)
+            hidden, use = module(hidden[:, :n], embedded, mask=mask, turns=turns)
+            assert isinstance(module, FurtherToken)
+            self._count(module.block, use)
+            yield hidden, use
 
     def logits(self, hidden: Tensor) -> Tensor:
         """The head: (..., C) → (..., V)."""
-        weight = self.embed.token.weight if self.head is None else self.head.weight
-        return F.linear(hidden, weight)
+        return F.linear(hidden, self.head_weight)
+
+    @property
+    def head_weight(self) -> Tensor:
+        """The matrix of the head, (V, C); that of the token embedding when tied."""
+        return self.embed.token.weight if self.head is None else self.head.weight
+
+    def experts(self) -> Iterator[tuple[str, MoE]]:
+        """The mixtures of experts and their names, first layer first, those of further tokens last."""
+        return ((name, module) for name, module in self.named_modules() if isinstance(module, MoE))
+
+    def _through(self, block: nn.Module, x: Tensor, **given: Any) -> tuple[Tensor, Use | None]:
+        if self.checkpoints_blocks and self.training and torch.is_grad_enabled():
+            y, use = checkpoint(block, x, use_reentrant=False, **given)
+        else:
+            y, use = block(x, **given)
+        self._count(block, use)
+        return y, use
+
+    def _count(self, block: nn.Module, use: Use | None) -> None:
+        """Adds the loads of a block's experts to what they had since they were last taken, in training."""
+        if use is not None and self.training:
+            block.ffn.count(use.loads)  # type: ignore[operator, union-attr]
+
+    def _turns(self, positions: Tensor, dtype: torch.dtype) -> Tensor | None:
+        """The rotations of these positions in float32 or wider; None where positions are added instead."""
+        if self.config.position != "rope":
+            return None
+        return rotations(self.config, positions).to(torch.promote_types(dtype, torch.float32))
 
     def _check_limit(self, T: int) -> None:
         limit = self.config.position_limit
@@ -159,3 +323,10 @@ class Transformer(nn.Module):
                 f"expected at most max_seq_len ({limit}) tokens with learned positions, got {T}; "
                 f"hint: shorten the input or train with max_seq_len={T} or position='sinusoidal'"
             )
+
+
+def inside_documents(doc_ids: Tensor) -> Tensor:
+    """Where a query may look when it sees its own document alone: (B, T) → booleans (B, 1, T, T)."""
+    T = doc_ids.shape[1]
+    is_same = doc_ids.unsqueeze(-1) == doc_ids.unsqueeze(-2)  # (B, T, T)
+    return (is_same & torch.ones(T, T, dtype=torch.bool, device=doc_ids.device).tril()).unsqueeze(1)

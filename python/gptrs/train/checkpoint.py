@@ -43,13 +43,15 @@ def save(
     *,
     step: int,
     model: nn.Module,
-    optimizer: torch.optim.Optimizer,
+    optimizer: torch.optim.Optimizer | None,
     state: Mapping[str, Any],
     keep: int,
 ) -> Path:
     """Writes the checkpoint of `step`, then removes all but the `keep` newest; returns its path.
 
-    Args: state: JSON values of the caller; step and RNG are added.
+    Args:
+        optimizer: None for a model that comes from elsewhere.
+        state: JSON values of the caller; step and RNG are added.
     Raises: OSError when the disk is full; earlier checkpoints are then as they were.
     """
     path = directory / f"step-{step:08d}"
@@ -143,7 +145,7 @@ def set_rng_state(state: Mapping[str, Any]) -> None:
         torch.cuda.set_rng_state_all([_unhex(text) for text in state["cuda"]])
 
 
-def _write(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, state: Mapping[str, Any]) -> None:
+def _write(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer | None, state: Mapping[str, Any]) -> None:
     contents: dict[str, Callable[[], bytes]] = {
         "model.safetensors": lambda: safetensors.torch.save(_contiguous(_model_tensors(model))),
         "optimizer.safetensors": lambda: safetensors.torch.save(dict(_optimizer_tensors(model, optimizer))),
@@ -169,7 +171,9 @@ def _model_tensors(model: nn.Module) -> dict[str, Tensor]:
     return {name: tensor for name, tensor in model.state_dict().items() if name in names}
 
 
-def _optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> Iterator[tuple[str, Tensor]]:
+def _optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer | None) -> Iterator[tuple[str, Tensor]]:
+    if optimizer is None:
+        return
     for name, parameter in model.named_parameters():
         for key, value in optimizer.state.get(parameter, {}).items():
             assert isinstance(value, Tensor), (name, key, type(value))

@@ -98,7 +98,7 @@ class _Session:
         )
         self.environment = metrics.environment(device)
         self.peak, self.peak_name = metrics.peak_flops(device, self.dtype)
-        self.flops_per_token = count.flops_per_token(self.model_config, config.train.seq_len)
+        self.flops_per_token = count.flops_per_token(self.model_config, config.train.seq_len, has_further=True)
         self.display = metrics.Display(steps=config.train.steps, peak=self.peak_name)
         self.prompts = [data.tokenizer.encode_ordinary(prompt) for prompt in config.sample.prompts]
         self.max_new_tokens = self._max_new_tokens()

@@ -1,0 +1,201 @@
+"""Training steps and decoding against transformers' models: same sizes, batches and threads, in turn.
+
+    python benches/bench_model.py                                   # every row, some 20 minutes on 2 cores
+    python benches/bench_model.py --only decode --rounds 3
+    python benches/bench_model.py measure step-deepseek gptrs       # one engine once: what every round runs, as JSON
+
+CPU rows have 4 layers of the preset's widths, B 4, T 512, fp32, 2 threads. transformers runs with SDPA in its default
+mode for experts, as it is and compiled. Peak memory is what the process grew by behind its imports.
+"""
+
+import dataclasses
+import json
+import resource
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from harness import arguments, child, record, summary
+
+STEP_BATCH, STEP_LENGTH, STEP_LAYERS = 4, 512, 4
+DECODE_BATCH, DECODE_CACHED, DECODE_TOKENS = 8, 8192, 8
+THREADS = 2
+PRESETS = {"step-deepseek": "deepseek-small", "step-gpt2": "gpt2-small"}
+TASKS = {
+    "step-deepseek": "training step of deepseek-small, 4 layers, B 4, T 512, fp32, 2 threads",
+    "step-gpt2": "training step of gpt2-small, 4 layers, B 4, T 512, fp32, 2 threads",
+    "decode": "one new token through an MLA layer of deepseek-v2-lite, batch 8, 8,192 cached, fp32, 2 threads",
+}
+ENGINES = {
+    "step-deepseek": ("gptrs", "gptrs compiled", "transformers", "transformers compiled"),
+    "step-gpt2": ("gptrs", "gptrs compiled", "transformers", "transformers compiled"),
+    "decode": ("gptrs", "transformers"),
+}
+
+
+def main() -> None:
+    parser = arguments(__doc__)
+    parser.add_argument("--only", nargs="+", choices=list(TASKS), default=list(TASKS), help="these tasks")
+    options = parser.parse_args()
+    for task in options.only:
+        rounds: dict[str, list[dict[str, Any]]] = {engine: [] for engine in ENGINES[task]}
+        for _ in range(options.rounds):
+            for engine, results in rounds.items():
+                results.append(child(__file__, "measure", task, engine, threads=THREADS))
+        checks = {engine: results[0]["check"] for engine, results in rounds.items()}
+        assert max(checks.values()) - min(checks.values()) < 0.05, (
+            f"{task}: untrained losses or outputs differ: {checks}"
+        )
+        for engine, results in rounds.items():
+            rate = summary([result["tokens_per_s"] for result in results], 1)
+            memory = summary([result["peak_mb"] for result in results], 0)
+            record("model", {"task": TASKS[task], "engine": engine, "threads": THREADS, "check": checks[engine],
+                             "tokens_per_s": rate, "peak_mb": memory}, packages=["torch", "transformers"])  # fmt: skip
+
+
+def measure(task: str, engine: str) -> dict[str, Any]:
+    """One engine's tokens per second (median of its steps), peak memory, and the number that all engines must share."""
+    torch.manual_seed(0)
+    torch.set_num_threads(THREADS)
+    import transformers  # noqa: F401 - imported by all, so that the memory behind the imports compares
+
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    run = decode(engine) if task == "decode" else step(PRESETS[task], engine)
+    n_tokens, check, seconds = run
+    peak_mb = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
+    seconds = sorted(seconds)
+    return {"tokens_per_s": n_tokens / seconds[len(seconds) // 2], "check": check, "peak_mb": peak_mb}
+
+
+def step(preset: str, engine: str) -> tuple[int, float, list[float]]:
+    """Tokens of a step, the untrained loss, and the seconds of some steps behind the first two."""
+    from gptrs.model import ModelConfig
+
+    config = dataclasses.replace(ModelConfig.preset(preset, n_layers=STEP_LAYERS), n_mtp_layers=0)
+    tokens = torch.randint(config.vocab_size, (STEP_BATCH, STEP_LENGTH))
+    targets = tokens.roll(-1, 1)
+    model, loss_of = (ours if engine.startswith("gptrs") else theirs)(config, is_compiled=engine.endswith("compiled"))
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
+    seconds, first = [], None
+    for _ in range(7):
+        start = time.perf_counter()
+        loss = loss_of(tokens, targets)
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        seconds.append(time.perf_counter() - start)
+        first = float(loss.detach()) if first is None else first
+    assert first is not None
+    return tokens.numel(), first, seconds[2:]
+
+
+def ours(config: Any, *, is_compiled: bool) -> tuple[torch.nn.Module, Any]:
+    from gptrs.model import Transformer
+
+    model = Transformer(config).train()
+    if is_compiled:
+        for block in model.layers:
+            block.compile()  # type: ignore[no-untyped-call]
+    return model, model.loss
+
+
+def theirs(config: Any, *, is_compiled: bool) -> tuple[torch.nn.Module, Any]:
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    from gptrs.exchange import hf_config
+
+    keys = {key: value for key, value in hf_config.write(config).items() if key != "architectures"}
+    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(**keys), attn_implementation="sdpa").train()
+    forward = torch.compile(model) if is_compiled else model
+
+    def loss_of(tokens: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        logits = forward(tokens, use_cache=False).logits
+        return torch.nn.functional.cross_entropy(logits.flatten(0, 1), targets.flatten())
+
+    return model, loss_of
+
+
+@torch.inference_mode()
+def decode(engine: str) -> tuple[int, float, list[float]]:
+    """Tokens of a call, the mean size of its output, and the seconds of some calls behind the first two."""
+    from gptrs.model import ModelConfig
+    from gptrs.model.mla import LatentAttention
+
+    config = ModelConfig.preset("deepseek-v2-lite", n_layers=1)
+    layer = LatentAttention(config, 0)
+    generator = torch.Generator().manual_seed(0)
+    for parameter in layer.parameters():
+        if parameter.ndim == 2:
+            parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.02)
+    width = config.kv_lora_rank + config.qk_rope_head_dim
+    latent = torch.randn(DECODE_BATCH, 1, DECODE_CACHED, width, generator=generator)
+    inputs = torch.randn(DECODE_TOKENS, DECODE_BATCH, 1, config.dim, generator=generator)
+    call = (decoder if engine == "gptrs" else their_decoder)(config, layer, latent)
+    seconds, out = [], None
+    for x in inputs:
+        start = time.perf_counter()
+        y = call(x)
+        seconds.append(time.perf_counter() - start)
+        out = y if out is None else out
+    assert out is not None
+    return DECODE_BATCH, float(out.abs().mean()), seconds[2:]
+
+
+def decoder(config: Any, layer: Any, latent: torch.Tensor) -> Any:
+    from gptrs.model.cache import LatentCache
+    from gptrs.model.rope import rotations
+
+    cache = LatentCache(config, DECODE_BATCH, DECODE_CACHED + DECODE_TOKENS)
+    cache.append(0, latent)
+    cache.advance(DECODE_CACHED)
+
+    def call(x: torch.Tensor) -> torch.Tensor:
+        turns = rotations(config, cache.positions(1)).float()
+        out: torch.Tensor = layer(x, mask=cache.mask(1), cache=cache, turns=turns)
+        cache.advance(1)
+        return out
+
+    return call
+
+
+def their_decoder(config: Any, layer: Any, latent: torch.Tensor) -> Any:
+    """transformers' DeepseekV2Attention with the same weights and the same latents in its cache."""
+    from transformers import AutoConfig, DynamicCache
+    from transformers.models.deepseek_v2.modeling_deepseek_v2 import DeepseekV2Attention, DeepseekV2RotaryEmbedding
+
+    from gptrs.exchange import hf_config, hf_tensors
+
+    keys = {key: value for key, value in hf_config.write(config).items() if key != "architectures"}
+    theirs_config = AutoConfig.for_model(**keys)
+    theirs_config._attn_implementation = "sdpa"
+    attention = DeepseekV2Attention(theirs_config, 0).eval()
+    mine = dict(layer.named_parameters())
+    for entry in hf_tensors.entries(config, "DeepseekV2ForCausalLM", is_interleaved=True):
+        if entry.ours.startswith("layers.0.attn."):
+            for name, tensor in hf_tensors.to_theirs(entry, mine[entry.ours.removeprefix("layers.0.attn.")].detach()):
+                attention.get_parameter(name.removeprefix("model.layers.0.self_attn.")).data.copy_(tensor)
+    rotary = DeepseekV2RotaryEmbedding(theirs_config)
+    cache = DynamicCache(config=theirs_config)
+    cache.update(latent[..., : config.kv_lora_rank], latent[..., config.kv_lora_rank :], 0)
+    position = DECODE_CACHED
+
+    def call(x: torch.Tensor) -> torch.Tensor:
+        nonlocal position
+        positions = torch.full((DECODE_BATCH, 1), position)
+        position += 1
+        out: torch.Tensor = attention(
+            x, position_embeddings=rotary(x, positions), attention_mask=None, position_ids=positions, cache=cache
+        )[0]
+        return out
+
+    return call
+
+
+if __name__ == "__main__":
+    if sys.argv[1:2] == ["measure"]:
+        sys.path.insert(0, str(Path(__file__).parent))
+        print(json.dumps(measure(*sys.argv[2:4])))
+    else:
+        main()

@@ -1,0 +1,161 @@
+"""The commands of a trained model: generate, import, export."""
+
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+
+from gptrs.cli_data import load_tokenizer
+
+if TYPE_CHECKING:
+    from gptrs.model import Transformer
+    from gptrs.tokenizer import Tokenizer
+
+Run = Annotated[str | None, typer.Option(help="A run directory; its newest checkpoint is used.")]
+_GGUF_TYPES: dict[str, Literal["F32", "F16", "BF16", "Q8_0"]] = {
+    "float32": "F32", "float16": "F16", "bfloat16": "BF16", "q8_0": "Q8_0",
+}  # fmt: skip
+Checkpoint = Annotated[str | None, typer.Option(help="One checkpoint in a run directory.")]
+
+
+def require_torch(command: str) -> None:
+    """Ends a command that needs PyTorch, or what comes with it, where it is not installed."""
+    for name in ("torch", "safetensors", "matplotlib"):
+        if find_spec(name) is None:
+            raise ModuleNotFoundError(
+                f"gptrs {command} needs {name}, which is not installed; hint: pip install 'gptrs[train]'"
+            )
+
+
+def generate_command(
+    run: Run = None,
+    checkpoint: Checkpoint = None,
+    prompt: Annotated[str, typer.Option("--prompt", "-p", help="The text to go on from.")] = "\n",
+    max_new_tokens: Annotated[
+        int | None, typer.Option("--max-new-tokens", "-n", help="Tokens at most. [default: 200, or what fits]", min=1)
+    ] = None,
+    temperature: Annotated[float, typer.Option(help="0 takes the likeliest token; 1 draws as the model says.")] = 0.8,
+    top_k: Annotated[int | None, typer.Option(help="Draw from this many of the likeliest tokens.")] = None,
+    top_p: Annotated[float | None, typer.Option(help="Draw from the likeliest that reach this probability.")] = None,
+    seed: Annotated[int | None, typer.Option(help="The same seed writes the same text.")] = None,
+    device: Annotated[str, typer.Option(help="cpu or cuda; auto takes cuda when there is one.")] = "auto",
+) -> None:
+    """Write on from a prompt with a trained model, character by character as they come."""
+    require_torch("generate")
+    from gptrs.generate import stream
+
+    model, tokenizer = open_model(run, checkpoint, device)
+    ids = tokenizer.encode(prompt, allowed_special="all")
+    limit = model.config.position_limit
+    room = 200 if limit is None else min(200, max(limit - len(ids), 1))
+    new_ids = stream(
+        model,
+        ids,
+        max_new_tokens=max_new_tokens or room,
+        temperature=temperature,
+        top_k=top_k,
+        top_p=top_p,
+        stop_tokens=() if tokenizer.eot_id is None else (tokenizer.eot_id,),
+        seed=seed,
+    )
+    decoder = tokenizer.decoder()
+    _write(prompt)
+    for token_id in new_ids:
+        if token_id != tokenizer.eot_id:
+            _write(decoder.push(token_id))
+    _write(decoder.finish() + "\n")
+
+
+def import_command(
+    source: Annotated[str, typer.Argument(help="A folder of Hugging Face transformers, or llama2.c's *.bin.")],
+    out: Annotated[str, typer.Option("--out", "-o", help="The run directory to make.")],
+    tokenizer: Annotated[str | None, typer.Option(help="Its tokenizer, where SOURCE has none.")] = None,
+) -> None:
+    """Read a model of another program into a run directory, for generate, export and training on."""
+    require_torch("import")
+    import dataclasses
+
+    from gptrs.exchange.hf import import_hf
+    from gptrs.exchange.llama2c import import_llama2c
+    from gptrs.train import checkpoint as checkpoints
+
+    path, folder = Path(source), Path(out)
+    if folder.exists() and any(folder.iterdir()):
+        raise FileExistsError(f"expected an empty or new directory, got {out}; hint: remove it, or name another")
+    if not path.exists():
+        raise FileNotFoundError(f"expected a folder or a *.bin file, found nothing at {source}")
+    own = tokenizer or (source if path.is_dir() and (path / "tokenizer.json").exists() else None)
+    if own is None:
+        typer.echo(f"warning: {source} has no tokenizer.json; hint: name its tokenizer with --tokenizer", err=True)
+    coder = None if own is None else load_tokenizer(own, None)
+    model = import_hf(path) if path.is_dir() else import_llama2c(path)
+    if coder is not None and coder.vocab_size > model.config.vocab_size:
+        got = f"one of {coder.vocab_size} ids and a model of {model.config.vocab_size}"
+        raise ValueError(f"expected the tokenizer of the model, got {got}; hint: --tokenizer FILE")
+    state = {"model": dataclasses.asdict(model.config), "imported": path.name}
+    checkpoints.save(folder / "checkpoints", step=0, model=model, optimizer=None, state=state, keep=1)
+    if coder is not None:
+        coder.save(folder / "tokenizer.json")
+    n_params = sum(parameter.numel() for parameter in model.parameters())
+    typer.echo(f"{out}: {n_params:,} parameters")
+
+
+def export_command(
+    out: Annotated[str, typer.Option("--out", "-o", help="The folder to make, or the file, when it ends in .gguf.")],
+    run: Run = None,
+    checkpoint: Checkpoint = None,
+    dtype: Annotated[
+        Literal["float32", "bfloat16", "float16", "q8_0"],
+        typer.Option(help="The type of the weights; q8_0, 8 bits, in GGUF files alone."),
+    ] = "float32",
+) -> None:
+    """Write a trained model and its tokenizer for Hugging Face transformers or llama.cpp."""
+    require_torch("export")
+    import torch
+
+    from gptrs.exchange import gguf, hf
+
+    is_gguf = Path(out).suffix == ".gguf"
+    if dtype == "q8_0" and not is_gguf:
+        raise ValueError(f"expected --out FILE.gguf with --dtype q8_0, got {out}")
+    model, tokenizer = open_model(run, checkpoint, "cpu")
+    if is_gguf:
+        gguf.export_gguf(model, out, tokenizer=tokenizer, dtype=_GGUF_TYPES[dtype])
+        n_bytes = Path(out).stat().st_size
+    else:
+        hf.export_hf(model.to(getattr(torch, dtype)), out, tokenizer=tokenizer)
+        n_bytes = sum(path.stat().st_size for path in Path(out).iterdir())
+    typer.echo(f"{out}: {n_bytes:,} bytes")
+
+
+def open_model(run: str | None, checkpoint: str | None, device: str) -> tuple["Transformer", "Tokenizer"]:
+    """The model of a checkpoint, by default the newest of a run, and the run's tokenizer."""
+    import torch
+
+    from gptrs.model import ModelConfig, Transformer
+    from gptrs.train import checkpoint as checkpoints
+
+    if (run is None) == (checkpoint is None):
+        raise typer.BadParameter("expected --run DIR or --checkpoint DIR")
+    path = Path(checkpoint) if checkpoint is not None else checkpoints.find(Path(str(run)) / "checkpoints").newest
+    folder = Path(run) if run is not None else Path(str(checkpoint)).resolve().parent.parent
+    if path is None:
+        raise FileNotFoundError(
+            f"expected a finished checkpoint in {folder / 'checkpoints'}, found none; hint: gptrs train"
+        )
+    tokenizer = load_tokenizer(str(folder / "tokenizer.json"), None)
+    checkpoints.verify(path)
+    config = ModelConfig(**checkpoints.read_state(path)["model"])
+    name = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
+    if name != "cpu" and not (name.startswith("cuda") and torch.cuda.is_available()):
+        raise ValueError(f"device must be auto, cpu or a CUDA device that is there, got {device!r}")
+    model = Transformer(config).to(name)
+    checkpoints.load_model(path, model)
+    return model.eval(), tokenizer
+
+
+def _write(text: str) -> None:
+    sys.stdout.write(text)
+    sys.stdout.flush()

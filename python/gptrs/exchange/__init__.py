@@ -1,0 +1,1 @@
+"""Files of others, both ways: names and layouts of other programs exist here alone."""

@@ -1,0 +1,239 @@
+"""A model as one GGUF file, as llama.cpp and what is built on it read them: gpt2, llama and deepseek2.
+
+The `gguf` package writes the file and knows the names; this module says which of our rows each tensor has. Rotated
+pairs are neighbours there as well. Experts of a layer are one tensor; latent attention's kv_up is stored as the two
+matrices of the absorbed form, that of the keys transposed.
+"""
+
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, get_args
+
+import torch
+from torch import Tensor
+
+from gptrs.exchange.hf_config import architecture_of
+from gptrs.files import sync_directory, temporary_of
+from gptrs.model.config import ModelConfig
+from gptrs.model.transformer import Transformer
+
+if TYPE_CHECKING:
+    from gptrs.tokenizer import Tokenizer
+
+WeightType = Literal["F32", "F16", "BF16", "Q8_0"]
+
+_ARCHITECTURES = {
+    "GPT2LMHeadModel": "GPT2",
+    "LlamaForCausalLM": "LLAMA",
+    "DeepseekV2ForCausalLM": "DEEPSEEK2",
+    "DeepseekV3ForCausalLM": "DEEPSEEK2",
+}
+_PATTERNS = {
+    "gpt2": "gpt-2", "llama3": "llama-bpe", "qwen2": "qwen2", "deepseek-v3": "deepseek-v3", "o200k_base": "gpt-4o",
+}  # fmt: skip
+_NORMAL, _CONTROL = 1, 3  # types of tokens
+
+
+def export_gguf(
+    model: Transformer, path: str | os.PathLike[str], *, tokenizer: "Tokenizer | None" = None, dtype: WeightType = "F32"
+) -> Path:
+    """Writes a model and its tokenizer as a GGUF file; returns its path.
+
+    Args: dtype: of the matrices; vectors, and the router's, stay in float32.
+    Raises: ValueError for a model or a tokenizer that the format does not have, naming the part; ModuleNotFoundError
+        without the gguf package.
+    """
+    gguf = _package()
+    config, file = model.config, Path(path)
+    kind = _checked(config, tokenizer)
+    if dtype not in get_args(WeightType):
+        raise ValueError(f"expected a type of {', '.join(get_args(WeightType))}, got {dtype!r}")
+    names = gguf.TENSOR_NAMES
+    temporary = temporary_of(file)
+    writer = gguf.GGUFWriter(temporary, gguf.MODEL_ARCH_NAMES[gguf.MODEL_ARCH[kind]])
+    try:
+        writer.add_name(file.stem)
+        writer.add_file_type(gguf.LlamaFileType["ALL_F32" if dtype == "F32" else f"MOSTLY_{dtype}"])
+        _add_sizes(writer, config)
+        if tokenizer is not None:
+            _add_tokenizer(writer, tokenizer, config.vocab_size)
+        for name, layer, ending, tensor in _tensors(model):
+            full = names[gguf.MODEL_TENSOR[name]].format(bid=layer) + ending
+            array = tensor.detach().float().contiguous().numpy()
+            is_small = tensor.ndim == 1 or name in ("FFN_GATE_INP", "POS_EMBD")
+            stored = gguf.GGMLQuantizationType["F32" if is_small else dtype]
+            try:
+                writer.add_tensor(full, gguf.quants.quantize(array, stored), raw_dtype=stored)
+            except gguf.quants.QuantError as error:
+                raise ValueError(f"{full} of {tuple(tensor.shape)} cannot be stored as {dtype}: {error}") from error
+        writer.write_header_to_file()
+        writer.write_kv_data_to_file()
+        writer.write_tensors_to_file()
+        writer.close()
+        temporary.replace(file)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    sync_directory(file.parent)
+    return file
+
+
+def _package() -> Any:
+    try:
+        import gguf
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError("GGUF files need the package gguf; hint: pip install gguf", name="gguf") from error
+    return gguf
+
+
+def _checked(config: ModelConfig, tokenizer: "Tokenizer | None") -> str:
+    """The format's name of the kind of model."""
+    kind = _ARCHITECTURES[architecture_of(config)]
+    if config.n_mtp_layers:
+        raise ValueError(f"a GGUF file of {kind.lower()} has no further-token modules, got {config.n_mtp_layers}")
+    if kind == "LLAMA" and (config.has_bias or config.rope_factor != 1.0):
+        part = "biases" if config.has_bias else "a stretched context (rope_factor)"
+        raise ValueError(f"a GGUF file of llama has no {part}")
+    if tokenizer is not None:
+        if tokenizer.vocab_size != config.vocab_size:
+            got = f"{tokenizer.vocab_size} ids and a model of {config.vocab_size}"
+            raise ValueError(f"expected the tokenizer of the model, got one of {got}")
+        if tokenizer.pattern not in _PATTERNS:
+            raise ValueError(f"expected a pattern of {', '.join(_PATTERNS)} in a GGUF file, got {tokenizer.pattern!r}")
+    return kind
+
+
+def _add_sizes(writer: Any, config: ModelConfig) -> None:
+    writer.add_vocab_size(config.vocab_size)
+    writer.add_context_length(config.max_seq_len)
+    writer.add_embedding_length(config.dim)
+    writer.add_block_count(config.n_layers)
+    writer.add_feed_forward_length(config.inter_dim)
+    writer.add_head_count(config.n_heads)
+    if config.position != "rope":
+        writer.add_layer_norm_eps(config.norm_eps)
+        return
+    writer.add_layer_norm_rms_eps(config.norm_eps)
+    writer.add_rope_dimension_count(config.rope_dim)
+    writer.add_rope_freq_base(config.rope_theta)
+    # latents are read as one head that all others share
+    writer.add_head_count_kv(1 if config.is_latent else config.kv_heads)
+    if config.is_latent:
+        _add_latent(writer, config)
+
+
+def _add_latent(writer: Any, config: ModelConfig) -> None:
+    if config.q_lora_rank:
+        writer.add_q_lora_rank(config.q_lora_rank)
+    writer.add_kv_lora_rank(config.kv_lora_rank)
+    writer.add_key_length(config.kv_lora_rank + config.qk_rope_head_dim)
+    writer.add_value_length(config.kv_lora_rank)
+    writer.add_key_length_mla(config.head_dim)
+    writer.add_value_length_mla(config.v_head_dim)
+    has_experts = config.n_routed_experts > 0
+    writer.add_leading_dense_block_count(config.n_dense_layers if has_experts else config.n_layers)
+    if has_experts:
+        writer.add_expert_count(config.n_routed_experts)
+        writer.add_expert_used_count(config.n_activated_experts)
+        writer.add_expert_shared_count(config.n_shared_experts)
+        writer.add_expert_feed_forward_length(config.moe_inter_dim)
+        writer.add_expert_weights_scale(config.route_scale)
+        writer.add_expert_weights_norm(config.norm_topk_prob)
+        writer.add_expert_gating_func(_package().ExpertGatingFuncType[config.score_func.upper()])
+        if config.n_expert_groups > 1:
+            writer.add_expert_group_count(config.n_expert_groups)
+            writer.add_expert_group_used_count(config.n_limited_groups)
+    if config.rope_factor != 1.0:
+        gguf = _package()
+        writer.add_rope_scaling_type(gguf.RopeScalingType.YARN)
+        writer.add_rope_scaling_factor(config.rope_factor)
+        writer.add_rope_scaling_orig_ctx_len(config.rope_original_len)
+        writer.add_rope_scaling_yarn_log_mul(0.1 * config.rope_mscale)
+
+
+def _add_tokenizer(writer: Any, tokenizer: "Tokenizer", vocab_size: int) -> None:
+    file = json.loads(tokenizer.to_json())
+    added = {token["id"]: token["content"] for token in file["added_tokens"]}
+    texts = {i: text for text, i in file["model"]["vocab"].items()} | added
+    merges = (pair if isinstance(pair, str) else " ".join(pair) for pair in file["model"]["merges"])
+    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_pre(_PATTERNS[tokenizer.pattern])
+    writer.add_token_list([texts[i] for i in range(vocab_size)])
+    writer.add_token_types([_CONTROL if i in added else _NORMAL for i in range(vocab_size)])
+    writer.add_token_merges(list(merges))
+    writer.add_add_bos_token(False)
+    if tokenizer.eot_id is not None:
+        writer.add_bos_token_id(tokenizer.eot_id)
+        writer.add_eos_token_id(tokenizer.eot_id)
+
+
+def _tensors(model: Transformer) -> Iterator[tuple[str, int, str, Tensor]]:
+    """Name in the format's table, layer, what ends the name, and the numbers."""
+    config = model.config
+    tensors: dict[str, Tensor] = dict(model.named_parameters())
+
+    def both(name: str, ours: str, layer: int = 0) -> Iterator[tuple[str, int, str, Tensor]]:
+        for kind in ("weight", "bias"):
+            if f"{ours}.{kind}" in tensors:
+                yield name, layer, f".{kind}", tensors[f"{ours}.{kind}"]
+
+    yield from both("TOKEN_EMBD", "embed.token")
+    yield from both("POS_EMBD", "embed.position")
+    for layer in range(config.n_layers):
+        ours = f"layers.{layer}"
+        yield from both("ATTN_NORM", f"{ours}.attn_norm", layer)
+        yield from both("ATTN_OUT", f"{ours}.attn.output", layer)
+        yield from both("FFN_NORM", f"{ours}.ffn_norm", layer)
+        if config.is_latent:
+            yield from _latent(config, tensors, f"{ours}.attn", layer)
+        elif config.position == "rope":
+            rows = [config.n_heads * config.head_dim, *[config.kv_heads * config.head_dim] * 2]
+            parts = torch.split(tensors[f"{ours}.attn.qkv.weight"], rows)
+            yield from ((f"ATTN_{kind}", layer, ".weight", part) for kind, part in zip("QKV", parts, strict=True))
+        else:
+            yield from both("ATTN_QKV", f"{ours}.attn.qkv", layer)
+        if config.has_experts(layer):
+            yield from _experts(tensors, f"{ours}.ffn", layer)
+        elif config.feed_forward == "swiglu":
+            yield from _swiglu(tensors, f"{ours}.ffn", layer, "")
+        else:
+            yield from both("FFN_UP", f"{ours}.ffn.up", layer)
+            yield from both("FFN_DOWN", f"{ours}.ffn.down", layer)
+    yield from both("OUTPUT_NORM", "norm")
+    yield from both("OUTPUT", "head")
+
+
+def _latent(
+    config: ModelConfig, tensors: dict[str, Tensor], ours: str, layer: int
+) -> Iterator[tuple[str, int, str, Tensor]]:
+    table = {"ATTN_KV_A_MQA": "kv_down", "ATTN_KV_A_NORM": "kv_norm"}
+    table |= (
+        {"ATTN_Q_A": "q_down", "ATTN_Q_A_NORM": "q_norm", "ATTN_Q_B": "q"} if config.q_lora_rank else {"ATTN_Q": "q"}
+    )
+    for name, part in table.items():
+        yield name, layer, ".weight", tensors[f"{ours}.{part}.weight"]
+    up = tensors[f"{ours}.kv_up.weight"].view(config.n_heads, -1, config.kv_lora_rank)  # (H, nope + v, R)
+    keys, values = torch.split(up, [config.qk_nope_head_dim, config.v_head_dim], dim=1)
+    yield "ATTN_K_B", layer, ".weight", keys.transpose(1, 2)  # (H, R, nope)
+    yield "ATTN_V_B", layer, ".weight", values  # (H, v, R)
+
+
+def _experts(tensors: dict[str, Tensor], ours: str, layer: int) -> Iterator[tuple[str, int, str, Tensor]]:
+    yield "FFN_GATE_INP", layer, ".weight", tensors[f"{ours}.router.weight"]
+    if f"{ours}.router.bias" in tensors:
+        yield "FFN_EXP_PROBS_B", layer, ".bias", tensors[f"{ours}.router.bias"]
+    gate, up = tensors[f"{ours}.experts.up"].chunk(2, dim=1)  # (E, m, C) each
+    yield "FFN_GATE_EXP", layer, ".weight", gate
+    yield "FFN_UP_EXP", layer, ".weight", up
+    yield "FFN_DOWN_EXP", layer, ".weight", tensors[f"{ours}.experts.down"]
+    if f"{ours}.shared.up.weight" in tensors:
+        yield from _swiglu(tensors, f"{ours}.shared", layer, "_SHEXP")
+
+
+def _swiglu(tensors: dict[str, Tensor], ours: str, layer: int, ending: str) -> Iterator[tuple[str, int, str, Tensor]]:
+    gate, up = tensors[f"{ours}.up.weight"].chunk(2)
+    yield f"FFN_GATE{ending}", layer, ".weight", gate
+    yield f"FFN_UP{ending}", layer, ".weight", up
+    yield f"FFN_DOWN{ending}", layer, ".weight", tensors[f"{ours}.down.weight"]

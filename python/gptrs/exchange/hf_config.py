@@ -1,0 +1,275 @@
+"""`config.json` of Hugging Face transformers, read and written, for the models that both sides have.
+
+GPT2LMHeadModel, LlamaForCausalLM, DeepseekV2ForCausalLM and DeepseekV3ForCausalLM. What a target has no place for is
+refused by name, and so is a key that would change a number and that we do not have. Rotary settings are written as
+`rope_theta` and `rope_scaling`, which transformers 4 reads and 5 converts; both spellings are read.
+"""
+
+import math
+from collections.abc import Mapping
+from typing import Any, Literal, get_args
+
+from gptrs.model.config import ModelConfig
+
+Architecture = Literal["GPT2LMHeadModel", "LlamaForCausalLM", "DeepseekV2ForCausalLM", "DeepseekV3ForCausalLM"]
+
+_MODEL_TYPES = {
+    "GPT2LMHeadModel": "gpt2",
+    "LlamaForCausalLM": "llama",
+    "DeepseekV2ForCausalLM": "deepseek_v2",
+    "DeepseekV3ForCausalLM": "deepseek_v3",
+}
+_LATENT_NORM_EPS = 1e-6  # transformers fixes that of the latents' norms
+_GPT2 = {
+    "vocab_size": "vocab_size", "max_seq_len": "n_positions", "dim": "n_embd", "n_layers": "n_layer",
+    "n_heads": "n_head", "inter_dim": "n_inner", "norm_eps": "layer_norm_epsilon",
+    "is_head_tied": "tie_word_embeddings", "init_std": "initializer_range",
+}  # fmt: skip
+_LLAMA = {
+    "vocab_size": "vocab_size", "max_seq_len": "max_position_embeddings", "dim": "hidden_size",
+    "n_layers": "num_hidden_layers", "n_heads": "num_attention_heads", "inter_dim": "intermediate_size",
+    "norm_eps": "rms_norm_eps", "is_head_tied": "tie_word_embeddings", "init_std": "initializer_range",
+    "rope_theta": "rope_theta",
+}  # fmt: skip
+_DEEPSEEK = _LLAMA | {
+    "q_lora_rank": "q_lora_rank", "kv_lora_rank": "kv_lora_rank", "qk_nope_head_dim": "qk_nope_head_dim",
+    "qk_rope_head_dim": "qk_rope_head_dim", "v_head_dim": "v_head_dim", "n_routed_experts": "n_routed_experts",
+    "n_shared_experts": "n_shared_experts", "n_activated_experts": "num_experts_per_tok",
+    "moe_inter_dim": "moe_intermediate_size", "n_dense_layers": "first_k_dense_replace",
+    "norm_topk_prob": "norm_topk_prob", "route_scale": "routed_scaling_factor", "n_expert_groups": "n_group",
+    "n_limited_groups": "topk_group",
+}  # fmt: skip
+
+
+def architecture_of(config: ModelConfig) -> Architecture:
+    """The class of transformers that computes the same model.
+
+    Raises: ValueError, naming the part that none of them has.
+    """
+    parts = (config.position, config.norm, config.feed_forward)
+    if config.is_latent:
+        architecture: Architecture = (
+            "DeepseekV2ForCausalLM"
+            if config.n_routed_experts and config.score_func == "softmax"
+            else "DeepseekV3ForCausalLM"
+        )
+    elif parts == ("learned", "layer", "gelu"):
+        architecture = "GPT2LMHeadModel"
+    elif parts == ("rope", "rms", "swiglu"):
+        architecture = "LlamaForCausalLM"
+    else:
+        raise ValueError(
+            "expected learned positions, LayerNorm and GELU (GPT-2) or rope, RMSNorm and SwiGLU (Llama, DeepSeek), "
+            f"got {', '.join(parts)}; transformers has no such model"
+        )
+    for part, is_held in _requirements(config, architecture).items():
+        if not is_held:
+            raise ValueError(f"{architecture} cannot hold this model: it needs {part}")
+    return architecture
+
+
+def _requirements(config: ModelConfig, architecture: Architecture) -> dict[str, bool]:
+    """What a class asks of a model, and whether it has it."""
+    is_latent = config.is_latent
+    has_experts = config.n_routed_experts > 0
+    latent = {
+        "a norm_eps of 1e-6": config.norm_eps == _LATENT_NORM_EPS,
+        "RMSNorm and SwiGLU": (config.norm, config.feed_forward) == ("rms", "swiglu"),
+        "linear layers without bias": not config.has_bias,
+        "shared experts beside routed ones": config.n_shared_experts > 0 or not has_experts,
+        "yarn with rope_mscale above 0": config.rope_factor == 1.0 or config.rope_mscale > 0.0,
+    }
+    return {
+        "GPT2LMHeadModel": {
+            "biases": config.has_bias,
+            "as many kv heads as heads": config.kv_heads == config.n_heads,
+            "no further-token modules": config.n_mtp_layers == 0,
+        },
+        "LlamaForCausalLM": {
+            "no experts without latent attention": is_latent or not has_experts,
+            "no further-token modules": config.n_mtp_layers == 0,
+        },
+        "DeepseekV2ForCausalLM": latent
+        | {
+            "weights of experts as the softmax gives them (norm_topk_prob false)": not config.norm_topk_prob,
+            "groups scored by their best expert (group_score 'max')": config.n_expert_groups == 1
+            or config.group_score == "max",
+            "no further-token modules": config.n_mtp_layers == 0,
+        },
+        "DeepseekV3ForCausalLM": latent
+        | {
+            "groups scored by their best two experts (group_score 'top2')": config.group_score == "top2"
+            or config.n_expert_groups == 1,
+        },
+    }[architecture]
+
+
+def write(config: ModelConfig) -> dict[str, Any]:
+    """The config.json of a model.
+
+    Raises: ValueError when transformers has no such model, naming the part.
+    """
+    architecture = architecture_of(config)
+    out: dict[str, Any] = {"architectures": [architecture], "model_type": _MODEL_TYPES[architecture]}
+    if architecture == "GPT2LMHeadModel":
+        out |= {theirs: getattr(config, ours) for ours, theirs in _GPT2.items()}
+        dropout = dict.fromkeys(("resid_pdrop", "embd_pdrop", "attn_pdrop"), config.dropout)
+        return out | dropout | {"activation_function": "gelu_new"}
+    names = _LLAMA if architecture == "LlamaForCausalLM" else _DEEPSEEK
+    out |= {theirs: getattr(config, ours) for ours, theirs in names.items()}
+    out |= {"hidden_act": "silu", "num_key_value_heads": config.kv_heads, "attention_bias": config.has_bias}
+    if config.rope_factor != 1.0:
+        out["rope_scaling"] = _written_yarn(config)
+    if architecture == "LlamaForCausalLM":
+        return out | {"mlp_bias": config.has_bias, "head_dim": config.head_dim}
+    out["q_lora_rank"] = config.q_lora_rank or None
+    if not config.n_routed_experts:
+        one = dict.fromkeys(("n_routed_experts", "num_experts_per_tok", "n_shared_experts", "moe_intermediate_size"), 1)
+        out |= one | {"first_k_dense_replace": config.n_layers}  # a layer of experts is never built
+    if architecture == "DeepseekV2ForCausalLM":
+        method = "greedy" if config.n_limited_groups == config.n_expert_groups else "group_limited_greedy"
+        return out | {"topk_method": method, "scoring_func": "softmax"}
+    return out | {
+        "num_nextn_predict_layers": config.n_mtp_layers,
+        "rope_interleave": True,
+        "scoring_func": "sigmoid",
+        "topk_method": "noaux_tc",
+    }
+
+
+def _written_yarn(config: ModelConfig) -> dict[str, Any]:
+    yarn: dict[str, Any] = {
+        "type": "yarn",
+        "rope_type": "yarn",
+        "factor": config.rope_factor,
+        "original_max_position_embeddings": config.rope_original_len,
+        "beta_fast": config.rope_beta_fast,
+        "beta_slow": config.rope_beta_slow,
+    }
+    if config.is_latent:
+        return yarn | {"mscale": config.rope_mscale, "mscale_all_dim": config.rope_mscale}
+    # It multiplies sine and cosine of every dimension there, here the product of both sides.
+    return yarn | {"attention_factor": 0.1 * config.rope_mscale * math.log(config.rope_factor) + 1.0}
+
+
+def read(given: Mapping[str, Any]) -> ModelConfig:
+    """The model of a config.json.
+
+    Raises: ValueError for another class, a missing key, or a setting that we do not have, naming it.
+    """
+    (architecture, *_) = given.get("architectures") or [None]
+    if architecture not in get_args(Architecture):
+        hint = "hint: a file of GPT-2, Llama, DeepSeek-V2 or -V3 is expected"
+        raise ValueError(
+            f"expected one of {', '.join(get_args(Architecture))}, got architectures={architecture}; {hint}"
+        )
+    reader = _read_gpt2 if architecture == "GPT2LMHeadModel" else _read_modern
+    return reader(given, architecture)
+
+
+def _read_gpt2(given: Mapping[str, Any], architecture: str) -> ModelConfig:
+    _refuse(
+        given,
+        architecture,
+        activation_function=("gelu_new", "gelu_pytorch_tanh"),
+        scale_attn_weights=(True,),
+        scale_attn_by_inverse_layer_idx=(False,),
+        add_cross_attention=(False,),
+    )
+    fields = _fields(given, architecture, _GPT2, n_inner=None, tie_word_embeddings=True, initializer_range=0.02)
+    return ModelConfig(**fields | {"inter_dim": fields["inter_dim"] or 4 * fields["dim"]})
+
+
+def _read_modern(given: Mapping[str, Any], architecture: str) -> ModelConfig:
+    is_llama = architecture == "LlamaForCausalLM"
+    rope = _rope_settings(given)
+    given = {**given, "rope_theta": rope.get("rope_theta", given.get("rope_theta", 10_000.0))}
+    _refuse(given, architecture, hidden_act=("silu",), pretraining_tp=(1,))
+    fields = _fields(
+        given, architecture, _LLAMA if is_llama else _DEEPSEEK,
+        tie_word_embeddings=False, initializer_range=0.02, q_lora_rank=None, norm_topk_prob=False,
+        routed_scaling_factor=1.0, n_group=None, topk_group=None, first_k_dense_replace=0,
+    )  # fmt: skip
+    has_bias = bool(given.get("attention_bias", False))
+    fields |= {"position": "rope", "norm": "rms", "feed_forward": "swiglu", "has_bias": has_bias}
+    fields |= _read_yarn(rope, is_latent=not is_llama)
+    if is_llama:
+        _refuse(given, architecture, mlp_bias=(has_bias,), head_dim=(None, fields["dim"] // fields["n_heads"]))
+        n_kv_heads = given.get("num_key_value_heads") or 0
+        config = ModelConfig(**fields, n_kv_heads=n_kv_heads if n_kv_heads != fields["n_heads"] else 0)
+    else:
+        config = ModelConfig(**fields | _read_experts(given, architecture, fields), scales_residual_init=False)
+    architecture_of(config)
+    return config
+
+
+def _read_experts(given: Mapping[str, Any], architecture: str, fields: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields of attention and experts that need more than another name."""
+    ranks = {"q_lora_rank": fields["q_lora_rank"] or 0}
+    if fields["n_dense_layers"] >= fields["n_layers"]:
+        names = ("n_routed_experts", "n_shared_experts", "n_activated_experts", "moe_inter_dim", "n_dense_layers")
+        return ranks | dict.fromkeys(names, 0) | {"n_expert_groups": 1, "n_limited_groups": 1}
+    groups = {"n_expert_groups": fields["n_expert_groups"] or 1, "n_limited_groups": fields["n_limited_groups"] or 1}
+    if architecture == "DeepseekV2ForCausalLM":
+        _refuse(given, architecture, topk_method=("greedy", "group_limited_greedy"), scoring_func=("softmax",))
+        if given.get("topk_method", "greedy") == "greedy":
+            groups = {"n_expert_groups": 1, "n_limited_groups": 1}
+        # transformers passes norm_topk_prob over here
+        return ranks | groups | {"score_func": "softmax", "group_score": "max", "norm_topk_prob": False}
+    _refuse(given, architecture, scoring_func=("sigmoid",), topk_method=("noaux_tc",))
+    n_mtp_layers = given.get("num_nextn_predict_layers", given.get("num_mtp_layers", 0)) or 0
+    return ranks | groups | {"score_func": "sigmoid", "group_score": "top2", "n_mtp_layers": n_mtp_layers}
+
+
+def is_interleaved(given: Mapping[str, Any]) -> bool:
+    """Whether the rotated pairs of a file are neighbours, as ours; Llama pairs the halves of a head."""
+    (architecture, *_) = given["architectures"]
+    return architecture != "LlamaForCausalLM" and given.get("rope_interleave", True) is not False
+
+
+def _rope_settings(given: Mapping[str, Any]) -> dict[str, Any]:
+    return dict(given.get("rope_parameters") or given.get("rope_scaling") or {})
+
+
+def _read_yarn(rope: Mapping[str, Any], *, is_latent: bool) -> dict[str, Any]:
+    kind = rope.get("rope_type", rope.get("type", "default"))
+    if kind == "default":
+        return {}
+    if kind != "yarn":
+        raise ValueError(f"expected rope_type default or yarn, got {kind!r}")
+    factor = float(rope["factor"])
+    fields = {
+        "rope_factor": factor,
+        "rope_original_len": rope["original_max_position_embeddings"],
+        "rope_beta_fast": float(rope.get("beta_fast") or 32.0),
+        "rope_beta_slow": float(rope.get("beta_slow") or 1.0),
+    }
+    mscale, all_dim = rope.get("mscale") or 0.0, rope.get("mscale_all_dim") or 0.0
+    attention_factor = rope.get("attention_factor")
+    if is_latent:
+        if mscale != all_dim or not mscale or attention_factor not in (None, 1.0):
+            raise ValueError(
+                f"expected equal mscale and mscale_all_dim and no attention_factor, got {mscale}, {all_dim} and "
+                f"{attention_factor}; such files rotate with sines that are not of length 1"
+            )
+        return fields | {"rope_mscale": float(mscale)}
+    if mscale or all_dim:
+        raise ValueError(f"expected no mscale in a Llama file, got {mscale} and mscale_all_dim={all_dim}")
+    growth = 0.1 * math.log(factor) + 1.0 if attention_factor is None else float(attention_factor)
+    return fields | {"rope_mscale": round((growth - 1.0) / (0.1 * math.log(factor)), 12)}
+
+
+def _fields(given: Mapping[str, Any], architecture: str, names: Mapping[str, str], **optional: Any) -> dict[str, Any]:
+    """Our fields from their keys; those in `optional` may be missing."""
+    missing = [theirs for theirs in names.values() if theirs not in given and theirs not in optional]
+    if missing:
+        raise ValueError(f"expected the keys of {architecture}, missing {', '.join(missing)}")
+    return {ours: given.get(theirs, optional.get(theirs)) for ours, theirs in names.items()}
+
+
+def _refuse(given: Mapping[str, Any], architecture: str, **allowed: tuple[Any, ...]) -> None:
+    """Refuses keys that are there with a value that we do not have."""
+    for key, values in allowed.items():
+        if key in given and given[key] not in values:
+            expected = " or ".join(repr(value) for value in values)
+            raise ValueError(f"{architecture}: expected {key}={expected}, got {given[key]!r}")

@@ -1,0 +1,82 @@
+"""The next-token loss: the mean cross-entropy over the positions that count.
+
+`linear_cross_entropy` never holds the logits of all positions, by far the largest tensor of a training step: it goes
+through the head some rows at a time, and since the gradient of a cross-entropy follows from its logits alone, takes the
+gradients of states and head in the same pass. What is kept for the backward pass is those two.
+"""
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+IGNORED = -100  # target of a position that does not count
+_CHUNK_BYTES = 1 << 26  # of logits that are there at a time; docs/log.md
+
+
+def next_token_loss(logits: Tensor, targets: Tensor) -> Tensor:
+    """The mean cross-entropy in nats over all positions whose target is not -100, in float32 or wider.
+
+    Args: logits: (B, T, V); targets: (B, T), the id that follows each position. Returns: a scalar.
+    """
+    B, T, V = logits.shape
+    wide = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    return F.cross_entropy(wide.view(B * T, V), targets.reshape(B * T), ignore_index=IGNORED)
+
+
+def linear_cross_entropy(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
+    """`next_token_loss(hidden @ weight.T, targets)`, with the logits of some rows at a time.
+
+    Args: hidden: (B, T, C); weight: (V, C); targets: (B, T), -100 where a position does not count.
+    Returns: a scalar; nan, as there, when no position counts.
+    """
+    if not torch.is_grad_enabled():  # then no gradient is worth its time
+        hidden, weight = hidden.detach(), weight.detach()
+    loss: Tensor = _LinearCrossEntropy.apply(hidden.flatten(0, 1), weight, targets.flatten())
+    return loss
+
+
+class _LinearCrossEntropy(torch.autograd.Function):
+    """Source: d loss / d logits = (softmax(logits) - onehot(target)) / n, from the definition of both."""
+
+    @staticmethod
+    def forward(ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
+        wide = torch.promote_types(hidden.dtype, torch.float32)
+        needs_hidden, needs_weight = ctx.needs_input_grad[:2]
+        counts = targets != IGNORED  # (N,)
+        n = counts.sum()
+        d_hidden = torch.empty_like(hidden) if needs_hidden else None
+        d_weight = torch.zeros(weight.shape, dtype=wide, device=weight.device) if needs_weight else None
+        loss = torch.zeros((), dtype=wide, device=hidden.device)
+        rows = max(_CHUNK_BYTES // (weight.shape[0] * hidden.element_size()), 1)
+        for start in range(0, len(targets), rows):
+            part = slice(start, start + rows)
+            x, counted = hidden[part], counts[part].unsqueeze(-1)  # (n, C), (n, 1)
+            ids = targets[part].unsqueeze(-1).masked_fill(~counted, 0)  # (n, 1)
+            logits = F.linear(x, weight).to(wide)  # (n, V)
+            total = logits.logsumexp(dim=-1, keepdim=True)  # (n, 1)
+            loss += (total - logits.gather(-1, ids)).masked_fill(~counted, 0.0).sum()
+            if d_hidden is None and d_weight is None:
+                continue
+            d_logits = logits.sub_(total).exp_()  # (n, V), the softmax, in the logits' memory
+            d_logits.scatter_add_(-1, ids, torch.full_like(total, -1.0))
+            d_logits = d_logits.mul_(counted.to(wide) / n).to(x.dtype)
+            if d_hidden is not None:
+                torch.mm(d_logits, weight, out=d_hidden[part])
+            if d_weight is not None and x.dtype == wide:
+                d_weight.addmm_(d_logits.T, x)  # without a second matrix of the head's size
+            elif d_weight is not None:
+                d_weight += d_logits.T @ x
+        ctx.save_for_backward(d_hidden, d_weight if d_weight is None else d_weight.to(weight.dtype))
+        return loss / n
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
+        d_hidden, d_weight = ctx.saved_tensors
+        return (
+            None if d_hidden is None else d_hidden * grad.to(d_hidden.dtype),
+            None if d_weight is None else d_weight * grad.to(d_weight.dtype),
+            None,
+        )

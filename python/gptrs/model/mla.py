@@ -1,0 +1,135 @@
+"""Multi-head latent attention: keys and values of all heads come from one narrow latent, which is all that is cached.
+
+    x ─kv_down─▶ (latent | rotated key)          the latent is normalised, the key turned by its position
+                    │ kv_up                      naive: keys and values of each head, as plain attention has them
+                    ▼
+    q ─────────▶ attention ─output─▶ y
+
+A key is W_UK·latent, so q·(W_UK·latent) = (W_UKᵀ·q)·latent: absorbed, the queries move into the latent's space, every
+head reads the same cached latent, and neither keys nor values are ever made. For many new positions the naive form
+costs less, for few the absorbed one; both give the same numbers.
+"""
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import scaled_dot_product_attention
+
+from gptrs.model.cache import LatentCache
+from gptrs.model.config import ModelConfig
+from gptrs.model.norm import norm
+from gptrs.model.rope import rotate, softmax_scale
+
+
+class LatentAttention(nn.Module):
+    """Multi-head latent attention with decoupled rotary keys.
+
+    Attributes:
+        q: C → H·D, or with q_lora_rank q_down: C → q_lora_rank, q_norm, and q: q_lora_rank → H·D; D is
+            (qk_nope_head_dim | qk_rope_head_dim).
+        kv_down: C → (R | qk_rope_head_dim); kv_norm over R.
+        kv_up: R → H·(qk_nope_head_dim | v_head_dim).
+        output: H·v_head_dim → C.
+    Source: arXiv 2405.04434, section 2.1 and appendix C; the absorbed form is the end of section 2.1.2.
+    """
+
+    def __init__(self, config: ModelConfig, layer: int) -> None:
+        super().__init__()
+        self.layer = layer
+        self.n_heads = config.n_heads
+        self.nope, self.rope, self.v_dim = config.qk_nope_head_dim, config.qk_rope_head_dim, config.v_head_dim
+        self.rank = config.kv_lora_rank
+        self.scale = softmax_scale(config)
+        self.dropout = config.dropout
+        C, H, has_bias = config.dim, config.n_heads, config.has_bias
+        self.q_down = nn.Linear(C, config.q_lora_rank, bias=has_bias) if config.q_lora_rank else None
+        self.q_norm = norm(config, config.q_lora_rank) if config.q_lora_rank else None
+        self.q = nn.Linear(config.q_lora_rank or C, H * (self.nope + self.rope), bias=False)
+        self.kv_down = nn.Linear(C, self.rank + self.rope, bias=has_bias)
+        self.kv_norm = norm(config, self.rank)
+        self.kv_up = nn.Linear(self.rank, H * (self.nope + self.v_dim), bias=False)
+        self.output = nn.Linear(H * self.v_dim, C, bias=has_bias)
+
+    def forward(
+        self,
+        x: Tensor,
+        *,
+        mask: Tensor | None = None,
+        cache: LatentCache | None = None,
+        turns: Tensor | None = None,
+        is_absorbed: bool | None = None,
+    ) -> Tensor:
+        """Returns (B, T, C).
+
+        Args:
+            x, mask: as in `Attention`.
+            cache: latents of earlier positions; those of x are appended.
+            turns: rotations of the positions of x.
+            is_absorbed: which form; by default the absorbed one for a few new positions of a cache.
+        """
+        assert turns is not None, "latent attention has rotary positions"
+        B, T, _ = x.shape
+        q_nope, q_rope = self._queries(x, turns)  # (B, H, T, nope), (B, H, T, rope)
+        latent = self._latent(x, turns)  # (B, 1, T, R + rope)
+        if cache is not None:
+            latent = cache.append(self.layer, latent)  # (B, 1, S, R + rope)
+        if is_absorbed is None:
+            is_absorbed = cache is not None and self._costs_less_absorbed(T, latent.shape[2])
+        is_causal = mask is None and not (cache is not None and T == 1)
+        attend = self._absorbed if is_absorbed else self._naive
+        out = attend(q_nope, q_rope, latent, mask, is_causal)  # (B, H, T, v)
+        y: Tensor = self.output(out.transpose(1, 2).reshape(B, T, -1))  # (B, T, C)
+        return y
+
+    def _queries(self, x: Tensor, turns: Tensor) -> tuple[Tensor, Tensor]:
+        B, T, _ = x.shape
+        if self.q_down is not None and self.q_norm is not None:
+            x = self.q_norm(self.q_down(x))  # (B, T, q_lora_rank)
+        q = self.q(x).view(B, T, self.n_heads, -1).transpose(1, 2)  # (B, H, T, D)
+        q_nope, q_rope = torch.split(q, [self.nope, self.rope], dim=-1)
+        return q_nope, rotate(q_rope, turns)
+
+    def _latent(self, x: Tensor, turns: Tensor) -> Tensor:
+        """The key of the absorbed form: normalised latent and rotated key, (B, 1, T, R + rope)."""
+        latent, key = torch.split(self.kv_down(x).unsqueeze(1), [self.rank, self.rope], dim=-1)
+        return torch.cat((self.kv_norm(latent), rotate(key, turns)), dim=-1)
+
+    def _costs_less_absorbed(self, T: int, S: int) -> bool:
+        """Whether multiplying T queries into the latent's space costs less than making keys and values of S latents."""
+        up = self.rank * (self.nope + self.v_dim)  # multiplications for each head and latent, or query
+        naive = S * up + T * S * (self.nope + self.rope + self.v_dim)
+        absorbed = T * up + T * S * (2 * self.rank + self.rope)
+        return absorbed < naive
+
+    def _naive(self, q_nope: Tensor, q_rope: Tensor, latent: Tensor, mask: Tensor | None, is_causal: bool) -> Tensor:
+        B, H, _, _ = q_nope.shape
+        S = latent.shape[2]
+        latent, key = torch.split(latent, [self.rank, self.rope], dim=-1)  # (B, 1, S, R), (B, 1, S, rope)
+        up = self.kv_up(latent.squeeze(1)).view(B, S, H, self.nope + self.v_dim).transpose(1, 2)  # (B, H, S, nope + v)
+        k_nope, v = torch.split(up, [self.nope, self.v_dim], dim=-1)
+        k = torch.cat((k_nope, key.expand(-1, H, -1, -1)), dim=-1)  # (B, H, S, D)
+        q = torch.cat((q_nope, q_rope), dim=-1)  # (B, H, T, D)
+        dropout = self.dropout if self.training else 0.0
+        return scaled_dot_product_attention(
+            q, k, v, attn_mask=mask, dropout_p=dropout, is_causal=is_causal, scale=self.scale
+        )  # (B, H, T, v)
+
+    def _absorbed(self, q_nope: Tensor, q_rope: Tensor, latent: Tensor, mask: Tensor | None, is_causal: bool) -> Tensor:
+        """All heads read the same latents: one head of H·T queries, so that nothing is copied for each head."""
+        B, H, T, _ = q_nope.shape
+        S = latent.shape[2]
+        up = self.kv_up.weight.view(H, self.nope + self.v_dim, self.rank)  # (H, nope + v, R)
+        to_key, to_value = torch.split(up, [self.nope, self.v_dim], dim=1)
+        q = torch.cat((torch.einsum("bhtn,hnr->bhtr", q_nope, to_key), q_rope), dim=-1)  # (B, H, T, R + rope)
+        if is_causal:
+            mask = torch.ones(T, S, dtype=torch.bool, device=q.device).tril(S - T)  # (T, S)
+        if mask is not None:
+            mask = mask.expand(B, H, T, S).reshape(B, 1, H * T, S)
+        out = scaled_dot_product_attention(
+            q.reshape(B, 1, H * T, -1),
+            latent,
+            latent[..., : self.rank],
+            attn_mask=mask,
+            dropout_p=self.dropout if self.training else 0.0,
+            scale=self.scale,
+        )  # (B, 1, H·T, R)
+        return torch.einsum("bhtr,hvr->bhtv", out.view(B, H, T, self.rank), to_value)  # (B, H, T, v)

@@ -1,0 +1,190 @@
+"""A mixture of experts: each token goes through a few of many feed-forward layers, and through the shared one.
+
+    x ─router─▶ scores ─▶ A experts of each token, weighted ──▶ Σ weight·expert(x) ─┐
+    x ─shared experts──────────────────────────────────────────────────────────────┴▶ + ─▶ y
+
+No token is dropped, however many choose an expert: tokens are sorted by expert, and one grouped product multiplies
+each stretch by its own matrices. A bias that only the choice sees, moved after each step towards equal load, keeps the
+experts busy without a gradient of its own.
+"""
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from gptrs.model.config import ModelConfig
+from gptrs.model.feed_forward import SwiGLU
+
+_ALIGNED = 16  # bytes that the grouped product wants the inner sizes to be a multiple of
+
+
+class Use(NamedTuple):
+    """How a layer's experts were used in one forward pass."""
+
+    balance: Tensor  # a scalar, see `balance`
+    loads: Tensor  # (E,), how often each was chosen
+
+
+class Router(nn.Module):
+    """Which experts each token takes, and how much of each.
+
+    Attributes: weight: (E, C); bias: (E,), not trained by gradients, or None for softmax scores.
+    Source: arXiv 2412.19437, equations 12 to 16; groups arXiv 2405.04434, section 2.2.2.
+    """
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        E = config.n_routed_experts
+        self.config = config
+        self.weight = nn.Parameter(torch.empty(E, config.dim))
+        is_balanced = config.score_func == "sigmoid"
+        self.bias = nn.Parameter(torch.empty(E), requires_grad=False) if is_balanced else None
+
+    def scores(self, x: Tensor) -> Tensor:
+        """How well each expert fits each token, in float32 or wider: (N, C) → (N, E)."""
+        wide = torch.promote_types(x.dtype, torch.float32)
+        logits = F.linear(x.to(wide), self.weight.to(wide))  # (N, E)
+        return logits.sigmoid() if self.config.score_func == "sigmoid" else logits.softmax(dim=-1)
+
+    def choose(self, scores: Tensor) -> tuple[Tensor, Tensor]:
+        """The experts of each token and their weights: (N, E) → (N, A) ids, (N, A) of the scores' type."""
+        config = self.config
+        choice = scores if self.bias is None else scores + self.bias.to(scores.dtype)
+        if config.n_limited_groups < config.n_expert_groups:
+            choice = choice.masked_fill(~self._is_in_best_groups(choice), -torch.inf)
+        ids = choice.topk(config.n_activated_experts, dim=-1).indices  # (N, A)
+        weights = scores.gather(-1, ids)  # (N, A)
+        if config.norm_topk_prob:
+            weights = weights / (weights.sum(dim=-1, keepdim=True) + 1e-20)
+        return ids, weights * config.route_scale
+
+    def _is_in_best_groups(self, choice: Tensor) -> Tensor:
+        """Whether each expert is in a group its token may choose from: booleans (N, E)."""
+        config = self.config
+        groups = choice.view(len(choice), config.n_expert_groups, -1)  # (N, groups, E / groups)
+        n_best = 2 if config.group_score == "top2" else 1
+        strength = groups.topk(n_best, dim=-1).values.sum(dim=-1)  # (N, groups)
+        best = strength.topk(config.n_limited_groups, dim=-1).indices  # (N, n_limited_groups)
+        is_best = torch.zeros_like(strength, dtype=torch.bool).scatter(-1, best, True)  # (N, groups)
+        return is_best.unsqueeze(-1).expand_as(groups).flatten(-2)
+
+
+class Experts(nn.Module):
+    """E SwiGLU layers of moe_inter_dim, stacked: up (E, 2·m, C), rows ordered (gate | up); down (E, C, m)."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        E, C, m = config.n_routed_experts, config.dim, config.moe_inter_dim
+        self.up = nn.Parameter(torch.empty(E, 2 * m, C))
+        self.down = nn.Parameter(torch.empty(E, C, m))
+
+    def forward(self, x: Tensor, ids: Tensor, weights: Tensor) -> Tensor:
+        """Σ weight·expert(x) of each token: (N, C), (N, A), (N, A) → (N, C)."""
+        N, A = ids.shape
+        order = ids.flatten().argsort(stable=True)  # (N·A,): places of (token, choice), expert by expert
+        tokens = order // A  # (N·A,)
+        loads = count_choices(ids.view(1, N * A), self.up.shape[0]).squeeze(0)  # (E,)
+        apply = self._grouped if _has_grouped_product(x, self.up, self.down) else self._one_by_one
+        out = apply(x.index_select(0, tokens), loads)  # (N·A, C)
+        out = out * weights.flatten()[order].unsqueeze(-1).to(out.dtype)
+        return torch.zeros_like(x).index_add(0, tokens, out)
+
+    def _grouped(self, x: Tensor, loads: Tensor) -> Tensor:
+        """(N·A, C), sorted by expert → (N·A, C), all experts in one product for each matrix."""
+        ends = loads.cumsum(0).to(torch.int32)  # (E,)
+        gate, up = F.grouped_mm(x, self.up.transpose(-2, -1), offs=ends).chunk(2, dim=-1)  # (N·A, m) each
+        return F.grouped_mm(F.silu(gate) * up, self.down.transpose(-2, -1), offs=ends)
+
+    def _one_by_one(self, x: Tensor, loads: Tensor) -> Tensor:
+        """The same, expert after expert."""
+        out = []
+        for stretch, up, down in zip(torch.split(x, loads.tolist()), self.up, self.down, strict=True):
+            gate, high = F.linear(stretch, up).chunk(2, dim=-1)
+            out.append(F.linear(F.silu(gate) * high, down))
+        return torch.cat(out)
+
+
+class MoE(nn.Module):
+    """The feed-forward part of a block: shared experts, and the routed ones that each token chooses.
+
+    Attributes: router; experts; shared: SwiGLU of n_shared_experts·moe_inter_dim, or None; loads: how many times each
+        expert was chosen since `take_loads`, (E,), as far as `count` was told.
+    """
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.router = Router(config)
+        self.experts = Experts(config)
+        n_shared = config.n_shared_experts
+        self.shared = SwiGLU(config, n_shared * config.moe_inter_dim) if n_shared else None
+        self.loads: Tensor | None = None
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Use]:
+        """The output (B, T, C), and how the experts were used."""
+        B, T, C = x.shape
+        flat = x.reshape(B * T, C)  # (N, C)
+        scores = self.router.scores(flat)  # (N, E)
+        ids, weights = self.router.choose(scores)  # (N, A) each
+        y = self.experts(flat, ids, weights).view(B, T, C)
+        if self.shared is not None:
+            y = y + self.shared(x)  # (B, T, C)
+        loads = count_choices(ids.view(1, -1), scores.shape[-1]).squeeze(0)  # (E,)
+        return y, Use(balance=balance(scores.view(B, T, -1), ids.view(B, T, -1)), loads=loads)
+
+    def count(self, loads: Tensor) -> None:
+        """Adds the loads of a forward pass; not in `forward`, which checkpointing runs twice."""
+        self.loads = loads if self.loads is None else self.loads + loads
+
+    def take_loads(self) -> Tensor | None:
+        """How often each expert was chosen in training since the last call, (E,); None when it was not."""
+        loads, self.loads = self.loads, None
+        return loads
+
+
+def balance(scores: Tensor, ids: Tensor) -> Tensor:
+    """Σ f·P over experts, the mean over sequences: 1 when all experts are equally likely and equally busy.
+
+    f is how often an expert was chosen, times E / (A·T); P the mean of its share of the scores. Only P has a gradient.
+    Args: scores: (B, T, E); ids: (B, T, A).
+    Source: arXiv 2412.19437, equations 17 to 20, without α.
+    """
+    B, T, E = scores.shape
+    A = ids.shape[-1]
+    chosen = count_choices(ids.reshape(B, T * A), E).to(scores.dtype)  # (B, E)
+    share = scores / scores.sum(dim=-1, keepdim=True)  # (B, T, E)
+    return (chosen * (E / (A * T)) * share.mean(dim=1)).sum(dim=-1).mean()
+
+
+def count_choices(ids: Tensor, n_experts: int) -> Tensor:
+    """How often each expert stands in each row: (B, n) ids → (B, E) integers."""
+    counts = torch.zeros(ids.shape[0], n_experts, dtype=torch.int64, device=ids.device)
+    return counts.scatter_add_(1, ids, torch.ones_like(ids))
+
+
+def max_violation(loads: Tensor) -> float:
+    """How far the busiest expert is above the mean load: 0 is perfect balance, 1 twice the mean.
+
+    Source: MaxVio, arXiv 2408.15664, section 4.1.
+    """
+    mean = loads.double().mean()
+    return float((loads.max() - mean) / mean)
+
+
+@torch.no_grad()
+def rebalance(router: Router, loads: Tensor, *, speed: float) -> None:
+    """Moves each expert's bias by `speed` up when it had less than the mean load, down when it had more.
+
+    Once for each optimizer step, with the loads of all its microbatches and ranks.
+    Source: arXiv 2408.15664, algorithm 1.
+    """
+    assert router.bias is not None, "softmax scores have no bias"
+    wide = loads.to(torch.float64)
+    router.bias.add_(speed * torch.sign(wide.mean() - wide).to(router.bias.dtype))
+
+
+def _has_grouped_product(x: Tensor, *matrices: Tensor) -> bool:
+    """Whether `grouped_mm` takes these: float32 or bfloat16, inner sizes a multiple of 16 bytes, on that device."""
+    is_aligned = all(size * x.element_size() % _ALIGNED == 0 for matrix in matrices for size in matrix.shape[1:])
+    return x.dtype in (torch.float32, torch.bfloat16) and is_aligned and x.device.type in ("cpu", "cuda")

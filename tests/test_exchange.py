@@ -1,0 +1,335 @@
+"""Hugging Face directories both ways, judged by transformers: equal logits, gradients, greedy tokens, files."""
+
+import json
+
+import pytest
+import safetensors.torch
+import torch
+import torch.nn.functional as F
+
+from gptrs.exchange import hf_config
+from gptrs.exchange.hf import export_hf, import_hf, multiplied_out
+from gptrs.generate import generate
+from gptrs.model import ModelConfig, Transformer
+
+TOLERANCE = 1e-5  # of double precision: transformers norms and rotates in single
+COMMON = {"vocab_size": 61, "max_seq_len": 64, "dim": 48, "n_layers": 3, "n_heads": 4, "inter_dim": 64}
+MODERN = COMMON | {
+    "position": "rope", "norm": "rms", "feed_forward": "swiglu", "has_bias": False, "is_head_tied": False,
+    "norm_eps": 1e-6, "init_std": 0.1,
+}  # fmt: skip
+LATENT = MODERN | {"kv_lora_rank": 24, "qk_nope_head_dim": 12, "qk_rope_head_dim": 8, "v_head_dim": 10}
+EXPERTS = {
+    "n_routed_experts": 8, "n_activated_experts": 3, "n_shared_experts": 2, "moe_inter_dim": 20, "n_dense_layers": 1,
+    "n_expert_groups": 4, "n_limited_groups": 2, "route_scale": 2.5, "scales_residual_init": False,
+}  # fmt: skip
+V3 = LATENT | EXPERTS
+V2 = LATENT | EXPERTS | {"score_func": "softmax", "norm_topk_prob": False, "group_score": "max"}
+YARN = {"rope_factor": 8.0, "rope_original_len": 16, "rope_mscale": 0.8, "max_seq_len": 128}
+MODELS = {
+    "gpt2": COMMON | {"init_std": 0.1},
+    "gpt2 untied": COMMON | {"init_std": 0.1, "is_head_tied": False},
+    "llama": MODERN | {"n_kv_heads": 2},
+    "llama mqa tied": MODERN | {"n_kv_heads": 1, "is_head_tied": True},
+    "llama yarn": MODERN | {"n_kv_heads": 2} | YARN,
+    "llama biased": MODERN | {"has_bias": True},
+    "v2": V2,
+    "v2 greedy, yarn": V2 | {"n_expert_groups": 1, "n_limited_groups": 1} | YARN,
+    "v2 compressed queries": V2 | {"q_lora_rank": 16},
+    "v3": V3,
+    "v3 compressed queries, yarn": V3 | {"q_lora_rank": 16} | YARN,
+    "v3 without norm_topk_prob": V3 | {"norm_topk_prob": False, "n_expert_groups": 1, "n_limited_groups": 1},
+    "v3 dense": LATENT | {"scales_residual_init": False},
+    "v3 with a further token": V3 | {"n_mtp_layers": 1},
+}
+
+
+def random_model(sizes, dtype=torch.float64):
+    """A model whose norms, biases and router biases, negative ones too, are random as well."""
+    model = Transformer(ModelConfig(**sizes), seed=5).to(dtype)
+    generator = torch.Generator().manual_seed(6)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.ndim == 1:
+                parameter.add_(0.2 * torch.randn(parameter.shape, generator=generator, dtype=dtype))
+    return model
+
+
+def theirs_of(path, dtype=torch.float64, **changes):
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    config = AutoConfig.from_pretrained(path, **changes)
+    model, info = AutoModelForCausalLM.from_pretrained(
+        path, config=config, dtype=dtype, attn_implementation="eager", experts_implementation="eager",
+        output_loading_info=True,
+    )  # fmt: skip
+    assert not info["missing_keys"], info
+    return model
+
+
+def tokens(n_rows=2, length=32):
+    return torch.randint(61, (n_rows, length), generator=torch.Generator().manual_seed(1))
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_transformers_computes_the_same_logits_and_gradients(tmp_path, name):
+    ours = random_model(MODELS[name])
+    export_hf(ours, tmp_path / "model")
+    theirs = theirs_of(tmp_path / "model")
+    x, targets = tokens(), tokens().roll(-1, 1)
+    logits, expected = ours(x), theirs(x).logits
+    assert (logits - expected).abs().max() < TOLERANCE
+    F.cross_entropy(logits.flatten(0, 1), targets.flatten()).backward()
+    F.cross_entropy(expected.flatten(0, 1), targets.flatten()).backward()
+    is_gpt2 = name.startswith("gpt2")
+    norm = theirs.transformer.h[0].ln_1 if is_gpt2 else theirs.model.layers[0].input_layernorm
+    for mine, other in (
+        (ours.embed.token.weight, theirs.get_input_embeddings().weight),
+        (ours.layers[0].attn_norm.weight, norm.weight),
+    ):
+        assert (mine.grad - other.grad).abs().max() < TOLERANCE
+        assert mine.grad.abs().max() > 1e-4
+    if "v3" in name and ours.config.n_routed_experts:
+        mine, other = ours.layers[1].ffn, theirs.model.layers[1].mlp
+        for a, b in (
+            (mine.router.weight, other.gate.weight),
+            (mine.experts.up, other.experts.gate_up_proj),
+            (mine.experts.down, other.experts.down_proj),
+        ):
+            assert (a.grad - b.grad).abs().max() < TOLERANCE
+            assert a.grad.abs().max() > 1e-4
+
+
+@pytest.mark.parametrize("name", ["gpt2", "llama", "v2", "v3 compressed queries, yarn"])
+def test_greedy_tokens_are_those_of_transformers(tmp_path, name):
+    ours = random_model(MODELS[name], torch.float32)
+    export_hf(ours, tmp_path / "model")
+    theirs = theirs_of(tmp_path / "model", torch.float32)
+    prompt = tokens(1, 8)
+    expected = theirs.generate(prompt, max_new_tokens=20, do_sample=False, eos_token_id=None, pad_token_id=0)
+    assert generate(ours, prompt.tolist(), max_new_tokens=20, temperature=0.0)[0] == expected[0, 8:].tolist()
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_a_model_that_is_read_again_is_the_same_to_the_bit(tmp_path, name):
+    ours = random_model(MODELS[name], torch.float32)
+    export_hf(ours, tmp_path / "model", max_shard_bytes=40_000)
+    assert len(list((tmp_path / "model").glob("*.safetensors"))) > 1
+    again = import_hf(tmp_path / "model")
+    assert again.config == ours.config
+    for (mine, a), (other, b) in zip(ours.named_parameters(), again.named_parameters(), strict=True):
+        assert (mine, a.dtype, a.requires_grad) == (other, b.dtype, b.requires_grad)
+        assert torch.equal(a, b), mine
+
+
+@pytest.mark.parametrize("name", ["gpt2", "llama", "llama yarn", "v2", "v2 greedy, yarn", "v3", "v3 dense"])
+def test_what_transformers_writes_is_read(tmp_path, name):
+    export_hf(random_model(MODELS[name]), tmp_path / "ours")
+    theirs = theirs_of(tmp_path / "ours")
+    theirs.save_pretrained(tmp_path / "theirs")
+    ours = import_hf(tmp_path / "theirs")
+    assert ours.embed.token.weight.dtype == torch.float64
+    assert (ours(tokens()) - theirs(tokens()).logits).abs().max() < TOLERANCE
+
+
+def test_pairs_in_two_halves_are_read(tmp_path):
+    export_hf(random_model(V3 | {"q_lora_rank": 16}), tmp_path / "model")
+    path = tmp_path / "model" / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"rope_interleave": False}))
+    theirs, ours = theirs_of(tmp_path / "model"), import_hf(tmp_path / "model")
+    assert (ours(tokens()) - theirs(tokens()).logits).abs().max() < TOLERANCE
+    assert (ours(tokens()) - random_model(V3 | {"q_lora_rank": 16})(tokens())).abs().max() > 1e-3
+
+
+def test_further_tokens_are_those_of_transformers(tmp_path):
+    from transformers.modeling_layers import MtpModel
+
+    ours = random_model(MODELS["v3 with a further token"])
+    export_hf(ours, tmp_path / "model")
+    theirs = theirs_of(tmp_path / "model")
+    layer = MtpModel(theirs, 1).double().layers[0]
+    tensors = {
+        name.removeprefix("model.layers.3."): tensor
+        for name, tensor in safetensors.torch.load_file(tmp_path / "model" / "model.safetensors").items()
+        if name.startswith("model.layers.3.") and ".experts." not in name
+    }
+    experts = ours.further[0].block.ffn.experts
+    for name, tensor in [*layer.named_parameters(), *layer.named_buffers()]:
+        inner = name.removeprefix("mtp_block.")
+        stacked = {"mlp.experts.gate_up_proj": experts.up, "mlp.experts.down_proj": experts.down}
+        source = {"post_norm.weight": "shared_head.norm.weight"}.get(inner, inner)
+        tensor.data.copy_(stacked[inner] if inner in stacked else tensors[source])
+
+    x, positions = tokens(1, 20), torch.arange(19).unsqueeze(0)
+    ((states, _),) = ours.further_states(ours.hidden(x), x, None, None)
+    mask = torch.full((1, 1, 19, 19), -torch.inf, dtype=torch.float64).triu(1)
+    expected = layer(
+        theirs.model.embed_tokens(x[:, 1:]),
+        theirs.model(x).last_hidden_state[:, :19],
+        theirs.model.rotary_emb(x.double(), positions),
+        mask,
+        positions,
+        None,
+    )
+    assert (ours.logits(states) - theirs.lm_head(expected)).abs().max() < TOLERANCE
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"position": "sinusoidal"}, "transformers has no such model"),
+        ({"has_bias": False}, "GPT2LMHeadModel cannot hold this model: it needs biases"),
+        ({"n_kv_heads": 2}, "GPT2LMHeadModel cannot hold this model: it needs as many kv heads as heads"),
+        (MODERN | EXPERTS, "LlamaForCausalLM cannot hold this model: it needs no experts without latent attention"),
+        (V3 | {"norm_eps": 1e-5}, "DeepseekV3ForCausalLM cannot hold this model: it needs a norm_eps of 1e-6"),
+        (V3 | {"n_shared_experts": 0}, "it needs shared experts beside routed ones"),
+        (V3 | {"group_score": "max"}, "it needs groups scored by their best two experts"),
+        (V2 | {"norm_topk_prob": True}, "it needs weights of experts as the softmax gives them"),
+        (V2 | {"n_mtp_layers": 1}, "DeepseekV2ForCausalLM cannot hold this model: it needs no further-token modules"),
+    ],
+)
+def test_what_transformers_does_not_have_is_refused_by_name(tmp_path, changes, message):
+    with pytest.raises(ValueError, match=message):
+        export_hf(Transformer(ModelConfig(**COMMON | changes)), tmp_path / "model")
+    assert not any(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"architectures": ["MistralForCausalLM"]}, "expected one of GPT2LMHeadModel, .*, got architectures=Mistral"),
+        ({"architectures": None}, "got architectures=None; hint: a file of GPT-2"),
+        ({"hidden_act": "gelu"}, "LlamaForCausalLM: expected hidden_act='silu', got 'gelu'"),
+        ({"head_dim": 99}, "expected head_dim=None or 12, got 99"),
+        ({"rope_scaling": {"rope_type": "llama3"}}, "expected rope_type default or yarn, got 'llama3'"),
+    ],
+)
+def test_settings_that_change_a_number_and_that_we_do_not_have_are_refused(tmp_path, changes, message):
+    export_hf(random_model(MODELS["llama"]), tmp_path / "model")
+    path = tmp_path / "model" / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+    with pytest.raises(ValueError, match=message):
+        import_hf(tmp_path / "model")
+
+
+def test_a_missing_key_is_named():
+    given = hf_config.write(ModelConfig(**MODELS["llama"]))
+    del given["num_hidden_layers"]
+    with pytest.raises(ValueError, match="expected the keys of LlamaForCausalLM, missing num_hidden_layers"):
+        hf_config.read(given)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda t: t.pop("model.norm.weight"), "expected 30 tensors, missing model.norm.weight"),
+        (lambda t: t.update(extra=torch.ones(1)), "expected 30 tensors, extra left over"),
+        (lambda t: t.update({"model.norm.weight": torch.ones(3)}), r"norm.weight of shape \[48\], got \[3\]"),
+        (lambda t: t["model.norm.weight"].fill_(torch.nan), "expected finite numbers in model.norm.weight, got nan"),
+        (
+            lambda t: t.update({"model.norm.weight": torch.ones(48).to(torch.float8_e4m3fn)}),
+            "expected scales model.norm.weight_scale_inv of an 8-bit weight, found none",
+        ),
+    ],
+)
+def test_tensors_that_do_not_fit_are_named(tmp_path, change, message):
+    export_hf(random_model(MODELS["llama"], torch.float32), tmp_path / "model")
+    path = tmp_path / "model" / "model.safetensors"
+    tensors = safetensors.torch.load_file(path)
+    change(tensors)
+    safetensors.torch.save_file(tensors, path)
+    with pytest.raises(ValueError, match=message):
+        import_hf(tmp_path / "model")
+
+
+def test_weights_in_blocks_of_8_bit_floats_are_multiplied_out(tmp_path):
+    weight = torch.randn(200, 300, generator=torch.Generator().manual_seed(2))
+    scales = torch.rand(2, 3, generator=torch.Generator().manual_seed(3)) + 0.5
+    small = weight.to(torch.float8_e4m3fn)
+    whole = multiplied_out(small, scales)
+    for row, column in ((0, 0), (127, 128), (128, 127), (199, 299)):
+        assert whole[row, column] == small[row, column].float() * scales[row // 128, column // 128]
+    with pytest.raises(ValueError, match=r"expected scales of shape \(2, 3\) .* got \(3, 2\)"):
+        multiplied_out(small, scales.T)
+
+    ours = random_model(MODELS["v3"], torch.float32)
+    export_hf(ours, tmp_path / "model")
+    path = tmp_path / "model" / "model.safetensors"
+    tensors = safetensors.torch.load_file(path)
+    name = "model.layers.1.mlp.experts.3.down_proj.weight"
+    tensors[name] = tensors[name].to(torch.float8_e4m3fn)
+    tensors[name + "_scale_inv"] = torch.full((1, 1), 0.5)
+    safetensors.torch.save_file(tensors, path)
+    expected = ours.layers[1].ffn.experts.down[3].to(torch.float8_e4m3fn).float() * 0.5
+    assert torch.equal(import_hf(tmp_path / "model").layers[1].ffn.experts.down[3], expected)
+
+
+def test_a_directory_with_something_in_it_is_left_alone(tmp_path):
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "mine.txt").write_text("mine")
+    with pytest.raises(FileExistsError, match="expected an empty or new directory"):
+        export_hf(random_model(MODELS["gpt2"]), tmp_path / "model")
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
+
+
+def test_pickles_are_not_read(tmp_path):
+    export_hf(random_model(MODELS["gpt2"]), tmp_path / "model")
+    (tmp_path / "model" / "model.safetensors").rename(tmp_path / "model" / "pytorch_model.bin")
+    with pytest.raises(FileNotFoundError, match=r"found neither; hint: \*\.bin files are pickles"):
+        import_hf(tmp_path / "model")
+
+
+def test_presets_that_transformers_has_name_their_class():
+    kinds = {"gpt2-xl": "GPT2", "llama-small": "Llama", "deepseek-v2-lite": "DeepseekV2", "deepseek-v3": "DeepseekV3"}
+    for preset, kind in kinds.items():
+        config = ModelConfig.preset(preset)
+        assert hf_config.architecture_of(config) == kind + ("LMHeadModel" if kind == "GPT2" else "ForCausalLM")
+        assert hf_config.read(hf_config.write(config)) == config
+
+
+def test_the_command_line_takes_a_folder_in_and_out(tmp_path, cli, gpt2_like):
+    sizes = MODELS["v3 compressed queries, yarn"] | {"vocab_size": gpt2_like.vocab_size}
+    ours = random_model(sizes, torch.float32)
+    export_hf(ours, tmp_path / "theirs", tokenizer=gpt2_like)
+    done = cli("import", tmp_path / "theirs", "--out", tmp_path / "run")
+    assert (done.returncode, done.stdout) == (
+        0,
+        f"{tmp_path / 'run'}: {sum(p.numel() for p in ours.parameters()):,} parameters\n",
+    )
+    settings = ("--prompt", "import os", "--temperature", "0", "-n", "8", "--device", "cpu")
+    written = cli("generate", "--run", tmp_path / "run", *settings)
+    ids = gpt2_like.encode("import os")
+    (new,) = generate(ours, [ids], max_new_tokens=8, temperature=0.0, stop_tokens=(gpt2_like.eot_id,))
+    assert written.stdout == "import os" + gpt2_like.decode(new) + "\n"
+    assert cli("export", "--run", tmp_path / "run", "--out", tmp_path / "again").returncode == 0
+    files = sorted(path.name for path in (tmp_path / "theirs").iterdir())
+    assert {"config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"} <= set(files)
+    for name in files:
+        assert (tmp_path / "again" / name).read_bytes() == (tmp_path / "theirs" / name).read_bytes(), name
+
+    done = cli("export", "--run", tmp_path / "run", "--out", tmp_path / "model.gguf", "--dtype", "float16")
+    assert (done.returncode, (tmp_path / "model.gguf").read_bytes()[:4]) == (0, b"GGUF")
+
+    import transformers
+
+    tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path / "again")
+    assert tokenizer("import os")["input_ids"] == ids
+
+
+def test_the_command_line_says_what_it_cannot_take(tmp_path, cli, gpt2_like):
+    export_hf(random_model(MODELS["llama"], torch.float32), tmp_path / "theirs")
+    gpt2_like.save(tmp_path / "tokenizer.json")
+    for words, message in (
+        (("import", tmp_path / "none", "-o", tmp_path / "run"), "expected a folder or a *.bin file, found nothing at"),
+        (("import", tmp_path / "theirs", "-o", tmp_path), "expected an empty or new directory"),
+        (
+            ("import", tmp_path / "theirs", "-o", tmp_path / "run", "--tokenizer", tmp_path / "tokenizer.json"),
+            f"got one of {gpt2_like.vocab_size} ids and a model of 61; hint: --tokenizer FILE",
+        ),
+        (("export", "-o", tmp_path / "out", "--dtype", "q8_0"), "expected --out FILE.gguf with --dtype q8_0"),
+        (("export", "-o", tmp_path / "out"), "expected --run DIR or --checkpoint DIR"),
+    ):
+        done = cli(*words)
+        assert done.returncode != 0
+        assert message in done.stderr, done.stderr
+    assert not (tmp_path / "run").exists()
