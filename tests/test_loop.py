@@ -193,7 +193,7 @@ def test_a_second_signal_stops_at_once() -> None:
 def test_bf16_computes_in_bf16_and_updates_fp32_weights() -> None:
     seen: set[torch.dtype] = set()
     model = Transformer(CONFIG)
-    model.layers[0].register_forward_hook(lambda module, inputs, output: seen.add(output.dtype))
+    model.layers[0].register_forward_hook(lambda module, inputs, output: seen.add(output[0].dtype))
     _, log, _ = run(model=model, dtype=torch.bfloat16)
     assert seen == {torch.bfloat16}
     assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
@@ -242,3 +242,34 @@ def test_the_pace_counts_updates_only() -> None:
     run(steps=4, stops=log.stops(evaluate=lambda position: time.sleep(0.3)), eval_every=1, log_every=2)
     assert all(update.tokens_per_s > 32 / 0.3 for update in log.updates)
     assert log.updates[-1].time_s >= 0.9 and log.updates[-1].seconds_left == 0
+
+
+def test_after_each_update_and_not_each_microbatch_the_stage_has_its_turn() -> None:
+    torch.manual_seed(0)
+    model, calls = Transformer(CONFIG), []
+    fit(
+        model,
+        batches(),
+        loss_fn=next_token_loss,
+        optimizer=adamw(model, lr=1e-3, weight_decay=0.0, betas=(0.9, 0.95), eps=1e-8),
+        learning_rate=lambda step: 1e-3,
+        options=FitOptions(steps=5, accumulation=3),
+        stops=Log().stops(),
+        after_update=lambda: calls.append(model.norm.weight.grad is None),
+    )
+    assert calls == [True] * 5, "the gradients are gone by then"
+
+
+def test_what_no_gradient_moves_keeps_its_type_in_bf16() -> None:
+    """A router's bias moves by a thousandth: in bf16 it would stand still at 1."""
+    config = ModelConfig.preset("deepseek-tiny", n_layers=2, vocab_size=32, n_mtp_layers=0)
+    model = Transformer(config)
+    seen = []
+
+    def loss_fn(model: nn.Module, batch: Batch) -> Tensor:
+        router = model.layers[1].ffn.router  # type: ignore[union-attr,index]
+        seen.append((router.bias.dtype, router.weight.dtype))
+        return next_token_loss(model, batch)
+
+    objective(model, loss_fn, dtype=torch.bfloat16)(next(batches()))
+    assert seen == [(torch.float32, torch.bfloat16)]

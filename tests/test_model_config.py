@@ -132,3 +132,10 @@ def test_the_package_names_what_it_offers():
     assert all(getattr(gptrs.model, name) is not None for name in gptrs.model.__all__)
     with pytest.raises(AttributeError, match="no attribute 'Transfomer'"):
         _ = gptrs.model.Transfomer
+
+
+def test_a_training_config_can_set_every_field_but_the_vocabulary():
+    from gptrs.train.config import ModelSettings
+
+    fields = {field.name for field in dataclasses.fields(ModelConfig)}
+    assert {field.name for field in dataclasses.fields(ModelSettings)} == fields - {"vocab_size"} | {"preset"}

@@ -168,20 +168,23 @@ def test_the_tokenizer_never_sees_the_held_out_text(tmp_path: Path) -> None:
     assert tokenizer.token_to_id("abc") is not None and tokenizer.token_to_id("xy") is None
 
 
-@pytest.mark.parametrize("n_lines", [0, 1, 7, 12, 18, 22])
-def test_a_killed_run_goes_on_to_the_same_bytes(
-    text: Path, tmp_path: Path, straight: dict[str, object], n_lines: int
-) -> None:
-    """kill -9 once so many metrics lines are there, then the same command again."""
-    directory = tmp_path / "run"
-    child = forked(lambda: pretrain.run(tiny(text, directory)))
-    log = directory / "metrics.jsonl"
+def run_until_killed(work: Callable[[], object], directory: Path, n_lines: int) -> None:
+    """kill -9 in the middle of a run, once so many metrics lines are there."""
+    child, log = forked(work), directory / "metrics.jsonl"
     while os.waitpid(child, os.WNOHANG) == (0, 0):
         if log.exists() and log.read_bytes().count(b"\n") >= n_lines:
             os.kill(child, signal.SIGKILL)
             os.waitpid(child, 0)
             break
     assert not (directory / "result.json").exists()
+
+
+@pytest.mark.parametrize("n_lines", [0, 1, 7, 12, 18, 22])
+def test_a_killed_run_goes_on_to_the_same_bytes(
+    text: Path, tmp_path: Path, straight: dict[str, object], n_lines: int
+) -> None:
+    directory = tmp_path / "run"
+    run_until_killed(lambda: pretrain.run(tiny(text, directory)), directory, n_lines)
     pretrain.run(tiny(text, directory))
     assert outcome(directory) == straight
 
@@ -421,3 +424,46 @@ def test_no_warnings_in_a_plain_run(text: Path, tmp_path: Path) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         pretrain.run(tiny(text, tmp_path / "run", "train.steps=2"))
+
+
+DEEPSEEK = (
+    *("model.preset=deepseek-tiny", "model.dim=16", "model.n_layers=2", "model.n_heads=2", "model.inter_dim=24"),
+    *("model.kv_lora_rank=8", "model.qk_nope_head_dim=6", "model.qk_rope_head_dim=4", "model.v_head_dim=6"),
+    *("model.moe_inter_dim=12", "train.bias_speed=0.01"),
+)
+
+
+def test_a_model_with_experts_trains_balances_and_goes_on_to_the_same_bytes(text: Path, tmp_path: Path) -> None:
+    pretrain.run(tiny(text, tmp_path / "straight", *DEEPSEEK))
+    straight = outcome(tmp_path / "straight")
+    losses = [line for line in lines_of(tmp_path / "straight") if "loss" in line]
+    assert losses[-1]["loss"] < losses[0]["loss"] - 0.3
+    assert all(0 <= line["max_violation"] < 8 for line in losses)
+
+    directory = tmp_path / "again"
+    run_until_killed(lambda: pretrain.run(tiny(text, directory, *DEEPSEEK)), directory, n_lines=9)
+    pretrain.run(tiny(text, directory, *DEEPSEEK))
+    assert outcome(directory) == straight
+
+    import safetensors.torch
+
+    last = sorted((tmp_path / "straight" / "checkpoints").iterdir())[-1]
+    tensors = safetensors.torch.load_file(last / "model.safetensors")
+    for name in ("layers.1.ffn.router.bias", "further.0.block.ffn.router.bias"):
+        steps = tensors[name] / 0.01
+        assert steps.any() and torch.allclose(steps, steps.round(), atol=1e-3), "20 updates of ± 0.01 each"
+
+
+def test_the_validation_loss_is_of_the_next_token_alone(text: Path, tmp_path: Path) -> None:
+    """So that it compares with models that have neither further tokens nor experts."""
+    heavy = (
+        *DEEPSEEK,
+        "train.mtp_weight=100",
+        "train.balance_weight=100",
+        "train.steps=1",
+        "optim.lr=1e-9",
+        "schedule.min_lr=0",
+    )
+    result = pretrain.run(tiny(text, tmp_path / "run", *heavy))
+    assert result.val_loss == pytest.approx(math.log(280), abs=0.2)
+    assert lines_of(tmp_path / "run")[0]["loss"] > 100 * math.log(280)

@@ -193,6 +193,10 @@ class Transformer(nn.Module):
             loss = loss + balance_weight * losses["balance"]
         return loss
 
+    def next_loss(self, tokens: Tensor, targets: Tensor) -> Tensor:
+        """The mean next-token cross-entropy alone, by which models compare; targets as in `loss`."""
+        return linear_cross_entropy(self.hidden(tokens), self.head_weight, targets)
+
     def losses(
         self, tokens: Tensor, targets: Tensor, *, positions: Tensor | None = None, doc_ids: Tensor | None = None
     ) -> dict[str, Tensor]:

@@ -89,10 +89,39 @@ class ModelSettings:
     n_heads: int | None = None  # attention heads; must divide dim
     inter_dim: int | None = None  # width inside the feed-forward part; unset: 4 · dim
     max_seq_len: int | None = None  # learned positions; unset: the preset's, else train.seq_len
-    position: Literal["learned", "sinusoidal"] | None = None  # unset: learned
+    position: Literal["learned", "sinusoidal", "rope"] | None = None  # unset: learned
+    norm: Literal["layer", "rms"] | None = None  # unset: layer
+    feed_forward: Literal["gelu", "swiglu"] | None = None  # unset: gelu
+    has_bias: bool | None = None  # of the linear layers; unset: true
     dropout: float | None = None  # share of activations dropped in training; unset: 0
     is_head_tied: bool | None = None  # output projection = token embedding; unset: true
     norm_eps: float | None = None  # unset: 1e-5
+    init_std: float | None = None  # of every matrix at the start; unset: 0.02
+    scales_residual_init: bool | None = None  # less for matrices that write to the residual stream; unset: true
+    n_kv_heads: int | None = None  # unset: as many as n_heads
+    kv_lora_rank: int | None = None  # the latent of keys and values; unset: no latent attention
+    q_lora_rank: int | None = None  # the latent of the queries; unset: none
+    qk_nope_head_dim: int | None = None  # with latent attention: what carries no position,
+    qk_rope_head_dim: int | None = None  # what is rotated,
+    v_head_dim: int | None = None  # and the values
+    rope_theta: float | None = None  # base of the rotation's wavelengths; unset: 10000
+    rope_factor: float | None = None  # YaRN: how far the context is stretched; unset: 1
+    rope_original_len: int | None = None  # YaRN: the context before; unset: 4096
+    rope_beta_fast: float | None = None  # YaRN; unset: 32
+    rope_beta_slow: float | None = None  # YaRN; unset: 1
+    rope_mscale: float | None = None  # YaRN: how much scores grow; unset: 0
+    n_routed_experts: int | None = None  # unset: every layer is dense
+    n_activated_experts: int | None = None  # experts of each token
+    n_shared_experts: int | None = None  # experts of all tokens; unset: 0
+    moe_inter_dim: int | None = None  # width inside an expert
+    n_dense_layers: int | None = None  # first layers without experts; unset: 0
+    score_func: Literal["sigmoid", "softmax"] | None = None  # of the router; unset: sigmoid
+    norm_topk_prob: bool | None = None  # weights of the chosen experts sum to 1; unset: true
+    route_scale: float | None = None  # what they are multiplied by; unset: 1
+    n_expert_groups: int | None = None  # unset: 1
+    n_limited_groups: int | None = None  # groups that a token may choose from; unset: 1
+    group_score: Literal["top2", "max"] | None = None  # unset: top2
+    n_mtp_layers: int | None = None  # further tokens that are predicted; unset: 0
 
     def resolve(self, *, vocab_size: int, seq_len: int) -> ModelConfig:
         """Returns the architecture for a vocabulary and a row length."""
@@ -152,6 +181,9 @@ class TrainSettings:
     eval_rows: int | None = None  # evenly spread rows of an evaluation, the last excepted; unset: all
     checkpoint_every: int = 500  # updates between checkpoints; the last update always has one
     keep_checkpoints: int = 2  # newest ones that stay on disk
+    mtp_weight: float = 0.3  # of the further tokens' loss, where the model predicts some
+    balance_weight: float = 1e-4  # of the experts' balance in each sequence
+    bias_speed: float = 1e-3  # by which a router's biases move after each update, towards equal load
 
     def __post_init__(self) -> None:
         for name in (
@@ -164,6 +196,8 @@ class TrainSettings:
             "keep_checkpoints",
         ):
             _require(getattr(self, name) >= 1, f"train.{name}", "at least 1", getattr(self, name))
+        for name in ("mtp_weight", "balance_weight", "bias_speed"):
+            _require(getattr(self, name) >= 0, f"train.{name}", "0 or more", getattr(self, name))
         _require(self.eval_rows is None or self.eval_rows >= 1, "train.eval_rows", "at least 1", self.eval_rows)
         _require(self.max_minutes is None or self.max_minutes > 0, "train.max_minutes", "positive", self.max_minutes)
         if self.micro_batch is not None and (self.micro_batch < 1 or self.global_batch % self.micro_batch):

@@ -95,11 +95,15 @@ def fit(
     learning_rate: Callable[[int], float],
     options: FitOptions,
     stops: Stops,
+    after_update: Callable[[], None] | None = None,
     start: Position = Position(),
 ) -> Position:
     """Trains from `start` to options.steps or options.max_seconds; returns where it ended.
 
-    Args: loader: endless microbatches; learning_rate: of the update with that index, from 0.
+    Args:
+        loader: endless microbatches.
+        learning_rate: of the update with that index, from 0.
+        after_update: what moves weights beside the optimizer, once for each of its updates.
     Raises: KeyboardInterrupt after SIGINT or SIGTERM, once the update at hand is done and saved; ValueError when the
         loss is no longer a number, before such weights are saved.
     """
@@ -114,6 +118,8 @@ def fit(
             set_learning_rate(optimizer, lr)
             with clock.update():
                 update = _update(model, batches, loss_of, optimizer, options)
+                if after_update is not None:
+                    after_update()
             position = clock.position()
             _record(clock, position, update, lr, options, stops, is_stopped=is_stop_requested())
             _look(position, options, stops)
@@ -126,18 +132,19 @@ def objective(
     """Returns batch → loss, computed with the weights rounded to `dtype`.
 
     The rounding is a part of the graph: its backward widens each gradient to the weight's own type before it is added,
-    so microbatches sum in fp32. Under torch.compile the casts melt into their neighbours.
+    so microbatches sum in fp32. Under torch.compile the casts melt into their neighbours. What is not trained by
+    gradients, like a router's bias, keeps its type.
     """
     wrapped = _Objective(model, loss_fn)
 
-    is_native = all(parameter.dtype == dtype for parameter in model.parameters())
+    is_native = all(p.dtype == dtype for p in model.parameters() if p.requires_grad)
 
     def loss_of(batch: Any) -> Tensor:
         loss: Tensor
         if is_native:
             loss = wrapped(batch)
         else:
-            weights = {name: parameter.to(dtype) for name, parameter in wrapped.named_parameters()}
+            weights = {name: p.to(dtype) for name, p in wrapped.named_parameters() if p.requires_grad}
             loss = functional_call(wrapped, weights, (batch,))
         return loss
 

@@ -19,6 +19,7 @@ from gptrs import report, trace
 from gptrs.generate import generate
 from gptrs.loader import Loader
 from gptrs.model import Transformer, count
+from gptrs.model.moe import max_violation, rebalance
 from gptrs.train import checkpoint, corpus, metrics, rundir
 from gptrs.train.config import PretrainConfig
 from gptrs.train.corpus import Corpus, Rows
@@ -79,6 +80,8 @@ class _Session:
         self.dtype = _dtype(config, device)
         self.model_config = config.model.resolve(vocab_size=data.tokenizer.vocab_size, seq_len=config.train.seq_len)
         self.model = Transformer(self.model_config, seed=config.run.seed).to(device)
+        self.experts = list(self.model.experts())  # (name, mixture)
+        self.loads: list[Tensor] = []  # (E,) of each mixture in the last update
         self.weights_before = self.model.embed.token.weight.detach().cpu().clone()  # (V, C)
         beta1, beta2 = config.optim.betas
         self.optimizer = adamw(
@@ -115,11 +118,12 @@ class _Session:
             self.position = fit(
                 self.model,
                 self.loader,
-                loss_fn=next_token_loss,
+                loss_fn=self._loss,
                 optimizer=self.optimizer,
                 learning_rate=self._learning_rate,
                 options=self._options(),
                 stops=Stops(log=self._log, save=self._save, evaluate=self._evaluate, sample=self._sample),
+                after_update=self._rebalance if self.experts else None,
                 start=self.position,
             )
         except KeyboardInterrupt as error:
@@ -201,6 +205,23 @@ class _Session:
             checkpoint_every=train.checkpoint_every,
         )
 
+    def _loss(self, model: nn.Module, batch: Rows) -> Tensor:
+        train = self.config.train
+        loss: Tensor = model.loss(  # type: ignore[operator]
+            batch.tokens, batch.targets, mtp_weight=train.mtp_weight, balance_weight=train.balance_weight
+        )
+        return loss
+
+    def _rebalance(self) -> None:
+        """Moves the routers' biases by the loads of the update's microbatches."""
+        self.loads = []
+        for _, mixture in self.experts:
+            loads = mixture.take_loads()
+            assert loads is not None, "every update runs every mixture"
+            if mixture.router.bias is not None:
+                rebalance(mixture.router, loads, speed=self.config.train.bias_speed)
+            self.loads.append(loads)
+
     def _learning_rate(self, step: int) -> float:
         schedule = self.config.schedule
         return learning_rate(
@@ -222,6 +243,7 @@ class _Session:
             tokens_per_s=round(update.tokens_per_s, 1),
             mfu=mfu,
             time_s=round(update.time_s, 3),
+            **({"max_violation": round(max(map(max_violation, self.loads)), 4)} if self.loads else {}),
         )
         self.display.update(
             update.step, loss=update.loss, tokens_per_s=update.tokens_per_s, mfu=mfu, seconds_left=update.seconds_left
@@ -331,7 +353,7 @@ class _Session:
 
 def next_token_loss(model: nn.Module, batch: Rows) -> Tensor:
     """The mean cross-entropy of each row's next tokens, in nats."""
-    loss: Tensor = model.loss(batch.tokens, batch.targets)  # type: ignore[operator]
+    loss: Tensor = model.next_loss(batch.tokens, batch.targets)  # type: ignore[operator]
     return loss
 
 
