@@ -132,3 +132,63 @@ def test_impossible_requests_of_a_cache_are_refused(model, tokens):
         cache.crop((0, 0, 0))
     with pytest.raises(ValueError, match="expected positions or a cache, got both"):
         model(tokens[:2], cache=cache, positions=torch.arange(20))
+
+
+def grouped(kv_heads, **changes):
+    sizes = {"vocab_size": 29, "max_seq_len": 24, "dim": 24, "n_layers": 2, "n_heads": 6, "inter_dim": 48}
+    return ModelConfig(**sizes | changes, n_kv_heads=kv_heads)
+
+
+@pytest.mark.parametrize("kv_heads", [1, 2, 3, 6])
+def test_heads_that_share_keys_are_heads_with_equal_keys(kv_heads):
+    """Query head h reads kv head h // (H / K): multi-head attention whose keys and values are written out for each."""
+    torch.manual_seed(0)
+    config = grouped(kv_heads)
+    attention, whole = Attention(config, 0).double(), Attention(grouped(0), 0).double()
+    D, repeats = config.head_dim, config.n_heads // kv_heads
+    for kind in ("weight", "bias"):
+        q, k, v = torch.split(getattr(attention.qkv, kind).data, [6 * D, kv_heads * D, kv_heads * D])
+        k, v = (part.unflatten(0, (kv_heads, D)).repeat_interleave(repeats, 0).flatten(0, 1) for part in (k, v))
+        getattr(whole.qkv, kind).data.copy_(torch.cat((q, k, v)))
+        getattr(whole.output, kind).data.copy_(getattr(attention.output, kind))
+    x = torch.randn(2, 7, 24, dtype=torch.float64)
+    assert torch.allclose(attention(x), whole(x), rtol=0, atol=1e-13)
+    assert torch.allclose(whole(x), plain_attention(whole, x), rtol=0, atol=1e-13)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("kv_heads", [1, 2])
+def test_a_cache_holds_the_shared_heads_alone(kv_heads):
+    config = grouped(kv_heads, position="rope")
+    model, tokens = Transformer(config, seed=3).eval(), torch.arange(20).view(2, 10)
+    cache = KVCache(config, 2, 10)
+    assert cache.view(0, 10)[0].shape == (2, kv_heads, 10, 4)
+    chunks = [model(tokens[:, a:b], cache=cache) for a, b in ((0, 4), (4, 5), (5, 10))]
+    assert torch.allclose(torch.cat(chunks, dim=1), model(tokens), rtol=0, atol=1e-5)
+
+
+PACKED = {
+    "gpt2": CONFIG,
+    "grouped": grouped(2, position="rope"),
+    "deepseek": ModelConfig.preset("deepseek-tiny", vocab_size=29, n_layers=2, n_mtp_layers=0),
+}
+
+
+@pytest.mark.parametrize("config", PACKED.values(), ids=PACKED)
+def test_packed_documents_equal_each_alone_in_outputs_and_gradients(config):
+    model = Transformer(config, seed=3).double()
+    tokens = torch.randint(29, (1, 12), generator=torch.Generator().manual_seed(1))
+    doc_ids = torch.tensor([[0] * 5 + [1] * 7])
+    positions = torch.tensor([[*range(5), *range(7)]])
+    target = torch.randn(1, 12, 29, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+    weights = [p for p in model.parameters() if p.requires_grad]
+    together = model(tokens, positions=positions, doc_ids=doc_ids)
+    alone = torch.cat((model(tokens[:, :5]), model(tokens[:, 5:])), dim=1)
+    assert torch.allclose(together, alone, rtol=0, atol=1e-12)
+    for a, b in zip(
+        torch.autograd.grad((together * target).sum(), weights, allow_unused=True),
+        torch.autograd.grad((alone * target).sum(), weights, allow_unused=True),
+        strict=True,
+    ):
+        assert (a is None) == (b is None)
+        assert a is None or torch.allclose(a, b, rtol=0, atol=1e-10)

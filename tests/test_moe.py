@@ -32,7 +32,7 @@ def filled(module, seed=0, scale=0.5):
 
 def chosen(config, weight, bias, x):
     """What one token takes, from the equations: {expert: weight}."""
-    logits = [float(w @ x) for w in weight]
+    logits = (weight @ x).tolist()
     if config.score_func == "sigmoid":
         scores = [1 / (1 + 2.718281828459045**-s) for s in logits]
     else:

@@ -236,3 +236,66 @@ def test_a_compiled_model_fills_the_same_cache():
         tokens = random_tokens(2, T)
         assert torch.equal(compiled(tokens, cache=compiled_cache), model(tokens, cache=plain_cache))
     assert compiled_cache.lengths == (9, 17)
+
+
+def test_ninety_six_layers_train_with_blocks_computed_again():
+    config = ModelConfig(**SIZES | {"n_layers": 96, "dim": 16, "n_heads": 2, "inter_dim": 32})
+    model = Transformer(config)
+    model.checkpoints_blocks = True
+    tokens = random_tokens(2, 16)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
+    losses = []
+    for _ in range(4):
+        loss = model.loss(tokens, tokens.roll(-1, 1))
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        losses.append(loss.item())
+    assert losses == sorted(losses, reverse=True)
+
+
+DEEPSEEK = ModelConfig.preset("deepseek-tiny", vocab_size=61, n_layers=3)
+
+
+def test_a_deepseek_model_learns_a_batch_by_heart():
+    model = Transformer(DEEPSEEK)
+    tokens, targets = random_tokens(4, 32), random_tokens(4, 32, seed=1)
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=5e-3)
+    for _ in range(120):
+        losses = model.losses(tokens, targets)
+        (losses["next"] + 0.3 * losses["further"]).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        if losses["next"].item() < 0.05:
+            break
+    assert losses["next"].item() < 0.05
+
+
+def test_a_later_token_never_changes_an_earlier_logit_of_a_deepseek_model():
+    model, tokens = Transformer(DEEPSEEK).eval(), random_tokens(2, 32)
+    logits = model(tokens)
+    for t in (1, 13, 31):
+        changed = tokens.clone()
+        changed[:, t:] = (changed[:, t:] + 1) % 61
+        assert torch.allclose(model(changed)[:, :t], logits[:, :t], rtol=0, atol=1e-5)
+        assert not torch.allclose(model(changed)[:, t], logits[:, t], rtol=0, atol=1e-3)
+
+
+def test_deepseek_starts_with_one_deviation_everywhere():
+    config = ModelConfig.preset("deepseek-tiny", n_layers=2, init_std=0.006)
+    for name, parameter in Transformer(config).named_parameters():
+        if parameter.ndim >= 2:
+            assert parameter.std().item() == pytest.approx(0.006, rel=0.05), name
+        else:
+            assert parameter.unique().numel() == 1, name  # norms 1, routers' biases 0
+
+
+def test_a_deepseek_model_computes_and_learns_in_bf16():
+    model = Transformer(DEEPSEEK).bfloat16()
+    tokens = random_tokens(2, 32)
+    model.loss(tokens, tokens.roll(-1, 1)).backward()
+    reference = Transformer(DEEPSEEK)
+    reference.loss(tokens, tokens.roll(-1, 1)).backward()
+    mine, theirs = model.layers[1].attn.q.weight.grad, reference.layers[1].attn.q.weight.grad
+    assert mine.dtype == torch.bfloat16
+    assert torch.nn.functional.cosine_similarity(mine.float().flatten(), theirs.flatten(), dim=0) > 0.95

@@ -257,6 +257,9 @@ class PretrainConfig:
         if model.position_limit is not None and self.train.seq_len > model.position_limit:
             got = f"got {self.train.seq_len}; hint: model.max_seq_len={self.train.seq_len}"
             raise ValueError(f"train.seq_len must fit the {model.position_limit} learned positions, {got}")
+        if self.train.seq_len <= model.n_mtp_layers:
+            got = f"got {self.train.seq_len}; hint: train.seq_len={model.n_mtp_layers + 1}"
+            raise ValueError(f"train.seq_len must exceed the {model.n_mtp_layers} further tokens predicted, {got}")
         if self.data.train and not self.tokenizer.path:
             raise ValueError(
                 "data.train needs the tokenizer that prepared it, got none; hint: tokenizer.path=tokenizer.json"
