@@ -6,21 +6,22 @@ import multiprocessing
 import os
 import pickle
 import random
-import signal
 import subprocess
 import sys
 import textwrap
 import threading
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
+from types import FrameType
+from typing import Any
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gptrs import Batch, Dataset, Loader, Tokenizer, prepare
+from gptrs import Batch, Dataset, Loader, Tokenizer, _core, prepare
 
 T = 32
 
@@ -214,45 +215,79 @@ def test_memory_is_used_again_only_when_nothing_of_a_batch_is_left(dataset: Data
         pool = loader._memory
         del batch, kept, part, twin, same
         gc.collect()
-        assert pool.n_free == 4, "as many as the ring takes, and one more"
+        assert pool.n_free == 4, "more came back than the two buffers for each batch ahead that are kept"
 
 
-def test_an_interrupt_at_any_moment_leaves_batch_and_label_together(dataset: Dataset):
-    """A signal may come when the ring has gone on and the loader has not: the next batch is then read again."""
-    options = {"seq_len": 64, "global_batch": 4, "seed": 1, "device": "numpy"}
-    with Loader(dataset, **options) as loader:
-        expected = take(loader, 6000)
-    rng, n_interrupts = random.Random(0), 0
-
-    def interrupt(*_: object) -> None:
-        raise KeyboardInterrupt
-
-    before = signal.signal(signal.SIGALRM, interrupt)
-    try:
-        with Loader(dataset, **options) as loader:
-            while (start := loader.state_dict()["next_sample"] // 4) < 5990:
-                try:
-                    signal.setitimer(signal.ITIMER_REAL, rng.uniform(1e-6, 6e-5))
-                    batches = [next(loader) for _ in range(8)]
-                    signal.setitimer(signal.ITIMER_REAL, 0)
-                except KeyboardInterrupt:
-                    n_interrupts += 1
-                    batches = [next(loader)]
-                    start = batches[0].sample // 4
-                for i, batch in enumerate(batches, start):
-                    assert batch.sample == 4 * i
-                    assert np.array_equal(batch.tokens, expected[i]), f"batch {i} after {n_interrupts} interrupts"
-    finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, before)
-    assert n_interrupts > 50
+@pytest.mark.parametrize("documents", [False, True])
+def test_each_block_comes_back_with_its_last_array(dataset: Dataset, documents: bool):
+    loader = Loader(dataset, seq_len=T, global_batch=8, device="numpy", documents=documents, prefetch=4)
+    pool = loader._memory
+    arrays = [pool.read(loader.core, 8 * i) for i in range(6)]
+    assert pool.n_free == 0 and {len(block) for block in arrays} == {4 if documents else 2}
+    for n_free in range(1, 7):
+        *others, last = arrays.pop()
+        view = last[1:]
+        del others, last
+        gc.collect()
+        assert pool.n_free == n_free - 1, "a view of one array holds all"
+        del view
+        assert pool.n_free == n_free
+    kept = [pool.read(loader.core, 0) for _ in range(7)]
+    assert pool.n_free == 0
+    del kept
+    assert pool.n_free == 7
 
 
-def test_a_batch_that_no_memory_holds_is_an_error(dataset: Dataset):
-    with Loader(dataset, seq_len=1024, global_batch=2**31 - 1, seed=1, device="numpy") as loader:
-        message = "no memory for a batch of 2147483647 x 1024 tokens and targets; hint: use a smaller micro_batch"
+def interrupt_at(n: int) -> Callable[..., Any]:
+    """A trace function that raises as a signal handler may: before the n-th bytecode of the loader's own code."""
+    left = n
+
+    def trace(frame: FrameType, event: str, _: Any) -> Any:
+        nonlocal left
+        if Path(frame.f_code.co_filename).name not in ("loader.py", "ring.py"):
+            return None
+        frame.f_trace_opcodes = True
+        if event == "opcode":
+            left -= 1
+            if left == 0:
+                raise KeyboardInterrupt
+        return trace
+
+    return trace
+
+
+def test_an_interrupt_anywhere_in_next_leaves_the_loader_in_step(dataset: Dataset):
+    n_interrupts = n_again = 0
+    with Loader(dataset, seq_len=T, global_batch=8, seed=1, device="numpy", prefetch=2) as loader:
+        for n in range(1, 400):
+            before = loader.next_sample
+            sys.settrace(interrupt_at(n))
+            try:
+                next(loader)
+            except KeyboardInterrupt:
+                n_interrupts += 1
+            finally:
+                sys.settrace(None)
+            n_again += loader.next_sample == before
+            assert loader.next_sample in (before, before + 8)
+            for _ in range(2):
+                sample = loader.next_sample
+                batch = next(loader)
+                assert batch.sample == sample == loader.next_sample - 8
+                assert np.array_equal(batch.tokens, loader.batch_at(sample // 8).tokens)
+    assert n_again > 30 and n_again <= n_interrupts < 300, "before, in and after the ring's own call"
+
+
+def test_a_batch_larger_than_memory_is_refused(tiny: Dataset):
+    # 2^49 bytes, beyond the address space of a process; then more than there are addresses.
+    memory = _core.HostMemory((1 << 31) - 1, 1 << 14)
+    core = Loader(tiny, seq_len=8, global_batch=1, device="numpy").core
+    message = "no memory for a batch of 2147483647 x 16384 tokens and targets; hint: use a smaller micro_batch"
+    for ask in (lambda: memory.read(core, 0), memory.start(core, 0, 2).next):
         with pytest.raises(MemoryError, match=message):
-            next(loader)
+            ask()
+    with pytest.raises(MemoryError, match="no memory for a batch"):
+        _core.HostMemory((1 << 63), 1 << 3).read(core, 0)
 
 
 @pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="a process cannot choose its cores here")

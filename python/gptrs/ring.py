@@ -82,7 +82,7 @@ class PinnedRing:
         self._lent: deque[Slot] = deque()
 
     def next(self) -> Delivered:
-        """Waits for the next microbatch; after an exception, of a signal handler too, the ring may be out of step."""
+        """Waits for the next microbatch. After any exception, Ctrl-C too, it may be out of step: drop it."""
         while len(self._lent) < self._n_wanted:
             slot = self._memory.take()
             self._ring.submit(slot.array, slot.positions, slot.cu_seqlens)
