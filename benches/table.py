@@ -77,6 +77,8 @@ def figure(row: Row) -> str:
         return f"{rate:.0f} MB/s, {percent:.0f} % of encoding from memory"
     if "m_tokens_per_s" in row:
         return f"{row['m_tokens_per_s']['median']:.0f} M tokens/s"
+    if "peak_mb" in row:
+        return f"{row['tokens_per_s']['median']:.1f} tokens/s, {row['peak_mb']['median']:.0f} MB"
     if "steps_per_s" in row:
         return f"{row['steps_per_s']['median']:.1f} steps/s"
     if "percent" in row:
@@ -96,7 +98,7 @@ def figure(row: Row) -> str:
 
 def speed(row: Row) -> float:
     """Larger is faster, whatever the unit."""
-    for key in ("m_tokens_per_s", "steps_per_s"):
+    for key in ("m_tokens_per_s", "tokens_per_s", "steps_per_s"):
         if key in row:
             return float(row[key]["median"])
     return 0.0
