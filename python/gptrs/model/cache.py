@@ -29,12 +29,11 @@ class Cache:
         batch_size: int,
         max_len: int,
         *,
-        shapes: Sequence[tuple[int, int]],
         n_layers: int = 0,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
-        """Args: shapes: heads and width of each tensor that a layer keeps; n_layers: 0 for the model's own."""
+        """Args: n_layers: 0 for as many as the model has."""
         limit = config.position_limit
         if limit is not None and max_len > limit:
             raise ValueError(
@@ -47,8 +46,13 @@ class Cache:
             # Zeros, not empty: a masked slot has weight 0, and 0 · nan would be nan.
             return torch.zeros(batch_size, heads, max_len, width, device=device, dtype=dtype)
 
-        self._layers = [[empty(*shape) for shape in shapes] for _ in range(n_layers or config.n_layers)]
+        self._layers = [[empty(*shape) for shape in self.shapes(config)] for _ in range(n_layers or config.n_layers)]
         self._device = self._layers[0][0].device
+
+    @staticmethod
+    def shapes(config: ModelConfig) -> Sequence[tuple[int, int]]:
+        """Heads and width of each tensor that a layer keeps."""
+        raise NotImplementedError
 
     @property
     def n_bytes(self) -> int:
@@ -123,18 +127,9 @@ class Cache:
 class KVCache(Cache):
     """Keys and values of every kv head: 2·K·D numbers for each position and layer."""
 
-    def __init__(
-        self,
-        config: ModelConfig,
-        batch_size: int,
-        max_len: int,
-        *,
-        n_layers: int = 0,
-        device: torch.device | str | None = None,
-        dtype: torch.dtype | None = None,
-    ) -> None:
-        shapes = ((config.kv_heads, config.head_dim), (config.kv_heads, config.value_dim))
-        super().__init__(config, batch_size, max_len, shapes=shapes, n_layers=n_layers, device=device, dtype=dtype)
+    @staticmethod
+    def shapes(config: ModelConfig) -> Sequence[tuple[int, int]]:
+        return (config.kv_heads, config.head_dim), (config.kv_heads, config.value_dim)
 
     def append(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         """Stores keys and values (B, K, T, D) behind each sequence; returns all in view, (B, K, S, D) each."""
@@ -154,18 +149,9 @@ class LatentCache(Cache):
     Source: arXiv 2405.04434, section 2.1.2.
     """
 
-    def __init__(
-        self,
-        config: ModelConfig,
-        batch_size: int,
-        max_len: int,
-        *,
-        n_layers: int = 0,
-        device: torch.device | str | None = None,
-        dtype: torch.dtype | None = None,
-    ) -> None:
-        shapes = ((1, config.kv_lora_rank + config.qk_rope_head_dim),)
-        super().__init__(config, batch_size, max_len, shapes=shapes, n_layers=n_layers, device=device, dtype=dtype)
+    @staticmethod
+    def shapes(config: ModelConfig) -> Sequence[tuple[int, int]]:
+        return ((1, config.kv_lora_rank + config.qk_rope_head_dim),)
 
     def append(self, layer: int, latent: Tensor) -> Tensor:
         """Stores (B, 1, T, R + qk_rope_head_dim) behind each sequence; returns all in view, (B, 1, S, …)."""
