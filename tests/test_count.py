@@ -202,7 +202,7 @@ DENSE = ModelConfig(vocab_size=512, max_seq_len=64, dim=128, n_layers=2, n_heads
 def test_matrix_flops_agree_with_torch(config):
     """torch counts 2·m·n·k for each product it runs; the formula also counts biases and norms, and the whole square.
 
-    In float64 experts run one by one: torch does not count their grouped product.
+    On the CPU experts run one after the other: torch does not count their grouped product.
     """
     from torch.utils.flop_counter import FlopCounterMode
 

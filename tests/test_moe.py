@@ -62,38 +62,75 @@ def test_the_router_is_its_equations(config):
         assert dict(zip(experts, given.tolist(), strict=True)) == pytest.approx(expected, rel=1e-9)
 
 
+WAYS = {"by expert": (True, False), "grouped": (False, True), "loop": (False, False)}
+
+
+def by(way, monkeypatch):
+    goes_by_expert, has_grouped = WAYS[way]
+    monkeypatch.setattr(moes, "_goes_by_expert", lambda *_: goes_by_expert)
+    monkeypatch.setattr(moes, "_has_grouped_product", lambda *_: has_grouped)
+
+
 @pytest.mark.parametrize("skew", ["spread", "one expert", "some empty"])
-@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.bfloat16, 0.05)])
-def test_the_grouped_product_equals_the_loop(monkeypatch, skew, dtype, tolerance):
+@pytest.mark.parametrize(
+    ("way", "dtype", "tolerance"),
+    [
+        ("grouped", torch.float32, 1e-5),
+        ("grouped", torch.bfloat16, 0.05),
+        ("by expert", torch.float64, 1e-13),
+        ("by expert", torch.float32, 1e-5),
+        ("by expert", torch.bfloat16, 0.05),
+    ],
+)
+def test_each_way_equals_the_loop(monkeypatch, skew, way, dtype, tolerance):
     config = CONFIGS["sigmoid"]
     experts = filled(Experts(config)).to(dtype)
     generator = torch.Generator().manual_seed(2)
     x = torch.randn(40, 16, generator=generator).to(dtype).requires_grad_()
     ids = torch.stack([torch.randperm(12, generator=generator)[:3] for _ in range(40)])
     ids = {"spread": ids, "one expert": torch.full_like(ids, 7), "some empty": ids % 5}[skew]
-    weights = torch.rand(40, 3, generator=generator).to(dtype).requires_grad_()
+    weights = torch.rand(40, 3, generator=generator, dtype=torch.promote_types(dtype, torch.float32)).requires_grad_()
     inputs = [x, weights, *experts.parameters()]
-    assert moes._has_grouped_product(x, experts.up, experts.down)
-    fast = experts(x, ids, weights)
-    fast_grads = torch.autograd.grad(fast.float().square().sum(), inputs)
-    monkeypatch.setattr(moes, "_has_grouped_product", lambda *_: False)
-    slow = experts(x, ids, weights)
-    slow_grads = torch.autograd.grad(slow.float().square().sum(), inputs)
-    for a, b in zip((fast, *fast_grads), (slow, *slow_grads), strict=True):
+    out = {}
+    for name in (way, "loop"):
+        by(name, monkeypatch)
+        y = experts(x, ids, weights)
+        out[name] = (y, *torch.autograd.grad(y.to(weights.dtype).square().sum(), inputs))
+    for a, b in zip(out[way], out["loop"], strict=True):
+        assert a.dtype == b.dtype
         assert (a - b).abs().max() <= tolerance * b.abs().max()
 
 
-def test_no_token_is_dropped_and_doubles_take_the_loop():
+def test_ways_are_chosen_by_device_type_and_alignment():
+    x, experts = torch.zeros(1, 16), Experts(CONFIGS["sigmoid"])
+    assert moes._goes_by_expert(x) and not moes._goes_by_expert(x.to("meta"))
+    assert moes._has_grouped_product(x, experts.up, experts.down)
+
+
+def test_experts_alone_ask_for_the_gradients_that_are_wanted():
+    experts = filled(Experts(CONFIGS["sigmoid"])).double()
+    x, ids = torch.randn(6, 16, dtype=torch.float64), torch.arange(18).view(6, 3) % 12
+    weights = torch.rand(6, 3, dtype=torch.float64).requires_grad_()
+    (whole,) = torch.autograd.grad(experts(x.clone().requires_grad_(), ids, weights).sum(), weights)
+    experts.requires_grad_(False)
+    (alone,) = torch.autograd.grad(experts(x, ids, weights).sum(), weights)
+    assert torch.equal(whole, alone)
+    with torch.no_grad():
+        assert not experts(x, ids, weights).requires_grad
+
+
+def test_no_token_is_dropped():
     config = CONFIGS["sigmoid"]
     experts = filled(Experts(config)).double()
     x = torch.randn(5, 16, dtype=torch.float64)
-    assert not moes._has_grouped_product(x, experts.up, experts.down)
     y = experts(x, torch.full((5, 3), 4), torch.full((5, 3), 1 / 3, dtype=torch.float64))
     gate, up = (x @ experts.up[4].T).chunk(2, dim=-1)
     assert torch.allclose(y, (torch.nn.functional.silu(gate) * up) @ experts.down[4].T)
 
 
-def test_sizes_that_are_not_aligned_take_the_loop():
+def test_doubles_and_sizes_that_are_not_aligned_have_no_grouped_product():
+    experts = Experts(CONFIGS["sigmoid"]).double()
+    assert not moes._has_grouped_product(torch.zeros(1, 16, dtype=torch.float64), experts.up, experts.down)
     experts = Experts(ModelConfig(**SIZES | {"moe_inter_dim": 6}))
     assert not moes._has_grouped_product(torch.zeros(1, 16), experts.up, experts.down)
 

@@ -11,6 +11,7 @@ costs less, for few the absorbed one; both give the same numbers.
 """
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 
@@ -109,9 +110,12 @@ class LatentAttention(nn.Module):
         k = torch.cat((k_nope, key.expand(-1, H, -1, -1)), dim=-1)  # (B, H, S, D)
         q = torch.cat((q_nope, q_rope), dim=-1)  # (B, H, T, D)
         dropout = self.dropout if self.training else 0.0
-        return scaled_dot_product_attention(
+        if q.device.type == "cpu" and self.v_dim < self.nope + self.rope:
+            v = F.pad(v, (0, self.nope + self.rope - self.v_dim))  # (B, H, S, D): one width for the CPU's fused kernel
+        out = scaled_dot_product_attention(
             q, k, v, attn_mask=mask, dropout_p=dropout, is_causal=is_causal, scale=self.scale
-        )  # (B, H, T, v)
+        )  # (B, H, T, v or D)
+        return out[..., : self.v_dim]
 
     def _absorbed(self, q_nope: Tensor, q_rope: Tensor, latent: Tensor, mask: Tensor | None, is_causal: bool) -> Tensor:
         """All heads read the same latents: one head of H·T queries, so that nothing is copied for each head."""
