@@ -66,7 +66,7 @@ class _ExpertByExpert(torch.autograd.Function):
 def _busy(order: Tensor, loads: Tensor) -> list[tuple[int, Tensor]]:
     """The experts that have tokens, and their places."""
     counts = loads.tolist()
-    return [(expert, places) for expert, places in enumerate(order.split(counts)) if counts[expert]]
+    return [(expert, places) for expert, places in enumerate(torch.split(order, counts)) if counts[expert]]
 
 
 def _gradient(matrices: Tensor, loads: Tensor) -> Tensor:
