@@ -26,11 +26,13 @@ PRESETS = {"step-deepseek": "deepseek-small", "step-gpt2": "gpt2-small"}
 TASKS = {
     "step-deepseek": "training step of deepseek-small, 4 layers, B 4, T 512, fp32, 2 threads",
     "step-gpt2": "training step of gpt2-small, 4 layers, B 4, T 512, fp32, 2 threads",
+    "experts": "forward and backward of deepseek-small's experts (4 + 1 of 33), or a dense layer of their FLOPs",
     "decode": "one new token through an MLA layer of deepseek-v2-lite, batch 8, 8,192 cached, fp32, 2 threads",
 }
 ENGINES = {
     "step-deepseek": ("gptrs", "gptrs compiled", "transformers", "transformers compiled"),
     "step-gpt2": ("gptrs", "gptrs compiled", "transformers", "transformers compiled"),
+    "experts": ("experts", "dense"),
     "decode": ("gptrs", "transformers"),
 }
 
@@ -62,8 +64,12 @@ def measure(task: str, engine: str) -> dict[str, Any]:
     import transformers  # noqa: F401 - imported by all, so that the memory behind the imports compares
 
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    run = decode(engine) if task == "decode" else step(PRESETS[task], engine)
-    n_tokens, check, seconds = run
+    if task == "decode":
+        n_tokens, check, seconds = decode(engine)
+    elif task == "experts":
+        n_tokens, check, seconds = feed_forward(engine)
+    else:
+        n_tokens, check, seconds = step(PRESETS[task], engine)
     peak_mb = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
     seconds = sorted(seconds)
     return {"tokens_per_s": n_tokens / seconds[len(seconds) // 2], "check": check, "peak_mb": peak_mb}
@@ -89,6 +95,33 @@ def step(preset: str, engine: str) -> tuple[int, float, list[float]]:
         first = float(loss.detach()) if first is None else first
     assert first is not None
     return tokens.numel(), first, seconds[2:]
+
+
+def feed_forward(engine: str) -> tuple[int, float, list[float]]:
+    """Tokens of a pass, its FLOPs over those of the chosen experts' matrices, and the seconds of some passes."""
+    from torch.utils.flop_counter import FlopCounterMode
+
+    from gptrs.model import ModelConfig
+    from gptrs.model.feed_forward import SwiGLU
+    from gptrs.model.moe import MoE
+
+    config = ModelConfig.preset("deepseek-small")
+    width = (config.n_activated_experts + config.n_shared_experts) * config.moe_inter_dim
+    layer = MoE(config) if engine == "experts" else SwiGLU(config, width)
+    for parameter in layer.parameters():
+        torch.nn.init.normal_(parameter, 0.0, 0.02) if parameter.ndim > 1 else torch.nn.init.zeros_(parameter)
+    x = torch.randn(STEP_BATCH, STEP_LENGTH, config.dim, requires_grad=True)
+    n_tokens = STEP_BATCH * STEP_LENGTH
+    seconds = []
+    for _ in range(12):
+        start = time.perf_counter()
+        y = layer(x)
+        (y[0] if engine == "experts" else y).sum().backward()
+        seconds.append(time.perf_counter() - start)
+        layer.zero_grad(set_to_none=True)
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        layer(x.detach())
+    return n_tokens, counter.get_total_flops() / (6 * n_tokens * config.dim * width), seconds[2:]
 
 
 def ours(config: Any, *, is_compiled: bool) -> tuple[torch.nn.Module, Any]:
