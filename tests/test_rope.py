@@ -59,7 +59,7 @@ def test_half_precision_is_turned_in_single_and_comes_back_as_it_was():
     assert torch.equal(turned, rotate(x.float(), turns).bfloat16())
 
 
-@pytest.mark.parametrize("preset", ["deepseek-v3", "deepseek-v2-lite", "kimi-k2", "llama-small"])
+@pytest.mark.parametrize("preset", ["deepseek-v3", "deepseek-v2", "deepseek-v2-lite", "kimi-k2", "llama-small"])
 def test_frequencies_are_those_of_transformers(preset):
     from transformers import AutoConfig
     from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
