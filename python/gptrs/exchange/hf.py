@@ -259,26 +259,36 @@ def multiplied_out(weight: Tensor, scales: Tensor) -> Tensor:
 
 
 def _write_tensors(model: Transformer, directory: Path, max_shard_bytes: int) -> None:
-    """Writes files of at most `max_shard_bytes`, or of one larger tensor, and their index when there are several."""
-    shards: list[dict[str, Tensor]] = [{}]
-    n_bytes = 0
-    for name, tensor in _named_tensors(model):
-        if shards[-1] and n_bytes + tensor.nbytes > max_shard_bytes:
-            shards.append({})
-            n_bytes = 0
-        shards[-1][name] = tensor
-        n_bytes += tensor.nbytes
-    where: dict[str, str] = {}
-    total = 0
-    for number, shard in enumerate(shards, start=1):
-        file = _ONE if len(shards) == 1 else f"model-{number:05d}-of-{len(shards):05d}.safetensors"
+    """Writes files of at most `max_shard_bytes`, or of one larger tensor, and their index when there are several.
+
+    One file's tensors are copied at a time; how many files there are is known when the last is written.
+    """
+    written: list[tuple[Path, list[str]]] = []
+    shard: dict[str, Tensor] = {}
+    total = n_bytes = 0
+
+    def write() -> None:
+        path = directory / f".{len(written)}.safetensors"
         # cloned: safetensors refuses tensors that share memory, as the parts of a stacked one do
-        safetensors.torch.save_file(
-            {name: tensor.clone() for name, tensor in shard.items()}, directory / file, metadata={"format": "pt"}
-        )
-        where |= dict.fromkeys(shard, file)
-        total += sum(tensor.nbytes for tensor in shard.values())
-    if len(shards) > 1:
+        copies = {name: tensor.clone() for name, tensor in shard.items()}
+        safetensors.torch.save_file(copies, path, metadata={"format": "pt"})
+        written.append((path, list(shard)))
+        shard.clear()
+
+    for name, tensor in _named_tensors(model):
+        if shard and n_bytes + tensor.nbytes > max_shard_bytes:
+            write()
+            n_bytes = 0
+        shard[name] = tensor
+        n_bytes += tensor.nbytes
+        total += tensor.nbytes
+    write()
+    where: dict[str, str] = {}
+    for number, (path, names) in enumerate(written, start=1):
+        file = _ONE if len(written) == 1 else f"model-{number:05d}-of-{len(written):05d}.safetensors"
+        path.rename(directory / file)
+        where |= dict.fromkeys(names, file)
+    if len(written) > 1:
         index = {"metadata": {"total_size": total}, "weight_map": where}
         write_synced(directory / _INDEX, json.dumps(index, indent=2).encode())
 
