@@ -51,9 +51,12 @@ def chosen(config, weight, bias, x):
 
 
 @pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)
-def test_the_router_is_its_equations(config):
-    router = filled(Router(config), scale=0.7).double()  # biases from -2 to 2: masked experts must not come back at 0
+@pytest.mark.parametrize("shift", [0.0, -3.0])  # below 0 all: masked experts must not come back at 0
+def test_the_router_is_its_equations(config, shift):
+    router = filled(Router(config), scale=0.7).double()
     if router.bias is not None:
+        with torch.no_grad():
+            router.bias.add_(shift)
         assert router.bias.min() < -0.5
     x = torch.randn(200, 16, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     ids, weights = router.choose(router.scores(x))
@@ -105,6 +108,9 @@ def test_the_balance_term_is_one_when_all_is_equal_and_grows_with_skew():
     skewed = flat.clone()
     skewed[..., 0] = 3.0
     assert balance(skewed, torch.zeros(1, 4, 3, dtype=torch.int64)).item() > 3
+    both = balance(torch.cat((flat, skewed)), torch.cat((ids, torch.zeros_like(ids))))
+    alone = balance(flat, ids), balance(skewed, torch.zeros_like(ids))
+    assert both.item() == pytest.approx(sum(alone).item() / 2), "the mean over sequences, each by itself"
     skewed.requires_grad_()
     (grad,) = torch.autograd.grad(balance(skewed, torch.zeros(1, 4, 3, dtype=torch.int64)), skewed)
     assert (grad[..., 0] > 0).all() and (grad[..., 1:] < 0).all(), "the busy expert's score is to fall"
