@@ -93,3 +93,14 @@ def test_rows_too_short_for_a_depth_have_none():
     assert "further" not in model.losses(tokens(1), tokens(1))
     assert len(logits_of(model, tokens(2))) == 1
     assert model.loss(tokens(2), tokens(2)).isfinite()
+
+
+def test_packed_documents_predict_further_as_each_alone():
+    model, x = Transformer(CONFIG).double().eval(), tokens(14, 1)
+    doc_ids = torch.tensor([[0] * 6 + [1] * 8])
+    positions = torch.tensor([[*range(6), *range(8)]])
+    together = logits_of(model, x, positions=positions, doc_ids=doc_ids)
+    for depth, logits in enumerate(together, start=1):
+        first, second = (logits_of(model, part)[depth - 1] for part in (x[:, :6], x[:, 6:]))
+        assert torch.allclose(logits[:, : 6 - depth], first, rtol=0, atol=1e-12)
+        assert torch.allclose(logits[:, 6:], second, rtol=0, atol=1e-12)

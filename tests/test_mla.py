@@ -98,6 +98,17 @@ def test_few_new_positions_are_absorbed_and_many_are_not():
     assert not layer._costs_less_absorbed(8192, 8192)
 
 
+@pytest.mark.parametrize("is_absorbed", [False, True])
+def test_dropout_reaches_the_weights_in_training_alone(is_absorbed):
+    layer, x = layer_of(dataclasses.replace(CONFIGS["plain"], dropout=0.5)), states(9)
+    turns = rotations(CONFIGS["plain"], torch.arange(9))
+    torch.manual_seed(0)
+    assert not torch.equal(*(layer(x, turns=turns, is_absorbed=is_absorbed) for _ in range(2)))
+    layer.eval()
+    expected = layer_of(CONFIGS["plain"])(x, turns=turns, is_absorbed=is_absorbed)
+    assert torch.equal(layer(x, turns=turns, is_absorbed=is_absorbed), expected)
+
+
 @torch.no_grad()
 @pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)
 @pytest.mark.parametrize("cuts", [(20,), (10, 11, 20), (1, 3, 6, 20), tuple(range(1, 21))])

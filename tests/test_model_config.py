@@ -30,6 +30,21 @@ def test_gpt2_presets_have_the_published_sizes():
     }
 
 
+def test_presets_stretch_their_context_as_their_released_configurations_say():
+    """DeepSeek-V2's report, section 3.1.4: 0.0707·ln(factor) + 1; V2.5 and V3 have 0.1. Kimi-K2: beta_fast 1."""
+    yarn = {
+        name: (c.rope_factor, c.rope_original_len, c.rope_beta_fast, c.rope_beta_slow, c.rope_mscale, c.rope_theta)
+        for name, c in PRESETS.items()
+        if c.rope_factor != 1.0
+    }
+    assert yarn == {
+        "deepseek-v2-lite": (40.0, 4096, 32.0, 1.0, 0.707, 10_000.0),
+        "deepseek-v2": (40.0, 4096, 32.0, 1.0, 0.707, 10_000.0),
+        "deepseek-v3": (40.0, 4096, 32.0, 1.0, 1.0, 10_000.0),
+        "kimi-k2": (32.0, 4096, 1.0, 1.0, 1.0, 50_000.0),
+    }
+
+
 def test_overriding_dim_keeps_the_feed_forward_ratio():
     assert ModelConfig.preset("gpt2-small", dim=384).inter_dim == 4 * 384
     assert ModelConfig.preset("gpt2-small", dim=384, inter_dim=100).inter_dim == 100
@@ -54,6 +69,11 @@ def test_only_learned_positions_end():
         ({"dropout": float("nan")}, r"dropout must be at least 0 and below 1, got nan"),
         ({"is_head_tied": 1}, r"is_head_tied must be true or false, got 1"),
         ({"norm_eps": 0.0}, r"norm_eps must be a positive number, got 0\.0"),
+        ({"norm_eps": "1e-5"}, r"norm_eps must be a number, got '1e-5'"),
+        ({"dropout": None}, r"dropout must be a number, got None"),
+        ({"dropout": True}, r"dropout must be a number, got True"),
+        ({"n_layers": 20_000}, r"n_layers must be at most 16,384, got 20,000"),
+        ({"dim": 2**21, "n_heads": 2}, r"dim must be at most 1,048,576, got 2,097,152"),
     ],
 )
 def test_impossible_sizes_are_refused(changes, message):

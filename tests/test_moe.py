@@ -51,9 +51,12 @@ def chosen(config, weight, bias, x):
 
 
 @pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)
-def test_the_router_is_its_equations(config):
-    router = filled(Router(config), scale=0.7).double()  # biases from -2 to 2: masked experts must not come back at 0
+@pytest.mark.parametrize("shift", [0.0, -3.0])  # below 0 all: masked experts must not come back at 0
+def test_the_router_is_its_equations(config, shift):
+    router = filled(Router(config), scale=0.7).double()
     if router.bias is not None:
+        with torch.no_grad():
+            router.bias.add_(shift)
         assert router.bias.min() < -0.5
     x = torch.randn(200, 16, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     ids, weights = router.choose(router.scores(x))
@@ -142,6 +145,9 @@ def test_the_balance_term_is_one_when_all_is_equal_and_grows_with_skew():
     skewed = flat.clone()
     skewed[..., 0] = 3.0
     assert balance(skewed, torch.zeros(1, 4, 3, dtype=torch.int64)).item() > 3
+    both = balance(torch.cat((flat, skewed)), torch.cat((ids, torch.zeros_like(ids))))
+    alone = balance(flat, ids), balance(skewed, torch.zeros_like(ids))
+    assert both.item() == pytest.approx(sum(alone).item() / 2), "the mean over sequences, each by itself"
     skewed.requires_grad_()
     (grad,) = torch.autograd.grad(balance(skewed, torch.zeros(1, 4, 3, dtype=torch.int64)), skewed)
     assert (grad[..., 0] > 0).all() and (grad[..., 1:] < 0).all(), "the busy expert's score is to fall"
@@ -214,3 +220,31 @@ def test_blocks_that_are_computed_again_change_nothing():
     assert torch.equal(loss, again)
     assert all(torch.equal(a, b) for a, b in zip(loads, loads_again, strict=True)), "counted once"
     assert all(torch.allclose(a, b, rtol=1e-12, atol=1e-15) for a, b in zip(grads, grads_again, strict=True))
+
+
+def test_scores_of_a_model_in_bf16_are_computed_in_single():
+    router = filled(Router(CONFIGS["sigmoid"])).bfloat16()
+    x = torch.randn(40, 16, generator=torch.Generator().manual_seed(1)).bfloat16()
+    assert torch.equal(router.scores(x), (x.float() @ router.weight.float().T).sigmoid())
+
+
+def test_the_loss_weighs_further_tokens_and_the_sum_of_all_layers_balance():
+    model = Transformer(ModelConfig(**SIZES, n_mtp_layers=1)).double()
+    tokens = torch.randint(31, (2, 16), generator=torch.Generator().manual_seed(0))
+    uses = []
+    for _, moe in model.experts():
+        moe.register_forward_hook(lambda _module, _given, out: uses.append(out[1].balance))
+    losses = model.losses(tokens, tokens)
+    assert len(uses) == 3
+    assert losses["balance"].item() == pytest.approx(sum(uses).item(), rel=1e-12)
+    expected = losses["next"] + 0.3 * losses["further"] + 1e-4 * losses["balance"]
+    assert model.loss(tokens, tokens).item() == pytest.approx(expected.item(), rel=1e-12)
+
+
+def test_every_matrix_that_writes_to_the_stream_starts_smaller():
+    model = Transformer(ModelConfig(**SIZES | {"dim": 64, "moe_inter_dim": 64, "inter_dim": 64}, n_dense_layers=1))
+    writers = ("attn.output.weight", "ffn.down.weight", "ffn.shared.down.weight", "ffn.experts.down")
+    for name, weight in model.named_parameters():
+        if weight.ndim >= 2:
+            std = 0.02 / 2 if name.endswith(writers) else 0.02  # √(2·n_layers) = 2
+            assert weight.std().item() == pytest.approx(std, rel=0.1), name

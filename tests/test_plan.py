@@ -140,6 +140,8 @@ def test_a_run_is_priced(cli: Cli):
         (("gpt2-small", "--expert-parallel", "2"), "expert parallelism (2) needs experts"),
         (("deepseek-v3", "--tensor-parallel", "3"), "tensor parallelism (3) must divide the kv heads (128)"),
         (("gpt2-small", "--tokens", "1e9", "--mfu", "40"), "mfu must be above 0 and at most 1, got 40.0; hint: 0.4"),
+        (("gpt2-small", "=2"), "expected key=value, got '=2'; hint: n_layers=4"),
+        (("gpt2-small", "--tokens", "1e300", "--peak-tflops", "1e-300"), "of a run that ends, got inf GPU hours"),
         (("gpt2-small", "--tokens", "nan"), "tokens must be a positive number, got nan"),
         (("gpt2-small", "--tokens", "1", "--price", "-1"), "price must be 0 or more, got -1.0"),
         (("gpt2-small", "--plot", "plan.txt"), "--plot must be a .png file in a folder that exists, got plan.txt"),
@@ -151,8 +153,9 @@ def test_mistakes_are_one_line(cli: Cli, words: tuple[str, ...], message: str):
     assert message in done.stderr and done.stderr.count("\n") == 1
 
 
-def test_a_price_without_tokens_is_a_wrong_command_line(cli: Cli):
-    assert cli("plan", "gpt2-small", "--price", 2).returncode == 2
+@pytest.mark.parametrize("words", [("--price", 2), ("--gpus", 8), ("--mfu", 0.5), ("--peak-tflops", 312)])
+def test_settings_of_a_run_without_tokens_are_a_wrong_command_line(cli: Cli, words: tuple[object, ...]):
+    assert cli("plan", "gpt2-small", *words).returncode == 2
 
 
 @pytest.mark.parametrize("name", ["gpt2-small", "deepseek-v3"])

@@ -59,7 +59,7 @@ def test_half_precision_is_turned_in_single_and_comes_back_as_it_was():
     assert torch.equal(turned, rotate(x.float(), turns).bfloat16())
 
 
-@pytest.mark.parametrize("preset", ["deepseek-v3", "deepseek-v2-lite", "kimi-k2", "llama-small"])
+@pytest.mark.parametrize("preset", ["deepseek-v3", "deepseek-v2", "deepseek-v2-lite", "kimi-k2", "llama-small"])
 def test_frequencies_are_those_of_transformers(preset):
     from transformers import AutoConfig
     from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
@@ -75,6 +75,36 @@ def test_frequencies_are_those_of_transformers(preset):
     else:
         expected, factor = ROPE_INIT_FUNCTIONS["yarn"](theirs)
     assert factor == 1.0, "sines stay of length 1"
+    assert torch.allclose(frequencies(config).float(), expected, rtol=1e-5, atol=0)
+
+
+@pytest.mark.parametrize(
+    ("theta", "original_len", "fast", "slow"),
+    [
+        (100.0, 10**6, 32.0, 1.0),  # both borders behind the last pair
+        (100.0, 10**6, 1e5, 1e-3),  # one of them
+        (10_000.0, 4096, 1.0, 1.0),  # one border for both
+        (100.0, 500, 79.57747154594767, 79.57747154594767),  # on a pair: the ramp has no width
+        (10_000.0, 8, 32.0, 1.0),  # the first before the first pair
+        (10_000.0, 2, 32.0, 1.0),  # both
+    ],
+)
+def test_borders_of_the_ramp_are_those_of_transformers(theta, original_len, fast, slow):
+    from transformers import LlamaConfig
+    from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
+
+    config = dataclasses.replace(
+        CONFIG,
+        rope_theta=theta,
+        rope_factor=8.0,
+        rope_original_len=original_len,
+        rope_beta_fast=fast,
+        rope_beta_slow=slow,
+    )
+    yarn = {"rope_type": "yarn", "factor": 8.0, "original_max_position_embeddings": original_len, "rope_theta": theta}
+    yarn |= {"beta_fast": fast, "beta_slow": slow}
+    theirs = LlamaConfig(hidden_size=16, num_attention_heads=2, rope_theta=theta, rope_parameters=yarn)
+    expected, _ = ROPE_INIT_FUNCTIONS["yarn"](theirs)
     assert torch.allclose(frequencies(config).float(), expected, rtol=1e-5, atol=0)
 
 

@@ -1,4 +1,4 @@
-"""The commands of a trained model: generate, import, export."""
+"""The commands of a trained model: generate, import, convert, export."""
 
 import sys
 from importlib.util import find_spec
@@ -75,17 +75,22 @@ def import_command(
 ) -> None:
     """Read a model of another program into a run directory, for generate, export and training on."""
     require_torch("import")
+    path, folder = Path(source), Path(out)
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise FileExistsError(f"expected an empty or new directory, got {out}; hint: remove it, or name another")
+    if not path.exists():
+        raise FileNotFoundError(f"expected a folder or a *.bin file, found nothing at {source}")
     import dataclasses
 
     from gptrs.exchange.hf import import_hf
     from gptrs.exchange.llama2c import import_llama2c
+    from gptrs.exchange.torch_file import is_torch_file
     from gptrs.train import checkpoint as checkpoints
 
-    path, folder = Path(source), Path(out)
-    if folder.exists() and any(folder.iterdir()):
-        raise FileExistsError(f"expected an empty or new directory, got {out}; hint: remove it, or name another")
-    if not path.exists():
-        raise FileNotFoundError(f"expected a folder or a *.bin file, found nothing at {source}")
+    if path.is_file() and is_torch_file(path):
+        raise ValueError(
+            f"{source} is a pickle of PyTorch, which is not read here; hint: gptrs convert {source} -o FOLDER"
+        )
     own = tokenizer or (source if path.is_dir() and (path / "tokenizer.json").exists() else None)
     if own is None:
         typer.echo(f"warning: {source} has no tokenizer.json; hint: name its tokenizer with --tokenizer", err=True)
@@ -102,6 +107,20 @@ def import_command(
     typer.echo(f"{out}: {n_params:,} parameters")
 
 
+def convert_command(
+    source: Annotated[str, typer.Argument(help="nanoGPT's ckpt.pt, or pytorch_model.bin beside its config.json.")],
+    out: Annotated[str, typer.Option("--out", "-o", help="The folder to make, for gptrs import and transformers.")],
+) -> None:
+    """Make a folder of safetensors of a PyTorch file, a pickle; tensors and plain values are read, nothing runs."""
+    require_torch("convert")
+    if not Path(source).is_file():
+        raise FileNotFoundError(f"expected a file of PyTorch, found none at {source}")
+    from gptrs.exchange.torch_file import convert
+
+    folder = convert(Path(source), Path(out))
+    typer.echo(f"{out}: {sum(path.stat().st_size for path in folder.iterdir()):,} bytes")
+
+
 def export_command(
     out: Annotated[str, typer.Option("--out", "-o", help="The folder to make, or the file, when it ends in .gguf.")],
     run: Run = None,
@@ -113,13 +132,15 @@ def export_command(
 ) -> None:
     """Write a trained model and its tokenizer for Hugging Face transformers or llama.cpp."""
     require_torch("export")
+    is_gguf = Path(out).suffix == ".gguf"
+    if dtype == "q8_0" and not is_gguf:
+        raise ValueError(f"expected --out FILE.gguf with --dtype q8_0, got {out}")
+    if (run is None) == (checkpoint is None):
+        raise typer.BadParameter("expected --run DIR or --checkpoint DIR")
     import torch
 
     from gptrs.exchange import gguf, hf
 
-    is_gguf = Path(out).suffix == ".gguf"
-    if dtype == "q8_0" and not is_gguf:
-        raise ValueError(f"expected --out FILE.gguf with --dtype q8_0, got {out}")
     model, tokenizer = open_model(run, checkpoint, "cpu")
     if is_gguf:
         gguf.export_gguf(model, out, tokenizer=tokenizer, dtype=_GGUF_TYPES[dtype])

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+_PEAK_TFLOPS, _MFU = 989.0, 0.4
 _Preset = Annotated[str, typer.Argument(help="A model by name: gpt2-small, deepseek-v3, …", metavar="PRESET")]
 _Overrides = Annotated[list[str] | None, typer.Argument(help="Sizes that differ.", metavar="[KEY=VALUE…]")]
 
@@ -25,8 +26,8 @@ def plan(
     micro_batch: Annotated[int, typer.Option(help="Sequences that a rank computes at a time.", min=1)] = 1,
     tokens: Annotated[float | None, typer.Option(help="Tokens of a run whose hours are asked for: 14.8e12.")] = None,
     gpus: Annotated[int | None, typer.Option(help="Its GPUs. [default: the ranks of the split]", min=1)] = None,
-    peak_tflops: Annotated[float, typer.Option(help="TFLOP/s of a GPU, dense; 989: H100, bfloat16.")] = 989.0,
-    mfu: Annotated[float, typer.Option(help="The share of the peak that the run reaches.")] = 0.4,
+    peak_tflops: Annotated[float, typer.Option(help="TFLOP/s of a GPU, dense; 989: H100, bfloat16.")] = _PEAK_TFLOPS,
+    mfu: Annotated[float, typer.Option(help="The share of the peak that the run reaches.")] = _MFU,
     price: Annotated[float | None, typer.Option(help="Of a GPU's hour.")] = None,
     released: Annotated[bool, typer.Option("--released", help="The size of files as DeepSeek-V3's, in fp8.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="The plan as JSON.")] = False,
@@ -48,8 +49,8 @@ def plan(
         training = plans.Training(
             tokens=tokens, gpus=gpus or split.world, peak_tflops=peak_tflops, mfu=mfu, price=price
         )
-    elif gpus is not None or price is not None:
-        raise typer.BadParameter("--gpus and --price need --tokens")
+    elif gpus is not None or price is not None or (peak_tflops, mfu) != (_PEAK_TFLOPS, _MFU):
+        raise typer.BadParameter("--gpus, --peak-tflops, --mfu and --price need --tokens")
     found = plans.make(config, name=preset, seq_len=seq_len, split=split, training=training, is_released=released)
     if plot is not None:
         plan_view.draw(Path(plot), found)

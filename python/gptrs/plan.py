@@ -6,6 +6,7 @@ The plan is one dictionary whose keys stay; the tables and the picture of `plan_
 """
 
 import dataclasses
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -66,7 +67,7 @@ def find(preset: str, overrides: Sequence[str] = ()) -> ModelConfig:
     base = ModelConfig.preset(preset)
     values: dict[str, Any] = {"model": {}}
     for text in overrides:
-        if "=" not in text:
+        if "=" not in text.removeprefix("="):
             raise ValueError(f"expected key=value, got {text!r}; hint: n_layers=4")
         values = settings.override(_Sections, values, [text if text.startswith("model.") else f"model.{text}"])
     for name, value in values["model"].items():  # types first: the config's own checks expect them
@@ -179,6 +180,8 @@ def _rank(config: ModelConfig, seq_len: int, split: Split) -> dict[str, Any]:
 def _training(training: Training, flops_per_token: int) -> dict[str, Any]:
     seconds = training.tokens * flops_per_token / (training.peak_tflops * 1e12 * training.mfu)  # of one GPU
     gpu_hours = seconds / 3600
+    if not 0 < gpu_hours < math.inf:
+        raise ValueError(f"expected tokens and peak_tflops of a run that ends, got {gpu_hours} GPU hours")
     return dataclasses.asdict(training) | {
         "flops": training.tokens * flops_per_token,
         "tokens_per_s": training.tokens / seconds * training.gpus,

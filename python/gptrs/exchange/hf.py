@@ -5,9 +5,10 @@
       model.safetensors.index.json
     tokenizer.json, …                    beside, when one is given
 
-A directory appears whole or not at all. On reading, every tensor is looked for before the first is copied: one that is
-missing, left over, of another shape or not finite is an error with its name. Weights in 8-bit floats with a scale for
-each block of 128 × 128, as DeepSeek-V3 is released, are multiplied out.
+A directory appears whole or not at all. On reading, every tensor is looked for before memory is taken for the first:
+one that is missing, left over, of another shape or type, or not finite is an error with its name. Weights in 8-bit
+floats with a scale for each block of 128 × 128, as DeepSeek-V3 is released, are multiplied out. Tensors go from the
+mapped file into their place one by one, so the model is in memory once.
 """
 
 import json
@@ -15,6 +16,7 @@ import os
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -33,7 +35,9 @@ if TYPE_CHECKING:
 _INDEX = "model.safetensors.index.json"
 _ONE = "model.safetensors"
 _SCALE = "_scale_inv"  # ends the name of the scales of an 8-bit weight
-_BLOCK = 128  # rows and columns of a weight that share a scale
+_BLOCK = hf_config.FP8_BLOCK
+_EIGHT_BITS = "F8_E4M3"
+_TYPES = ("F64", "F32", "F16", "BF16", _EIGHT_BITS)  # of tensors that are read
 _COMPUTED = (".attn.bias", ".attn.masked_bias", ".rotary_emb.inv_freq")  # buffers of old files, nothing to read
 
 
@@ -50,7 +54,7 @@ def export_hf(
     """
     config = hf_config.write(model.config) | {"torch_dtype": str(model.embed.token.weight.dtype).removeprefix("torch.")}
     path = Path(directory)
-    if path.exists() and any(path.iterdir()):
+    if path.exists() and (not path.is_dir() or any(path.iterdir())):
         raise FileExistsError(f"expected an empty or new directory, got {path}; hint: remove it, or name another")
     if tokenizer is not None and tokenizer.vocab_size != model.config.vocab_size:
         got = f"{tokenizer.vocab_size} ids and a model of {model.config.vocab_size}"
@@ -84,16 +88,19 @@ def import_hf(
         read.
     """
     path = Path(directory)
-    given = json.loads((path / "config.json").read_text("utf-8"))
+    given = _json(path / "config.json")
     config = hf_config.read(given)
     architecture = hf_config.architecture_of(config)
-    table = list(hf_tensors.entries(config, architecture, is_interleaved=hf_config.is_interleaved(given)))
-    with torch.device("meta"):
-        model = Transformer(config)
+    entries = hf_tensors.entries(config, architecture, is_interleaved=hf_config.is_interleaved(given))
     with _Files(path) as files:
-        files.check(table, hf_tensors.copies(config), dict(model.named_parameters()))
+        table = list(islice(entries, len(files) + 1))  # one entry too many shows that some are missing
         embedding = table[0].pieces[0].name
-        model = model.to_empty(device=device or "cpu").to(dtype or files.dtype(embedding))
+        files.restore_prefix(embedding)
+        files.check_names(table, hf_tensors.copies(config))
+        with torch.device("meta"):
+            model = Transformer(config)
+        files.check_shapes(table, dict(model.named_parameters()))
+        model = model.to(dtype or files.dtype(embedding)).to_empty(device=device or "cpu")
         parameters = dict(model.named_parameters())
         with torch.no_grad():
             for entry in table:
@@ -111,19 +118,32 @@ class _Files:
     def __init__(self, path: Path) -> None:
         self.path = path
         if (path / _INDEX).exists():
-            where: Mapping[str, str] = json.loads((path / _INDEX).read_text("utf-8"))["weight_map"]
-            names = sorted(set(where.values()))
+            index = _json(path / _INDEX).get("weight_map")
+            if not isinstance(index, dict) or not all(isinstance(name, str) for name in index.values()):
+                raise ValueError(f"{path / _INDEX}: expected a weight_map of tensors to file names, got {index!r:.60}")
+            names = sorted(set(index.values()))
         elif (path / _ONE).exists():
-            names = [_ONE]
+            index, names = {}, [_ONE]
         else:
             hint = "hint: *.bin files are pickles; save the model with safe_serialization=True"
             raise FileNotFoundError(f"expected {_ONE} or {_INDEX} in {path}, found neither; {hint}")
         for name in names:
-            if Path(name).name != name:
+            if Path(name).name != name or name == "..":
                 raise ValueError(f"expected names of files beside {_INDEX}, got {name!r}")
         self._stack = ExitStack()
         self._open: dict[str, Any] = {name: self._stack.enter_context(_opened(path / name)) for name in names}
-        self._where = {key: name for name, file in self._open.items() for key in file.keys()}  # noqa: SIM118
+        self._where: dict[str, tuple[str, str]] = {}  # by the name that the class gives it: file, and name there
+        for name, file in self._open.items():
+            for key in file.keys():  # noqa: SIM118
+                if key in self._where:
+                    raise ValueError(f"{path}: expected {key} once, found it in {self._where[key][0]} and {name}")
+                self._where[key] = name, key
+        for key, name in index.items():
+            if key not in self._where or self._where[key][0] != name:
+                raise ValueError(f"{path / _INDEX}: expected {key} in {name}, found it elsewhere or nowhere")
+
+    def __len__(self) -> int:
+        return len(self._where)
 
     def __enter__(self) -> "_Files":
         return self
@@ -131,18 +151,29 @@ class _Files:
     def __exit__(self, *error: object) -> None:
         self._stack.close()
 
-    def check(self, table: list[hf_tensors.Entry], copies: Mapping[str, str], parameters: Mapping[str, Tensor]) -> None:
-        """Raises: ValueError when a tensor is missing, left over or of another shape."""
+    def restore_prefix(self, embedding: str) -> None:
+        """Gives tensors of files without the class's prefix their full names, as OpenAI's GPT-2 has them."""
+        prefix = embedding.split(".")[0] + "."
+        if embedding not in self._where and embedding.removeprefix(prefix) in self._where:
+            self._where = {
+                key if key.startswith("lm_head.") else prefix + key: place for key, place in self._where.items()
+            }
+
+    def check_names(self, table: list[hf_tensors.Entry], copies: Mapping[str, str]) -> None:
+        """Raises: ValueError when a tensor is missing or left over."""
         needed = {piece.name for entry in table for piece in entry.pieces}
         missing = sorted(needed - self._where.keys())
         if missing:
             raise ValueError(f"{self.path}: expected {len(needed)} tensors, missing {_some(missing)}")
-        scales = {name + _SCALE for name in needed}
+        scales = {name + _SCALE for name in needed if self._type(name) == _EIGHT_BITS}
         extra = [name for name in self._where.keys() - needed - scales - copies.keys() if not name.endswith(_COMPUTED)]
         if tied := [name for name in extra if name == "lm_head.weight"]:
             extra.remove(tied[0])  # some files store a tied head again
         if extra:
             raise ValueError(f"{self.path}: expected {len(needed)} tensors, {_some(sorted(extra))} left over")
+
+    def check_shapes(self, table: list[hf_tensors.Entry], parameters: Mapping[str, Tensor]) -> None:
+        """Raises: ValueError when a tensor, or the scales of one, are of another shape or type."""
         for entry in table:
             width = parameters[entry.ours].shape[2 if entry.expert is not None else 1 :]
             for piece in entry.pieces:
@@ -150,32 +181,68 @@ class _Files:
                 expected = expected[::-1] if piece.is_transposed else expected
                 if (got := self._slice(piece.name).get_shape()) != expected:
                     raise ValueError(f"{self.path}: expected {piece.name} of shape {expected}, got {got}")
+                self._check_type(piece.name)
+
+    def _check_type(self, name: str) -> None:
+        if (got := self._type(name)) not in _TYPES:
+            raise ValueError(f"{self.path}: expected {name} of a type of {', '.join(_TYPES)}, got {got}")
+        if got != _EIGHT_BITS:
+            return
+        scales = name + _SCALE
+        if scales not in self._where:
+            raise ValueError(f"{self.path}: expected scales {scales} of an 8-bit weight, found none")
+        blocks = [-(-n // _BLOCK) for n in self._slice(name).get_shape()]
+        shape = self._slice(scales).get_shape()
+        if len(blocks) != 2 or shape != blocks or self._type(scales) not in _TYPES[:-1]:
+            raise ValueError(f"{self.path}: expected {scales} of a matrix, {blocks}, got {self._type(scales)} {shape}")
 
     def dtype(self, name: str) -> torch.dtype:
-        return self._tensor(name)[:1].dtype
+        """The type of a tensor when it has been read."""
+        return torch.float32 if self._type(name) == _EIGHT_BITS else self._slice(name)[:1].dtype
 
     def read(self, name: str) -> Tensor:
         """A tensor in the file's type, or multiplied out in float32; all of it finite."""
         tensor = self._tensor(name)
-        if tensor.element_size() == 1:
-            if name + _SCALE not in self._where:
-                raise ValueError(f"{self.path}: expected scales {name + _SCALE} of an 8-bit weight, found none")
+        if self._type(name) == _EIGHT_BITS:
             tensor = multiplied_out(tensor, self._tensor(name + _SCALE))
         if not bool(tensor.isfinite().all()):
             raise ValueError(f"{self.path}: expected finite numbers in {name}, got nan or infinity")
         return tensor
 
     def _slice(self, name: str) -> Any:
-        return self._open[self._where[name]].get_slice(name)
+        file, key = self._where[name]
+        return self._open[file].get_slice(key)
+
+    def _type(self, name: str) -> str:
+        return str(self._slice(name).get_dtype())
 
     def _tensor(self, name: str) -> Tensor:
-        tensor: Tensor = self._open[self._where[name]].get_tensor(name)
+        file, key = self._where[name]
+        tensor: Tensor = self._open[file].get_tensor(key)
         return tensor
 
 
 def _opened(path: Path) -> Any:
+    if not path.is_file():
+        raise FileNotFoundError(f"expected a file at {path}, found none")
     opened: Any = safetensors.safe_open
-    return opened(path, framework="pt")
+    try:
+        return opened(path, framework="pt")
+    except safetensors.SafetensorError as error:
+        raise ValueError(f"{path}: expected a safetensors file, got a damaged or another one: {error}") from error
+
+
+def _json(path: Path) -> dict[str, Any]:
+    """The values of a JSON file that has keys."""
+    if not path.is_file():
+        raise FileNotFoundError(f"expected {path.name} in {path.parent}, found none")
+    try:
+        given = json.loads(path.read_bytes())
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path}: expected JSON: {error}") from error
+    if not isinstance(given, dict):
+        raise ValueError(f"{path}: expected keys and values, got {given!r:.60}")
+    return given
 
 
 def multiplied_out(weight: Tensor, scales: Tensor) -> Tensor:
@@ -192,26 +259,36 @@ def multiplied_out(weight: Tensor, scales: Tensor) -> Tensor:
 
 
 def _write_tensors(model: Transformer, directory: Path, max_shard_bytes: int) -> None:
-    """Writes files of at most `max_shard_bytes`, or of one larger tensor, and their index when there are several."""
-    shards: list[dict[str, Tensor]] = [{}]
-    n_bytes = 0
-    for name, tensor in _named_tensors(model):
-        if shards[-1] and n_bytes + tensor.nbytes > max_shard_bytes:
-            shards.append({})
-            n_bytes = 0
-        shards[-1][name] = tensor
-        n_bytes += tensor.nbytes
-    where: dict[str, str] = {}
-    total = 0
-    for number, shard in enumerate(shards, start=1):
-        file = _ONE if len(shards) == 1 else f"model-{number:05d}-of-{len(shards):05d}.safetensors"
+    """Writes files of at most `max_shard_bytes`, or of one larger tensor, and their index when there are several.
+
+    One file's tensors are copied at a time; how many files there are is known when the last is written.
+    """
+    written: list[tuple[Path, list[str]]] = []
+    shard: dict[str, Tensor] = {}
+    total = n_bytes = 0
+
+    def write() -> None:
+        path = directory / f".{len(written)}.safetensors"
         # cloned: safetensors refuses tensors that share memory, as the parts of a stacked one do
-        safetensors.torch.save_file(
-            {name: tensor.clone() for name, tensor in shard.items()}, directory / file, metadata={"format": "pt"}
-        )
-        where |= dict.fromkeys(shard, file)
-        total += sum(tensor.nbytes for tensor in shard.values())
-    if len(shards) > 1:
+        copies = {name: tensor.clone() for name, tensor in shard.items()}
+        safetensors.torch.save_file(copies, path, metadata={"format": "pt"})
+        written.append((path, list(shard)))
+        shard.clear()
+
+    for name, tensor in _named_tensors(model):
+        if shard and n_bytes + tensor.nbytes > max_shard_bytes:
+            write()
+            n_bytes = 0
+        shard[name] = tensor
+        n_bytes += tensor.nbytes
+        total += tensor.nbytes
+    write()
+    where: dict[str, str] = {}
+    for number, (path, names) in enumerate(written, start=1):
+        file = _ONE if len(written) == 1 else f"model-{number:05d}-of-{len(written):05d}.safetensors"
+        path.rename(directory / file)
+        where |= dict.fromkeys(names, file)
+    if len(written) > 1:
         index = {"metadata": {"total_size": total}, "weight_map": where}
         write_synced(directory / _INDEX, json.dumps(index, indent=2).encode())
 

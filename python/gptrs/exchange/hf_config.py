@@ -5,6 +5,7 @@ refused by name, and so is a key that would change a number and that we do not h
 `rope_theta` and `rope_scaling`, which transformers 4 reads and 5 converts; both spellings are read.
 """
 
+import dataclasses
 import math
 from collections.abc import Mapping
 from typing import Any, Literal, get_args
@@ -19,6 +20,8 @@ _MODEL_TYPES = {
     "DeepseekV2ForCausalLM": "deepseek_v2",
     "DeepseekV3ForCausalLM": "deepseek_v3",
 }
+FP8_BLOCK = 128  # rows and columns of an 8-bit weight that share a scale
+_DROPOUT = ("resid_pdrop", "embd_pdrop", "attn_pdrop")
 _LATENT_NORM_EPS = 1e-6  # transformers fixes that of the latents' norms
 _GPT2 = {
     "vocab_size": "vocab_size", "max_seq_len": "n_positions", "dim": "n_embd", "n_layers": "n_layer",
@@ -113,8 +116,7 @@ def write(config: ModelConfig) -> dict[str, Any]:
     out: dict[str, Any] = {"architectures": [architecture], "model_type": _MODEL_TYPES[architecture]}
     if architecture == "GPT2LMHeadModel":
         out |= {theirs: getattr(config, ours) for ours, theirs in _GPT2.items()}
-        dropout = dict.fromkeys(("resid_pdrop", "embd_pdrop", "attn_pdrop"), config.dropout)
-        return out | dropout | {"activation_function": "gelu_new"}
+        return out | dict.fromkeys(_DROPOUT, config.dropout) | {"activation_function": "gelu_new"}
     names = _LLAMA if architecture == "LlamaForCausalLM" else _DEEPSEEK
     out |= {theirs: getattr(config, ours) for ours, theirs in names.items()}
     out |= {"hidden_act": "silu", "num_key_value_heads": config.kv_heads, "attention_bias": config.has_bias}
@@ -157,12 +159,12 @@ def read(given: Mapping[str, Any]) -> ModelConfig:
 
     Raises: ValueError for another class, a missing key, or a setting that we do not have, naming it.
     """
-    (architecture, *_) = given.get("architectures") or [None]
+    named = given.get("architectures")
+    architecture: Any = named[0] if isinstance(named, list) and named else None
     if architecture not in get_args(Architecture):
         hint = "hint: a file of GPT-2, Llama, DeepSeek-V2 or -V3 is expected"
-        raise ValueError(
-            f"expected one of {', '.join(get_args(Architecture))}, got architectures={architecture}; {hint}"
-        )
+        raise ValueError(f"expected one of {', '.join(get_args(Architecture))}, got architectures={named!r}; {hint}")
+    _check_quantization(given)
     reader = _read_gpt2 if architecture == "GPT2LMHeadModel" else _read_modern
     return reader(given, architecture)
 
@@ -177,14 +179,31 @@ def _read_gpt2(given: Mapping[str, Any], architecture: str) -> ModelConfig:
         add_cross_attention=(False,),
     )
     fields = _fields(given, architecture, _GPT2, n_inner=None, tie_word_embeddings=True, initializer_range=0.02)
-    return ModelConfig(**fields | {"inter_dim": fields["inter_dim"] or 4 * fields["dim"]})
+    dropout = given.get(_DROPOUT[0], 0.0)
+    _refuse(given, architecture, **dict.fromkeys(_DROPOUT, (dropout,)))
+    return ModelConfig(**fields | {"inter_dim": fields["inter_dim"] or 4 * fields["dim"], "dropout": dropout})
+
+
+def _check_quantization(given: Mapping[str, Any]) -> None:
+    """Raises: ValueError for weights in another form than DeepSeek-V3's."""
+    form = given.get("quantization_config")
+    if form is None:
+        return
+    block = [FP8_BLOCK, FP8_BLOCK]
+    if not isinstance(form, dict) or form.get("quant_method") != "fp8" or form.get("weight_block_size") != block:
+        raise ValueError(
+            f"expected plain weights or quant_method 'fp8' with weight_block_size {block}, "
+            f"got quantization_config={form!r}"
+        )
 
 
 def _read_modern(given: Mapping[str, Any], architecture: str) -> ModelConfig:
     is_llama = architecture == "LlamaForCausalLM"
     rope = _rope_settings(given)
     given = {**given, "rope_theta": rope.get("rope_theta", given.get("rope_theta", 10_000.0))}
-    _refuse(given, architecture, hidden_act=("silu",), pretraining_tp=(1,))
+    _refuse(given, architecture, hidden_act=("silu",), pretraining_tp=(1,), partial_rotary_factor=(None, 1.0))
+    _refuse(rope, architecture, partial_rotary_factor=(None, 1.0), truncate=(None, True))
+    _refuse(given, architecture, attention_bias=(None, False, True), mlp_bias=(None, False, True))
     fields = _fields(
         given, architecture, _LLAMA if is_llama else _DEEPSEEK,
         tie_word_embeddings=False, initializer_range=0.02, q_lora_rank=None, norm_topk_prob=False,
@@ -194,11 +213,15 @@ def _read_modern(given: Mapping[str, Any], architecture: str) -> ModelConfig:
     fields |= {"position": "rope", "norm": "rms", "feed_forward": "swiglu", "has_bias": has_bias}
     fields |= _read_yarn(rope, is_latent=not is_llama)
     if is_llama:
-        _refuse(given, architecture, mlp_bias=(has_bias,), head_dim=(None, fields["dim"] // fields["n_heads"]))
         n_kv_heads = given.get("num_key_value_heads") or 0
         config = ModelConfig(**fields, n_kv_heads=n_kv_heads if n_kv_heads != fields["n_heads"] else 0)
+        _refuse(given, architecture, mlp_bias=(has_bias,), head_dim=(None, config.head_dim))
     else:
+        _refuse(given, architecture, num_key_value_heads=(None, fields["n_heads"]), moe_layer_freq=(None, 1))
+        _refuse(given, architecture, rope_interleave=(True, False))
         config = ModelConfig(**fields | _read_experts(given, architecture, fields), scales_residual_init=False)
+        kinds = ["sparse" if config.has_experts(layer) else "dense" for layer in range(config.n_layers)]
+        _refuse(given, architecture, mlp_layer_types=(None, kinds))
     architecture_of(config)
     return config
 
@@ -209,7 +232,7 @@ def _read_experts(given: Mapping[str, Any], architecture: str, fields: Mapping[s
     if fields["n_dense_layers"] >= fields["n_layers"]:
         names = ("n_routed_experts", "n_shared_experts", "n_activated_experts", "moe_inter_dim", "n_dense_layers")
         return ranks | dict.fromkeys(names, 0) | {"n_expert_groups": 1, "n_limited_groups": 1}
-    groups = {"n_expert_groups": fields["n_expert_groups"] or 1, "n_limited_groups": fields["n_limited_groups"] or 1}
+    groups = {name: fields[name] or 1 for name in ("n_expert_groups", "n_limited_groups")}
     if architecture == "DeepseekV2ForCausalLM":
         _refuse(given, architecture, topk_method=("greedy", "group_limited_greedy"), scoring_func=("softmax",))
         if given.get("topk_method", "greedy") == "greedy":
@@ -228,7 +251,10 @@ def is_interleaved(given: Mapping[str, Any]) -> bool:
 
 
 def _rope_settings(given: Mapping[str, Any]) -> dict[str, Any]:
-    return dict(given.get("rope_parameters") or given.get("rope_scaling") or {})
+    rope = given.get("rope_parameters") or given.get("rope_scaling") or {}
+    if not isinstance(rope, dict):
+        raise ValueError(f"expected rope_parameters or rope_scaling with keys and values, got {rope!r}")
+    return rope
 
 
 def _read_yarn(rope: Mapping[str, Any], *, is_latent: bool) -> dict[str, Any]:
@@ -237,34 +263,55 @@ def _read_yarn(rope: Mapping[str, Any], *, is_latent: bool) -> dict[str, Any]:
         return {}
     if kind != "yarn":
         raise ValueError(f"expected rope_type default or yarn, got {kind!r}")
-    factor = float(rope["factor"])
+    for key in ("factor", "original_max_position_embeddings"):
+        if key not in rope:
+            raise ValueError(f"expected {key} beside rope_type yarn, found none")
+    factor = _number(rope, "factor", 0.0)
+    if not 1.0 < factor < math.inf:
+        raise ValueError(f"expected a yarn factor above 1, got {factor}")
     fields = {
         "rope_factor": factor,
         "rope_original_len": rope["original_max_position_embeddings"],
-        "rope_beta_fast": float(rope.get("beta_fast") or 32.0),
-        "rope_beta_slow": float(rope.get("beta_slow") or 1.0),
+        "rope_beta_fast": _number(rope, "beta_fast", 32.0),
+        "rope_beta_slow": _number(rope, "beta_slow", 1.0),
     }
-    mscale, all_dim = rope.get("mscale") or 0.0, rope.get("mscale_all_dim") or 0.0
-    attention_factor = rope.get("attention_factor")
+    mscale, all_dim = _number(rope, "mscale", 0.0), _number(rope, "mscale_all_dim", 0.0)
+    attention_factor = None if rope.get("attention_factor") is None else _number(rope, "attention_factor", 1.0)
     if is_latent:
         if mscale != all_dim or not mscale or attention_factor not in (None, 1.0):
             raise ValueError(
                 f"expected equal mscale and mscale_all_dim and no attention_factor, got {mscale}, {all_dim} and "
                 f"{attention_factor}; such files rotate with sines that are not of length 1"
             )
-        return fields | {"rope_mscale": float(mscale)}
+        return fields | {"rope_mscale": mscale}
     if mscale or all_dim:
         raise ValueError(f"expected no mscale in a Llama file, got {mscale} and mscale_all_dim={all_dim}")
-    growth = 0.1 * math.log(factor) + 1.0 if attention_factor is None else float(attention_factor)
+    growth = 0.1 * math.log(factor) + 1.0 if attention_factor is None else attention_factor
     return fields | {"rope_mscale": round((growth - 1.0) / (0.1 * math.log(factor)), 12)}
 
 
 def _fields(given: Mapping[str, Any], architecture: str, names: Mapping[str, str], **optional: Any) -> dict[str, Any]:
     """Our fields from their keys; those in `optional` may be missing."""
-    missing = [theirs for theirs in names.values() if theirs not in given and theirs not in optional]
+    missing = [theirs for theirs in names.values() if given.get(theirs) is None and theirs not in optional]
     if missing:
         raise ValueError(f"expected the keys of {architecture}, missing {', '.join(missing)}")
-    return {ours: given.get(theirs, optional.get(theirs)) for ours, theirs in names.items()}
+    kinds: dict[str, Any] = {field.name: field.type for field in dataclasses.fields(ModelConfig)}
+    fields = {}
+    for ours, theirs in names.items():
+        value, kind = given.get(theirs), kinds[ours]
+        if value is None:
+            value = optional.get(theirs)
+        elif type(value) is not kind and not (kind is float and type(value) is int):
+            raise ValueError(f"{architecture}: expected {theirs} of the kind {kind.__name__}, got {value!r}")
+        fields[ours] = value
+    return fields
+
+
+def _number(given: Mapping[str, Any], key: str, default: float) -> float:
+    value = given.get(key)
+    if value is not None and type(value) not in (int, float):
+        raise ValueError(f"expected {key} to be a number, got {value!r}")
+    return float(default if value is None else value)
 
 
 def _refuse(given: Mapping[str, Any], architecture: str, **allowed: tuple[Any, ...]) -> None:

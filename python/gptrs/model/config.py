@@ -25,6 +25,11 @@ _SIZES_OR_NONE = (
     "n_routed_experts", "n_shared_experts", "n_activated_experts", "moe_inter_dim", "n_dense_layers",
     "n_expert_groups", "n_limited_groups", "n_mtp_layers",
 )  # fmt: skip
+# A mistyped number must fail here, not fill the memory; far above any model that was trained.
+_MOST = {"vocab_size": 2**31 - 1, "max_seq_len": 2**31 - 1, "rope_original_len": 2**31 - 1} | dict.fromkeys(
+    ("n_layers", "n_heads", "n_kv_heads", "n_routed_experts", "n_dense_layers", "n_mtp_layers"), 2**14
+)
+_MOST_WIDE = 2**20  # of every other size
 _FLAGS = ("has_bias", "is_head_tied", "norm_topk_prob", "scales_residual_init")
 _POSITIVE = ("norm_eps", "init_std", "rope_theta", "rope_beta_fast", "rope_beta_slow", "route_scale")
 _NAMES = {
@@ -96,12 +101,17 @@ class ModelConfig:
             value, least = getattr(self, name), int(name in _SIZES)
             if type(value) is not int or value < least:
                 raise ValueError(f"{name} must be an integer of at least {least}, got {value!r}")
+            if value > (most := _MOST.get(name, _MOST_WIDE)):
+                raise ValueError(f"{name} must be at most {most:,}, got {value:,}")
         for name, choices in _NAMES.items():
             if (got := getattr(self, name)) not in get_args(choices):
                 raise ValueError(f"{name} must be one of {', '.join(get_args(choices))}, got {got!r}")
         for name in _FLAGS:
             if type(getattr(self, name)) is not bool:
                 raise ValueError(f"{name} must be true or false, got {getattr(self, name)!r}")
+        for name in (*_POSITIVE, "dropout", "rope_factor", "rope_mscale"):
+            if type(getattr(self, name)) not in (int, float):
+                raise ValueError(f"{name} must be a number, got {getattr(self, name)!r}")
         for name in _POSITIVE:
             if not 0.0 < getattr(self, name) < math.inf:
                 raise ValueError(f"{name} must be a positive number, got {getattr(self, name)!r}")
@@ -262,7 +272,7 @@ _V2: dict[str, Any] = {
     "vocab_size": 102_400, "max_seq_len": 163_840, "n_dense_layers": 1, "kv_lora_rank": 512,
     "qk_nope_head_dim": 128, "qk_rope_head_dim": 64, "v_head_dim": 128,
     "n_shared_experts": 2, "n_activated_experts": 6, "score_func": "softmax", "norm_topk_prob": False,
-    "group_score": "max", "rope_factor": 40.0, "init_std": 0.006,
+    "group_score": "max", "rope_factor": 40.0, "rope_mscale": 0.707, "init_std": 0.006,
 }  # fmt: skip
 _V3: dict[str, Any] = {
     "dim": 7168, "n_layers": 61, "inter_dim": 18_432, "q_lora_rank": 1536, "kv_lora_rank": 512,
@@ -294,12 +304,11 @@ PRESETS: dict[str, ModelConfig] = {
         n_mtp_layers=1,
     ),
     "deepseek-v2-lite": _deepseek(
-        dim=2048, n_layers=27, n_heads=16, inter_dim=10_944, n_routed_experts=64, moe_inter_dim=1408,
-        rope_mscale=0.707, **_V2,
+        dim=2048, n_layers=27, n_heads=16, inter_dim=10_944, n_routed_experts=64, moe_inter_dim=1408, **_V2,
     ),
     "deepseek-v2": _deepseek(
         dim=5120, n_layers=60, n_heads=128, q_lora_rank=1536, inter_dim=12_288, n_routed_experts=160,
-        moe_inter_dim=1536, n_expert_groups=8, n_limited_groups=3, route_scale=16.0, rope_mscale=1.0, **_V2,
+        moe_inter_dim=1536, n_expert_groups=8, n_limited_groups=3, route_scale=16.0, **_V2,
     ),
     "deepseek-v3": _deepseek(
         vocab_size=129_280, max_seq_len=163_840, n_heads=128, n_dense_layers=3, n_routed_experts=256,
@@ -307,6 +316,6 @@ PRESETS: dict[str, ModelConfig] = {
     ),
     "kimi-k2": _deepseek(
         vocab_size=163_840, max_seq_len=131_072, n_heads=64, n_dense_layers=1, n_routed_experts=384,
-        route_scale=2.827, rope_theta=50_000.0, rope_factor=32.0, **_V3,
+        route_scale=2.827, rope_theta=50_000.0, rope_factor=32.0, rope_beta_fast=1.0, **_V3,
     ),
 }  # fmt: skip

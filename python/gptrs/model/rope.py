@@ -31,7 +31,7 @@ def frequencies(config: ModelConfig, *, device: torch.device | None = None) -> T
     first, last = (_pair_of(config, turns) for turns in (config.rope_beta_fast, config.rope_beta_slow))
     low, high = max(math.floor(first), 0), min(math.ceil(last), config.rope_dim - 1)
     pairs = torch.arange(config.rope_dim // 2, device=device, dtype=torch.float64)
-    slowed = ((pairs - low) / max(high - low, 0.001)).clamp(0.0, 1.0)  # (rope_dim / 2,), 0: as it is
+    slowed = ((pairs - low) / ((high - low) or 0.001)).clamp(0.0, 1.0)  # (rope_dim / 2,), 0: as it is
     return plain * (1.0 - slowed) + plain / config.rope_factor * slowed
 
 

@@ -1,0 +1,139 @@
+"""PyTorch's own files, which are pickles, made into a directory of safetensors; the one place that reads them.
+
+    ckpt.pt of nanoGPT        {"model": tensors, "model_args": sizes, …}      config.json is made from the sizes
+    pytorch_model.bin, *.pt   tensors by name, of transformers                config.json stands beside the file
+
+Only tensors and plain values are unpickled (`weights_only`): a file that asks for anything else is refused, and nothing
+in it runs. What comes out is read by `hf.import_hf`, once before it gets its name.
+"""
+
+import json
+import shutil
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+from torch import Tensor
+
+from gptrs.exchange import hf_config
+from gptrs.exchange.hf import import_hf
+from gptrs.files import sync_directory, write_synced
+from gptrs.model.config import ModelConfig
+
+_COMPILED = "_orig_mod."  # torch.compile puts it before each name
+_LINEAR = ("attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj")  # nanoGPT's, stored as (out, in); Conv1D there
+_ARGUMENTS = ("n_layer", "n_head", "n_embd", "block_size", "vocab_size")
+
+
+def is_torch_file(path: Path) -> bool:
+    """Whether a file begins as `torch.save` writes: an archive, or a bare pickle."""
+    with path.open("rb") as file:
+        return file.read(4).startswith((b"PK\x03\x04", b"\x80\x02"))
+
+
+def convert(source: Path, directory: Path) -> Path:
+    """Writes a PyTorch file as a directory of Hugging Face transformers; returns the directory.
+
+    A nanoGPT model without biases gets biases of 0: the same function, and what the class has.
+    Raises: ValueError for a file that holds other things than tensors, or tensors that do not fit its sizes;
+        FileExistsError for a directory that is not empty.
+    """
+    if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
+        raise FileExistsError(f"expected an empty or new directory, got {directory}; hint: remove it, or name another")
+    given = _load(source)
+    if isinstance(given.get("model"), dict) and isinstance(given.get("model_args"), dict):
+        config, tensors = _nanogpt(source, given["model"], given["model_args"])
+    else:
+        config, tensors = _beside(source), _tensors(source, given)
+    temporary = directory.with_name(f".{directory.name}.tmp")
+    shutil.rmtree(temporary, ignore_errors=True)
+    try:
+        temporary.mkdir(parents=True)
+        write_synced(temporary / "config.json", json.dumps(config, indent=2).encode())
+        safetensors.torch.save_file(tensors, temporary / "model.safetensors", metadata={"format": "pt"})
+        import_hf(temporary, device="cpu")
+        if directory.exists():
+            directory.rmdir()
+        temporary.rename(directory)
+    except BaseException as error:
+        shutil.rmtree(temporary, ignore_errors=True)
+        if isinstance(error, ValueError):
+            raise ValueError(str(error).replace(str(temporary), str(source))) from error
+        raise
+    sync_directory(directory.parent)
+    return directory
+
+
+def _load(source: Path) -> dict[str, Any]:
+    try:
+        given = torch.load(source, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(source))
+    except OSError:
+        raise
+    except Exception as error:  # of any kind: a damaged pickle fails wherever its bytes lead
+        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        hint = "hint: save tensors and plain values alone, as torch.save(model.state_dict(), …)"
+        raise ValueError(f"{source}: expected a file of tensors by PyTorch: {first:.200}; {hint}") from error
+    if not isinstance(given, dict):
+        raise ValueError(f"{source}: expected tensors by name, got a {type(given).__name__}")
+    return given
+
+
+def _tensors(source: Path, given: Mapping[Any, Any]) -> dict[str, Tensor]:
+    """Tensors by name, each in memory of its own."""
+    odd = next((name for name, value in given.items() if not (isinstance(name, str) and type(value) is Tensor)), None)
+    if odd is not None:
+        keys = ", ".join(str(name) for name in list(given)[:5])
+        hint = "hint: a nanoGPT checkpoint has model and model_args"
+        raise ValueError(f"{source}: expected tensors by name, got {odd!r} among {keys}; {hint}")
+    tensors, seen = {}, set[tuple[int, int]]()
+    for name, tensor in given.items():
+        place = tensor.data_ptr(), tensor.numel()
+        is_shared = place in seen  # a tied head; safetensors stores no memory twice
+        seen.add(place)
+        tensors[name.removeprefix(_COMPILED)] = tensor.clone().contiguous() if is_shared else tensor.contiguous()
+    return tensors
+
+
+def _beside(source: Path) -> dict[str, Any]:
+    path = source.with_name("config.json")
+    if not path.is_file():
+        raise FileNotFoundError(f"expected config.json of transformers beside {source}, whose tensors have no sizes")
+    config: dict[str, Any] = json.loads(path.read_bytes())
+    return config
+
+
+def _nanogpt(
+    source: Path, model: Mapping[Any, Any], arguments: Mapping[Any, Any]
+) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """The config.json and the tensors of transformers' GPT-2.
+
+    Source: nanoGPT, model.py: Linear layers store (out, in), the head is tied, biases may be absent.
+    """
+    missing = [name for name in _ARGUMENTS if type(arguments.get(name)) is not int]
+    if missing:
+        raise ValueError(f"{source}: expected integers in model_args, missing {', '.join(missing)}")
+    config = ModelConfig(
+        vocab_size=arguments["vocab_size"],
+        max_seq_len=arguments["block_size"],
+        dim=arguments["n_embd"],
+        n_layers=arguments["n_layer"],
+        n_heads=arguments["n_head"],
+        inter_dim=4 * arguments["n_embd"],
+    )
+    out: dict[str, Tensor] = {}
+    for name, tensor in _tensors(source, model).items():
+        if name == "lm_head.weight":  # tied; a head of its own would be lost
+            if not torch.equal(
+                tensor, model.get("transformer.wte.weight", model.get(f"{_COMPILED}transformer.wte.weight"))
+            ):
+                raise ValueError(f"{source}: expected lm_head.weight to be tied to transformer.wte.weight")
+            continue
+        stem, _, kind = name.rpartition(".")
+        is_linear = stem.endswith(_LINEAR)
+        out[name] = tensor.T.contiguous() if is_linear and kind == "weight" else tensor
+        if kind == "weight" and (is_linear or ".ln_" in name) and not arguments.get("bias", True):
+            out[f"{stem}.bias"] = torch.zeros(tensor.shape[0], dtype=tensor.dtype)
+    return hf_config.write(config), out

@@ -1,0 +1,136 @@
+"""PyTorch's files by the explicit command: nanoGPT's checkpoints, state dicts of transformers; nothing runs."""
+
+import json
+import os
+
+import pytest
+import torch
+
+from gptrs.exchange.hf import export_hf, import_hf
+from gptrs.exchange.torch_file import convert, is_torch_file
+from test_exchange import MODELS, random_model, tokens
+
+SIZES = MODELS["gpt2"] | {"inter_dim": 4 * 48}
+ARGUMENTS = {"n_layer": 3, "n_head": 4, "n_embd": 48, "block_size": 64, "vocab_size": 61, "bias": True, "dropout": 0.0}
+NAMES = {
+    "embed.token": "wte", "embed.position": "wpe", "norm": "ln_f", "attn_norm": "ln_1", "ffn_norm": "ln_2",
+    "attn.qkv": "attn.c_attn", "attn.output": "attn.c_proj", "ffn.up": "mlp.c_fc", "ffn.down": "mlp.c_proj",
+}  # fmt: skip
+
+
+def nanogpt(model, *, prefix="", bias=True):
+    """What nanoGPT saves of a model: rows as ours, the head under its own name as well."""
+    out = {}
+    for name, tensor in model.state_dict().items():
+        stem, _, kind = name.rpartition(".")
+        if kind == "bias" and not bias:
+            continue
+        if stem.startswith("layers."):
+            _, layer, part = stem.split(".", 2)
+            theirs = f"h.{layer}.{NAMES[part]}"
+        else:
+            theirs = NAMES[stem]
+        out[f"{prefix}transformer.{theirs}.{kind}"] = tensor
+    out[f"{prefix}lm_head.weight"] = model.embed.token.weight.detach()
+    return out
+
+
+def checkpoint(model, **given):
+    return {
+        "model": nanogpt(model, **given), "model_args": ARGUMENTS | {"bias": given.get("bias", True)}, "iter_num": 7,
+        "optimizer": {"state": {0: {"exp_avg": torch.ones(2)}}}, "config": {"lr": 1},
+        "best_val_loss": torch.tensor(1.0),
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("prefix", ["", "_orig_mod."])
+@pytest.mark.parametrize("is_archive", [True, False])
+def test_a_checkpoint_of_nanogpt_computes_the_same(tmp_path, prefix, is_archive):
+    ours = random_model(SIZES, torch.float32)
+    path = tmp_path / "ckpt.pt"
+    torch.save(checkpoint(ours, prefix=prefix), path, _use_new_zipfile_serialization=is_archive)
+    assert is_torch_file(path)
+    again = import_hf(convert(path, tmp_path / "model"))
+    assert torch.equal(again(tokens()), ours(tokens()))
+
+
+def test_a_checkpoint_without_biases_gets_zeros(tmp_path):
+    ours = random_model(SIZES, torch.float32)
+    with torch.no_grad():
+        for name, parameter in ours.named_parameters():
+            if name.endswith(".bias"):
+                parameter.zero_()
+    torch.save(checkpoint(ours, bias=False), tmp_path / "ckpt.pt")
+    again = import_hf(convert(tmp_path / "ckpt.pt", tmp_path / "model"))
+    assert torch.equal(again(tokens()), ours(tokens()))
+
+
+@pytest.mark.parametrize("name", ["gpt2", "llama", "v3"])
+def test_a_state_dict_is_read_with_the_config_beside_it(tmp_path, name):
+    ours = random_model(MODELS[name], torch.float32)
+    export_hf(ours, tmp_path / "theirs")
+    import safetensors.torch
+
+    torch.save(safetensors.torch.load_file(tmp_path / "theirs" / "model.safetensors"), tmp_path / "pytorch_model.bin")
+    with pytest.raises(FileNotFoundError, match=r"expected config\.json of transformers beside"):
+        convert(tmp_path / "pytorch_model.bin", tmp_path / "model")
+    (tmp_path / "config.json").write_bytes((tmp_path / "theirs" / "config.json").read_bytes())
+    again = import_hf(convert(tmp_path / "pytorch_model.bin", tmp_path / "model"))
+    assert torch.equal(again(tokens()), ours(tokens()))
+
+
+class Hostile:
+    """Would make a folder if it were unpickled."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return os.mkdir, (self.path,)
+
+
+def test_nothing_in_a_file_runs(tmp_path):
+    torch.save({"model": Hostile(str(tmp_path / "ran"))}, tmp_path / "ckpt.pt")
+    with pytest.raises(ValueError, match=r"ckpt\.pt: expected a file of tensors by PyTorch: .*; hint: save tensors"):
+        convert(tmp_path / "ckpt.pt", tmp_path / "model")
+    assert [path.name for path in tmp_path.iterdir()] == ["ckpt.pt"]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda c: c["model_args"].pop("n_head"), "expected integers in model_args, missing n_head"),
+        (lambda c: c["model_args"].update(n_head=7), r"n_heads \(7\) must divide dim \(48\)"),
+        (lambda c: c["model_args"].update(n_layer=2), "expected 28 tensors, .* left over"),
+        (lambda c: c["model"].pop("transformer.wpe.weight"), "missing transformer.wpe.weight"),
+        (lambda c: c["model"].update({"transformer.ln_f.weight": torch.full((48,), torch.nan)}), "got nan or infinity"),
+        (lambda c: c["model"].update({"lm_head.weight": torch.ones(61, 48)}), "expected lm_head.weight to be tied"),
+        (lambda c: c["model"].update(extra="text"), "expected tensors by name, got 'extra'"),
+        (lambda c: c.pop("model_args"), "expected config.json of transformers beside"),
+    ],
+)
+def test_checkpoints_that_do_not_fit_are_refused(tmp_path, change, message):
+    whole = checkpoint(random_model(SIZES, torch.float32))
+    change(whole)
+    torch.save(whole, tmp_path / "ckpt.pt")
+    with pytest.raises((ValueError, FileNotFoundError), match=message):
+        convert(tmp_path / "ckpt.pt", tmp_path / "model")
+    assert [path.name for path in tmp_path.iterdir()] == ["ckpt.pt"]
+
+
+@pytest.mark.parametrize("data", [b"", b"text", b"PK\x03\x04", b"\x80\x02."])
+def test_other_files_are_refused(tmp_path, data):
+    (tmp_path / "ckpt.pt").write_bytes(data)
+    with pytest.raises(ValueError, match=r"ckpt\.pt: expected a file of tensors by PyTorch"):
+        convert(tmp_path / "ckpt.pt", tmp_path / "model")
+
+
+def test_the_command_converts_and_import_says_so(tmp_path, cli):
+    ours = random_model(SIZES, torch.float32)
+    torch.save(checkpoint(ours), tmp_path / "ckpt.pt")
+    refused = cli("import", tmp_path / "ckpt.pt", "-o", tmp_path / "run")
+    assert refused.returncode == 1 and "hint: gptrs convert" in refused.stderr
+    done = cli("convert", tmp_path / "ckpt.pt", "-o", tmp_path / "model")
+    assert done.returncode == 0, done.stderr
+    assert json.loads((tmp_path / "model" / "config.json").read_text())["n_layer"] == 3
+    assert torch.equal(import_hf(tmp_path / "model")(tokens()), ours(tokens()))
