@@ -124,11 +124,11 @@ def _nanogpt(
         inter_dim=4 * arguments["n_embd"],
     )
     out: dict[str, Tensor] = {}
-    for name, tensor in _tensors(source, model).items():
+    tensors = _tensors(source, model)
+    embedding = tensors.get("transformer.wte.weight")
+    for name, tensor in tensors.items():
         if name == "lm_head.weight":  # tied; a head of its own would be lost
-            if not torch.equal(
-                tensor, model.get("transformer.wte.weight", model.get(f"{_COMPILED}transformer.wte.weight"))
-            ):
+            if embedding is None or not torch.equal(tensor, embedding):
                 raise ValueError(f"{source}: expected lm_head.weight to be tied to transformer.wte.weight")
             continue
         stem, _, kind = name.rpartition(".")
