@@ -45,8 +45,8 @@ IN_ORDER = (
 )
 # Inside gptrs.model, only what stands before the importer.
 MODEL = (
-    "config", "count", "memory", "embedding", "rope", "norm", "cache", "attention", "mla", "feed_forward", "moe",
-    "loss", "transformer",
+    "config", "count", "memory", "embedding", "rope", "norm", "cache", "attend", "attention", "mla", "feed_forward",
+    "moe", "loss", "transformer",
 )  # fmt: skip
 # Inside gptrs.exchange likewise.
 EXCHANGE = ("hf_config", "hf_tensors", "hf", "gguf", "llama2c")
