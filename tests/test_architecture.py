@@ -23,8 +23,8 @@ LAYERS = {
     "gptrs.encoded": 0, "gptrs.tiktoken_view": 0, "gptrs.hugging_face_view": 0, "gptrs.pretrained": 0, "gptrs.page": 0,
     "gptrs.holdout": 1, "gptrs.tokenizer_report": 1, "gptrs.trainer": 1, "gptrs.dataset": 1, "gptrs.tokenizer": 1,
     "gptrs.tasks": 1, "gptrs.mixture": 1, "gptrs.ring": 1, "gptrs.loader": 1, "gptrs.model": 1,
-    "gptrs.generate": 2, "gptrs.trace": 2, "gptrs.report": 2, "gptrs.inspect": 2, "gptrs.train_prepare": 2,
-    "gptrs.on_ray": 2, "gptrs.plan": 2, "gptrs.plan_view": 2,
+    "gptrs.generate": 2, "gptrs.score": 2, "gptrs.trace": 2, "gptrs.report": 2, "gptrs.inspect": 2,
+    "gptrs.train_prepare": 2, "gptrs.on_ray": 2, "gptrs.plan": 2, "gptrs.plan_view": 2,
     "gptrs.train": 3, "gptrs.exchange": 3,
     "gptrs.train.config": 2, "gptrs.train.corpus": 2, "gptrs.train.rundir": 2, "gptrs.train.optim": 2,
     "gptrs.train.schedule": 2, "gptrs.train.checkpoint": 2, "gptrs.train.metrics": 2,
@@ -45,7 +45,7 @@ IN_ORDER = (
 )
 # Inside gptrs.model, only what stands before the importer.
 MODEL = (
-    "config", "count", "memory", "embedding", "rope", "norm", "cache", "attention", "mla", "feed_forward",
+    "config", "count", "memory", "embedding", "rope", "norm", "cache", "attend", "attention", "mla", "feed_forward",
     "expert_by_expert", "moe", "loss", "transformer",
 )  # fmt: skip
 # Inside gptrs.exchange likewise.

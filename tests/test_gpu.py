@@ -9,6 +9,7 @@ import torch
 import gptrs
 from gptrs.generate import generate
 from gptrs.model import ModelConfig, Transformer
+from gptrs.model.attend import chosen
 
 pytestmark = pytest.mark.gpu
 
@@ -56,6 +57,45 @@ def test_cached_generation_equals_uncached() -> None:
         generate(model, prompts, max_new_tokens=20, temperature=0.0, use_cache=use_cache) for use_cache in (True, False)
     ]
     assert both[0] == both[1]
+
+
+INSIDE = {
+    "multi-head": CONFIG,
+    "grouped": ModelConfig(
+        vocab_size=300, max_seq_len=256, dim=256, n_layers=2, n_heads=4, n_kv_heads=2, inter_dim=256, position="rope"
+    ),
+    "latent": ModelConfig(
+        vocab_size=300, max_seq_len=256, dim=128, n_layers=2, n_heads=2, inter_dim=256, position="rope", norm="rms",
+        feed_forward="swiglu", has_bias=False, kv_lora_rank=64, qk_nope_head_dim=128, qk_rope_head_dim=64,
+        v_head_dim=128,
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("name", "dtype", "tolerance"),
+    [(name, torch.bfloat16, 3e-2) for name in INSIDE]
+    + [(name, torch.float32, 2e-3) for name in ("multi-head", "grouped")],
+)
+def test_flex_attention_equals_the_mask_in_outputs_and_gradients(
+    name: str, dtype: torch.dtype, tolerance: float
+) -> None:
+    """Relative to the mask in float32; at lengths of less than a tile, of several, and of one that is not full."""
+    config = INSIDE[name]
+    for T in (64, 200) if config.position_limit is None else (64,):
+        tokens = torch.randint(300, (3, T), generator=torch.Generator().manual_seed(0)).cuda()
+        doc_ids = torch.tensor([[0] * T, [0] * 20 + [1] * (T - 20), [0] * 63 + [1] * (T - 63)]).cuda()
+        found = {}
+        for by, used in (("sdpa", torch.float32), ("auto", dtype)):
+            model = Transformer(config, seed=1).to("cuda", used)
+            model.document_attention = by
+            loss = model.loss(tokens, tokens.roll(-1, 1), doc_ids=doc_ids)
+            loss.backward()
+            logits = model(tokens, doc_ids=doc_ids).detach()
+            found[by] = [loss.detach(), logits, *(p.grad for p in model.parameters())]
+            assert chosen(logits, config, by=by, is_training=True) == ("flex" if by == "auto" else "sdpa")
+        for masked, flex in zip(found["sdpa"], found["auto"], strict=True):
+            assert (masked - flex.float()).norm() <= tolerance * masked.norm()
 
 
 @pytest.mark.parametrize("is_compiled", [False, True])

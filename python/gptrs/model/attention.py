@@ -2,8 +2,8 @@
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import scaled_dot_product_attention
 
+from gptrs.model.attend import Mask, attend
 from gptrs.model.cache import KVCache
 from gptrs.model.config import ModelConfig
 from gptrs.model.rope import rotate, softmax_scale
@@ -32,14 +32,14 @@ class Attention(nn.Module):
         self.output = nn.Linear(config.dim, config.dim, bias=config.has_bias)
 
     def forward(
-        self, x: Tensor, *, mask: Tensor | None = None, cache: KVCache | None = None, turns: Tensor | None = None
+        self, x: Tensor, *, mask: Mask = None, cache: KVCache | None = None, turns: Tensor | None = None
     ) -> Tensor:
         """Returns (B, T, C).
 
         Args:
             x: (B, T, C).
-            mask: True where a query may look, broadcast to (B, H, T, S); None means plain causal order, for which
-                the T queries must be all S positions or the last one (see Cache.mask).
+            mask: True where a query may look, broadcast to (B, H, T, S), or what `sight` gave; None means plain
+                causal order, for which the T queries must be all S positions or the last one (see Cache.mask).
             cache: keys and values of earlier positions; those of x are appended.
             turns: rotations of the positions of x, where they are rotary.
         """
@@ -52,16 +52,8 @@ class Attention(nn.Module):
             k, v = cache.append(self.layer, k, v)  # (B, K, S, D) each
             if T == 1:
                 is_causal = False  # the one query sees every position
-        out = scaled_dot_product_attention(
-            q,
-            k,
-            v,
-            attn_mask=mask,
-            dropout_p=self.dropout if self.training else 0.0,
-            is_causal=is_causal,
-            scale=self.scale,
-            enable_gqa=self.kv_heads < self.n_heads,
-        )  # (B, H, T, D)
+        dropout = self.dropout if self.training else 0.0
+        out = attend(q, k, v, mask=mask, is_causal=is_causal, dropout=dropout, scale=self.scale)  # (B, H, T, D)
         y: Tensor = self.output(out.transpose(1, 2).reshape(B, T, C))  # (B, T, C)
         return y
 

@@ -13,8 +13,8 @@ costs less, for few the absorbed one; both give the same numbers.
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn.functional import scaled_dot_product_attention
 
+from gptrs.model.attend import Mask, attend
 from gptrs.model.cache import LatentCache
 from gptrs.model.config import ModelConfig
 from gptrs.model.norm import norm
@@ -54,7 +54,7 @@ class LatentAttention(nn.Module):
         self,
         x: Tensor,
         *,
-        mask: Tensor | None = None,
+        mask: Mask = None,
         cache: LatentCache | None = None,
         turns: Tensor | None = None,
         is_absorbed: bool | None = None,
@@ -101,7 +101,7 @@ class LatentAttention(nn.Module):
         absorbed = T * up + T * S * (2 * self.rank + self.rope)
         return absorbed < naive
 
-    def _naive(self, q_nope: Tensor, q_rope: Tensor, latent: Tensor, mask: Tensor | None, is_causal: bool) -> Tensor:
+    def _naive(self, q_nope: Tensor, q_rope: Tensor, latent: Tensor, mask: Mask, is_causal: bool) -> Tensor:
         B, H, _, _ = q_nope.shape
         S = latent.shape[2]
         latent, key = torch.split(latent, [self.rank, self.rope], dim=-1)  # (B, 1, S, R), (B, 1, S, rope)
@@ -112,12 +112,10 @@ class LatentAttention(nn.Module):
         dropout = self.dropout if self.training else 0.0
         if q.device.type == "cpu" and self.v_dim < self.nope + self.rope:
             v = F.pad(v, (0, self.nope + self.rope - self.v_dim))  # (B, H, S, D): one width for the CPU's fused kernel
-        out = scaled_dot_product_attention(
-            q, k, v, attn_mask=mask, dropout_p=dropout, is_causal=is_causal, scale=self.scale
-        )  # (B, H, T, v or D)
+        out = attend(q, k, v, mask=mask, is_causal=is_causal, dropout=dropout, scale=self.scale)  # (B, H, T, v or D)
         return out[..., : self.v_dim]
 
-    def _absorbed(self, q_nope: Tensor, q_rope: Tensor, latent: Tensor, mask: Tensor | None, is_causal: bool) -> Tensor:
+    def _absorbed(self, q_nope: Tensor, q_rope: Tensor, latent: Tensor, mask: Mask, is_causal: bool) -> Tensor:
         """All heads read the same latents: one head of H·T queries, so that nothing is copied for each head."""
         B, H, T, _ = q_nope.shape
         S = latent.shape[2]
@@ -127,13 +125,15 @@ class LatentAttention(nn.Module):
         if is_causal:
             mask = torch.ones(T, S, dtype=torch.bool, device=q.device).tril(S - T)  # (T, S)
         if mask is not None:
+            assert isinstance(mask, Tensor), "documents are packed in training, a cache has none"
             mask = mask.expand(B, H, T, S).reshape(B, 1, H * T, S)
-        out = scaled_dot_product_attention(
+        out = attend(
             q.reshape(B, 1, H * T, -1),
             latent,
             latent[..., : self.rank],
-            attn_mask=mask,
-            dropout_p=self.dropout if self.training else 0.0,
+            mask=mask,
+            is_causal=False,
+            dropout=self.dropout if self.training else 0.0,
             scale=self.scale,
         )  # (B, 1, H·T, R)
         return torch.einsum("bhtr,hvr->bhtv", out.view(B, H, T, self.rank), to_value)  # (B, H, T, v)

@@ -20,6 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from gptrs.model.attend import DocumentAttention, Mask, sight
 from gptrs.model.attention import Attention
 from gptrs.model.cache import KVCache, LatentCache
 from gptrs.model.config import ModelConfig
@@ -47,7 +48,7 @@ class Block(nn.Module):
         self,
         x: Tensor,
         *,
-        mask: Tensor | None = None,
+        mask: Mask = None,
         cache: KVCache | LatentCache | None = None,
         turns: Tensor | None = None,
     ) -> tuple[Tensor, Use | None]:
@@ -79,7 +80,7 @@ class FurtherToken(nn.Module):
         hidden: Tensor,
         embedded: Tensor,
         *,
-        mask: Tensor | None = None,
+        mask: Mask = None,
         cache: KVCache | LatentCache | None = None,
         turns: Tensor | None = None,
     ) -> tuple[Tensor, Use | None]:
@@ -98,7 +99,9 @@ class Transformer(nn.Module):
     Built on torch's default device (`with torch.device("meta")`: shapes only, no memory).
 
     Attributes: embed; layers; norm; head (None when tied to the token embedding); further: n_mtp_layers FurtherTokens;
-        checkpoints_blocks: keep a block's input alone and compute the rest again in the backward pass.
+        checkpoints_blocks: keep a block's input alone and compute the rest again in the backward pass;
+        document_attention: what computes attention inside documents: "flex", "sdpa", or "auto", which is flex on CUDA
+            where it can (see `sight`) and SDPA elsewhere.
     Example: `Transformer(ModelConfig.preset("gpt2-small"))(tokens).shape == (B, T, 50257)`.
     """
 
@@ -106,6 +109,7 @@ class Transformer(nn.Module):
         super().__init__()
         self.config = config
         self.checkpoints_blocks = False
+        self.document_attention: DocumentAttention = "auto"
         device = torch.get_default_device()
         # Shapes first: torch's own initialisation would cost seconds and draw from the global generator.
         with torch.device("meta"):
@@ -249,16 +253,15 @@ class Transformer(nn.Module):
         _, T = tokens.shape
         if cache is None:
             self._check_limit(T)
-            mask = None if doc_ids is None else inside_documents(doc_ids)
             positions = torch.arange(T, device=tokens.device) if positions is None else positions  # (T,) or (B, T)
         else:
             if positions is not None or doc_ids is not None:
                 raise ValueError("expected positions or a cache, got both; hint: the cache knows its positions")
             cache.check(T)
-            mask = cache.mask(T)
             positions = cache.positions(T)  # (T,) or (B, T)
         x = self.embed(tokens, positions)  # (B, T, C)
         turns = self._turns(positions, x.dtype)
+        mask = self._sight(doc_ids, x) if cache is None else cache.mask(T)
         uses = []
         for block in self.layers:
             x, use = self._through(block, x, mask=mask, cache=cache, turns=turns)  # (B, T, C)
@@ -281,7 +284,7 @@ class Transformer(nn.Module):
         for depth, module in enumerate(self.further[: T - 1], start=1):
             n = T - depth
             turns = self._turns(positions[..., :n], hidden.dtype)
-            mask = None if doc_ids is None else inside_documents(doc_ids[:, :n])
+            mask = self._sight(None if doc_ids is None else doc_ids[:, :n], hidden)
             embedded = self.embed.token(tokens[:, depth:])  # (B, T - depth, C)
             hidden, use = module(hidden[:, :n], embedded, mask=mask, turns=turns)
             assert isinstance(module, FurtherToken)
@@ -314,6 +317,12 @@ class Transformer(nn.Module):
         if use is not None and self.training:
             block.ffn.count(use.loads)  # type: ignore[operator, union-attr]
 
+    def _sight(self, doc_ids: Tensor | None, x: Tensor) -> Mask:
+        """The mask of all layers; None where a row is one document."""
+        if doc_ids is None:
+            return None
+        return sight(doc_ids, x, self.config, by=self.document_attention, is_training=self.training)
+
     def _turns(self, positions: Tensor, dtype: torch.dtype) -> Tensor | None:
         """The rotations of these positions in float32 or wider; None where positions are added instead."""
         if self.config.position != "rope":
@@ -327,10 +336,3 @@ class Transformer(nn.Module):
                 f"expected at most max_seq_len ({limit}) tokens with learned positions, got {T}; "
                 f"hint: shorten the input or train with max_seq_len={T} or position='sinusoidal'"
             )
-
-
-def inside_documents(doc_ids: Tensor) -> Tensor:
-    """Where a query may look when it sees its own document alone: (B, T) → booleans (B, 1, T, T)."""
-    T = doc_ids.shape[1]
-    is_same = doc_ids.unsqueeze(-1) == doc_ids.unsqueeze(-2)  # (B, T, T)
-    return (is_same & torch.ones(T, T, dtype=torch.bool, device=doc_ids.device).tril()).unsqueeze(1)
