@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from gptrs.model import ModelConfig, Transformer
+from gptrs.model.moe import MoE
 from gptrs.train.loop import FitOptions, Position, Stops, Update, fit, mean_loss, objective, stop_requests
 from gptrs.train.optim import adamw
 
@@ -260,16 +261,24 @@ def test_after_each_update_and_not_each_microbatch_the_stage_has_its_turn() -> N
     assert calls == [True] * 5, "the gradients are gone by then"
 
 
-def test_what_no_gradient_moves_keeps_its_type_in_bf16() -> None:
-    """A router's bias moves by a thousandth: in bf16 it would stand still at 1."""
-    config = ModelConfig.preset("deepseek-tiny", n_layers=2, vocab_size=32, n_mtp_layers=0)
-    model = Transformer(config)
-    seen = []
+def test_routing_under_bf16_is_that_of_fp32_on_the_same_inputs() -> None:
+    """A router's bias moves by a thousandth, and its scores differ by less between experts: bf16 would round both."""
+    model = Transformer(ModelConfig.preset("deepseek-tiny", n_layers=2, vocab_size=32, n_mtp_layers=0))
+    mixture = model.layers[1].ffn
+    assert isinstance(mixture, MoE)
+    seen: list[tuple[Tensor, Tensor]] = []
+    original = mixture.router.scores
 
-    def loss_fn(model: nn.Module, batch: Batch) -> Tensor:
-        router = model.layers[1].ffn.router  # type: ignore[union-attr,index]
-        seen.append((router.bias.dtype, router.weight.dtype))
-        return next_token_loss(model, batch)
+    def scores(x: Tensor) -> Tensor:
+        seen.append((x.detach(), original(x)))
+        return seen[-1][1]
 
-    objective(model, loss_fn, dtype=torch.bfloat16)(next(batches()))
-    assert seen == [(torch.float32, torch.bfloat16)]
+    mixture.router.scores = scores  # type: ignore[method-assign]
+    objective(model, next_token_loss, dtype=torch.bfloat16)(next(batches())).backward()
+    ((x, found),) = seen
+    assert x.dtype == torch.bfloat16 and found.dtype == torch.float32
+    assert torch.equal(found, original(x.float()))
+    rounded = torch.nn.functional.linear(x.float(), mixture.router.weight.bfloat16().float()).sigmoid()
+    assert not torch.equal(found, rounded), "the weight's lower bits count"
+    gradient = mixture.router.weight.grad
+    assert gradient is not None and not torch.equal(gradient, gradient.bfloat16().float())
