@@ -29,7 +29,7 @@ def linear_cross_entropy(hidden: Tensor, weight: Tensor, targets: Tensor) -> Ten
     """`next_token_loss(hidden @ weight.T, targets)`, with the logits of some rows at a time.
 
     Args: hidden: (B, T, C); weight: (V, C); targets: (B, T), -100 where a position does not count.
-    Returns: a scalar; nan, as there, when no position counts.
+    Returns: a scalar; nan, as there, when no position counts, with gradients of 0.
     """
     if not torch.is_grad_enabled():  # then no gradient is worth its time
         hidden, weight = hidden.detach(), weight.detach()
@@ -61,7 +61,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
                 continue
             d_logits = logits.sub_(total).exp_()  # (n, V), the softmax, in the logits' memory
             d_logits.scatter_add_(-1, ids, torch.full_like(total, -1.0))
-            d_logits = d_logits.mul_(counted.to(wide) / n).to(x.dtype)
+            d_logits = d_logits.mul_(counted.to(wide) / n.clamp(min=1)).to(x.dtype)
             if d_hidden is not None:
                 torch.mm(d_logits, weight, out=d_hidden[part])
             if d_weight is not None and x.dtype == wide:
