@@ -27,7 +27,7 @@ LAYERS = {
     "gptrs.on_ray": 2, "gptrs.plan": 2, "gptrs.plan_view": 2,
     "gptrs.train": 3, "gptrs.exchange": 3,
     "gptrs.train.config": 2, "gptrs.train.corpus": 2, "gptrs.train.rundir": 2, "gptrs.train.optim": 2,
-    "gptrs.train.schedule": 2, "gptrs.train.checkpoint": 2, "gptrs.train.metrics": 2,
+    "gptrs.train.schedule": 2, "gptrs.train.checkpoint": 2, "gptrs.train.metrics": 2, "gptrs.train.parts": 2,
     "gptrs.cli": 4, "gptrs.cli_training": 4, "gptrs.cli_data": 4, "gptrs.cli_tasks": 4, "gptrs.cli_model": 4,
     "gptrs.cli_plan": 4, "gptrs.demo": 4, "gptrs.__main__": 5,
 }  # fmt: skip

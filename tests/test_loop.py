@@ -80,7 +80,7 @@ def run(
         source or batches(),
         loss_fn=next_token_loss,
         optimizer=optimizer,
-        learning_rate=lambda step: lr,
+        learning_rate=lambda position: lr,
         options=FitOptions(steps=steps, **{"log_every": 1, **options}),  # type: ignore[arg-type]
         stops=stops or log.stops(),
         start=start,
@@ -141,19 +141,21 @@ def test_the_gradient_is_clipped_but_reported_whole() -> None:
     assert max(moved) == pytest.approx(1e-3, rel=1e-3)
 
 
-def test_the_learning_rate_of_each_update_is_asked_by_its_index() -> None:
-    asked: list[int] = []
+def test_the_learning_rate_of_each_update_is_asked_by_where_it_begins() -> None:
+    asked: list[Position] = []
     model = Transformer(CONFIG)
     fit(
         model,
         batches(),
         loss_fn=next_token_loss,
         optimizer=adamw(model, lr=1.0, weight_decay=0.0, betas=(0.9, 0.99), eps=1e-8),
-        learning_rate=lambda step: asked.append(step) or 1e-3,  # type: ignore[func-returns-value]
+        learning_rate=lambda position: asked.append(position) or 1e-3,  # type: ignore[func-returns-value]
         options=FitOptions(steps=3),
         stops=Log().stops(),
     )
-    assert asked == [0, 1, 2]
+    assert [position.step for position in asked] == [0, 1, 2]
+    times = [position.elapsed_s for position in asked]
+    assert times[0] == 0.0 and times == sorted(set(times))
 
 
 @pytest.mark.filterwarnings("ignore")
@@ -253,7 +255,7 @@ def test_after_each_update_and_not_each_microbatch_the_stage_has_its_turn() -> N
         batches(),
         loss_fn=next_token_loss,
         optimizer=adamw(model, lr=1e-3, weight_decay=0.0, betas=(0.9, 0.95), eps=1e-8),
-        learning_rate=lambda step: 1e-3,
+        learning_rate=lambda position: 1e-3,
         options=FitOptions(steps=5, accumulation=3),
         stops=Log().stops(),
         after_update=lambda: calls.append(model.norm.weight.grad is None),

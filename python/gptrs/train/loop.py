@@ -93,7 +93,7 @@ def fit(
     *,
     loss_fn: LossFn,
     optimizer: torch.optim.Optimizer,
-    learning_rate: Callable[[int], float],
+    learning_rate: Callable[[Position], float],
     options: FitOptions,
     stops: Stops,
     after_update: Callable[[], None] | None = None,
@@ -103,7 +103,7 @@ def fit(
 
     Args:
         loader: endless microbatches.
-        learning_rate: of the update with that index, from 0.
+        learning_rate: of the update that comes next at a position.
         after_update: what moves weights beside the optimizer, once for each of its updates.
     Raises: KeyboardInterrupt after SIGINT or SIGTERM, once the update at hand is done and saved; ValueError when the
         loss is no longer a number, before such weights are saved.
@@ -115,7 +115,7 @@ def fit(
         if start.step:
             _look(position, options, stops)
         while not _is_done(position, options):
-            lr = learning_rate(position.step)
+            lr = learning_rate(position)
             set_learning_rate(optimizer, lr)
             with clock.update():
                 update = _update(model, batches, loss_of, optimizer, options)

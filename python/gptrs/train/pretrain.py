@@ -12,20 +12,19 @@ import warnings
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
 
 from gptrs import config as configs
 from gptrs import report, trace
 from gptrs.generate import generate
 from gptrs.loader import Loader
 from gptrs.model import Transformer, count
-from gptrs.model.moe import max_violation, rebalance
 from gptrs.train import checkpoint, corpus, metrics, rundir
 from gptrs.train.config import PretrainConfig
-from gptrs.train.corpus import Corpus, Rows
+from gptrs.train.corpus import Corpus
 from gptrs.train.loop import FitOptions, Position, Stops, Update, fit, mean_loss
 from gptrs.train.optim import adamw
-from gptrs.train.schedule import learning_rate
+from gptrs.train.parts import Parts
+from gptrs.train.schedule import learning_rate, stand
 
 DEFAULT_NEW_TOKENS = 200
 SENTENCE = "A true friend accepts you"  # the report follows the model through it
@@ -80,8 +79,8 @@ class _Session:
         self.dtype = _dtype(config, device)
         self.model_config = config.model.resolve(vocab_size=data.tokenizer.vocab_size, seq_len=config.train.seq_len)
         self.model = Transformer(self.model_config, seed=config.run.seed).to(device)
-        self.experts = list(self.model.experts())  # (name, mixture)
-        self.loads: list[Tensor] = []  # (E,) of each mixture in the last update
+        self.mixtures = [mixture for _, mixture in self.model.experts()]
+        self.parts = _parts(config, data)
         self.weights_before = self.model.embed.token.weight.detach().cpu().clone()  # (V, C)
         beta1, beta2 = config.optim.betas
         self.optimizer = adamw(
@@ -118,12 +117,12 @@ class _Session:
             self.position = fit(
                 self.model,
                 self.loader,
-                loss_fn=self._loss,
+                loss_fn=self.parts.loss,
                 optimizer=self.optimizer,
                 learning_rate=self._learning_rate,
                 options=self._options(),
                 stops=Stops(log=self._log, save=self._save, evaluate=self._evaluate, sample=self._sample),
-                after_update=self._rebalance if self.experts else None,
+                after_update=lambda: self.parts.after_update(self.mixtures),
                 start=self.position,
             )
         except KeyboardInterrupt as error:
@@ -205,35 +204,23 @@ class _Session:
             checkpoint_every=train.checkpoint_every,
         )
 
-    def _loss(self, model: nn.Module, batch: Rows) -> Tensor:
-        train = self.config.train
-        loss: Tensor = model.loss(  # type: ignore[operator]
-            batch.tokens, batch.targets, mtp_weight=train.mtp_weight, balance_weight=train.balance_weight
-        )
-        return loss
-
-    def _rebalance(self) -> None:
-        """Moves the routers' biases by the loads of the update's microbatches."""
-        self.loads = []
-        for _, mixture in self.experts:
-            loads = mixture.take_loads()
-            assert loads is not None, "every update runs every mixture"
-            if mixture.router.bias is not None:
-                rebalance(mixture.router, loads, speed=self.config.train.bias_speed)
-            self.loads.append(loads)
-
-    def _learning_rate(self, step: int) -> float:
-        schedule = self.config.schedule
+    def _learning_rate(self, position: Position) -> float:
+        schedule, options = self.config.schedule, self._options()
         return learning_rate(
-            step,
+            stand(
+                position.step,
+                steps=options.steps,
+                elapsed_s=position.elapsed_s,
+                max_seconds=options.max_seconds,
+            ),
             peak=self.config.optim.lr,
             min_lr=schedule.min_lr,
             warmup_steps=schedule.warmup_steps,
-            steps=self.config.train.steps,
+            steps=options.steps,
         )
 
     def _log(self, update: Update) -> None:
-        mfu = update.tokens_per_s * self.flops_per_token / self.peak if self.peak else None
+        mfu, parts = update.tokens_per_s * self.flops_per_token / self.peak if self.peak else None, self.parts.log()
         self.log_file.write(
             "train",
             update.step,
@@ -243,10 +230,15 @@ class _Session:
             tokens_per_s=round(update.tokens_per_s, 1),
             mfu=mfu,
             time_s=round(update.time_s, 3),
-            **({"max_violation": round(max(map(max_violation, self.loads)), 4)} if self.loads else {}),
+            **parts,
         )
         self.display.update(
-            update.step, loss=update.loss, tokens_per_s=update.tokens_per_s, mfu=mfu, seconds_left=update.seconds_left
+            update.step,
+            loss=update.loss,
+            tokens_per_s=update.tokens_per_s,
+            mfu=mfu,
+            seconds_left=update.seconds_left,
+            parts=parts,
         )
 
     def _save(self, position: Position) -> None:
@@ -277,7 +269,7 @@ class _Session:
             device=self.device,
             n_rows=None if is_last else train.eval_rows,
         )
-        loss, n_targets = mean_loss(self.model, rows, loss_fn=next_token_loss, dtype=self.dtype)
+        loss, n_targets = mean_loss(self.model, rows, loss_fn=self.parts.next_loss, dtype=self.dtype)
         self.log_file.write(
             "eval",
             position.step,
@@ -351,12 +343,6 @@ class _Session:
         )
 
 
-def next_token_loss(model: nn.Module, batch: Rows) -> Tensor:
-    """The mean cross-entropy of each row's next tokens, in nats."""
-    loss: Tensor = model.next_loss(batch.tokens, batch.targets)  # type: ignore[operator]
-    return loss
-
-
 def _corpus(config: PretrainConfig) -> Corpus:
     data, tokenizer = config.data, config.tokenizer
     if data.train and data.val and tokenizer.path:
@@ -371,6 +357,22 @@ def _corpus(config: PretrainConfig) -> Corpus:
         pattern=tokenizer.pattern,
         special_tokens=tokenizer.special_tokens,
         threads=config.run.threads,
+    )
+
+
+def _parts(config: PretrainConfig, data: Corpus) -> Parts:
+    train, eot_id = config.train, data.tokenizer.eot_id
+    if train.attention == "documents" and eot_id is None:
+        raise ValueError(
+            "train.attention=documents needs a token that ends documents, the tokenizer has none; "
+            "hint: train.attention=stream, or <|endoftext|> among tokenizer.special_tokens"
+        )
+    return Parts(
+        mtp_weight=train.mtp_weight,
+        balance_weight=train.balance_weight,
+        bias_speed=train.bias_speed,
+        attention=train.attention,
+        eot_id=eot_id,
     )
 
 
