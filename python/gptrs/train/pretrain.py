@@ -9,7 +9,9 @@ directories it may use is said in `rundir`.
 import dataclasses
 import math
 import warnings
+from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 
@@ -20,7 +22,8 @@ from gptrs.loader import Loader
 from gptrs.model import Transformer, count
 from gptrs.train import checkpoint, corpus, metrics, rundir
 from gptrs.train.config import PretrainConfig
-from gptrs.train.corpus import Corpus
+from gptrs.train.corpus import Corpus, Rows
+from gptrs.train.device import device_of, dtype_of
 from gptrs.train.loop import FitOptions, Position, Stops, Update, fit, mean_loss
 from gptrs.train.optim import adamw
 from gptrs.train.parts import Parts
@@ -41,6 +44,7 @@ class Result:
     bits_per_byte: float  # the same loss for a byte of text: comparable between vocabularies
     seconds: float  # of training, evaluation included
     is_capped: bool  # ended by train.max_minutes before its last step
+    n_params: int  # of the model
 
 
 def run(config: PretrainConfig, *, is_fresh: bool = False) -> Result:
@@ -54,7 +58,7 @@ def run(config: PretrainConfig, *, is_fresh: bool = False) -> Result:
     if not (config.data.text or config.data.train):
         raise ValueError("data.text is required, got nothing; hint: data.text=FILE")
     with rundir.claim(config.run.path, config, is_fresh=is_fresh):
-        device = _device(config)
+        device = device_of(config.run)
         if config.run.threads:
             torch.set_num_threads(config.run.threads)
         session = _Session(config, _corpus(config), device)
@@ -76,7 +80,7 @@ class _Session:
         self.corpus = data
         self.device = device
         self.dir = config.run.path
-        self.dtype = _dtype(config, device)
+        self.dtype = dtype_of(config.run, device)
         self.model_config = config.model.resolve(vocab_size=data.tokenizer.vocab_size, seq_len=config.train.seq_len)
         self.model = Transformer(self.model_config, seed=config.run.seed).to(device)
         self.mixtures = [mixture for _, mixture in self.model.experts()]
@@ -108,6 +112,7 @@ class _Session:
         self.log_file = metrics.MetricsLog(self.dir, length=lengths["metrics.jsonl"], step=self.position.step)
         self.samples_file = metrics.cut(self.dir / "samples.txt", lengths["samples.txt"])
         self.val_loss = math.nan
+        self.beside: rundir.Outcome | str | None = None
         self.samples: list[tuple[str, str]] = []  # (prompt, continuation)
 
     def train(self) -> None:
@@ -142,7 +147,10 @@ class _Session:
             bits_per_byte=self.corpus.bits_per_byte(self.val_loss),
             seconds=self.position.elapsed_s,
             is_capped=self.position.step < self.config.train.steps,
+            n_params=count.n_params(self.model_config),
         )
+        if self.config.run.beside:
+            self.beside = rundir.beside(self._outcome(result), Path(self.config.run.beside))
         report.write(self.dir / "report.html", self._facts(result))
         return result
 
@@ -158,6 +166,10 @@ class _Session:
         if result.is_capped:
             say(f"ended by train.max_minutes after {result.steps} of {self.config.train.steps} steps")
         say(f"run directory {self.dir}, report {self.dir / 'report.html'}")
+        if isinstance(self.beside, rundir.Outcome):
+            say(f"beside it, run {self.beside.name}: val loss {self.beside.result['val_loss']:.4f}")
+        elif self.beside:
+            say(self.beside)
         say(f"training time {metrics.duration(result.seconds)}")
         say(f"unigram entropy {result.unigram_entropy:.4f}")
         say(f"bits per byte {result.bits_per_byte:.4f}")
@@ -207,12 +219,7 @@ class _Session:
     def _learning_rate(self, position: Position) -> float:
         schedule, options = self.config.schedule, self._options()
         return learning_rate(
-            stand(
-                position.step,
-                steps=options.steps,
-                elapsed_s=position.elapsed_s,
-                max_seconds=options.max_seconds,
-            ),
+            stand(position.step, steps=options.steps, elapsed_s=position.elapsed_s, max_seconds=options.max_seconds),
             peak=self.config.optim.lr,
             min_lr=schedule.min_lr,
             warmup_steps=schedule.warmup_steps,
@@ -261,14 +268,7 @@ class _Session:
         )
 
     def _evaluate(self, position: Position, is_last: bool) -> None:
-        train = self.config.train
-        rows = corpus.rows(
-            self.corpus.val,
-            seq_len=train.seq_len,
-            batch=train.micro_batch or train.global_batch,
-            device=self.device,
-            n_rows=None if is_last else train.eval_rows,
-        )
+        rows = self._val_rows(None if is_last else self.config.train.eval_rows)
         loss, n_targets = mean_loss(self.model, rows, loss_fn=self.parts.next_loss, dtype=self.dtype)
         self.log_file.write(
             "eval",
@@ -340,7 +340,29 @@ class _Session:
             neighbours=trace.neighbours(self.weights_before, after, tokenizer, ids),
             environment=self.environment,
             config=configs.dumps(self.config),
+            usage=self._usage(),
+            runs=None if self.beside is None else (self._outcome(result), self.beside),
         )
+
+    def _usage(self) -> trace.Usage:
+        """Returns how experts and further tokens fare on as much held-out text as a look on the way reads."""
+        rows = self._val_rows(self.config.train.eval_rows)
+        pairs = ((batch.tokens, batch.targets) for batch in rows)
+        return trace.usage(self.model, pairs, eot_id=self.parts.eot_id, documents=self.parts.documents)
+
+    def _outcome(self, result: Result) -> rundir.Outcome:
+        return rundir.Outcome(
+            name=self.config.run.name,
+            result=dataclasses.asdict(result),
+            lines=metrics.read(self.dir / "metrics.jsonl"),
+            tokenizer=self.corpus.tokenizer.digest,
+            data=(self.corpus.train.fingerprint, self.corpus.val.fingerprint),
+        )
+
+    def _val_rows(self, n_rows: int | None) -> Iterator[Rows]:
+        train = self.config.train
+        batch = train.micro_batch or train.global_batch
+        return corpus.rows(self.corpus.val, seq_len=train.seq_len, batch=batch, device=self.device, n_rows=n_rows)
 
 
 def _corpus(config: PretrainConfig) -> Corpus:
@@ -374,18 +396,3 @@ def _parts(config: PretrainConfig, data: Corpus) -> Parts:
         attention=train.attention,
         eot_id=eot_id,
     )
-
-
-def _device(config: PretrainConfig) -> torch.device:
-    wanted = config.run.device
-    if wanted == "cuda" and not torch.cuda.is_available():
-        raise ValueError("run.device is cuda, but torch finds no CUDA device; hint: run.device=cpu")
-    return torch.device("cuda" if wanted != "cpu" and torch.cuda.is_available() else "cpu")
-
-
-def _dtype(config: PretrainConfig, device: torch.device) -> torch.dtype:
-    """Returns the type of the computation: bf16 where the GPU computes in it, else fp32, unless the config says."""
-    if config.run.dtype == "auto":
-        is_bf16 = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
-        return torch.bfloat16 if is_bf16 else torch.float32
-    return torch.bfloat16 if config.run.dtype == "bf16" else torch.float32
