@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from gptrs.model import ModelConfig, Transformer, next_token_loss
+from gptrs.model.transformer import crosses_an_end
 
 CONFIG = ModelConfig(
     vocab_size=23, max_seq_len=64, dim=32, n_layers=2, n_heads=2, inter_dim=48, position="rope", norm="rms",
@@ -51,9 +52,43 @@ def test_nothing_is_predicted_across_the_end_of_a_document():
     by_depth = []
     for depth, logits in enumerate(logits_of(model, x, positions=positions, doc_ids=doc_ids), start=1):
         expected = y[:, depth:].clone()
-        expected[:, 6 - depth : 6] = -100  # their next tokens are another document's
+        expected[:, 5 - depth : 6] = -100  # what they are to predict is another document's
         by_depth.append(next_token_loss(logits, expected))
     assert whole.item() == pytest.approx(sum(by_depth).item() / 2, abs=1e-5)
+
+
+def test_ends_alone_keep_further_tokens_inside_documents_and_attention_as_it_is():
+    model, x = Transformer(CONFIG), tokens()
+    ends = torch.zeros_like(x, dtype=torch.bool)
+    ends[:, [5, 15]] = True  # the last one ends with the row: its target is another document's
+    y = x.roll(-1, 1)
+    losses, plain = model.losses(x, y, ends=ends), model.losses(x, y)
+    assert torch.equal(losses["next"], plain["next"]), "the next token counts across an end, as in GPT-2's training"
+    by_depth = []
+    for depth, logits in enumerate(logits_of(model, x), start=1):
+        expected = y[:, depth:].clone()
+        expected[:, 5 - depth : 6] = -100
+        expected[:, 15 - depth :] = -100
+        by_depth.append(next_token_loss(logits, expected))
+    assert losses["further"].item() == pytest.approx(sum(by_depth).item() / 2, abs=1e-5)
+    assert losses["further"].item() != pytest.approx(plain["further"].item(), abs=1e-4)
+
+
+def test_a_further_token_counts_only_where_no_document_ends_before_it():
+    ends = torch.tensor([[0, 0, 1, 0, 0, 0, 0, 1]]).bool()
+    for depth in (1, 2, 3):
+        expected = [bool(ends[0, i : i + depth + 1].any()) for i in range(8 - depth)]
+        assert crosses_an_end(ends, depth)[0].tolist() == expected
+
+
+def test_documents_too_short_for_any_further_token_leave_loss_and_gradients_finite():
+    model, x = Transformer(CONFIG), tokens()
+    doc_ids = torch.arange(16).expand(3, -1)
+    positions = torch.zeros_like(x)
+    losses = model.losses(x, x.roll(-1, 1), positions=positions, doc_ids=doc_ids)
+    assert losses["further"].item() == 0.0
+    (losses["next"] + losses["further"]).backward()
+    assert all(p.grad is None or p.grad.isfinite().all() for p in model.parameters())
 
 
 def test_packed_documents_equal_each_document_alone():

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from gptrs.model import ModelConfig, Transformer
+from gptrs.model.moe import MoE
 from gptrs.train.loop import FitOptions, Position, Stops, Update, fit, mean_loss, objective, stop_requests
 from gptrs.train.optim import adamw
 
@@ -79,7 +80,7 @@ def run(
         source or batches(),
         loss_fn=next_token_loss,
         optimizer=optimizer,
-        learning_rate=lambda step: lr,
+        learning_rate=lambda position: lr,
         options=FitOptions(steps=steps, **{"log_every": 1, **options}),  # type: ignore[arg-type]
         stops=stops or log.stops(),
         start=start,
@@ -140,19 +141,21 @@ def test_the_gradient_is_clipped_but_reported_whole() -> None:
     assert max(moved) == pytest.approx(1e-3, rel=1e-3)
 
 
-def test_the_learning_rate_of_each_update_is_asked_by_its_index() -> None:
-    asked: list[int] = []
+def test_the_learning_rate_of_each_update_is_asked_by_where_it_begins() -> None:
+    asked: list[Position] = []
     model = Transformer(CONFIG)
     fit(
         model,
         batches(),
         loss_fn=next_token_loss,
         optimizer=adamw(model, lr=1.0, weight_decay=0.0, betas=(0.9, 0.99), eps=1e-8),
-        learning_rate=lambda step: asked.append(step) or 1e-3,  # type: ignore[func-returns-value]
+        learning_rate=lambda position: asked.append(position) or 1e-3,  # type: ignore[func-returns-value]
         options=FitOptions(steps=3),
         stops=Log().stops(),
     )
-    assert asked == [0, 1, 2]
+    assert [position.step for position in asked] == [0, 1, 2]
+    times = [position.elapsed_s for position in asked]
+    assert times[0] == 0.0 and times == sorted(set(times))
 
 
 @pytest.mark.filterwarnings("ignore")
@@ -252,7 +255,7 @@ def test_after_each_update_and_not_each_microbatch_the_stage_has_its_turn() -> N
         batches(),
         loss_fn=next_token_loss,
         optimizer=adamw(model, lr=1e-3, weight_decay=0.0, betas=(0.9, 0.95), eps=1e-8),
-        learning_rate=lambda step: 1e-3,
+        learning_rate=lambda position: 1e-3,
         options=FitOptions(steps=5, accumulation=3),
         stops=Log().stops(),
         after_update=lambda: calls.append(model.norm.weight.grad is None),
@@ -260,16 +263,24 @@ def test_after_each_update_and_not_each_microbatch_the_stage_has_its_turn() -> N
     assert calls == [True] * 5, "the gradients are gone by then"
 
 
-def test_what_no_gradient_moves_keeps_its_type_in_bf16() -> None:
-    """A router's bias moves by a thousandth: in bf16 it would stand still at 1."""
-    config = ModelConfig.preset("deepseek-tiny", n_layers=2, vocab_size=32, n_mtp_layers=0)
-    model = Transformer(config)
-    seen = []
+def test_routing_under_bf16_is_that_of_fp32_on_the_same_inputs() -> None:
+    """A router's bias moves by a thousandth, and its scores differ by less between experts: bf16 would round both."""
+    model = Transformer(ModelConfig.preset("deepseek-tiny", n_layers=2, vocab_size=32, n_mtp_layers=0))
+    mixture = model.layers[1].ffn
+    assert isinstance(mixture, MoE)
+    seen: list[tuple[Tensor, Tensor]] = []
+    original = mixture.router.scores
 
-    def loss_fn(model: nn.Module, batch: Batch) -> Tensor:
-        router = model.layers[1].ffn.router  # type: ignore[union-attr,index]
-        seen.append((router.bias.dtype, router.weight.dtype))
-        return next_token_loss(model, batch)
+    def scores(x: Tensor) -> Tensor:
+        seen.append((x.detach(), original(x)))
+        return seen[-1][1]
 
-    objective(model, loss_fn, dtype=torch.bfloat16)(next(batches()))
-    assert seen == [(torch.float32, torch.bfloat16)]
+    mixture.router.scores = scores  # type: ignore[method-assign]
+    objective(model, next_token_loss, dtype=torch.bfloat16)(next(batches())).backward()
+    ((x, found),) = seen
+    assert x.dtype == torch.bfloat16 and found.dtype == torch.float32
+    assert torch.equal(found, original(x.float()))
+    rounded = torch.nn.functional.linear(x.float(), mixture.router.weight.bfloat16().float()).sigmoid()
+    assert not torch.equal(found, rounded), "the weight's lower bits count"
+    gradient = mixture.router.weight.grad
+    assert gradient is not None and not torch.equal(gradient, gradient.bfloat16().float())

@@ -95,6 +95,15 @@ def test_without_a_terminal_progress_is_plain_lines() -> None:
     ]
 
 
+def test_the_parts_of_a_loss_stand_behind_it() -> None:
+    out = io.StringIO()
+    display = metrics.Display(steps=20, peak="peak", console=Console(file=out, width=40))
+    parts = {"next_loss": 4.5678, "further_loss": 5.25, "balance_loss": 1.03, "max_violation": 0.4}
+    display.update(10, loss=6.1, tokens_per_s=100, mfu=None, seconds_left=1, parts=parts)
+    expected = "step 10/20  loss 6.1000 (next 4.57, further 5.25, balance 1.03, MaxVio 0.40)  100 tokens/s  1 s left"
+    assert out.getvalue().splitlines() == [expected]
+
+
 def test_on_a_terminal_progress_is_one_line_that_changes() -> None:
     out = io.StringIO()
     display = metrics.Display(steps=20, peak="peak", console=Console(file=out, width=120, force_terminal=True))

@@ -1,5 +1,6 @@
 """A whole run: from text to a model, and again after any kill, with the same bytes."""
 
+import itertools
 import json
 import math
 import os
@@ -25,6 +26,7 @@ from gptrs.dataset import Dataset
 from gptrs.tokenizer import Tokenizer
 from gptrs.train import corpus, metrics, pretrain
 from gptrs.train.config import PretrainConfig, load
+from gptrs.train.schedule import learning_rate, stand
 
 TINY = (
     *("run.threads=1", "tokenizer.vocab_size=280", "tokenizer.special_tokens=<|endoftext|>"),
@@ -324,6 +326,11 @@ def test_the_time_cap_ends_a_run_well(text: Path, tmp_path: Path, capsys: pytest
     result = pretrain.run(tiny(text, tmp_path / "run", "train.steps=1000000", "train.max_minutes=0.005"))
     assert result.is_capped and 0 < result.steps < 1_000_000 and (tmp_path / "run" / "result.json").exists()
     assert f"ended by train.max_minutes after {result.steps} of 1000000 steps" in capsys.readouterr().out
+    lines = [line for line in metrics.read(tmp_path / "run" / "metrics.jsonl") if line["kind"] == "train"]
+    for before, line in itertools.pairwise(lines):  # the clock brings the rate down
+        at = stand(before["step"], steps=10**6, elapsed_s=before["time_s"], max_seconds=0.3)
+        expected = learning_rate(at, peak=1e-2, min_lr=1e-4, warmup_steps=5, steps=10**6)
+        assert line["lr"] == pytest.approx(expected, abs=2e-4), "but for the last digit of the time"
 
 
 def test_several_files_and_prepared_datasets_give_the_same_training(tmp_path: Path) -> None:
@@ -443,6 +450,10 @@ def test_a_model_with_experts_trains_balances_and_goes_on_to_the_same_bytes(text
     losses = [line for line in lines_of(tmp_path / "straight") if "loss" in line]
     assert losses[-1]["loss"] < losses[0]["loss"] - 0.3
     assert all(0 <= line["max_violation"] < 8 for line in losses)
+    for line in losses:  # two microbatches each
+        expected = line["next_loss"] + 0.3 * line["further_loss"] + 1e-4 * line["balance_loss"]
+        assert line["loss"] == pytest.approx(expected, rel=1e-5)
+        assert 2 * 0.9 < line["balance_loss"] < 2 * 8, "near 1 for each of two layers that have experts"
 
     directory = tmp_path / "again"
     run_until_killed(lambda: pretrain.run(tiny(text, directory, *DEEPSEEK)), directory, n_lines=9)
@@ -471,3 +482,16 @@ def test_the_validation_loss_is_of_the_next_token_alone(text: Path, tmp_path: Pa
     result = pretrain.run(tiny(text, tmp_path / "run", *heavy))
     assert result.val_loss == pytest.approx(math.log(280), abs=0.2)
     assert lines_of(tmp_path / "run")[0]["loss"] > 100 * math.log(280)
+
+
+def test_attention_inside_documents_is_a_setting_and_needs_their_ends(tmp_path: Path) -> None:
+    folder = tmp_path / "corpus"
+    folder.mkdir()
+    for i in range(40):
+        (folder / f"{i}.txt").write_text(WORDS[: 5 + i % 30])
+    inside = tiny(folder, tmp_path / "inside", "train.steps=3", "train.attention=documents", "model.dropout=0")
+    result = pretrain.run(inside)
+    other = pretrain.run(tiny(folder, tmp_path / "stream", "train.steps=3", "model.dropout=0"))
+    assert result.val_loss != other.val_loss
+    with pytest.raises(ValueError, match=r"needs a token that ends documents, the tokenizer has none; hint: tr"):
+        pretrain.run(tiny(folder, tmp_path / "none", "train.attention=documents", "tokenizer.special_tokens="))

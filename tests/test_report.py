@@ -10,7 +10,7 @@ from gptrs.dataset import prepare
 from gptrs.holdout import Source
 from gptrs.model import ModelConfig, Transformer, count
 from gptrs.tokenizer import Tokenizer
-from gptrs.trace import Guess, Neighbours, Reach
+from gptrs.trace import Guess, Neighbours, Reach, Usage
 from pages import Page
 
 EVIL = "<script>alert('x')</script> & \"quotes\""
@@ -63,6 +63,7 @@ def facts(tmp_path_factory: pytest.TempPathFactory) -> report.Facts:
         neighbours=[Neighbours(token=b"self", before=((b"\xff", 0.25),), after=((b"cls", 0.75),))],
         environment={"device": f"cpu {EVIL}", "torch": "2"},
         config=f'[run]\nname = "{EVIL}"\n',
+        usage=Usage(n_tokens=0),
     )
 
 
@@ -140,3 +141,8 @@ def test_a_chart_places_points_inside_its_frame() -> None:
         x, y = map(float, pair.split(","))
         assert chart.LEFT <= x <= chart.WIDTH - chart.RIGHT and chart.TOP <= y <= chart.HEIGHT - chart.BOTTOM
     assert "a < b" in page.text and sum(tag == "circle" for tag, _ in page.tags) == 3
+
+
+def test_a_gpt_s_page_has_no_section_that_only_others_have(page: Page) -> None:
+    for words in ("MaxVio", "Further tokens", "in this model's cache", "Beside another run"):
+        assert words not in page.text

@@ -1,5 +1,6 @@
 """The run directory: one run, one process, and nothing of others."""
 
+import dataclasses
 import fcntl
 from dataclasses import dataclass
 from pathlib import Path
@@ -7,7 +8,9 @@ from pathlib import Path
 import pytest
 
 from gptrs import config
+from gptrs.dataset import prepare
 from gptrs.files import temporary_of
+from gptrs.tokenizer import Tokenizer
 from gptrs.train import rundir
 
 
@@ -113,3 +116,25 @@ def test_a_run_of_an_older_config_says_what_is_unknown(tmp_path: Path) -> None:
         ValueError, match=r"unknown key train\.step \(in .*config\.toml\); hint: did you mean train\.steps"
     ):
         begin(tmp_path)
+
+
+def test_another_run_s_outcome_is_compared_on_the_same_tokens_alone(tmp_path: Path) -> None:
+    (tmp_path / "text.jsonl").write_text('{"text": "to be or not to be"}\n' * 40)
+    tokenizer = Tokenizer.train([tmp_path / "text.jsonl"], 262, progress=False)
+    directory = tmp_path / "run"
+    for name in ("train", "val"):
+        prepare([tmp_path / "text.jsonl"], tokenizer, directory / "data" / name, progress=False)
+    (directory / "config.toml").write_text('[run]\nname = "mine"\n')
+    (directory / "metrics.jsonl").write_text('{"kind": "eval", "step": 3, "val_loss": 2.5}\n')
+    assert rundir.outcome(directory) is None
+    rundir.finish(directory, {"val_loss": 2.5})
+    own = rundir.outcome(directory)
+    assert own is not None and own.name == "mine" and own.result == {"val_loss": 2.5}
+    assert own.lines == [{"kind": "eval", "step": 3, "val_loss": 2.5}] and own.tokenizer == tokenizer.digest
+    assert isinstance(rundir.beside(own, directory), rundir.Outcome)
+    changes = (({"tokenizer": "x"}, "another tokenizer"), ({"data": (own.data[0], "x")}, "other text"))
+    for change, reason in changes:
+        assert reason in str(rundir.beside(dataclasses.replace(own, **change), directory))  # type: ignore[arg-type]
+    assert "No finished run in" in str(rundir.beside(own, tmp_path / "none"))
+    (directory / "config.toml").write_text("[run]\n")
+    assert "cannot be read" in str(rundir.beside(own, directory))

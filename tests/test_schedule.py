@@ -1,8 +1,8 @@
-"""The learning rate: a pure function of the step."""
+"""The learning rate: a pure function of where a run stands."""
 
 import pytest
 
-from gptrs.train.schedule import learning_rate
+from gptrs.train.schedule import learning_rate, stand
 
 
 def test_the_worked_example() -> None:
@@ -25,3 +25,18 @@ def test_halfway_of_the_cosine_is_the_mean() -> None:
 def test_short_runs_keep_every_rate_between_zero_and_the_peak(warmup_steps: int, steps: int) -> None:
     for step in range(steps):
         assert 0.0 <= learning_rate(step, peak=1.0, min_lr=0.0, warmup_steps=warmup_steps, steps=steps) <= 1.0
+
+
+def test_a_run_that_fits_its_time_never_sees_the_clock() -> None:
+    for step in range(1200):
+        elapsed_s = 2.0 + step * 168 / 1200  # a slow start, then the pace that leaves 10 of 180 s
+        assert stand(step, steps=1200, elapsed_s=elapsed_s, max_seconds=180) == step
+    assert stand(7, steps=1200, elapsed_s=1e9, max_seconds=None) == 7
+
+
+@pytest.mark.parametrize("pace_s", [0.2, 1.0, 6.0])
+def test_a_run_that_does_not_fit_its_time_still_warms_up_and_ends_low(pace_s: float) -> None:
+    steps = [stand(i, steps=1200, elapsed_s=i * pace_s, max_seconds=180) for i in range(int(180 / pace_s))]
+    rates = [learning_rate(step, peak=1.0, min_lr=0.1, warmup_steps=50, steps=1200) for step in steps]
+    assert steps == sorted(steps) and steps[-1] < 1200
+    assert rates[0] < 0.05 and max(rates) > 0.95 and rates[-1] < 0.11

@@ -84,3 +84,50 @@ def test_neighbours_name_tokens_before_and_after(tokenizer: Tokenizer) -> None:
     before, after = make(tokenizer).embed.token.weight, make(tokenizer, dim=32).embed.token.weight
     (found,) = trace.neighbours(before, after, tokenizer, [65], k=2)
     assert found.token == b"A" and len(found.before) == len(found.after) == 2
+
+
+DEEPSEEK = ModelConfig.preset(
+    "deepseek-tiny", vocab_size=23, dim=32, n_layers=2, n_heads=2, inter_dim=48, kv_lora_rank=8, moe_inter_dim=16
+)
+
+
+def test_usage_counts_every_choice_and_every_further_guess_inside_its_document() -> None:
+    model = Transformer(DEEPSEEK, seed=3).train()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(4.0)  # guesses that differ
+    ids = torch.randint(22, (6, 17), generator=torch.Generator().manual_seed(0))
+    ids[:, 6] = 22
+    rows = [(ids[:4, :-1], ids[:4, 1:]), (ids[4:, :-1], ids[4:, 1:])]
+    found = trace.usage(model, rows, eot_id=22)
+    assert model.training and all(mixture.take_loads() is None for _, mixture in model.experts())
+    assert [load.layer for load in found.loads] == ["layer 1", "further token 1"]
+    assert [sum(load.counts) for load in found.loads] == [2 * 6 * 16, 2 * 6 * 15] and found.n_tokens == 6 * 16
+    (one,) = found.further
+    right = accepted = next_right = n = 0
+    losses = []
+    model.eval()
+    for row in ids:
+        tokens = row[None, :-1]
+        with torch.no_grad():
+            hidden = model.hidden(tokens)
+            main = model.logits(hidden)[0].argmax(-1)
+            ((states, _),) = model.further_states(hidden, tokens, None, None)
+            logits = model.logits(states)[0]
+        for i in range(15):
+            if 22 in row[i : i + 2].tolist():
+                continue
+            n += 1
+            guess, text = int(logits[i].argmax()), int(row[i + 2])
+            right += guess == text
+            accepted += guess == int(main[i + 1])
+            next_right += int(main[i + 1]) == text
+            losses.append(-float(logits[i].log_softmax(-1)[text]))
+    assert one.n_targets == n == 6 * 13 and 0 < accepted < n
+    assert (one.right, one.next_right, one.accepted) == (right / n, next_right / n, accepted / n)
+    assert one.loss == pytest.approx(sum(losses) / n, rel=1e-5)
+
+
+def test_a_gpt_s_usage_is_empty_and_costs_nothing() -> None:
+    model = Transformer(ModelConfig(vocab_size=23, max_seq_len=16, dim=8, n_layers=1, n_heads=2, inter_dim=16))
+    assert trace.usage(model, iter([("never", "read")]), eot_id=None) == trace.Usage(n_tokens=0)  # type: ignore[list-item]

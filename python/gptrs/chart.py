@@ -8,6 +8,8 @@ from html import escape
 WIDTH, HEIGHT = 760, 340
 LEFT, RIGHT, TOP, BOTTOM = 56, 16, 16, 44  # margins that hold ticks and labels
 
+CURVE_POINTS = 60  # means of neighbouring losses: single small batches scatter
+
 Point = tuple[float, float]
 
 
@@ -48,6 +50,13 @@ def svg(lines: Sequence[Line], *, x_label: str, y_label: str) -> str:
     )
     parts += [_curve(line, [place(point) for point in line.points]) for line in lines if line.points]
     return "\n".join([*parts, _legend([line for line in lines if line.points]), "</svg>"])
+
+
+def means(points: Sequence[Point], n: int = CURVE_POINTS) -> list[Point]:
+    """Returns the means of at most `n` equal runs of neighbouring points."""
+    width = max(1, -(-len(points) // n))
+    runs = [points[i : i + width] for i in range(0, len(points), width)]
+    return [(sum(x for x, _ in run) / len(run), sum(y for _, y in run) / len(run)) for run in runs]
 
 
 def _curve(line: Line, points: list[Point]) -> str:

@@ -163,6 +163,10 @@ def demo_command(
         list[str] | None,
         typer.Argument(help="More files for --text; settings.", metavar="[FILES…] [SECTION.KEY=VALUE…]"),
     ] = None,
+    model: Annotated[
+        str | None,
+        typer.Option(help="A preset in the place of the small GPT: deepseek-tiny, …; its report shows both."),
+    ] = None,
     fresh: Fresh = False,
 ) -> None:
     """Take the source of Python's standard library all the way to a trained model, in some five minutes."""
@@ -173,7 +177,7 @@ def demo_command(
     files = [word for word in rest or () if "=" not in word]
     if files and not text:
         raise typer.BadParameter(f"expected section.key=value, got {files[0]!r}; hint: gptrs demo --text {files[0]}")
-    demo.run([*text, *files] if text else None, overrides=overrides, is_fresh=fresh)
+    demo.run([*text, *files] if text else None, model=model, overrides=overrides, is_fresh=fresh)
 
 
 app.command("generate")(cli_model.generate_command)

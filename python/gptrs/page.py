@@ -39,6 +39,16 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]], *, numbers: Sequen
     return f"<div class='wide'><table>{top}<tbody>{body}</tbody></table></div>"
 
 
+def bar(share: float) -> str:
+    """Returns a share as a bar with its percentage behind it."""
+    return f'<span class="bar"><i style="width:{100 * share:.1f}%"></i></span> {percent(share)}'
+
+
+def percent(share: float) -> str:
+    """Returns three digits that count, also of small shares."""
+    return f"{100 * share:.3g}%"
+
+
 def details(summary: str, content: str) -> str:
     return f"<details><summary>{escape(summary)}</summary>{content}</details>"
 
@@ -51,9 +61,10 @@ def token_span(i: int, token: bytes, *, line_end: str = "⏎") -> str:
 
 _STYLE = """
 :root { color-scheme: light dark; --ground: #fbfbfa; --card: #fff; --ink: #1d2330; --soft: #6d7585; --rule: #e3e5ea;
-  --train: #6f9bd1; --val: #c8553d; --t0: #dbe8fb; --t1: #fbe7cf; --t2: #dcf1dc; --t3: #f3dcef; }
+  --train: #6f9bd1; --val: #c8553d; --other: #3f8a5b; --t0: #dbe8fb; --t1: #fbe7cf; --t2: #dcf1dc; --t3: #f3dcef; }
 @media (prefers-color-scheme: dark) { :root { --ground: #14171d; --card: #1b1f27; --ink: #e4e7ee; --soft: #939cad;
-  --rule: #2d333f; --train: #6f9bd1; --val: #ee8068; --t0: #263a57; --t1: #4d3a20; --t2: #244029; --t3: #472a43; } }
+  --rule: #2d333f; --train: #6f9bd1; --val: #ee8068; --other: #6fc08c; --t0: #263a57; --t1: #4d3a20; --t2: #244029;
+  --t3: #472a43; } }
 * { box-sizing: border-box; }
 body { margin: 0 auto; max-width: 60rem; padding: 0 1.25rem 4rem; background: var(--ground); color: var(--ink);
   font: 15px/1.55 system-ui, sans-serif; }
@@ -80,6 +91,7 @@ small { margin: 0 .6rem 0 .15rem; } details { margin-top: .6rem; } summary { cur
 .bar { display: inline-block; width: 7rem; height: .6rem; background: var(--rule); border-radius: 3px;
   margin-right: .4rem; }
 .bar i { display: block; height: 100%; background: var(--train); border-radius: 3px; min-width: 1px; }
+.heat { display: block; border-radius: 3px; padding: 0 .35rem; }
 svg { width: 100%; height: auto; } svg text { fill: var(--soft); font: 12px system-ui, sans-serif; }
 svg .grid { stroke: var(--rule); }
 """

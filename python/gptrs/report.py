@@ -1,28 +1,28 @@
 """report.html: one self-contained page about a run. Every figure in it comes from that run's own files and model."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gptrs import chart
+from gptrs import chart, model_report
 from gptrs.dataset import Dataset
 from gptrs.files import write_atomic
 from gptrs.holdout import Source
-from gptrs.model import count
+from gptrs.model import count, memory
 from gptrs.model.config import ModelConfig
-from gptrs.page import Markup, details, page, table, tiles, token_span
+from gptrs.page import Markup, bar, details, page, percent, table, tiles, token_span
 from gptrs.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
-    from gptrs.trace import Guess, Neighbours, Reach
+    from gptrs.trace import Guess, Neighbours, Reach, Usage
+    from gptrs.train.rundir import Outcome
 
 EXAMPLE_TOKENS = 220  # of held-out text, shown in colours
 LONGEST_TOKENS = (20, 6)  # with letters, without
 SHOWN_FILES = 8
-CURVE_POINTS = 60  # means of neighbouring losses: single small batches scatter
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -46,6 +46,8 @@ class Facts:
     neighbours: "Sequence[Neighbours]"
     environment: dict[str, str]
     config: str  # resolved, as TOML
+    usage: "Usage"  # of experts and further tokens, on held-out text
+    runs: "tuple[Outcome, Outcome | str] | None" = None  # this one and another, or why there is no other
 
 
 def write(path: Path, facts: Facts) -> None:
@@ -58,6 +60,7 @@ def html(facts: Facts) -> str:
     sections = (
         ("Result", _result(facts)),
         ("Loss", _loss(facts)),
+        *_of_the_model(facts),
         ("Samples", _samples(facts)),
         ("Data", _data(facts)),
         ("Tokenizer", _tokenizer(facts)),
@@ -68,6 +71,19 @@ def html(facts: Facts) -> str:
         ("Environment and config", _environment(facts)),
     )
     return page(f"gptrs run {facts.name}", sections)
+
+
+def _of_the_model(facts: Facts) -> Iterator[tuple[str, str]]:
+    """Sections that some runs have; a GPT on its own has none of them."""
+    if facts.runs is not None:
+        yield "Beside another run", model_report.beside(*facts.runs)
+    if facts.usage.loads:
+        yield "Load of the experts", model_report.experts(facts.usage, facts.lines)
+    if facts.usage.further:
+        yield "Further tokens", model_report.further(facts.usage.further)
+    kinds = memory.cache_kinds(facts.model)
+    if not any(kind.is_own and kind.kind == "MHA" for kind in kinds):
+        yield "Size of the cache", model_report.cache(kinds)
 
 
 def _result(facts: Facts) -> str:
@@ -87,15 +103,12 @@ def _result(facts: Facts) -> str:
 
 
 def _loss(facts: Facts) -> str:
-    train = [(line["step"], line["loss"]) for line in facts.lines if line["kind"] == "train"]
+    train = [(line["step"], line.get("next_loss", line["loss"])) for line in facts.lines if line["kind"] == "train"]
     val = [(line["step"], line["val_loss"]) for line in facts.lines if line["kind"] == "eval"]
-    width = max(1, -(-len(train) // CURVE_POINTS))
-    runs = [train[i : i + width] for i in range(0, len(train), width)]
-    means = [(sum(x for x, _ in run) / len(run), sum(y for _, y in run) / len(run)) for run in runs]
     entropy = facts.result["unigram_entropy"]
     ends = [x for x, _ in train + val]
     curves = (
-        chart.Line(label="training", points=means, color="var(--train)"),
+        chart.Line(label="training", points=chart.means(train), color="var(--train)"),
         chart.Line(label="validation", points=val, color="var(--val)", has_dots=True),
         chart.Line(
             label="unigram entropy",
@@ -185,8 +198,8 @@ def _sentence(facts: Facts) -> str:
         (
             Markup("".join(token_span(i, piece) for i, piece in enumerate(guess.prefix))),
             Markup(token_span(len(guess.prefix), guess.target)),
-            Markup(_bar(guess.probability)),
-            Markup(f"{token_span(0, guess.likeliest)} {_percent(guess.likeliest_probability)}"),
+            Markup(bar(guess.probability)),
+            Markup(f"{token_span(0, guess.likeliest)} {percent(guess.likeliest_probability)}"),
         )
         for guess in facts.guesses
     ]
@@ -224,12 +237,3 @@ def _environment(facts: Facts) -> str:
     return table((), list(facts.environment.items())) + details(
         "The resolved config", f"<pre>{escape(facts.config)}</pre>"
     )
-
-
-def _bar(share: float) -> str:
-    return f'<span class="bar"><i style="width:{100 * share:.1f}%"></i></span> {_percent(share)}'
-
-
-def _percent(share: float) -> str:
-    """Three digits that count, also of small shares."""
-    return f"{100 * share:.3g}%"

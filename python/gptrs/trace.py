@@ -1,12 +1,18 @@
-"""What happens inside a model: its guesses along a text, where gradients reach, which tokens lie close together."""
+"""What happens inside a model: its guesses along a text, where gradients reach, which tokens lie close together, and
+how experts and further tokens fare.
+"""
 
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from gptrs.model import Transformer
+from gptrs.model.moe import Use
+from gptrs.model.transformer import crosses_an_end
 from gptrs.tokenizer import Tokenizer
 
 
@@ -37,6 +43,108 @@ class Neighbours:
     token: bytes
     before: tuple[tuple[bytes, float], ...]  # training
     after: tuple[tuple[bytes, float], ...]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Load:
+    """How often each expert of a layer was chosen."""
+
+    layer: str  # "layer 1", "further token 1"
+    counts: tuple[int, ...]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Further:
+    """How well one depth predicts, over the positions whose further token is in their own document."""
+
+    depth: int  # 1: the token behind the next
+    n_targets: int
+    loss: float  # nats
+    right: float  # share of likeliest guesses that are the text's token
+    next_right: float  # the same of the main model, which has read one token more for each depth
+    accepted: float  # share of likeliest guesses that are the main model's own, as greedy decoding would take them
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Usage:
+    """What a model did with some text."""
+
+    n_tokens: int
+    loads: tuple[Load, ...] = ()
+    further: tuple[Further, ...] = ()
+
+
+@torch.no_grad()
+def usage(
+    model: Transformer,
+    rows: Iterable[tuple[Tensor, Tensor]],
+    *,
+    eot_id: int | None,
+    documents: Callable[[Tensor], dict[str, Tensor]] = lambda tokens: {},
+) -> Usage:
+    """Returns how experts and further tokens fared on rows of (tokens, targets), (B, T) each; nothing for a GPT.
+
+    Args: documents: positions and doc_ids of tokens, as the model was trained.
+    """
+    loads: dict[str, Tensor] = {}
+    hooks = [mixture.register_forward_hook(_adder(loads, name)) for name, mixture in model.experts()]
+    sums = [torch.zeros(5, dtype=torch.float64) for _ in model.further]
+    was_training, n_tokens = model.training, 0
+    model.eval()
+    try:
+        for tokens, targets in rows if hooks or sums else ():
+            n_tokens += tokens.numel()
+            _guess_further(model, tokens, targets, sums, eot_id, documents(tokens))
+    finally:
+        model.train(was_training)
+        for hook in hooks:
+            hook.remove()
+    found = tuple(Load(layer=_layer(name), counts=tuple(counts.tolist())) for name, counts in loads.items())
+    return Usage(n_tokens=n_tokens, loads=found, further=tuple(_further(i + 1, s) for i, s in enumerate(sums) if s[0]))
+
+
+def _guess_further(
+    model: Transformer,
+    tokens: Tensor,
+    targets: Tensor,
+    sums: list[Tensor],
+    eot_id: int | None,
+    given: dict[str, Tensor],
+) -> None:
+    """Adds (n, loss, right, right of the main model, accepted) of a batch to each depth's sums."""
+    positions, doc_ids = given.get("positions"), given.get("doc_ids")
+    hidden = model.hidden(tokens, positions=positions, doc_ids=doc_ids)  # (B, T, C)
+    if not sums:
+        return
+    own = model.logits(hidden).argmax(dim=-1)  # (B, T)
+    ends = torch.zeros_like(tokens, dtype=torch.bool) if eot_id is None else tokens == eot_id
+    states = model.further_states(hidden, tokens, positions, doc_ids)
+    for depth, (state, _) in enumerate(states, start=1):
+        counts = ~crosses_an_end(ends, depth)  # (B, T - depth)
+        logits, expected, main = model.logits(state)[counts], targets[:, depth:][counts], own[:, depth:][counts]
+        guess = logits.argmax(dim=-1)
+        loss = F.cross_entropy(logits.float(), expected, reduction="sum")
+        found = (counts.sum(), loss, (guess == expected).sum(), (main == expected).sum(), (guess == main).sum())
+        sums[depth - 1] += torch.stack([value.double().cpu() for value in found])
+
+
+def _further(depth: int, sums: Tensor) -> Further:
+    n, loss, right, next_right, accepted = sums.tolist()
+    return Further(
+        depth=depth, n_targets=int(n), loss=loss / n, right=right / n, next_right=next_right / n, accepted=accepted / n
+    )
+
+
+def _adder(loads: dict[str, Tensor], name: str) -> Callable[[nn.Module, Any, tuple[Tensor, Use]], None]:
+    def add(_module: nn.Module, _inputs: Any, output: tuple[Tensor, Use]) -> None:
+        loads[name] = loads.get(name, 0) + output[1].loads
+
+    return add
+
+
+def _layer(name: str) -> str:
+    kind, number = name.split(".")[:2]
+    return f"layer {number}" if kind == "layers" else f"further token {int(number) + 1}"
 
 
 @torch.no_grad()

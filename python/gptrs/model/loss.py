@@ -30,7 +30,7 @@ def linear_cross_entropy(hidden: Tensor, weight: Tensor, targets: Tensor) -> Ten
     """`next_token_loss(hidden @ weight.T, targets)`, with the logits of some rows at a time.
 
     Args: hidden: (B, T, C); weight: (V, C); targets: (B, T), -100 where a position does not count.
-    Returns: a scalar; nan, as there, when no position counts.
+    Returns: a scalar; nan, as there, when no position counts, with gradients of 0.
     """
     if not torch.is_grad_enabled():  # then no gradient is worth its time
         hidden, weight = hidden.detach(), weight.detach()
@@ -69,7 +69,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
             if d_hidden is None and d_weight is None:
                 continue
             d_logits = logits.scatter_add_(-1, ids, -total).to(x.dtype)  # (n, V), n·total times too large
-            share = counted.to(wide) / (n * total)  # (n, 1)
+            share = counted.to(wide) / (n.clamp(min=1) * total)  # (n, 1)
             if d_hidden is not None:
                 d_hidden[part] = share * (d_logits @ weight)
             if d_weight is not None and x.dtype == wide:

@@ -29,7 +29,7 @@ class Use(NamedTuple):
 
 
 class Router(nn.Module):
-    """Which experts each token takes, and how much of each.
+    """Which experts each token takes, and how much of each; in float32 also where training computes in bfloat16.
 
     Attributes: weight: (E, C); bias: (E,), not trained by gradients, or None for softmax scores.
     Source: arXiv 2412.19437, equations 12 to 16; groups arXiv 2405.04434, section 2.2.2.

@@ -25,6 +25,7 @@ class RunSettings:
     name: str  # names the run directory runs/NAME
     dir: str | None = None  # run directory; unset: runs/NAME
     seed: int = 1  # of the weights, the dropout and the order of rows
+    beside: str | None = None  # run directory of a finished run that the report shows this one beside
     device: Literal["auto", "cpu", "cuda"] = "auto"  # auto: cuda when there is one
     dtype: Literal["auto", "fp32", "bf16"] = "auto"  # of the computation; auto: bf16 on cuda, else fp32
     compile: bool = False  # torch.compile: minutes at the start, pays on long CUDA runs
@@ -157,7 +158,7 @@ class OptimSettings:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ScheduleSettings:
-    """[schedule]: linear warm-up, then a cosine to min_lr at the last step."""
+    """[schedule]: linear warm-up, then a cosine to min_lr at the last step or at train.max_minutes, if earlier."""
 
     warmup_steps: int = 100  # updates until the peak
     min_lr: float = 0.0  # learning rate of the last update; a tenth of the peak is usual
@@ -175,12 +176,14 @@ class TrainSettings:
     global_batch: int  # rows of one update
     seq_len: int  # positions of a row
     micro_batch: int | None = None  # rows of one forward; unset: global_batch. Fewer take less memory
-    max_minutes: float | None = None  # safety cap on the training time, evaluation included; unset: none
+    max_minutes: float | None = None  # training ends there, evaluation included, the rate down by then; unset: none
     log_every: int = 10  # updates between lines of metrics.jsonl
     eval_every: int = 500  # updates between evaluations; the last update is always evaluated
     eval_rows: int | None = None  # evenly spread rows of an evaluation, the last excepted; unset: all
     checkpoint_every: int = 500  # updates between checkpoints; the last update always has one
     keep_checkpoints: int = 2  # newest ones that stay on disk
+    attention: Literal["stream", "documents"] = "stream"  # what a position of a row reads: all before it, or its own
+    # document alone, whose positions then begin at 0. Further tokens are never taught across a document's end
     mtp_weight: float = 0.3  # of the further tokens' loss, where the model predicts some
     balance_weight: float = 1e-4  # of the experts' balance in each sequence
     bias_speed: float = 1e-3  # by which a router's biases move after each update, towards equal load

@@ -22,6 +22,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from gptrs.model.moe import Router
 from gptrs.train.optim import clip, set_learning_rate
 
 
@@ -92,7 +93,7 @@ def fit(
     *,
     loss_fn: LossFn,
     optimizer: torch.optim.Optimizer,
-    learning_rate: Callable[[int], float],
+    learning_rate: Callable[[Position], float],
     options: FitOptions,
     stops: Stops,
     after_update: Callable[[], None] | None = None,
@@ -102,7 +103,7 @@ def fit(
 
     Args:
         loader: endless microbatches.
-        learning_rate: of the update with that index, from 0.
+        learning_rate: of the update that comes next at a position.
         after_update: what moves weights beside the optimizer, once for each of its updates.
     Raises: KeyboardInterrupt after SIGINT or SIGTERM, once the update at hand is done and saved; ValueError when the
         loss is no longer a number, before such weights are saved.
@@ -114,7 +115,7 @@ def fit(
         if start.step:
             _look(position, options, stops)
         while not _is_done(position, options):
-            lr = learning_rate(position.step)
+            lr = learning_rate(position)
             set_learning_rate(optimizer, lr)
             with clock.update():
                 update = _update(model, batches, loss_of, optimizer, options)
@@ -132,19 +133,20 @@ def objective(
     """Returns batch → loss, computed with the weights rounded to `dtype`.
 
     The rounding is a part of the graph: its backward widens each gradient to the weight's own type before it is added,
-    so microbatches sum in fp32. Under torch.compile the casts melt into their neighbours. What is not trained by
-    gradients, like a router's bias, keeps its type.
+    so microbatches sum in fp32. Under torch.compile the casts melt into their neighbours. Routers keep their type, and
+    so does what is not trained by gradients: which experts a token takes does not depend on `dtype`'s rounding of them.
     """
     wrapped = _Objective(model, loss_fn)
-
-    is_native = all(p.dtype == dtype for p in model.parameters() if p.requires_grad)
+    routers = {id(p) for module in model.modules() if isinstance(module, Router) for p in module.parameters()}
+    cast = {name: p.dtype for name, p in wrapped.named_parameters() if p.requires_grad and id(p) not in routers}
+    is_native = all(own == dtype for own in cast.values())
 
     def loss_of(batch: Any) -> Tensor:
         loss: Tensor
         if is_native:
             loss = wrapped(batch)
         else:
-            weights = {name: p.to(dtype) for name, p in wrapped.named_parameters() if p.requires_grad}
+            weights = {name: p.to(dtype) for name, p in wrapped.named_parameters() if name in cast}
             loss = functional_call(wrapped, weights, (batch,))
         return loss
 

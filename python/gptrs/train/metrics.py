@@ -2,6 +2,10 @@
 
 metrics.jsonl has one JSON object a line, by `kind`:
     train   step, loss, lr, grad_norm, tokens_per_s, mfu, time_s    of that update; time_s: training time since step 0
+            next_loss, further_loss, balance_loss                   parts of `loss` before they are weighted, where the
+                                                                    model predicts further tokens or has experts
+            max_violation                                           of the layer whose busiest expert has the most over
+                                                                    the mean load, in multiples of that
     eval    step, val_loss, bits_per_byte, n_targets, time_s        loss in nats for a token
 """
 
@@ -13,7 +17,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from io import BytesIO
 from pathlib import Path
 from typing import IO, Any
@@ -49,6 +53,9 @@ CUDA_PEAKS = (
     ("V100", 125e12),
     ("T4", 65e12),
 )
+_SHORT = {
+    "next_loss": "next", "further_loss": "further", "balance_loss": "balance", "max_violation": "MaxVio",
+}  # fmt: skip
 CURVE_POINTS = 100  # means of neighbouring losses in loss.png: single small batches scatter
 
 
@@ -182,7 +189,7 @@ def plot(path: Path, lines: Iterable[dict[str, Any]], *, unigram_entropy: float 
     figure = Figure(figsize=(7.2, 4.0), dpi=120, layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()
-    curve = smooth([line["loss"] for line in train])
+    curve = smooth([line.get("next_loss", line["loss"]) for line in train])  # what validation measures
     axes.plot(
         [train[round(at)]["step"] for at, _ in curve], [y for _, y in curve], lw=1.2, color="#7a9cc6", label="train"
     )
@@ -227,9 +234,19 @@ class Display:
         if self._bar:
             self._bar.stop()
 
-    def update(self, step: int, *, loss: float, tokens_per_s: float, mfu: float | None, seconds_left: float) -> None:
-        """Shows the state after an update."""
-        text = f"loss {loss:.4f}  {tokens_per_s:,.0f} tokens/s"
+    def update(
+        self,
+        step: int,
+        *,
+        loss: float,
+        tokens_per_s: float,
+        mfu: float | None,
+        seconds_left: float,
+        parts: Mapping[str, float] | None = None,
+    ) -> None:
+        """Shows the state after an update; `parts` as in metrics.jsonl."""
+        shown = ", ".join(f"{_SHORT[name]} {value:.2f}" for name, value in (parts or {}).items())
+        text = f"loss {loss:.4f}{f' ({shown})' if shown else ''}  {tokens_per_s:,.0f} tokens/s"
         if mfu is not None:
             text += f"  MFU {mfu:.1%} of {self._peak}"
         text += f"  {duration(seconds_left)} left"

@@ -9,23 +9,25 @@ directories it may use is said in `rundir`.
 import dataclasses
 import math
 import warnings
+from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
-from torch import Tensor, nn
 
 from gptrs import config as configs
 from gptrs import report, trace
 from gptrs.generate import generate
 from gptrs.loader import Loader
 from gptrs.model import Transformer, count
-from gptrs.model.moe import max_violation, rebalance
 from gptrs.train import checkpoint, corpus, metrics, rundir
 from gptrs.train.config import PretrainConfig
 from gptrs.train.corpus import Corpus, Rows
+from gptrs.train.device import device_of, dtype_of
 from gptrs.train.loop import FitOptions, Position, Stops, Update, fit, mean_loss
 from gptrs.train.optim import adamw
-from gptrs.train.schedule import learning_rate
+from gptrs.train.parts import Parts
+from gptrs.train.schedule import learning_rate, stand
 
 DEFAULT_NEW_TOKENS = 200
 SENTENCE = "A true friend accepts you"  # the report follows the model through it
@@ -42,6 +44,7 @@ class Result:
     bits_per_byte: float  # the same loss for a byte of text: comparable between vocabularies
     seconds: float  # of training, evaluation included
     is_capped: bool  # ended by train.max_minutes before its last step
+    n_params: int  # of the model
 
 
 def run(config: PretrainConfig, *, is_fresh: bool = False) -> Result:
@@ -55,7 +58,7 @@ def run(config: PretrainConfig, *, is_fresh: bool = False) -> Result:
     if not (config.data.text or config.data.train):
         raise ValueError("data.text is required, got nothing; hint: data.text=FILE")
     with rundir.claim(config.run.path, config, is_fresh=is_fresh):
-        device = _device(config)
+        device = device_of(config.run)
         if config.run.threads:
             torch.set_num_threads(config.run.threads)
         session = _Session(config, _corpus(config), device)
@@ -77,11 +80,11 @@ class _Session:
         self.corpus = data
         self.device = device
         self.dir = config.run.path
-        self.dtype = _dtype(config, device)
+        self.dtype = dtype_of(config.run, device)
         self.model_config = config.model.resolve(vocab_size=data.tokenizer.vocab_size, seq_len=config.train.seq_len)
         self.model = Transformer(self.model_config, seed=config.run.seed).to(device)
-        self.experts = list(self.model.experts())  # (name, mixture)
-        self.loads: list[Tensor] = []  # (E,) of each mixture in the last update
+        self.mixtures = [mixture for _, mixture in self.model.experts()]
+        self.parts = _parts(config, data)
         self.weights_before = self.model.embed.token.weight.detach().cpu().clone()  # (V, C)
         beta1, beta2 = config.optim.betas
         self.optimizer = adamw(
@@ -109,6 +112,7 @@ class _Session:
         self.log_file = metrics.MetricsLog(self.dir, length=lengths["metrics.jsonl"], step=self.position.step)
         self.samples_file = metrics.cut(self.dir / "samples.txt", lengths["samples.txt"])
         self.val_loss = math.nan
+        self.beside: rundir.Outcome | str | None = None
         self.samples: list[tuple[str, str]] = []  # (prompt, continuation)
 
     def train(self) -> None:
@@ -118,12 +122,12 @@ class _Session:
             self.position = fit(
                 self.model,
                 self.loader,
-                loss_fn=self._loss,
+                loss_fn=self.parts.loss,
                 optimizer=self.optimizer,
                 learning_rate=self._learning_rate,
                 options=self._options(),
                 stops=Stops(log=self._log, save=self._save, evaluate=self._evaluate, sample=self._sample),
-                after_update=self._rebalance if self.experts else None,
+                after_update=lambda: self.parts.after_update(self.mixtures),
                 start=self.position,
             )
         except KeyboardInterrupt as error:
@@ -143,7 +147,10 @@ class _Session:
             bits_per_byte=self.corpus.bits_per_byte(self.val_loss),
             seconds=self.position.elapsed_s,
             is_capped=self.position.step < self.config.train.steps,
+            n_params=count.n_params(self.model_config),
         )
+        if self.config.run.beside:
+            self.beside = rundir.beside(self._outcome(result), Path(self.config.run.beside))
         report.write(self.dir / "report.html", self._facts(result))
         return result
 
@@ -159,6 +166,10 @@ class _Session:
         if result.is_capped:
             say(f"ended by train.max_minutes after {result.steps} of {self.config.train.steps} steps")
         say(f"run directory {self.dir}, report {self.dir / 'report.html'}")
+        if isinstance(self.beside, rundir.Outcome):
+            say(f"beside it, run {self.beside.name}: val loss {self.beside.result['val_loss']:.4f}")
+        elif self.beside:
+            say(self.beside)
         say(f"training time {metrics.duration(result.seconds)}")
         say(f"unigram entropy {result.unigram_entropy:.4f}")
         say(f"bits per byte {result.bits_per_byte:.4f}")
@@ -205,35 +216,18 @@ class _Session:
             checkpoint_every=train.checkpoint_every,
         )
 
-    def _loss(self, model: nn.Module, batch: Rows) -> Tensor:
-        train = self.config.train
-        loss: Tensor = model.loss(  # type: ignore[operator]
-            batch.tokens, batch.targets, mtp_weight=train.mtp_weight, balance_weight=train.balance_weight
-        )
-        return loss
-
-    def _rebalance(self) -> None:
-        """Moves the routers' biases by the loads of the update's microbatches."""
-        self.loads = []
-        for _, mixture in self.experts:
-            loads = mixture.take_loads()
-            assert loads is not None, "every update runs every mixture"
-            if mixture.router.bias is not None:
-                rebalance(mixture.router, loads, speed=self.config.train.bias_speed)
-            self.loads.append(loads)
-
-    def _learning_rate(self, step: int) -> float:
-        schedule = self.config.schedule
+    def _learning_rate(self, position: Position) -> float:
+        schedule, options = self.config.schedule, self._options()
         return learning_rate(
-            step,
+            stand(position.step, steps=options.steps, elapsed_s=position.elapsed_s, max_seconds=options.max_seconds),
             peak=self.config.optim.lr,
             min_lr=schedule.min_lr,
             warmup_steps=schedule.warmup_steps,
-            steps=self.config.train.steps,
+            steps=options.steps,
         )
 
     def _log(self, update: Update) -> None:
-        mfu = update.tokens_per_s * self.flops_per_token / self.peak if self.peak else None
+        mfu, parts = update.tokens_per_s * self.flops_per_token / self.peak if self.peak else None, self.parts.log()
         self.log_file.write(
             "train",
             update.step,
@@ -243,10 +237,15 @@ class _Session:
             tokens_per_s=round(update.tokens_per_s, 1),
             mfu=mfu,
             time_s=round(update.time_s, 3),
-            **({"max_violation": round(max(map(max_violation, self.loads)), 4)} if self.loads else {}),
+            **parts,
         )
         self.display.update(
-            update.step, loss=update.loss, tokens_per_s=update.tokens_per_s, mfu=mfu, seconds_left=update.seconds_left
+            update.step,
+            loss=update.loss,
+            tokens_per_s=update.tokens_per_s,
+            mfu=mfu,
+            seconds_left=update.seconds_left,
+            parts=parts,
         )
 
     def _save(self, position: Position) -> None:
@@ -269,15 +268,8 @@ class _Session:
         )
 
     def _evaluate(self, position: Position, is_last: bool) -> None:
-        train = self.config.train
-        rows = corpus.rows(
-            self.corpus.val,
-            seq_len=train.seq_len,
-            batch=train.micro_batch or train.global_batch,
-            device=self.device,
-            n_rows=None if is_last else train.eval_rows,
-        )
-        loss, n_targets = mean_loss(self.model, rows, loss_fn=next_token_loss, dtype=self.dtype)
+        rows = self._val_rows(None if is_last else self.config.train.eval_rows)
+        loss, n_targets = mean_loss(self.model, rows, loss_fn=self.parts.next_loss, dtype=self.dtype)
         self.log_file.write(
             "eval",
             position.step,
@@ -348,13 +340,29 @@ class _Session:
             neighbours=trace.neighbours(self.weights_before, after, tokenizer, ids),
             environment=self.environment,
             config=configs.dumps(self.config),
+            usage=self._usage(),
+            runs=None if self.beside is None else (self._outcome(result), self.beside),
         )
 
+    def _usage(self) -> trace.Usage:
+        """Returns how experts and further tokens fare on as much held-out text as a look on the way reads."""
+        rows = self._val_rows(self.config.train.eval_rows)
+        pairs = ((batch.tokens, batch.targets) for batch in rows)
+        return trace.usage(self.model, pairs, eot_id=self.parts.eot_id, documents=self.parts.documents)
 
-def next_token_loss(model: nn.Module, batch: Rows) -> Tensor:
-    """The mean cross-entropy of each row's next tokens, in nats."""
-    loss: Tensor = model.next_loss(batch.tokens, batch.targets)  # type: ignore[operator]
-    return loss
+    def _outcome(self, result: Result) -> rundir.Outcome:
+        return rundir.Outcome(
+            name=self.config.run.name,
+            result=dataclasses.asdict(result),
+            lines=metrics.read(self.dir / "metrics.jsonl"),
+            tokenizer=self.corpus.tokenizer.digest,
+            data=(self.corpus.train.fingerprint, self.corpus.val.fingerprint),
+        )
+
+    def _val_rows(self, n_rows: int | None) -> Iterator[Rows]:
+        train = self.config.train
+        batch = train.micro_batch or train.global_batch
+        return corpus.rows(self.corpus.val, seq_len=train.seq_len, batch=batch, device=self.device, n_rows=n_rows)
 
 
 def _corpus(config: PretrainConfig) -> Corpus:
@@ -374,16 +382,17 @@ def _corpus(config: PretrainConfig) -> Corpus:
     )
 
 
-def _device(config: PretrainConfig) -> torch.device:
-    wanted = config.run.device
-    if wanted == "cuda" and not torch.cuda.is_available():
-        raise ValueError("run.device is cuda, but torch finds no CUDA device; hint: run.device=cpu")
-    return torch.device("cuda" if wanted != "cpu" and torch.cuda.is_available() else "cpu")
-
-
-def _dtype(config: PretrainConfig, device: torch.device) -> torch.dtype:
-    """Returns the type of the computation: bf16 where the GPU computes in it, else fp32, unless the config says."""
-    if config.run.dtype == "auto":
-        is_bf16 = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
-        return torch.bfloat16 if is_bf16 else torch.float32
-    return torch.bfloat16 if config.run.dtype == "bf16" else torch.float32
+def _parts(config: PretrainConfig, data: Corpus) -> Parts:
+    train, eot_id = config.train, data.tokenizer.eot_id
+    if train.attention == "documents" and eot_id is None:
+        raise ValueError(
+            "train.attention=documents needs a token that ends documents, the tokenizer has none; "
+            "hint: train.attention=stream, or <|endoftext|> among tokenizer.special_tokens"
+        )
+    return Parts(
+        mtp_weight=train.mtp_weight,
+        balance_weight=train.balance_weight,
+        bias_speed=train.bias_speed,
+        attention=train.attention,
+        eot_id=eot_id,
+    )

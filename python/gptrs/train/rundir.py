@@ -7,12 +7,14 @@ report.html  result.json (written last: the run is finished)
 import fcntl
 import json
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from gptrs import config as configs
+from gptrs.dataset import Dataset
 from gptrs.files import temporary_of, write_atomic
 
 CONFIG = "config.toml"
@@ -52,6 +54,48 @@ def is_finished(directory: Path) -> bool:
 def finish(directory: Path, result: Mapping[str, Any]) -> None:
     """Writes result.json: from now on the run is finished."""
     write_atomic(directory / RESULT, (json.dumps(result, indent=1) + "\n").encode())
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class Outcome:
+    """What a run came to, and on what."""
+
+    name: str
+    result: Mapping[str, Any]  # as result.json
+    lines: Sequence[dict[str, Any]]  # of metrics.jsonl
+    tokenizer: str  # digest
+    data: tuple[str, str]  # fingerprints of the training and the held-out part
+
+
+def outcome(directory: Path) -> Outcome | None:
+    """Returns what the finished run in a directory came to, None when there is none."""
+    if not is_finished(directory):
+        return None
+    config = configs.read(directory / CONFIG)
+    data = config.get("data", {})
+    train, val = (Dataset(data.get(name) or directory / "data" / name) for name in ("train", "val"))
+    return Outcome(
+        name=config["run"]["name"],
+        result=json.loads((directory / RESULT).read_bytes()),
+        lines=[json.loads(line) for line in (directory / "metrics.jsonl").read_bytes().splitlines()],
+        tokenizer=val.tokenizer_digest,
+        data=(train.fingerprint, val.fingerprint),
+    )
+
+
+def beside(own: Outcome, directory: Path) -> Outcome | str:
+    """Returns the outcome of another run on the same tokens, or the sentence that says why there is none."""
+    try:
+        other = outcome(directory)
+    except (OSError, ValueError, KeyError) as error:  # somebody else's directory must not end this run
+        return f"The run in {directory} cannot be read: {error}."
+    if other is None:
+        return f"No finished run in {directory} to compare with; `gptrs demo` makes that of runs/demo, then run again."
+    if other.tokenizer != own.tokenizer:
+        return f"The run in {directory} has another tokenizer: a loss for a token of one is none for the other's."
+    if other.data != own.data:
+        return f"The run in {directory} was trained or evaluated on other text: its loss says nothing about this one's."
+    return other
 
 
 def clear(directory: Path) -> None:
