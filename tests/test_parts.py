@@ -75,13 +75,14 @@ def test_further_tokens_are_not_taught_across_documents_that_attention_reads_acr
 
 
 def test_attention_inside_documents_reads_nothing_before_them() -> None:
-    model, batch = Transformer(CONFIG).eval(), rows()
+    model, batch = Transformer(CONFIG).double().eval(), rows()
     changed = Rows(batch.tokens.clone(), batch.targets)
     changed.tokens[:, :4] = (changed.tokens[:, :4] + 1) % EOT
     for attention, is_same in (("documents", True), ("stream", False)):
         step = parts(attention=attention)
         states = [model.hidden(b.tokens, **step.documents(b.tokens))[:, 5:] for b in (batch, changed)]
-        assert torch.equal(*states) == is_same
+        difference = (states[0] - states[1]).abs().max()  # other tokens of an expert round otherwise
+        assert difference < 1e-12 if is_same else difference > 1e-3
     inside = parts(attention="documents")
     expected = model.next_loss(batch.tokens, batch.targets, **documents(batch.tokens == EOT))
     assert inside.next_loss(model, batch).item() == expected.item() != parts().next_loss(model, batch).item()
