@@ -23,7 +23,8 @@ LAYERS = {
     "gptrs.encoded": 0, "gptrs.tiktoken_view": 0, "gptrs.hugging_face_view": 0, "gptrs.pretrained": 0, "gptrs.page": 0,
     "gptrs.holdout": 1, "gptrs.tokenizer_report": 1, "gptrs.trainer": 1, "gptrs.dataset": 1, "gptrs.tokenizer": 1,
     "gptrs.tasks": 1, "gptrs.mixture": 1, "gptrs.ring": 1, "gptrs.loader": 1, "gptrs.model": 1,
-    "gptrs.generate": 2, "gptrs.trace": 2, "gptrs.report": 2, "gptrs.inspect": 2, "gptrs.train_prepare": 2,
+    "gptrs.sampling": 2, "gptrs.speculate": 2, "gptrs.decoding": 2, "gptrs.generate": 2,
+    "gptrs.trace": 2, "gptrs.report": 2, "gptrs.inspect": 2, "gptrs.train_prepare": 2,
     "gptrs.on_ray": 2, "gptrs.plan": 2, "gptrs.plan_view": 2,
     "gptrs.train": 3, "gptrs.exchange": 3,
     "gptrs.train.config": 2, "gptrs.train.corpus": 2, "gptrs.train.rundir": 2, "gptrs.train.optim": 2,
@@ -43,6 +44,8 @@ IN_ORDER = (
     "gptrs.ring",
     "gptrs.loader",
 )
+# In layer 2 likewise.
+GENERATION = ("gptrs.sampling", "gptrs.speculate", "gptrs.decoding", "gptrs.generate")
 # Inside gptrs.model, only what stands before the importer.
 MODEL = (
     "config", "count", "memory", "embedding", "rope", "norm", "cache", "attention", "mla", "feed_forward", "moe",
@@ -112,8 +115,9 @@ def may_import(module: str, name: str) -> bool:
         return len(parts) == 2 or MODEL.index(names[2]) < MODEL.index(parts[2])
     if len(parts) == len(names) == 3 and parts[1] == names[1] == "exchange":
         return EXCHANGE.index(names[2]) < EXCHANGE.index(parts[2])
-    if module in IN_ORDER and name in IN_ORDER:
-        return IN_ORDER.index(name) < IN_ORDER.index(module)
+    for order in (IN_ORDER, GENERATION):
+        if module in order and name in order:
+            return order.index(name) < order.index(module)
     if layer(module) == 3 and name == "gptrs.train.loop":
         return module != name
     return layer(name) < layer(module)
