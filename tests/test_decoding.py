@@ -16,7 +16,7 @@ SIZES = {"vocab_size": 37, "max_seq_len": 64, "dim": 32, "n_layers": 2, "n_heads
 CONFIGS = {
     "learned": ModelConfig(**SIZES),
     "grouped": ModelConfig(**SIZES, position="rope", n_kv_heads=2),
-    "latent": ModelConfig.preset("deepseek-tiny", vocab_size=37, n_layers=2),
+    "latent": ModelConfig.preset("deepseek-tiny", vocab_size=37, n_layers=2, dim=48, n_heads=2, moe_inter_dim=32),
 }
 PROMPTS = [[1, 2, 3, 4, 5], [6], [7, 8, 9, 10, 11, 12, 13, 14, 15]]
 

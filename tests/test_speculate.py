@@ -14,11 +14,15 @@ from gptrs.sampling import Sampling
 from gptrs.speculate import Drafter, decide
 
 SIZES = {"vocab_size": 37, "max_seq_len": 64, "dim": 32, "n_layers": 2, "n_heads": 4, "inter_dim": 64}
+SMALL = {
+    "vocab_size": 37, "n_layers": 2, "dim": 48, "n_heads": 2, "inter_dim": 64, "moe_inter_dim": 32, "kv_lora_rank": 16,
+    "n_routed_experts": 4, "init_std": 0.02,
+}  # fmt: skip
 CONFIGS = {
     "learned": ModelConfig(**SIZES, n_mtp_layers=1),
     "grouped": ModelConfig(**SIZES, position="rope", n_kv_heads=2, n_mtp_layers=2),
-    "latent": ModelConfig.preset("deepseek-tiny", vocab_size=37, n_layers=2),
-    "latent, two further tokens": ModelConfig.preset("deepseek-tiny", vocab_size=37, n_layers=2, n_mtp_layers=2),
+    "latent": ModelConfig.preset("deepseek-tiny", **SMALL),
+    "latent, two further tokens": ModelConfig.preset("deepseek-tiny", **SMALL, n_mtp_layers=2),
 }
 PROMPTS = [[1, 2, 3, 4, 5], [6], [7, 8, 9, 10, 11, 12, 13, 14, 15]]
 
