@@ -2,6 +2,7 @@
 
     python benches/bench_model.py                                   # every row, some 20 minutes on 2 cores
     python benches/bench_model.py --only decode --rounds 3
+    python benches/bench_model.py --only speculative                # trains its model first, some minutes, once
     python benches/bench_model.py measure step-deepseek gptrs       # one engine once: what every round runs, as JSON
 
 CPU rows have 4 layers of the preset's widths, B 4, T 512, fp32, 2 threads. transformers runs with SDPA in its default
@@ -13,6 +14,7 @@ import json
 import resource
 import sys
 import time
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +23,9 @@ from harness import arguments, child, record, summary
 
 STEP_BATCH, STEP_LENGTH, STEP_LAYERS = 4, 512, 4
 DECODE_BATCH, DECODE_CACHED, DECODE_TOKENS = 8, 8192, 8
+GENERATED, GENERATE_PROMPT = 64, 64
+SPECULATED, SPECULATE_STEPS = 200, 550
+TRAINED = Path(__file__).parent.parent / "runs" / "bench-speculative"
 THREADS = 2
 PRESETS = {"step-deepseek": "deepseek-small", "step-gpt2": "gpt2-small"}
 TASKS = {
@@ -28,12 +33,18 @@ TASKS = {
     "step-gpt2": "training step of gpt2-small, 4 layers, B 4, T 512, fp32, 2 threads",
     "experts": "forward and backward of deepseek-small's experts (4 + 1 of 33), or a dense layer of their FLOPs",
     "decode": "one new token through an MLA layer of deepseek-v2-lite, batch 8, 8,192 cached, fp32, 2 threads",
+    "generate-1": "64 new tokens behind 64, deepseek-small, 4 layers, batch 1, fp32, 2 threads",
+    "generate-16": "64 new tokens behind 64, deepseek-small, 4 layers, batch 16, fp32, 2 threads",
+    "speculative": "200 new tokens, deepseek-tiny after 550 steps on Python's source, batch 1, greedy, fp32, 2 threads",
 }
 ENGINES = {
     "step-deepseek": ("gptrs", "gptrs compiled", "transformers", "transformers compiled"),
     "step-gpt2": ("gptrs", "gptrs compiled", "transformers", "transformers compiled"),
     "experts": ("experts", "dense"),
     "decode": ("gptrs", "transformers"),
+    "generate-1": ("gptrs", "gptrs compiled"),
+    "generate-16": ("gptrs", "gptrs compiled"),
+    "speculative": ("gptrs", "gptrs 1 draft", "gptrs 2 drafts", "gptrs 3 drafts"),
 }
 
 
@@ -42,6 +53,8 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", choices=list(TASKS), default=list(TASKS), help="these tasks")
     options = parser.parse_args()
     for task in options.only:
+        if task == "speculative":
+            train_drafts()
         rounds: dict[str, list[dict[str, Any]]] = {engine: [] for engine in ENGINES[task]}
         for _ in range(options.rounds):
             for engine, results in rounds.items():
@@ -54,7 +67,8 @@ def main() -> None:
             rate = summary([result["tokens_per_s"] for result in results], 1)
             memory = summary([result["peak_mb"] for result in results], 0)
             record("model", {"task": TASKS[task], "engine": engine, "threads": THREADS, "check": checks[engine],
-                             "tokens_per_s": rate, "peak_mb": memory}, packages=["torch", "transformers"])  # fmt: skip
+                             "tokens_per_s": rate, "peak_mb": memory, **results[0].get("found", {})},
+                   packages=["torch", "transformers"])  # fmt: skip
 
 
 def measure(task: str, engine: str) -> dict[str, Any]:
@@ -64,6 +78,12 @@ def measure(task: str, engine: str) -> dict[str, Any]:
     import transformers  # noqa: F401 - imported by all, so that the memory behind the imports compares
 
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    if task == "speculative":
+        return speculate(engine)
+    if task.startswith("generate"):
+        n_tokens, check, seconds = whole(int(task.removeprefix("generate-")), is_compiled=engine.endswith("compiled"))
+        peak_mb = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
+        return {"tokens_per_s": n_tokens / min(seconds), "check": check, "peak_mb": peak_mb}
     if task == "decode":
         n_tokens, check, seconds = decode(engine)
     elif task == "experts":
@@ -224,6 +244,57 @@ def their_decoder(config: Any, layer: Any, latent: torch.Tensor) -> Any:
         return out
 
     return call
+
+
+def whole(batch_size: int, *, is_compiled: bool) -> tuple[int, float, list[float]]:
+    """New tokens of a generation, their mean log-probability, and the seconds of some behind the first."""
+    from gptrs.generate import Settings, complete
+    from gptrs.model import ModelConfig, Transformer
+
+    model = Transformer(ModelConfig.preset("deepseek-small", n_layers=STEP_LAYERS)).eval()
+    prompts = torch.randint(model.config.vocab_size, (batch_size, GENERATE_PROMPT)).tolist()
+    settings: Settings = {"max_new_tokens": GENERATED, "temperature": 0.0, "logprobs": 0, "is_compiled": is_compiled}
+    seconds, check = [], 0.0
+    for _ in range(4):
+        start = time.perf_counter()
+        found = complete(model, prompts, **settings)
+        seconds.append(time.perf_counter() - start)
+        check = sum(sum(completion.logprobs) for completion in found) / (batch_size * GENERATED)
+    return batch_size * GENERATED, check, seconds[1:]
+
+
+def train_drafts() -> None:
+    """The model that "speculative" measures: the demo's run with deepseek-tiny, once, some minutes."""
+    from gptrs import demo
+    from gptrs.train import rundir
+
+    if not rundir.is_finished(TRAINED):
+        sizes = ["model.dim=none", "model.n_layers=none", "model.n_heads=none", "model.preset=deepseek-tiny"]
+        steps = [f"train.steps={SPECULATE_STEPS}", "train.global_batch=4", "train.max_minutes=none"]
+        demo.run(overrides=[f"run.dir={TRAINED}", "schedule.warmup_steps=25", "train.eval_every=1000", *sizes, *steps])
+
+
+def speculate(engine: str) -> dict[str, Any]:
+    """Tokens per second of greedy generation with some drafts a pass; the check is a digest of the tokens."""
+    from gptrs.cli_model import open_model
+    from gptrs.generate import complete
+
+    model, tokenizer = open_model(str(TRAINED), None, "cpu")
+    n_drafts = int(engine.split()[1]) if " " in engine else 0
+    prompts = [tokenizer.encode(text) for text in ("def ", "import os\n", "class Reader:\n", "for line in ")]
+    seconds, ids, n_drafted, n_accepted = 0.0, [], 0, 0
+    for number, prompt in enumerate(prompts[:1] + prompts):  # the first once more: it warms up
+        start = time.perf_counter()
+        (found,) = complete(model, [prompt], max_new_tokens=SPECULATED, temperature=0.0, n_drafts=n_drafts)
+        if number == 0:
+            continue
+        seconds += time.perf_counter() - start
+        ids += found.ids
+        n_drafted, n_accepted = n_drafted + found.n_drafted, n_accepted + found.n_accepted
+    found_drafts = {"n_drafted": n_drafted, "n_accepted": n_accepted} if n_drafts else {}
+    peak_mb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    return {"tokens_per_s": len(ids) / seconds, "check": zlib.crc32(repr(ids).encode()), "peak_mb": peak_mb,
+            "found": found_drafts}  # fmt: skip
 
 
 if __name__ == "__main__":

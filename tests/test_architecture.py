@@ -24,8 +24,9 @@ LAYERS = {
     "gptrs.model_report": 1,
     "gptrs.holdout": 1, "gptrs.tokenizer_report": 1, "gptrs.trainer": 1, "gptrs.dataset": 1, "gptrs.tokenizer": 1,
     "gptrs.tasks": 1, "gptrs.mixture": 1, "gptrs.ring": 1, "gptrs.loader": 1, "gptrs.model": 1,
-    "gptrs.generate": 2, "gptrs.score": 2, "gptrs.trace": 2, "gptrs.report": 2, "gptrs.inspect": 2,
-    "gptrs.train_prepare": 2, "gptrs.on_ray": 2, "gptrs.plan": 2, "gptrs.plan_view": 2,
+    "gptrs.sampling": 2, "gptrs.speculate": 2, "gptrs.decoding": 2, "gptrs.generate": 2, "gptrs.score": 2,
+    "gptrs.trace": 2, "gptrs.report": 2, "gptrs.inspect": 2, "gptrs.train_prepare": 2,
+    "gptrs.on_ray": 2, "gptrs.plan": 2, "gptrs.plan_view": 2,
     "gptrs.train": 3, "gptrs.exchange": 3,
     "gptrs.train.config": 2, "gptrs.train.corpus": 2, "gptrs.train.rundir": 2, "gptrs.train.optim": 2,
     "gptrs.train.schedule": 2, "gptrs.train.checkpoint": 2, "gptrs.train.metrics": 2, "gptrs.train.parts": 2,
@@ -45,6 +46,8 @@ IN_ORDER = (
     "gptrs.ring",
     "gptrs.loader",
 )
+# In layer 2 likewise.
+GENERATION = ("gptrs.sampling", "gptrs.speculate", "gptrs.decoding", "gptrs.generate")
 # Inside gptrs.model, only what stands before the importer.
 MODEL = (
     "config", "count", "memory", "embedding", "rope", "norm", "cache", "attend", "attention", "mla", "feed_forward",
@@ -115,8 +118,9 @@ def may_import(module: str, name: str) -> bool:
         return len(parts) == 2 or MODEL.index(names[2]) < MODEL.index(parts[2])
     if len(parts) == len(names) == 3 and parts[1] == names[1] == "exchange":
         return EXCHANGE.index(names[2]) < EXCHANGE.index(parts[2])
-    if module in IN_ORDER and name in IN_ORDER:
-        return IN_ORDER.index(name) < IN_ORDER.index(module)
+    for order in (IN_ORDER, GENERATION):
+        if module in order and name in order:
+            return order.index(name) < order.index(module)
     if layer(module) == 3 and name == "gptrs.train.loop":
         return module != name
     return layer(name) < layer(module)

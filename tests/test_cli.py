@@ -1,7 +1,9 @@
 """The command line as a user types it: results on stdout, messages on stderr, exit codes."""
 
 import dataclasses
+import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -156,6 +158,12 @@ def test_generate_writes_whole_characters_and_repeats_with_a_seed(run: Path, cli
         (("--prompt", ""), "no tokens"),
         (("--prompt", "def f(x):" * 20), "positions"),
         (("--top-p", "1.5"), "top_p"),
+        (("--repetition-penalty", "0"), "repetition_penalty must be a number above 0"),
+        (("--logprobs", "-1"), "logprobs must be at least 0"),
+        (("--stop", ""), "stop_strings must be a list of texts that are not empty"),
+        (("--prefill-chunk", "0"), "prefill_chunk must be at least 1"),
+        (("--drafts", "1"), "needs a model with further-token modules"),
+        (("--drafts", "-1"), "n_drafts must be at least 0"),
         (("--device", "cuda:99"), "cuda:99"),
     ],
 )
@@ -163,6 +171,44 @@ def test_generate_names_what_does_not_fit(run: Path, cli: Cli, arguments: tuple[
     end = cli("generate", "--run", run, *arguments)
     assert end.returncode == 1 and end.stderr.startswith("error: ") and end.stderr.count("\n") == 1, end.stderr
     assert says in end.stderr
+
+
+def test_generate_ends_before_a_stop_string(run: Path, cli: Cli):
+    arguments = ("--prompt", "def é", "--seed", 7, "--repetition-penalty", 1.1, "--prefill-chunk", 2)
+    whole = cli("generate", "--run", run, *arguments).stdout.removesuffix("\n")
+    stop = whole[len("def é") + 3 :][:2]
+    end = cli("generate", "--run", run, *arguments, "--stop", "not in it", "--stop", stop)
+    assert end.returncode == 0 and end.stdout == whole[: whole.index(stop, len("def é"))] + "\n"
+
+
+def test_generate_writes_log_probabilities_as_lines_of_json(run: Path, cli: Cli):
+    arguments = ("--prompt", "def", "--seed", 7, "-n", 5)
+    end = cli("generate", "--run", run, *arguments, "--logprobs", 2)
+    lines = [json.loads(line) for line in end.stdout.splitlines()]
+    assert len(lines) == 5 and end.stderr == ""
+    for line in lines:
+        first, second = line["likeliest"]
+        assert first["logprob"] >= second["logprob"] and line["logprob"] <= first["logprob"] <= 0
+    text = Tokenizer.from_file(run / "tokenizer.json").decode([line["id"] for line in lines])
+    assert cli("generate", "--run", run, *arguments).stdout == f"def{text}\n"
+    (line, *_) = cli("generate", "--run", run, *arguments, "--logprobs", 0).stdout.splitlines()
+    assert set(json.loads(line)) == {"id", "token", "logprob"}
+
+
+def test_generate_says_how_many_drafts_held(run: Path, tmp_path: Path, cli: Cli):
+    from gptrs.model import ModelConfig, Transformer
+    from gptrs.train import checkpoint
+
+    Tokenizer.from_file(run / "tokenizer.json").save(tmp_path / "tokenizer.json")
+    config = ModelConfig(
+        vocab_size=1000, max_seq_len=64, dim=16, n_layers=1, n_heads=2, inter_dim=32, position="rope", n_mtp_layers=1
+    )
+    state = {"model": dataclasses.asdict(config)}
+    checkpoint.save(tmp_path / "checkpoints", step=1, model=Transformer(config), optimizer=None, state=state, keep=1)
+    arguments = ("generate", "--run", tmp_path, "--temperature", 0, "-n", 20)
+    plain, drafted = cli(*arguments), cli(*arguments, "--drafts", 2)
+    assert drafted.returncode == 0 and drafted.stdout == plain.stdout and plain.stderr == ""
+    assert re.fullmatch(r"drafts: \d+ of \d+ accepted \(\d+\.\d%\)\n", drafted.stderr)
 
 
 def test_generate_needs_a_whole_checkpoint(run: Path, tmp_path: Path, cli: Cli):

@@ -1,5 +1,6 @@
 """The commands of a trained model: generate, import, convert, export."""
 
+import json
 import sys
 from importlib.util import find_spec
 from pathlib import Path
@@ -10,6 +11,7 @@ import typer
 from gptrs.cli_data import load_tokenizer
 
 if TYPE_CHECKING:
+    from gptrs.generate import Token
     from gptrs.model import Transformer
     from gptrs.tokenizer import Tokenizer
 
@@ -39,33 +41,64 @@ def generate_command(
     temperature: Annotated[float, typer.Option(help="0 takes the likeliest token; 1 draws as the model says.")] = 0.8,
     top_k: Annotated[int | None, typer.Option(help="Draw from this many of the likeliest tokens.")] = None,
     top_p: Annotated[float | None, typer.Option(help="Draw from the likeliest that reach this probability.")] = None,
+    repetition_penalty: Annotated[
+        float, typer.Option(help="Above 1, tokens of the prompt and of the new text become less likely.")
+    ] = 1.0,
+    stop: Annotated[list[str] | None, typer.Option(help="Text to end before; may be given several times.")] = None,
+    logprobs: Annotated[
+        int | None,
+        typer.Option(help="Write tokens as lines of JSON with log-probabilities, and with so many of the likeliest."),
+    ] = None,
+    drafts: Annotated[
+        int, typer.Option(help="Tokens that the model's further-token modules guess before each pass.")
+    ] = 0,
+    prefill_chunk: Annotated[int | None, typer.Option(help="Positions of the prompt to read at a time.")] = None,
+    is_compiled: Annotated[bool, typer.Option("--compile", help="Compile the model's pass over new tokens.")] = False,
     seed: Annotated[int | None, typer.Option(help="The same seed writes the same text.")] = None,
     device: Annotated[str, typer.Option(help="cpu or cuda; auto takes cuda when there is one.")] = "auto",
 ) -> None:
     """Write on from a prompt with a trained model, character by character as they come."""
     require_torch("generate")
-    from gptrs.generate import stream
+    from gptrs.generate import stream_tokens
 
     model, tokenizer = open_model(run, checkpoint, device)
     ids = tokenizer.encode(prompt, allowed_special="all")
     limit = model.config.position_limit
     room = 200 if limit is None else min(200, max(limit - len(ids), 1))
-    new_ids = stream(
+    tokens = stream_tokens(
         model,
         ids,
         max_new_tokens=max_new_tokens or room,
         temperature=temperature,
         top_k=top_k,
         top_p=top_p,
+        repetition_penalty=repetition_penalty,
         stop_tokens=() if tokenizer.eot_id is None else (tokenizer.eot_id,),
+        stop_strings=stop or (),
+        tokenizer=tokenizer,
+        logprobs=logprobs,
         seed=seed,
+        prefill_chunk=prefill_chunk,
+        n_drafts=drafts,
+        is_compiled=is_compiled,
     )
-    decoder = tokenizer.decoder()
-    _write(prompt)
-    for token_id in new_ids:
-        if token_id != tokenizer.eot_id:
-            _write(decoder.push(token_id))
-    _write(decoder.finish() + "\n")
+    if logprobs is None:
+        _write(prompt)
+    last = None
+    for last in tokens:
+        _write(last.text if logprobs is None else _as_line(last, tokenizer))
+    if logprobs is None:
+        _write("\n")
+    if last is not None and drafts:
+        share = f" ({last.n_accepted / last.n_drafted:.1%})" if last.n_drafted else ""
+        typer.echo(f"drafts: {last.n_accepted} of {last.n_drafted} accepted{share}", err=True)
+
+
+def _as_line(token: "Token", tokenizer: "Tokenizer") -> str:
+    """A token as one line of JSON; "token" is its own text, with � where it holds parts of characters."""
+    likeliest = [{"id": i, "token": tokenizer.decode([i]), "logprob": round(p, 6)} for i, p in token.likeliest]
+    line = {"id": token.id, "token": tokenizer.decode([token.id]), "logprob": round(token.logprob or 0.0, 6)}
+    return json.dumps(line | ({"likeliest": likeliest} if likeliest else {}), ensure_ascii=False) + "\n"
 
 
 def import_command(

@@ -1,24 +1,25 @@
-"""Tokens after a prompt: greedy or sampled, one sequence or many of different lengths, with or without the cache.
+"""Tokens after a prompt: greedy or sampled, one sequence or many of different lengths, whole or as they come.
 
-    prompts ─pad right─▶ hidden ─last real position─▶ logits ─▶ probabilities ─▶ draw ─▶ next ids ─┐
-                           ▲                                                                       │
-                           └───────────────────────── one position each ───────────────────────────┘
+    prompts ─▶ decoding: passes of the model ─▶ new ids ─▶ what ends a sequence ─▶ ids, text, log-probabilities
 
-Unusual here: every sequence has a random stream of its own, derived from the seed and its place in the batch, so what
-it draws depends on nothing else: not on its companions, not on when they stop, not on the device, not on torch's
-global generator. A draw is one uniform number looked up in the cumulative distribution.
+`generate` and `stream` give ids; `complete` and `stream_tokens` all there is to know of them.
 """
 
-import math
 from collections.abc import Collection, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import Required, TypedDict, Unpack
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Literal, NamedTuple, Required, TypedDict, Unpack
 
-import torch
-from torch import Tensor, nn
+from gptrs.decoding import Decided, Decoder
+from gptrs.model import Transformer
+from gptrs.sampling import Sampling, draw, probabilities
 
-from gptrs.model import Transformer, new_cache
+if TYPE_CHECKING:
+    from gptrs.tokenizer import Tokenizer
+
+__all__ = ["Completion", "Settings", "Token", "complete", "draw", "generate", "probabilities", "stream",
+           "stream_tokens"]  # fmt: skip
+
+Reason = Literal["length", "stop_token", "stop_string"]
 
 
 class Settings(TypedDict, total=False):
@@ -27,18 +28,73 @@ class Settings(TypedDict, total=False):
     temperature: 0 always takes the likeliest token; otherwise the logits are divided by it. Default 1.
     top_k: keep this many of the likeliest tokens. top_p: then keep the smallest set of the likeliest tokens whose
         probability reaches this. Default None for both: keep every token.
+    repetition_penalty: above 1, ids of the prompt and of what was generated become less likely, before the
+        temperature. Default 1: no penalty.
     stop_tokens: ids that end a sequence. Default none.
+    stop_strings: texts that end a sequence as soon as its new text contains one, wherever tokens begin and end; they
+        need a tokenizer. Default none.
+    tokenizer: gives `Completion.text` and `Token.text`. Default None: ids alone.
+    logprobs: 0 asks for each token's log-probability, n for those of the n likeliest tokens as well. They are the
+        model's own, before penalty, temperature, top-k and top-p. Default None: none.
     seed: the same seed draws the same tokens; None, the default, draws fresh ones.
     use_cache: False recomputes every position for every token, to check the cache against. Default True.
+    prefill_chunk: positions of the prompts that are read at a time; bounds the memory of long ones. Default None: all.
+    n_drafts: tokens that the model's further-token modules guess before each pass, which judges them; the output is
+        that of the model alone, greedy or sampled. Where the two likeliest logits differ by no more than rounding,
+        a pass of several positions may choose otherwise than a pass of one, as batches of other sizes do.
+        With a temperature above 0 other tokens are drawn, of the same distribution. Default 0.
+    is_compiled: compile the pass over new tokens, once for each model, batch and size of the cache, a power of two.
+        Default False.
     """
 
     max_new_tokens: Required[int]
     temperature: float
     top_k: int | None
     top_p: float | None
+    repetition_penalty: float
     stop_tokens: Collection[int]
+    stop_strings: Sequence[str]
+    tokenizer: "Tokenizer | None"
+    logprobs: int | None
     seed: int | None
     use_cache: bool
+    prefill_chunk: int | None
+    n_drafts: int
+    is_compiled: bool
+
+
+class Token(NamedTuple):
+    """One new token.
+
+    Attributes: text: what it adds to the text, as far as that is certain: whole characters, and nothing that may still
+        become a stop string; the last token brings the rest. "" without a tokenizer. logprob, likeliest: as
+        `Settings.logprobs` asks; likeliest holds (id, log-probability), falling. n_drafted, n_accepted: drafts so far.
+    """
+
+    id: int
+    text: str
+    logprob: float | None
+    likeliest: list[tuple[int, float]]
+    n_drafted: int
+    n_accepted: int
+
+
+@dataclass(kw_only=True, slots=True)
+class Completion:
+    """What followed a prompt.
+
+    Attributes: ids: a stop token that ended the sequence, or the one that completed a stop string, is the last; text:
+        the same as text, without the stop token, up to the stop string; None without a tokenizer; logprobs, likeliest:
+        for each id, as in `Token`; ended_by: what ended it; n_drafted, n_accepted: drafts, and those that held.
+    """
+
+    ids: list[int] = field(default_factory=list)
+    text: str | None = None
+    logprobs: list[float] = field(default_factory=list)
+    likeliest: list[list[tuple[int, float]]] = field(default_factory=list)
+    ended_by: Reason = "length"
+    n_drafted: int = 0
+    n_accepted: int = 0
 
 
 def generate(model: Transformer, prompts: Sequence[Sequence[int]], **settings: Unpack[Settings]) -> list[list[int]]:
@@ -47,16 +103,23 @@ def generate(model: Transformer, prompts: Sequence[Sequence[int]], **settings: U
     Raises: ValueError, before any work, for an empty prompt, an id outside the vocabulary, a setting out of range, or
         a prompt that with its new tokens would not fit the learned positions.
     """
+    return [completion.ids for completion in complete(model, prompts, **settings)]
+
+
+def complete(model: Transformer, prompts: Sequence[Sequence[int]], **settings: Unpack[Settings]) -> list[Completion]:
+    """As `generate`, with text, log-probabilities, reasons and acceptance of drafts.
+
+    Raises: as `generate`.
+    """
     sampling = _checked(model, prompts, settings)
-    out: list[list[int]] = [[] for _ in prompts]
-    stop = frozenset(sampling.stop_tokens)
-    for ids in _steps(model, prompts, sampling):
-        for row, token in zip(out, ids, strict=True):
-            if not row or row[-1] not in stop:
-                row.append(token)
-        if all(row[-1] in stop for row in out):
-            break
-    return out
+    sequences = [_Sequence(sampling) for _ in prompts]
+    if prompts:
+        for decided in Decoder(model, prompts, sampling).rounds():
+            for sequence, found in zip(sequences, decided, strict=True):
+                sequence.take(found)
+            if all(sequence.is_ended for sequence in sequences):
+                break
+    return [sequence.completion for sequence in sequences]
 
 
 def stream(model: Transformer, prompt: Sequence[int], **settings: Unpack[Settings]) -> Iterator[int]:
@@ -65,84 +128,114 @@ def stream(model: Transformer, prompt: Sequence[int], **settings: Unpack[Setting
     The arguments are checked by the call itself, not at the first id. Between two ids the model is in the caller's
     mode, and gradients are the caller's matter.
     """
+    return (token.id for token in stream_tokens(model, prompt, **settings))
+
+
+def stream_tokens(model: Transformer, prompt: Sequence[int], **settings: Unpack[Settings]) -> Iterator[Token]:
+    """As `stream`, with text, log-probabilities and acceptance of drafts; the texts join to `Completion.text`."""
     sampling = _checked(model, [prompt], settings)
-    steps = _steps(model, [prompt], sampling)
-    return _until_stop((token for (token,) in steps), frozenset(sampling.stop_tokens))
+    return _tokens(Decoder(model, [prompt], sampling), _Sequence(sampling))
 
 
-def probabilities(logits: Tensor, *, temperature: float, top_k: int | None, top_p: float | None) -> Tensor:
-    """The distribution to draw from: temperature, then top-k, then top-p of what is left; (B, V) → float64 (B, V).
+def _tokens(decoder: Decoder, sequence: "_Sequence") -> Iterator[Token]:
+    for (decided,) in decoder.rounds():
+        yield from sequence.take(decided)
+        if sequence.is_ended:
+            return
 
-    Equal logits rank by id, the lower first. Temperature is above 0.
-    Example: probabilities (0.5, 0.3, 0.2) with top_p=0.6 become (0.625, 0.375, 0).
+
+class _Sequence:
+    """One sequence as it grows: takes what passes decided up to what ends it."""
+
+    def __init__(self, sampling: Sampling) -> None:
+        self.is_ended = False
+        self.completion = Completion()
+        self._max_new_tokens = sampling.max_new_tokens
+        self._stop_tokens = frozenset(sampling.stop_tokens)
+        self._text = None if sampling.tokenizer is None else _Text(sampling.tokenizer, sampling.stop_strings)
+
+    def take(self, decided: Decided) -> list[Token]:
+        """The tokens that this adds; none once the sequence has ended."""
+        if self.is_ended:
+            return []
+        whole = self.completion
+        whole.n_drafted += decided.n_drafted
+        whole.n_accepted += decided.n_accepted
+        tokens = []
+        for place, token_id in enumerate(decided.ids):
+            whole.ids.append(token_id)
+            logprob = decided.logprobs[place] if decided.logprobs else None
+            likeliest = decided.likeliest[place] if decided.likeliest else []
+            if logprob is not None:
+                whole.logprobs.append(logprob)
+                whole.likeliest.append(likeliest)
+            text = self._advanced(token_id)
+            tokens.append(Token(token_id, text, logprob, likeliest, whole.n_drafted, whole.n_accepted))
+            if self.is_ended:
+                break
+        return tokens
+
+    def _advanced(self, token_id: int) -> str:
+        """The text that is certain with this id, and whether the sequence ends with it."""
+        is_stop = token_id in self._stop_tokens
+        text = "" if self._text is None or is_stop else self._text.push(token_id)
+        is_stopped = self._text is not None and self._text.is_stopped
+        self.is_ended = is_stop or is_stopped or len(self.completion.ids) == self._max_new_tokens
+        if self._text is None:
+            self.completion.ended_by = "stop_token" if is_stop else "length"
+            return text
+        if self.is_ended and not is_stopped:
+            text += self._text.finish()
+        # The last characters, broken ones, may complete a stop string too.
+        self.completion.ended_by = "stop_token" if is_stop else "stop_string" if self._text.is_stopped else "length"
+        self.completion.text = (self.completion.text or "") + text
+        return text
+
+
+class _Text:
+    """The text of ids that come one at a time, up to the first stop string.
+
+    Attributes: is_stopped: whether a stop string has come.
     """
-    wide = logits.double()
-    scaled = (wide - wide.amax(dim=-1, keepdim=True)) / temperature  # (B, V), at most 0: no overflow however cold
-    if top_k is not None and top_k < scaled.shape[-1]:
-        scaled = scaled.masked_fill(~_is_among_largest(scaled, top_k), -math.inf)
-    kept = scaled.softmax(dim=-1)  # (B, V)
-    if top_p is not None and top_p < 1.0:
-        ranked, ids = kept.sort(dim=-1, descending=True, stable=True)  # (B, V) each
-        before = ranked.cumsum(dim=-1) - ranked  # (B, V), the mass of all likelier tokens
-        kept = torch.zeros_like(kept).scatter(-1, ids, ranked.masked_fill(before >= top_p, 0.0))
-        kept = kept / kept.sum(dim=-1, keepdim=True)
-    return kept
+
+    def __init__(self, tokenizer: "Tokenizer", stop_strings: Sequence[str]) -> None:
+        self.is_stopped = False
+        self._decoder = tokenizer.decoder()
+        self._stop_strings = stop_strings
+        self._held = ""  # the end of the text so far, where it may be the beginning of a stop string
+
+    def push(self, token_id: int) -> str:
+        """The text that is certain now and was not before."""
+        text = self._cut(self._held + self._decoder.push(token_id))
+        n_held = 0 if self.is_stopped else max((_overlap(text, stop) for stop in self._stop_strings), default=0)
+        self._held = text[len(text) - n_held :]
+        return text[: len(text) - n_held]
+
+    def finish(self) -> str:
+        """The rest, when no id follows."""
+        return self._cut(self._held + self._decoder.finish())
+
+    def _cut(self, text: str) -> str:
+        """The text up to its first stop string."""
+        places = [place for stop in self._stop_strings if (place := text.find(stop)) >= 0]
+        self.is_stopped = bool(places)
+        return text[: min(places)] if places else text
 
 
-def _is_among_largest(x: Tensor, k: int) -> Tensor:
-    """Which k entries of each row are the largest; of equals at the edge, those of lower id: booleans (B, V)."""
-    smallest = x.topk(k, dim=-1).values[:, -1:]  # (B, 1)
-    is_larger, is_equal = x > smallest, x == smallest  # (B, V) each
-    n_places = k - is_larger.sum(dim=-1, keepdim=True)  # (B, 1), left for the equals
-    return is_larger | (is_equal & (is_equal.cumsum(dim=-1) <= n_places))
+def _overlap(text: str, stop: str) -> int:
+    """How many characters at the end of the text begin the stop string, without being all of it."""
+    return next((n for n in range(min(len(text), len(stop) - 1), 0, -1) if text.endswith(stop[:n])), 0)
 
 
-def draw(distribution: Tensor, uniform: Tensor) -> Tensor:
-    """The first id at which the cumulative probability exceeds `uniform`; (B, V) and (B,) in [0, 1) → (B,).
-
-    Never an id of probability 0. Example: (0.5, 0.3, 0.2) gives 0 below 0.5, 1 below 0.8, else 2.
-    """
-    cumulative = distribution.cumsum(dim=-1)  # (B, V)
-    target = uniform.unsqueeze(-1) * cumulative[:, -1:]  # (B, 1): rounding may leave the sum beside 1
-    return torch.searchsorted(cumulative, target, right=True).squeeze(-1)  # (B,)
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class _Sampling:
-    """`Settings` with every default filled in."""
-
-    max_new_tokens: int
-    temperature: float = 1.0
-    top_k: int | None = None
-    top_p: float | None = None
-    stop_tokens: Collection[int] = ()
-    seed: int | None = None
-    use_cache: bool = True
-
-    def __post_init__(self) -> None:
-        if not 0.0 <= self.temperature < math.inf:
-            raise ValueError(f"temperature must be a number of at least 0, got {self.temperature!r}")
-        if self.top_k is not None and self.top_k < 1:
-            raise ValueError(f"top_k must be at least 1, got {self.top_k!r}; hint: leave it out to keep every token")
-        if self.top_p is not None and not 0.0 < self.top_p <= 1.0:
-            raise ValueError(f"top_p must be above 0 and at most 1, got {self.top_p!r}")
-
-    def next_ids(self, logits: Tensor, uniform: Tensor) -> Tensor:
-        """One id for each row of logits: (B, V) and (B,) → (B,)."""
-        if not bool(logits.amax(dim=-1).isfinite().all()):
-            raise ValueError("expected finite logits, got nan or infinity; hint: the model's training has diverged")
-        if self.temperature == 0.0:
-            return logits.argmax(dim=-1)  # (B,)
-        distribution = probabilities(logits, temperature=self.temperature, top_k=self.top_k, top_p=self.top_p)  # (B, V)
-        return draw(distribution, uniform)  # (B,)
-
-
-def _checked(model: Transformer, prompts: Sequence[Sequence[int]], settings: Settings) -> _Sampling:
+def _checked(model: Transformer, prompts: Sequence[Sequence[int]], settings: Settings) -> Sampling:
     """The settings with their defaults, when they and the prompts fit the model."""
-    sampling, config = _Sampling(**settings), model.config
+    sampling, config = Sampling(**settings), model.config
     max_new_tokens = sampling.max_new_tokens
-    if max_new_tokens < 1:
-        raise ValueError(f"max_new_tokens must be at least 1, got {max_new_tokens}")
+    if sampling.n_drafts and config.n_mtp_layers == 0:
+        raise ValueError(
+            f"n_drafts ({sampling.n_drafts}) needs a model with further-token modules, got n_mtp_layers=0; "
+            "hint: leave it out, or train with model.n_mtp_layers=1"
+        )
     for row, prompt in enumerate(prompts):
         if len(prompt) == 0:
             raise ValueError(f"prompt {row} has no tokens; hint: start from the end-of-text token")
@@ -156,72 +249,3 @@ def _checked(model: Transformer, prompts: Sequence[Sequence[int]], settings: Set
                 f"positions; hint: shorten the prompt or lower max_new_tokens by {len(prompt) + max_new_tokens - limit}"
             )
     return sampling
-
-
-def _steps(model: Transformer, prompts: Sequence[Sequence[int]], sampling: _Sampling) -> Iterator[list[int]]:
-    """Yields the next id of every prompt, max_new_tokens times; the caller decides which sequences have ended."""
-    if not prompts:
-        return
-    device, dtype = model.embed.token.weight.device, model.embed.token.weight.dtype
-    lengths = [len(prompt) for prompt in prompts]
-    longest, max_new_tokens = max(lengths), sampling.max_new_tokens
-    tokens = _padded(prompts, longest + max_new_tokens).to(device)  # (B, longest + max_new_tokens)
-    cache = None
-    if sampling.use_cache:
-        cache = new_cache(model.config, len(prompts), longest + max_new_tokens, device=device, dtype=dtype)
-    uniforms = _uniforms(len(prompts), max_new_tokens, sampling.seed).to(device)  # (B, max_new_tokens)
-    rows = torch.arange(len(prompts), device=device)  # (B,)
-    ends = torch.tensor(lengths, device=device)  # (B,), where each sequence's next token goes
-    modules = list(model.modules())
-    for step in range(max_new_tokens):
-        with torch.inference_mode(), _evaluating(modules):
-            if cache is None or step == 0:
-                hidden = model.hidden(tokens[:, : longest + step], cache=cache)[rows, ends - 1]  # (B, C)
-            else:
-                hidden = model.hidden(tokens[rows, ends - 1].unsqueeze(1), cache=cache).squeeze(1)  # (B, C)
-            if cache is not None and step == 0:
-                cache.crop(lengths)  # forget the padding
-            ids = sampling.next_ids(model.logits(hidden), uniforms[:, step])  # (B,)
-            tokens[rows, ends] = ids
-            ends = ends + 1
-        yield ids.tolist()
-
-
-def _padded(prompts: Sequence[Sequence[int]], length: int) -> Tensor:
-    """The prompts, filled up with id 0 on the right: (B, length). Causality keeps the filling out of sight."""
-    tokens = torch.zeros(len(prompts), length, dtype=torch.int64)  # (B, length)
-    for row, prompt in enumerate(prompts):
-        tokens[row, : len(prompt)] = torch.tensor(prompt)
-    return tokens
-
-
-def _uniforms(n_rows: int, n_draws: int, seed: int | None) -> Tensor:
-    """Uniform numbers in [0, 1), float64 (n_rows, n_draws); row i depends on the seed and i alone."""
-    generator = torch.Generator()
-    if seed is None:
-        generator.seed()
-    else:
-        generator.manual_seed(seed)
-    seeds = torch.randint(2**63 - 1, (n_rows,), generator=generator).tolist()
-    streams = (torch.Generator().manual_seed(row_seed) for row_seed in seeds)
-    return torch.stack([torch.rand(n_draws, generator=stream, dtype=torch.float64) for stream in streams])
-
-
-def _until_stop(ids: Iterator[int], stop: frozenset[int]) -> Iterator[int]:
-    for token in ids:
-        yield token
-        if token in stop:
-            return
-
-
-@contextmanager
-def _evaluating(modules: Sequence[nn.Module]) -> Iterator[None]:
-    """Dropout off inside; afterwards each module is in the mode it was in."""
-    training = [module for module in modules if module.training]
-    for module in training:
-        module.training = False
-    try:
-        yield
-    finally:
-        for module in training:
-            module.training = True

@@ -7,6 +7,10 @@ are padded on the right, the padding's keys lie in slots after the last real pos
     slot        0  1  2  3  4            after crop((2, 4)) and one step of T = 1
     sequence 0  a  b  ·  ·  -            a  b  c  ·  -
     sequence 1  d  e  f  g  -            d  e  f  g  h
+
+A pass reads the slots up to the longest sequence, so its shapes grow from step to step. After `fix_shapes` they do not,
+and a compiled step is compiled once: where each sequence ends is a tensor, every slot is read, and the mask hides what
+is not known.
 """
 
 from collections.abc import Sequence
@@ -34,13 +38,14 @@ class Cache:
         dtype: torch.dtype | None = None,
     ) -> None:
         """Args: n_layers: 0 for as many as the model has."""
-        limit = config.position_limit
+        limit = None if n_layers else config.position_limit  # blocks of further tokens add no positions
         if limit is not None and max_len > limit:
             raise ValueError(
                 f"max_len ({max_len}) must not exceed the {limit} learned positions; hint: use max_len={limit}"
             )
         self.max_len = max_len
         self.lengths = (0,) * batch_size  # positions known of each sequence
+        self._ends: Tensor | None = None  # the same on the device, (B,), once shapes are fixed
 
         def empty(heads: int, width: int) -> Tensor:
             # Zeros, not empty: a masked slot has weight 0, and 0 · nan would be nan.
@@ -70,8 +75,17 @@ class Cache:
         if needed > self.max_len:
             raise ValueError(f"the cache holds {self.max_len} positions, {needed} needed; hint: use max_len={needed}")
 
+    def fix_shapes(self) -> None:
+        """From here on the tensors of a pass have one shape for each T, and no Python number in it changes.
+
+        A compiled step calls what stands between `check` and `advance`; these two stay outside.
+        """
+        self._ends = torch.tensor(self.lengths, device=self._device)
+
     def positions(self, T: int) -> Tensor:
         """The positions of the next T tokens: (T,) when all sequences are equally long, else (B, T)."""
+        if self._ends is not None:
+            return self._ends[:, None] + torch.arange(T, device=self._device)  # (B, T)
         if self.is_uniform:
             start = self.lengths[0]
             return torch.arange(start, start + T, device=self._device)  # (T,)
@@ -84,20 +98,20 @@ class Cache:
         None stands for the two cases that need no mask: T tokens at the very beginning, where plain causal order
         holds, and a single token that sees every slot in view.
         """
-        if self.is_uniform and (T == 1 or self.lengths[0] == 0):
+        if self._ends is None and self.is_uniform and (T == 1 or self.lengths[0] == 0):
             return None
-        slots = torch.arange(max(self.lengths) + T, device=self._device)  # (S,)
+        slots = torch.arange(self._n_slots(T), device=self._device)  # (S,)
         mask = slots <= self.positions(T).unsqueeze(-1)  # (T, S) or (B, T, S)
         return mask if mask.ndim == 2 else mask.unsqueeze(1)  # (T, S) or (B, 1, T, S)
 
     def store(self, layer: int, new: Sequence[Tensor]) -> list[Tensor]:
-        """Stores (B, heads, T, width) behind each sequence, one for each shape; returns all in view.
+        """Stores (B, heads, T, width) behind each sequence, one for each shape; returns what a pass reads.
 
         The lengths grow in `advance`, when every layer has stored its own.
         """
         B, _, T, _ = new[0].shape
         for cached, states in zip(self._layers[layer], new, strict=True):
-            if self.is_uniform:
+            if self._ends is None and self.is_uniform:
                 cached[:, :, self.lengths[0] : self.lengths[0] + T] = states
             else:
                 rows = torch.arange(B, device=self._device)[:, None]  # (B, 1)
@@ -105,13 +119,20 @@ class Cache:
         return self.seen(layer, T)
 
     def seen(self, layer: int, n_new: int = 0) -> list[Tensor]:
-        """What a layer keeps up to the longest sequence plus `n_new`, without a copy: (B, heads, S, width) each."""
-        S = max(self.lengths) + n_new
+        """What a layer keeps up to the longest sequence plus `n_new`, or with fixed shapes all of it, without a copy:
+        (B, heads, S, width) each."""
+        S = self._n_slots(n_new)
         return [cached[:, :, :S] for cached in self._layers[layer]]
+
+    def _n_slots(self, n_new: int) -> int:
+        """S: the slots that a pass reads."""
+        return self.max_len if self._ends is not None else max(self.lengths) + n_new
 
     def advance(self, T: int) -> None:
         """Counts T positions as known in every sequence."""
         self.lengths = tuple(length + T for length in self.lengths)
+        if self._ends is not None:
+            self._ends.add_(T)
 
     def crop(self, lengths: int | Sequence[int]) -> None:
         """Forgets what lies behind the given length, one for all sequences or one for each."""
@@ -122,6 +143,8 @@ class Cache:
             if not 0 <= new <= old:
                 raise ValueError(f"cannot crop sequence {row} to {new} positions, it has {old}")
         self.lengths = wanted
+        if self._ends is not None:
+            self._ends.copy_(torch.tensor(wanted))
 
 
 class KVCache(Cache):

@@ -124,8 +124,8 @@ class MoE(nn.Module):
         self.shared = SwiGLU(config, n_shared * config.moe_inter_dim) if n_shared else None
         self.loads: Tensor | None = None
 
-    def forward(self, x: Tensor) -> tuple[Tensor, Use]:
-        """The output (B, T, C), and how the experts were used."""
+    def forward(self, x: Tensor, *, counts_use: bool = True) -> tuple[Tensor, Use | None]:
+        """The output (B, T, C), and how the experts were used, where that is asked for."""
         B, T, C = x.shape
         flat = x.reshape(B * T, C)  # (N, C)
         scores = self.router.scores(flat)  # (N, E)
@@ -133,6 +133,8 @@ class MoE(nn.Module):
         y = self.experts(flat, ids, weights).view(B, T, C)
         if self.shared is not None:
             y = y + self.shared(x)  # (B, T, C)
+        if not counts_use:
+            return y, None
         loads = count_choices(ids.view(1, -1), scores.shape[-1]).squeeze(0)  # (E,)
         return y, Use(balance=balance(scores.view(B, T, -1), ids.view(B, T, -1)), loads=loads)
 

@@ -52,11 +52,14 @@ class Block(nn.Module):
         cache: KVCache | LatentCache | None = None,
         turns: Tensor | None = None,
     ) -> tuple[Tensor, Use | None]:
-        """The stream behind this block, (B, T, C), and how its experts were used, when it has some."""
+        """The stream behind this block, (B, T, C), and how its experts were used, when it has some and no cache is
+        given: generation has no loss that would ask for it."""
         x = x + self.dropout(self.attn(self.attn_norm(x), mask=mask, cache=cache, turns=turns))  # (B, T, C)
-        y, use = self.ffn(self.ffn_norm(x)), None
+        use = None
         if isinstance(self.ffn, MoE):
-            y, use = y
+            y, use = self.ffn(self.ffn_norm(x), counts_use=cache is None)
+        else:
+            y = self.ffn(self.ffn_norm(x))
         return x + self.dropout(y), use
 
 
@@ -274,20 +277,49 @@ class Transformer(nn.Module):
         if cache is None:
             self._check_limit(T)
             positions = torch.arange(T, device=tokens.device) if positions is None else positions  # (T,) or (B, T)
-        else:
-            if positions is not None or doc_ids is not None:
-                raise ValueError("expected positions or a cache, got both; hint: the cache knows its positions")
-            cache.check(T)
-            positions = cache.positions(T)  # (T,) or (B, T)
+            return self._through_layers(tokens, positions, doc_ids=doc_ids)
+        if positions is not None or doc_ids is not None:
+            raise ValueError("expected positions or a cache, got both; hint: the cache knows its positions")
+        cache.check(T)
+        states = self.step(tokens, cache)
+        cache.advance(T)
+        return states, []
+
+    def step(self, tokens: Tensor, cache: KVCache | LatentCache) -> Tensor:
+        """What `hidden` does with a cache, between its check and its advance, which are the caller's here.
+
+        This is the part to compile: with `cache.fix_shapes()` its shapes and numbers are those of (B, T) alone.
+        """
+        T = tokens.shape[1]
+        return self._through_layers(tokens, cache.positions(T), cache=cache)[0]
+
+    def further_step(self, depth: int, hidden: Tensor, tokens: Tensor, cache: KVCache | LatentCache) -> Tensor:
+        """One further-token module over the T positions behind those its cache knows: states for the head, (B, T, C).
+
+        Args: depth: which module, counted from 0; hidden: the states that it reads, (B, T, C); tokens: (B, T), those
+            depth + 1 behind each position; cache: one layer for each module; checked and advanced by the caller.
+        """
+        T = hidden.shape[1]
+        turns = self._turns(cache.positions(T), hidden.dtype)
+        module = self.further[depth]
+        states: Tensor = module(hidden, self.embed.token(tokens), mask=cache.mask(T), cache=cache, turns=turns)[0]
+        return states
+
+    def _through_layers(
+        self,
+        tokens: Tensor,
+        positions: Tensor,
+        *,
+        doc_ids: Tensor | None = None,
+        cache: KVCache | LatentCache | None = None,
+    ) -> tuple[Tensor, list[Use]]:
         x = self.embed(tokens, positions)  # (B, T, C)
         turns = self._turns(positions, x.dtype)
-        mask = self._sight(doc_ids, x) if cache is None else cache.mask(T)
+        mask = self._sight(doc_ids, x) if cache is None else cache.mask(tokens.shape[1])
         uses = []
         for block in self.layers:
             x, use = self._through(block, x, mask=mask, cache=cache, turns=turns)  # (B, T, C)
             uses += [] if use is None else [use]
-        if cache is not None:
-            cache.advance(T)
         return self.norm(x), uses
 
     def further_states(
