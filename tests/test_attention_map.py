@@ -1,15 +1,18 @@
 """Attention weights: those that the layers use, and what is said and drawn of them."""
 
-import subprocess
-import sys
+import dataclasses
 from pathlib import Path
 
 import pytest
 import torch
+from click.testing import Result
+from typer.testing import CliRunner
 
-from gptrs import attention_map
+from gptrs import Tokenizer, attention_map
 from gptrs.attention_map import attention_weights
+from gptrs.cli import app
 from gptrs.model import ModelConfig, Transformer
+from gptrs.train import checkpoint
 
 SIZES = {"vocab_size": 31, "max_seq_len": 16, "dim": 24, "n_layers": 2, "n_heads": 6, "inter_dim": 32, "init_std": 0.5}
 ROPE = {"position": "rope", "norm": "rms", "has_bias": False}
@@ -81,11 +84,6 @@ def test_heads_say_where_they_look():
 
 def test_command_draws_and_says_it(tmp_path: Path, corpus: Path):
     pytest.importorskip("matplotlib")
-    import dataclasses
-
-    from gptrs import Tokenizer
-    from gptrs.train import checkpoint
-
     tok = Tokenizer.train(corpus, 300)
     tok.save(tmp_path / "run" / "tokenizer.json")
     config = ModelConfig(**{**SIZES, "vocab_size": 300})
@@ -93,12 +91,12 @@ def test_command_draws_and_says_it(tmp_path: Path, corpus: Path):
     state = {"model": dataclasses.asdict(config)}
     checkpoint.save(tmp_path / "run" / "checkpoints", step=1, model=model, optimizer=None, state=state, keep=1)
 
-    def command(*arguments: object) -> subprocess.CompletedProcess[str]:
-        words = [sys.executable, "-m", "gptrs", "attention", "--run", tmp_path / "run", *arguments]
-        return subprocess.run([str(word) for word in words], capture_output=True, text=True)
+    def command(*arguments: object) -> Result:
+        words = ["attention", "--run", tmp_path / "run", *arguments]
+        return CliRunner().invoke(app, [str(word) for word in words])  # in this process: torch is loaded
 
     done = command("a $b$\n", "--out", tmp_path / "map.png", "--layer", 1)
-    assert done.returncode == 0, done.stderr
+    assert done.exit_code == 0, done.output
     n_tokens = len(tok.encode("a $b$\n"))
     assert len(done.stdout.splitlines()) == 1 + 12 + 1
     assert done.stdout.endswith(f"map.png: 6 heads over {n_tokens} tokens\n")
@@ -108,5 +106,5 @@ def test_command_draws_and_says_it(tmp_path: Path, corpus: Path):
         (("a b c", "--out", tmp_path / "map.jpg"), "--out must be a .png file"),
         (("a",), "at least 3 tokens"),
     ):
-        done = command(*arguments)
-        assert done.returncode == 1 and says in done.stderr
+        error = command(*arguments).exception
+        assert isinstance(error, ValueError) and says in str(error)
