@@ -35,10 +35,10 @@ def main() -> int:
 
 
 def newest_rows() -> dict[tuple[str, str, str], Row]:
-    """The last row of every (bench, task, engine), the tokenizer's left out: they have a table of their own."""
+    """The last row of every (bench, task, engine), tokenizer's and docs/learn's left out: they have tables."""
     rows = {}
     for path in sorted((HERE / "results").glob("*.jsonl")):
-        if path == tokenizer_table.RESULTS:
+        if path == tokenizer_table.RESULTS or path.name.startswith("learn"):
             continue
         for line in path.read_text(encoding="utf-8").splitlines():
             row = json.loads(line)

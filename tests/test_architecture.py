@@ -25,7 +25,7 @@ LAYERS = {
     "gptrs.holdout": 1, "gptrs.tokenizer_report": 1, "gptrs.trainer": 1, "gptrs.dataset": 1, "gptrs.tokenizer": 1,
     "gptrs.tasks": 1, "gptrs.mixture": 1, "gptrs.ring": 1, "gptrs.loader": 1, "gptrs.model": 1,
     "gptrs.sampling": 2, "gptrs.speculate": 2, "gptrs.decoding": 2, "gptrs.generate": 2, "gptrs.score": 2,
-    "gptrs.trace": 2, "gptrs.report": 2, "gptrs.inspect": 2, "gptrs.train_prepare": 2,
+    "gptrs.attention_map": 2, "gptrs.trace": 2, "gptrs.report": 2, "gptrs.inspect": 2, "gptrs.train_prepare": 2,
     "gptrs.on_ray": 2, "gptrs.plan": 2, "gptrs.plan_view": 2,
     "gptrs.train": 3, "gptrs.exchange": 3,
     "gptrs.train.config": 2, "gptrs.train.corpus": 2, "gptrs.train.rundir": 2, "gptrs.train.optim": 2,

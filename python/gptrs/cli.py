@@ -181,6 +181,7 @@ def demo_command(
 
 
 app.command("generate")(cli_model.generate_command)
+app.command("attention")(cli_model.attention_command)
 app.command("import")(cli_model.import_command)
 app.command("convert")(cli_model.convert_command)
 app.command("export")(cli_model.export_command)

@@ -1,4 +1,4 @@
-"""The commands of a trained model: generate, import, convert, export."""
+"""The commands of a trained model: generate, attention, import, convert, export."""
 
 import json
 import sys
@@ -99,6 +99,37 @@ def _as_line(token: "Token", tokenizer: "Tokenizer") -> str:
     likeliest = [{"id": i, "token": tokenizer.decode([i]), "logprob": round(p, 6)} for i, p in token.likeliest]
     line = {"id": token.id, "token": tokenizer.decode([token.id]), "logprob": round(token.logprob or 0.0, 6)}
     return json.dumps(line | ({"likeliest": likeliest} if likeliest else {}), ensure_ascii=False) + "\n"
+
+
+def attention_command(
+    text: Annotated[str, typer.Argument(help="The text whose tokens look at each other.")],
+    run: Run = None,
+    checkpoint: Checkpoint = None,
+    layer: Annotated[int | None, typer.Option(help="Draw this layer alone, counted from 0.", min=0)] = None,
+    out: Annotated[str | None, typer.Option("--out", "-o", help="Draw every head, *.png.")] = None,
+    device: Annotated[str, typer.Option(help="cpu or cuda; auto takes cuda when there is one.")] = "auto",
+) -> None:
+    """Show where every attention head of a trained model looks in a text: means as a table, weights as a picture."""
+    require_torch("attention")
+    import torch
+
+    from gptrs import attention_map
+
+    if out is not None and (Path(out).suffix != ".png" or not Path(out).resolve().parent.is_dir()):
+        raise ValueError(f"--out must be a .png file in a folder that exists, got {out}")
+    model, tokenizer = open_model(run, checkpoint, device)
+    if layer is not None and layer >= model.config.n_layers:
+        raise ValueError(f"--layer must be below n_layers ({model.config.n_layers}), got {layer}")
+    ids = tokenizer.encode(text, allowed_special="all")
+    tokens = torch.tensor([ids], dtype=torch.int64, device=model.embed.token.weight.device)
+    weights = attention_map.attention_weights(model, tokens)
+    for line in attention_map.lines(attention_map.heads(weights)):
+        typer.echo(line)
+    if out is not None:
+        drawn = weights if layer is None else weights[layer : layer + 1]
+        labels = [tokenizer.decode([token_id]) for token_id in ids]
+        attention_map.draw(Path(out), [of_layer[0] for of_layer in drawn], labels)
+        typer.echo(f"{out}: {len(drawn) * model.config.n_heads} heads over {len(ids)} tokens")
 
 
 def import_command(

@@ -57,6 +57,16 @@ class Attention(nn.Module):
         y: Tensor = self.output(out.transpose(1, 2).reshape(B, T, C))  # (B, T, C)
         return y
 
+    def weights(self, x: Tensor, *, turns: Tensor | None = None) -> Tensor:
+        """What each position takes from itself and those before it, in every head: (B, H, T, T), rows of sum 1.
+
+        To look at: `forward` never holds them. Args: as there.
+        """
+        q, k, _ = self._projected(x)
+        if turns is not None:
+            q, k = rotate(q, turns), rotate(k, turns)
+        return causal_weights(q, k, self.scale)
+
     def _projected(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Queries (B, H, T, D), keys and values (B, K, T, D)."""
         B, T, _ = x.shape
@@ -67,3 +77,11 @@ class Attention(nn.Module):
         else:
             q, k, v = torch.split(self.qkv(x).view(B, T, H + 2 * K, D), [H, K, K], dim=2)
         return q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
+
+
+def causal_weights(q: Tensor, k: Tensor, scale: float) -> Tensor:
+    """softmax(q·kᵀ·scale) over the positions up to each query's own: (B, H, T, D), (B, K, T, D) → (B, H, T, T)."""
+    H, T = q.shape[1:3]
+    k = k.repeat_interleave(H // k.shape[1], dim=1)  # (B, H, T, D)
+    later = torch.ones(T, T, dtype=torch.bool, device=q.device).triu(1)
+    return (q @ k.transpose(-2, -1) * scale).masked_fill(later, -torch.inf).softmax(dim=-1)  # (B, H, T, T)

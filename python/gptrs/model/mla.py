@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gptrs.model.attend import Mask, attend
+from gptrs.model.attention import causal_weights
 from gptrs.model.cache import LatentCache
 from gptrs.model.config import ModelConfig
 from gptrs.model.norm import norm
@@ -81,6 +82,12 @@ class LatentAttention(nn.Module):
         y: Tensor = self.output(out.transpose(1, 2).reshape(B, T, -1))  # (B, T, C)
         return y
 
+    def weights(self, x: Tensor, *, turns: Tensor) -> Tensor:
+        """As `Attention.weights`; both forms have the same: (B, H, T, T)."""
+        q = torch.cat(self._queries(x, turns), dim=-1)  # (B, H, T, D)
+        k, _ = self._keys_and_values(self._latent(x, turns))
+        return causal_weights(q, k, self.scale)
+
     def _queries(self, x: Tensor, turns: Tensor) -> tuple[Tensor, Tensor]:
         B, T, _ = x.shape
         if self.q_down is not None and self.q_norm is not None:
@@ -101,13 +108,17 @@ class LatentAttention(nn.Module):
         absorbed = T * up + T * S * (2 * self.rank + self.rope)
         return absorbed < naive
 
-    def _naive(self, q_nope: Tensor, q_rope: Tensor, latent: Tensor, mask: Mask, is_causal: bool) -> Tensor:
-        B, H, _, _ = q_nope.shape
-        S = latent.shape[2]
+    def _keys_and_values(self, latent: Tensor) -> tuple[Tensor, Tensor]:
+        """What every head makes of the latents: (B, 1, S, R + rope) → (B, H, S, D), (B, H, S, v)."""
+        B, _, S, _ = latent.shape
+        H = self.n_heads
         latent, key = torch.split(latent, [self.rank, self.rope], dim=-1)  # (B, 1, S, R), (B, 1, S, rope)
         up = self.kv_up(latent.squeeze(1)).view(B, S, H, self.nope + self.v_dim).transpose(1, 2)  # (B, H, S, nope + v)
         k_nope, v = torch.split(up, [self.nope, self.v_dim], dim=-1)
-        k = torch.cat((k_nope, key.expand(-1, H, -1, -1)), dim=-1)  # (B, H, S, D)
+        return torch.cat((k_nope, key.expand(-1, H, -1, -1)), dim=-1), v
+
+    def _naive(self, q_nope: Tensor, q_rope: Tensor, latent: Tensor, mask: Mask, is_causal: bool) -> Tensor:
+        k, v = self._keys_and_values(latent)  # (B, H, S, D), (B, H, S, v)
         q = torch.cat((q_nope, q_rope), dim=-1)  # (B, H, T, D)
         dropout = self.dropout if self.training else 0.0
         if q.device.type == "cpu" and self.v_dim < self.nope + self.rope:
