@@ -132,7 +132,10 @@ def cache_kinds(config: ModelConfig, *, n_bytes: int = 2) -> tuple[CacheKind, ..
 
 
 def activations(config: ModelConfig, *, tensor: int = 1) -> Activations:
-    """What the backward pass keeps of one token; scores of attention are computed again, as fused kernels do."""
+    """What the backward pass keeps of one token on a GPU; scores of attention are computed again, as fused kernels do.
+
+    On the CPU routed experts keep less: their inputs, gates and values.
+    """
     C, S = config.dim, config.n_shared_experts
     E, A = config.n_routed_experts, config.n_activated_experts
     stream = 2 * 2 * C  # a branch's input before and behind its norm
