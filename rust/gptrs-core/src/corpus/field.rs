@@ -126,7 +126,8 @@ impl TextField {
         ranges
     }
 
-    fn join<'t>(&self, texts: Vec<Cow<'t, str>>) -> Document<'t> {
+    /// The document of these texts, one for each of [`TextField::names`].
+    pub(super) fn join<'t>(&self, texts: Vec<Cow<'t, str>>) -> Document<'t> {
         let targets = self.target_ranges(|number| texts[number].len());
         Document { text: self.join_texts(texts), targets }
     }

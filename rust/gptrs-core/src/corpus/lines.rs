@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use serde::de::DeserializeSeed;
 
-use super::{Document, Input, Kind, Source, TextField, utf8};
+use super::{Document, Input, Kind, Source, TextField, quick, utf8};
 use crate::error::{Error, Result};
 
 /// The longest line of a JSON lines file, in bytes.
@@ -95,14 +95,22 @@ pub(crate) fn marked_document<'l>(
     path: &Path,
 ) -> Result<Document<'l>> {
     let json = utf8(line, at.offset, path)?;
-    let mut parser = serde_json::Deserializer::from_str(json);
-    let text = text_field.deserialize(&mut parser).and_then(|text| parser.end().map(|()| text));
+    if let Some(texts) = quick::texts(json, text_field.names()) {
+        return Ok(text_field.join(texts));
+    }
     // serde_json counts from its own line 1; only its column says something about a file of many lines.
-    text.map_err(|error| {
+    read(json, text_field).map_err(|error| {
         let message = error.to_string();
         let reason = message.rsplit_once(" at line ").map_or(message.as_str(), |(reason, _)| reason);
         bad_line(path, at, &format!("column {}: {reason}", error.column()))
     })
+}
+
+/// The document of a line by the JSON reader.
+pub(super) fn read<'l>(json: &'l str, text_field: &TextField) -> serde_json::Result<Document<'l>> {
+    let mut parser = serde_json::Deserializer::from_str(json);
+    let document = text_field.deserialize(&mut parser)?;
+    parser.end().map(|()| document)
 }
 
 /// The error of a reader that began at `offset` of `first` and counted lines from there: one about JSON lines gets the

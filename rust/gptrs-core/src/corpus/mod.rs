@@ -8,6 +8,7 @@
 mod field;
 mod lines;
 mod pages;
+mod quick;
 mod replace;
 mod rows;
 mod selection;
