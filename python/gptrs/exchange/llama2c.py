@@ -51,7 +51,8 @@ def import_llama2c(path: str | os.PathLike[str]) -> Transformer:
     }
     for name, size in {**sizes, "vocab_size": abs(vocab_size), "max_seq_len": max_seq_len}.items():
         if not 1 <= size <= _MAX_SIZE:
-            raise ValueError(f"{file}: expected a {name} from 1 to {_MAX_SIZE}, got {size}")
+            where = "in the header of a llama2.c model"
+            raise ValueError(f"{file}: expected a {name} from 1 to {_MAX_SIZE} {where}, got {size}; hint: is it one?")
     config = ModelConfig(
         vocab_size=abs(vocab_size), max_seq_len=max_seq_len, is_head_tied=vocab_size > 0, position="rope", norm="rms",
         feed_forward="swiglu", has_bias=False, **sizes,
