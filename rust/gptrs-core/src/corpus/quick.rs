@@ -15,7 +15,7 @@ const ROOM: usize = 64 << 10;
 pub(super) fn texts<'l>(line: &'l str, names: &[String]) -> Option<Vec<Cow<'l, str>>> {
     let line = line.trim_end_matches([' ', '\t', '\r', '\n']);
     // Not allowed inside of strings; without any, the only white space between them is a space.
-    if line.bytes().fold(false, |found, byte| found | (byte < b' ')) {
+    if line.bytes().fold(b' ', u8::min) < b' ' {
         return None;
     }
     let mut reader = Reader { line, at: 0 };
@@ -201,7 +201,9 @@ mod tests {
             "[ -~]".prop_map(|c| c.replace(['"', '\\'], "")),
             Just("é日😀".to_owned()),
             prop_oneof![Just("\\n"), Just("\\\""), Just("\\\\"), Just("\\/"), Just("\\b")].prop_map(str::to_owned),
-            any::<char>().prop_map(|c| c.encode_utf16(&mut [0; 2]).iter().map(|u| format!("\\u{u:04X}")).collect()),
+            any::<char>().prop_map(|c| {
+                c.encode_utf16(&mut [0; 2]).iter().fold(String::new(), |text, unit| text + &format!("\\u{unit:04X}"))
+            }),
             any::<u16>().prop_map(|unit| format!("\\u{unit:04x}")),
         ];
         let string = proptest::collection::vec(part, 0..6).prop_map(|parts| format!("\"{}\"", parts.concat()));
