@@ -54,7 +54,7 @@ MODEL = (
     "expert_by_expert", "moe", "loss", "transformer",
 )  # fmt: skip
 # Inside gptrs.exchange likewise.
-EXCHANGE = ("hf_config", "hf_tensors", "hf", "gguf", "llama2c", "torch_file")
+EXCHANGE = ("hf_config", "hf_tensors", "hf", "gguf", "gguf_file", "gguf_read", "llama2c", "torch_file")
 PICKLES = "gptrs.exchange.torch_file"  # reads tensors out of them by an explicit command, with weights_only
 WITHOUT_TORCH = (
     "gptrs",

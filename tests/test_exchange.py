@@ -299,7 +299,7 @@ def test_the_command_line_says_what_it_cannot_take(tmp_path, cli, gpt2_like):
     export_hf(random_model(MODELS["llama"], torch.float32), tmp_path / "theirs")
     gpt2_like.save(tmp_path / "tokenizer.json")
     for words, message in (
-        (("import", tmp_path / "none", "-o", tmp_path / "run"), "expected a folder or a *.bin file, found nothing at"),
+        (("import", tmp_path / "none", "-o", tmp_path / "run"), "expected a folder, a *.gguf or a *.bin file, found"),
         (("import", tmp_path / "theirs", "-o", tmp_path), "expected an empty or new directory"),
         (
             ("import", tmp_path / "theirs", "-o", tmp_path / "run", "--tokenizer", tmp_path / "tokenizer.json"),

@@ -133,7 +133,9 @@ def attention_command(
 
 
 def import_command(
-    source: Annotated[str, typer.Argument(help="A folder of Hugging Face transformers, or llama2.c's *.bin.")],
+    source: Annotated[
+        str, typer.Argument(help="A folder of Hugging Face transformers, a *.gguf, or llama2.c's *.bin.")
+    ],
     out: Annotated[str, typer.Option("--out", "-o", help="The run directory to make.")],
     tokenizer: Annotated[str | None, typer.Option(help="Its tokenizer, where SOURCE has none.")] = None,
 ) -> None:
@@ -143,23 +145,12 @@ def import_command(
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise FileExistsError(f"expected an empty or new directory, got {out}; hint: remove it, or name another")
     if not path.exists():
-        raise FileNotFoundError(f"expected a folder or a *.bin file, found nothing at {source}")
+        raise FileNotFoundError(f"expected a folder, a *.gguf or a *.bin file, found nothing at {source}")
     import dataclasses
 
-    from gptrs.exchange.hf import import_hf
-    from gptrs.exchange.llama2c import import_llama2c
-    from gptrs.exchange.torch_file import is_torch_file
     from gptrs.train import checkpoint as checkpoints
 
-    if path.is_file() and is_torch_file(path):
-        raise ValueError(
-            f"{source} is a pickle of PyTorch, which is not read here; hint: gptrs convert {source} -o FOLDER"
-        )
-    own = tokenizer or (source if path.is_dir() and (path / "tokenizer.json").exists() else None)
-    if own is None:
-        typer.echo(f"warning: {source} has no tokenizer.json; hint: name its tokenizer with --tokenizer", err=True)
-    coder = None if own is None else load_tokenizer(own, None)
-    model = import_hf(path) if path.is_dir() else import_llama2c(path)
+    model, coder = _read_foreign(path, tokenizer)
     if coder is not None and coder.vocab_size > model.config.vocab_size:
         got = f"one of {coder.vocab_size} ids and a model of {model.config.vocab_size}"
         raise ValueError(f"expected the tokenizer of the model, got {got}; hint: --tokenizer FILE")
@@ -169,6 +160,28 @@ def import_command(
         coder.save(folder / "tokenizer.json")
     n_params = sum(parameter.numel() for parameter in model.parameters())
     typer.echo(f"{out}: {n_params:,} parameters")
+
+
+def _read_foreign(path: Path, tokenizer: str | None) -> tuple["Transformer", "Tokenizer | None"]:
+    """The model of another program's files, and its tokenizer or the named one."""
+    from gptrs.exchange.gguf_read import import_gguf, import_gguf_tokenizer, is_gguf_file
+    from gptrs.exchange.hf import import_hf
+    from gptrs.exchange.llama2c import import_llama2c
+    from gptrs.exchange.torch_file import is_torch_file
+
+    if path.is_file() and is_torch_file(path):
+        raise ValueError(f"{path} is a pickle of PyTorch, which is not read here; hint: gptrs convert {path} -o FOLDER")
+    is_gguf = path.is_file() and is_gguf_file(path)
+    own = tokenizer or (str(path) if path.is_dir() and (path / "tokenizer.json").exists() else None)
+    coder = None if own is None else load_tokenizer(own, None)
+    if coder is None and is_gguf:
+        coder = import_gguf_tokenizer(path)
+    if coder is None:
+        kind = "tokenizer that is read" if is_gguf else "tokenizer.json"
+        typer.echo(f"warning: {path} has no {kind}; hint: name its tokenizer with --tokenizer", err=True)
+    if is_gguf:
+        return import_gguf(path), coder
+    return import_hf(path) if path.is_dir() else import_llama2c(path), coder
 
 
 def convert_command(

@@ -2,7 +2,7 @@
 
 The `gguf` package writes the file and knows the names; this module says which of our rows each tensor has. Rotated
 pairs are neighbours there as well. Experts of a layer are one tensor; latent attention's kv_up is stored as the two
-matrices of the absorbed form, that of the keys transposed.
+matrices of the absorbed form, that of the keys transposed. `gguf_read` fills a model by the same tables.
 """
 
 import json
@@ -30,10 +30,35 @@ _ARCHITECTURES = {
     "DeepseekV2ForCausalLM": "DEEPSEEK2",
     "DeepseekV3ForCausalLM": "DEEPSEEK2",
 }
-_PATTERNS = {
+PATTERNS = {
     "gpt2": "gpt-2", "llama3": "llama-bpe", "qwen2": "qwen2", "deepseek-v3": "deepseek-v3", "o200k_base": "gpt-4o",
 }  # fmt: skip
-_NORMAL, _CONTROL = 1, 3  # types of tokens
+NORMAL, CONTROL, USER_DEFINED, UNUSED = 1, 3, 4, 5  # types of tokens
+
+# Our fields by their keys behind the name of the kind of model; what is computed from several stands in the functions.
+_SIZES = {
+    "vocab_size": "vocab_size", "max_seq_len": "context_length", "dim": "embedding_length", "n_layers": "block_count",
+    "inter_dim": "feed_forward_length", "n_heads": "attention.head_count",
+}  # fmt: skip
+_ROTATED = _SIZES | {"norm_eps": "attention.layer_norm_rms_epsilon", "rope_theta": "rope.freq_base"}
+KEYS = {
+    "gpt2": _SIZES | {"norm_eps": "attention.layer_norm_epsilon"},
+    "llama": _ROTATED | {"kv_heads": "attention.head_count_kv"},
+    "deepseek2": _ROTATED | {"kv_lora_rank": "attention.kv_lora_rank", "q_lora_rank": "attention.q_lora_rank"},
+}
+EXPERTS = {
+    "n_routed_experts": "expert_count", "n_activated_experts": "expert_used_count",
+    "n_shared_experts": "expert_shared_count", "moe_inter_dim": "expert_feed_forward_length",
+    "route_scale": "expert_weights_scale", "norm_topk_prob": "expert_weights_norm",
+}  # fmt: skip
+GROUPS = {"n_expert_groups": "expert_group_count", "n_limited_groups": "expert_group_used_count"}
+YARN = {
+    "rope_factor": "rope.scaling.factor", "rope_original_len": "rope.scaling.original_context_length",
+    "rope_beta_fast": "rope.scaling.yarn_beta_fast", "rope_beta_slow": "rope.scaling.yarn_beta_slow",
+}  # fmt: skip
+MSCALE = 0.1  # the file has yarn's growth for each factor of e, this times rope_mscale
+# Fields without a key when they are so, as with every other writer.
+UNWRITTEN: dict[str, float] = {"q_lora_rank": 0, "rope_beta_fast": 32.0, "rope_beta_slow": 1.0}
 
 
 def export_gguf(
@@ -45,12 +70,11 @@ def export_gguf(
     Raises: ValueError for a model or a tokenizer that the format does not have, naming the part; ModuleNotFoundError
         without the gguf package.
     """
-    gguf = _package()
+    gguf = package()
     config, file = model.config, Path(path)
     kind = _checked(config, tokenizer)
     if dtype not in get_args(WeightType):
         raise ValueError(f"expected a type of {', '.join(get_args(WeightType))}, got {dtype!r}")
-    names = gguf.TENSOR_NAMES
     temporary = temporary_of(file)
     writer = gguf.GGUFWriter(temporary, gguf.MODEL_ARCH_NAMES[gguf.MODEL_ARCH[kind]])
     try:
@@ -59,8 +83,8 @@ def export_gguf(
         _add_sizes(writer, config)
         if tokenizer is not None:
             _add_tokenizer(writer, tokenizer, config.vocab_size)
-        for name, layer, ending, tensor in _tensors(model):
-            full = names[gguf.MODEL_TENSOR[name]].format(bid=layer) + ending
+        for name, layer, ending, tensor in placed(model):
+            full = full_name(name, layer, ending)
             array = tensor.detach().float().contiguous().numpy()
             is_small = tensor.ndim == 1 or name in ("FFN_GATE_INP", "POS_EMBD")
             stored = gguf.GGMLQuantizationType["F32" if is_small else dtype]
@@ -80,7 +104,11 @@ def export_gguf(
     return file
 
 
-def _package() -> Any:
+def package() -> Any:
+    """The gguf package.
+
+    Raises: ModuleNotFoundError, saying how to install it.
+    """
     try:
         import gguf
     except ModuleNotFoundError as error:
@@ -100,68 +128,53 @@ def _checked(config: ModelConfig, tokenizer: "Tokenizer | None") -> str:
         if tokenizer.vocab_size != config.vocab_size:
             got = f"{tokenizer.vocab_size} ids and a model of {config.vocab_size}"
             raise ValueError(f"expected the tokenizer of the model, got one of {got}")
-        if tokenizer.pattern not in _PATTERNS:
-            raise ValueError(f"expected a pattern of {', '.join(_PATTERNS)} in a GGUF file, got {tokenizer.pattern!r}")
+        if tokenizer.pattern not in PATTERNS:
+            raise ValueError(f"expected a pattern of {', '.join(PATTERNS)} in a GGUF file, got {tokenizer.pattern!r}")
     return kind
 
 
 def _add_sizes(writer: Any, config: ModelConfig) -> None:
-    writer.add_vocab_size(config.vocab_size)
-    writer.add_context_length(config.max_seq_len)
-    writer.add_embedding_length(config.dim)
-    writer.add_block_count(config.n_layers)
-    writer.add_feed_forward_length(config.inter_dim)
-    writer.add_head_count(config.n_heads)
-    if config.position != "rope":
-        writer.add_layer_norm_eps(config.norm_eps)
-        return
-    writer.add_layer_norm_rms_eps(config.norm_eps)
-    writer.add_rope_dimension_count(config.rope_dim)
-    writer.add_rope_freq_base(config.rope_theta)
-    # latents are read as one head that all others share
-    writer.add_head_count_kv(1 if config.is_latent else config.kv_heads)
+    kind = _ARCHITECTURES[architecture_of(config)].lower()
+    table = dict(KEYS[kind])
+    if config.n_routed_experts:
+        table |= EXPERTS | (GROUPS if config.n_expert_groups > 1 else {})
+    if config.rope_factor != 1.0:
+        table |= YARN
+    adders = {int: writer.add_uint32, float: writer.add_float32, bool: writer.add_bool}
+    for ours, key in table.items():
+        value = getattr(config, ours)
+        if value != UNWRITTEN.get(ours):
+            adders[type(value)](f"{kind}.{key}", value)
+    if config.position == "rope":
+        writer.add_rope_dimension_count(config.rope_dim)
     if config.is_latent:
         _add_latent(writer, config)
 
 
 def _add_latent(writer: Any, config: ModelConfig) -> None:
-    if config.q_lora_rank:
-        writer.add_q_lora_rank(config.q_lora_rank)
-    writer.add_kv_lora_rank(config.kv_lora_rank)
+    writer.add_head_count_kv(1)  # latents are read as one head that all others share
     writer.add_key_length(config.kv_lora_rank + config.qk_rope_head_dim)
     writer.add_value_length(config.kv_lora_rank)
     writer.add_key_length_mla(config.head_dim)
     writer.add_value_length_mla(config.v_head_dim)
-    has_experts = config.n_routed_experts > 0
-    writer.add_leading_dense_block_count(config.n_dense_layers if has_experts else config.n_layers)
-    if has_experts:
-        writer.add_expert_count(config.n_routed_experts)
-        writer.add_expert_used_count(config.n_activated_experts)
-        writer.add_expert_shared_count(config.n_shared_experts)
-        writer.add_expert_feed_forward_length(config.moe_inter_dim)
-        writer.add_expert_weights_scale(config.route_scale)
-        writer.add_expert_weights_norm(config.norm_topk_prob)
-        writer.add_expert_gating_func(_package().ExpertGatingFuncType[config.score_func.upper()])
-        if config.n_expert_groups > 1:
-            writer.add_expert_group_count(config.n_expert_groups)
-            writer.add_expert_group_used_count(config.n_limited_groups)
+    writer.add_leading_dense_block_count(config.n_dense_layers if config.n_routed_experts else config.n_layers)
+    if config.n_routed_experts:
+        writer.add_expert_gating_func(package().ExpertGatingFuncType[config.score_func.upper()])
     if config.rope_factor != 1.0:
-        gguf = _package()
-        writer.add_rope_scaling_type(gguf.RopeScalingType.YARN)
-        writer.add_rope_scaling_factor(config.rope_factor)
-        writer.add_rope_scaling_orig_ctx_len(config.rope_original_len)
-        writer.add_rope_scaling_yarn_log_mul(0.1 * config.rope_mscale)
+        writer.add_rope_scaling_type(package().RopeScalingType.YARN)
+        writer.add_rope_scaling_yarn_log_mul(MSCALE * config.rope_mscale)
 
 
 def _add_tokenizer(writer: Any, tokenizer: "Tokenizer", vocab_size: int) -> None:
     file = json.loads(tokenizer.to_json())
-    added = {token["id"]: token["content"] for token in file["added_tokens"]}
-    texts = {i: text for text, i in file["model"]["vocab"].items()} | added
+    added = {token["id"]: token for token in file["added_tokens"]}
+    texts = {i: text for text, i in file["model"]["vocab"].items()} | {i: t["content"] for i, t in added.items()}
+    types = {i: CONTROL if token["special"] else USER_DEFINED for i, token in added.items()}
     merges = (pair if isinstance(pair, str) else " ".join(pair) for pair in file["model"]["merges"])
     writer.add_tokenizer_model("gpt2")
-    writer.add_tokenizer_pre(_PATTERNS[tokenizer.pattern])
+    writer.add_tokenizer_pre(PATTERNS[tokenizer.pattern])
     writer.add_token_list([texts[i] for i in range(vocab_size)])
-    writer.add_token_types([_CONTROL if i in added else _NORMAL for i in range(vocab_size)])
+    writer.add_token_types([types.get(i, NORMAL) for i in range(vocab_size)])
     writer.add_token_merges(list(merges))
     writer.add_add_bos_token(False)
     if tokenizer.eot_id is not None:
@@ -169,8 +182,19 @@ def _add_tokenizer(writer: Any, tokenizer: "Tokenizer", vocab_size: int) -> None
         writer.add_eos_token_id(tokenizer.eot_id)
 
 
-def _tensors(model: Transformer) -> Iterator[tuple[str, int, str, Tensor]]:
-    """Name in the format's table, layer, what ends the name, and the numbers."""
+def full_name(name: str, layer: int, ending: str) -> str:
+    """A tensor's name in a file, from that in the format's table."""
+    gguf = package()
+    stem: str = gguf.TENSOR_NAMES[gguf.MODEL_TENSOR[name]]
+    return stem.format(bid=layer) + ending
+
+
+def placed(model: Transformer, *, is_joined: bool = False) -> Iterator[tuple[str, int, str, Tensor]]:
+    """Name in the format's table, layer, what ends the name, and where its numbers stand in the model, in their shape.
+
+    What is yielded are views: writing a file reads them, reading one fills them.
+    Args: is_joined: kv_up is one matrix in the file, as before the absorbed form.
+    """
     config = model.config
     tensors: dict[str, Tensor] = dict(model.named_parameters())
 
@@ -187,7 +211,7 @@ def _tensors(model: Transformer) -> Iterator[tuple[str, int, str, Tensor]]:
         yield from both("ATTN_OUT", f"{ours}.attn.output", layer)
         yield from both("FFN_NORM", f"{ours}.ffn_norm", layer)
         if config.is_latent:
-            yield from _latent(config, tensors, f"{ours}.attn", layer)
+            yield from _latent(config, tensors, f"{ours}.attn", layer, is_joined=is_joined)
         elif config.position == "rope":
             rows = [config.n_heads * config.head_dim, *[config.kv_heads * config.head_dim] * 2]
             parts = torch.split(tensors[f"{ours}.attn.qkv.weight"], rows)
@@ -206,7 +230,7 @@ def _tensors(model: Transformer) -> Iterator[tuple[str, int, str, Tensor]]:
 
 
 def _latent(
-    config: ModelConfig, tensors: dict[str, Tensor], ours: str, layer: int
+    config: ModelConfig, tensors: dict[str, Tensor], ours: str, layer: int, *, is_joined: bool
 ) -> Iterator[tuple[str, int, str, Tensor]]:
     table = {"ATTN_KV_A_MQA": "kv_down", "ATTN_KV_A_NORM": "kv_norm"}
     table |= (
@@ -214,6 +238,9 @@ def _latent(
     )
     for name, part in table.items():
         yield name, layer, ".weight", tensors[f"{ours}.{part}.weight"]
+    if is_joined:
+        yield "ATTN_KV_B", layer, ".weight", tensors[f"{ours}.kv_up.weight"]
+        return
     up = tensors[f"{ours}.kv_up.weight"].view(config.n_heads, -1, config.kv_lora_rank)  # (H, nope + v, R)
     keys, values = torch.split(up, [config.qk_nope_head_dim, config.v_head_dim], dim=1)
     yield "ATTN_K_B", layer, ".weight", keys.transpose(1, 2)  # (H, R, nope)
