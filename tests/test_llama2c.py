@@ -64,7 +64,10 @@ def test_files_that_lie_are_refused(tmp_path, model):
         (whole[:-4], f"expected {len(whole)} bytes of a model with these sizes, got {len(whole) - 4}"),
         (whole + b"\0\0\0\0", f"expected {len(whole)} bytes"),
         (b"24ka" + whole[4:], "expected llama2.c's first version, got a later one; hint: export it with --version 0"),
-        (struct.pack("<i", -1) + whole[4:], "expected a dim from 1 to 16777216 in the header of a llama2.c model, got -1"),
+        (
+            struct.pack("<i", -1) + whole[4:],
+            "expected a dim from 1 to 16777216 in the header of a llama2.c model, got -1",
+        ),
         (whole[:40] + struct.pack("<f", np.nan) + whole[44:], "expected finite numbers, got nan"),
     ):
         path.write_bytes(data)
