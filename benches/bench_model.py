@@ -40,7 +40,7 @@ TASKS = {
 ENGINES = {
     "step-deepseek": ("gptrs", "gptrs compiled", "transformers", "transformers compiled"),
     "step-gpt2": ("gptrs", "gptrs compiled", "transformers", "transformers compiled"),
-    "experts": ("experts", "dense"),
+    "experts": ("gptrs", "dense layer"),
     "decode": ("gptrs", "transformers"),
     "generate-1": ("gptrs", "gptrs compiled"),
     "generate-16": ("gptrs", "gptrs compiled"),
@@ -127,7 +127,7 @@ def feed_forward(engine: str) -> tuple[int, float, list[float]]:
 
     config = ModelConfig.preset("deepseek-small")
     width = (config.n_activated_experts + config.n_shared_experts) * config.moe_inter_dim
-    layer = MoE(config) if engine == "experts" else SwiGLU(config, width)
+    layer = MoE(config) if engine == "gptrs" else SwiGLU(config, width)
     for parameter in layer.parameters():
         torch.nn.init.normal_(parameter, 0.0, 0.02) if parameter.ndim > 1 else torch.nn.init.zeros_(parameter)
     x = torch.randn(STEP_BATCH, STEP_LENGTH, config.dim, requires_grad=True)
@@ -136,7 +136,7 @@ def feed_forward(engine: str) -> tuple[int, float, list[float]]:
     for _ in range(12):
         start = time.perf_counter()
         y = layer(x)
-        (y[0] if engine == "experts" else y).sum().backward()
+        (y[0] if engine == "gptrs" else y).sum().backward()
         seconds.append(time.perf_counter() - start)
         layer.zero_grad(set_to_none=True)
     with FlopCounterMode(display=False) as counter, torch.no_grad():
