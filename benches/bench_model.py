@@ -51,11 +51,14 @@ ENGINES = {
 def main() -> None:
     parser = arguments(__doc__)
     parser.add_argument("--only", nargs="+", choices=list(TASKS), default=list(TASKS), help="these tasks")
+    parser.add_argument("--engines", nargs="+", help="these engines, by default all of a task")
     options = parser.parse_args()
     for task in options.only:
         if task == "speculative":
             train_drafts()
-        rounds: dict[str, list[dict[str, Any]]] = {engine: [] for engine in ENGINES[task]}
+        rounds: dict[str, list[dict[str, Any]]] = {
+            engine: [] for engine in ENGINES[task] if options.engines is None or engine in options.engines
+        }
         for _ in range(options.rounds):
             for engine, results in rounds.items():
                 results.append(child(__file__, "measure", task, engine, threads=THREADS))
