@@ -61,7 +61,9 @@ def render(rows: dict[tuple[str, str, str], Row], tokenizer: tokenizer_table.Row
     for (bench, name, engine), row in rows.items():
         if engine != "gptrs":
             continue
+        # A peer that the newest run left out is not of the same run.
         peers = [(e, r) for (b, t, e), r in rows.items() if (b, t) == (bench, name) and e != "gptrs"]
+        peers = [(e, r) for e, r in peers if r["commit"] == row["commit"]]
         cells = [f"{e} {figure(r)}{ratio(row, r)}" for e, r in sorted(peers, key=lambda item: -speed(item[1]))]
         lines.append(f"| {name} | **{figure(row)}** | {' · '.join(cells) or '–'} |")
     ours = [row for row in [*tokenizer.values(), *rows.values()] if row["engine"] == "gptrs"]
