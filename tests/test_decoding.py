@@ -11,6 +11,7 @@ import gptrs
 from gptrs.generate import complete, generate, stream_tokens
 from gptrs.model import ModelConfig, Transformer, new_cache
 from gptrs.sampling import log_probabilities, penalized
+from models import sharp
 
 SIZES = {"vocab_size": 37, "max_seq_len": 64, "dim": 32, "n_layers": 2, "n_heads": 4, "inter_dim": 64}
 CONFIGS = {
@@ -19,16 +20,6 @@ CONFIGS = {
     "latent": ModelConfig.preset("deepseek-tiny", vocab_size=37, n_layers=2, dim=48, n_heads=2, moe_inter_dim=32),
 }
 PROMPTS = [[1, 2, 3, 4, 5], [6], [7, 8, 9, 10, 11, 12, 13, 14, 15]]
-
-
-def sharp(config, seed=1):
-    """A model whose likeliest token is no toss-up between equals."""
-    model = Transformer(config, seed=seed).eval()
-    with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.ndim > 1:
-                parameter.mul_(4.0)
-    return model
 
 
 @pytest.fixture(scope="module", params=CONFIGS)

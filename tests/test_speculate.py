@@ -12,6 +12,7 @@ from gptrs.generate import complete, generate, stream_tokens
 from gptrs.model import ModelConfig, Transformer
 from gptrs.sampling import Sampling
 from gptrs.speculate import Drafter, decide
+from models import sharp
 
 SIZES = {"vocab_size": 37, "max_seq_len": 64, "dim": 32, "n_layers": 2, "n_heads": 4, "inter_dim": 64}
 SMALL = {
@@ -25,16 +26,6 @@ CONFIGS = {
     "latent, two further tokens": ModelConfig.preset("deepseek-tiny", **SMALL, n_mtp_layers=2),
 }
 PROMPTS = [[1, 2, 3, 4, 5], [6], [7, 8, 9, 10, 11, 12, 13, 14, 15]]
-
-
-def untrained(config, seed=1):
-    """A model whose likeliest token is no toss-up between equals; few of its drafts hold."""
-    model = Transformer(config, seed=seed).eval()
-    with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.ndim > 1:
-                parameter.mul_(4.0)
-    return model
 
 
 @functools.cache
@@ -75,7 +66,7 @@ def test_greedy_output_is_the_same_with_and_without_drafts(trained, n_drafts):
 @pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)
 @pytest.mark.parametrize("n_drafts", [1, 3])
 def test_drafts_that_do_not_hold_change_nothing_either(config, n_drafts):
-    model = untrained(config).double()  # near ties would be settled by rounding in float32
+    model = sharp(config).double()  # near ties would be settled by rounding in float32
     assert same_and_accepted(model, PROMPTS, n_drafts, max_new_tokens=20) < 0.5
     same_and_accepted(model, PROMPTS, n_drafts, max_new_tokens=20, repetition_penalty=1.3)
 
@@ -157,7 +148,7 @@ def test_learned_positions_may_be_filled_to_the_last_one():
 
 def test_a_compiled_pass_judges_drafts_as_well():
     torch.compiler.reset()
-    model = untrained(CONFIGS["learned"]).double()
+    model = sharp(CONFIGS["learned"]).double()
     plain = generate(model, PROMPTS, max_new_tokens=40, temperature=0)
     with torch.compiler.set_stance(force_backend="eager"):
         torch._dynamo.utils.counters.clear()
@@ -200,7 +191,7 @@ def test_a_judged_draft_is_distributed_as_the_model_alone_would_draw(q):
 def test_sampled_sequences_have_the_model_s_distribution(n_drafts):
     """Three tokens out of four: the frequencies of all 64 against the products of their probabilities."""
     sizes = {"vocab_size": 4, "max_seq_len": 16, "dim": 16, "n_layers": 1, "n_heads": 2, "inter_dim": 16}
-    model = untrained(ModelConfig(**sizes, n_mtp_layers=1), seed=3)
+    model = sharp(ModelConfig(**sizes, n_mtp_layers=1), seed=3)
     with torch.no_grad():
         model.embed.token.weight.mul_(3.0)
     texts = torch.tensor(list(itertools.product(range(4), repeat=3)))  # (64, 3)

@@ -13,6 +13,7 @@ and a compiled step is compiled once: where each sequence ends is a tensor, ever
 is not known.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 
 import torch
@@ -21,7 +22,7 @@ from torch import Tensor
 from gptrs.model.config import ModelConfig
 
 
-class Cache:
+class Cache(ABC):
     """Preallocated states of each layer, (B, heads, S, width); memory is taken once and never moves.
 
     One forward pass of T new positions is: `check(T)`, `positions(T)`, `mask(T)`, `append` in each layer, `advance(T)`.
@@ -55,9 +56,9 @@ class Cache:
         self._device = self._layers[0][0].device
 
     @staticmethod
+    @abstractmethod
     def shapes(config: ModelConfig) -> Sequence[tuple[int, int]]:
         """Heads and width of each tensor that a layer keeps."""
-        raise NotImplementedError
 
     @property
     def n_bytes(self) -> int:
