@@ -28,9 +28,6 @@ LAYERS = {
     "gptrs.attention_map": 2, "gptrs.trace": 2, "gptrs.report": 2, "gptrs.inspect": 2, "gptrs.train_prepare": 2,
     "gptrs.on_ray": 2, "gptrs.plan": 2, "gptrs.plan_view": 2,
     "gptrs.train": 3, "gptrs.exchange": 3,
-    "gptrs.train.config": 2, "gptrs.train.corpus": 2, "gptrs.train.rundir": 2, "gptrs.train.optim": 2,
-    "gptrs.train.schedule": 2, "gptrs.train.checkpoint": 2, "gptrs.train.metrics": 2, "gptrs.train.parts": 2,
-    "gptrs.train.device": 2,
     "gptrs.cli": 4, "gptrs.cli_training": 4, "gptrs.cli_data": 4, "gptrs.cli_tasks": 4, "gptrs.cli_model": 4,
     "gptrs.cli_plan": 4, "gptrs.demo": 4, "gptrs.__main__": 5,
 }  # fmt: skip
@@ -55,6 +52,12 @@ MODEL = (
 )  # fmt: skip
 # Inside gptrs.exchange likewise.
 EXCHANGE = ("hf_config", "hf_tensors", "hf", "gguf", "gguf_file", "gguf_read", "llama2c", "torch_file")
+# Inside gptrs.train likewise: settings, what a run is made of, the loop, and the stages, which know nothing of each
+# other.
+TRAIN = (
+    "settings", "config", "schedule", "device", "rundir", "corpus", "parts", "optim", "checkpoint", "metrics", "loop",
+    "looks", "pretrain",
+)  # fmt: skip
 PICKLES = "gptrs.exchange.torch_file"  # reads tensors out of them by an explicit command, with weights_only
 WITHOUT_TORCH = (
     "gptrs",
@@ -121,8 +124,8 @@ def may_import(module: str, name: str) -> bool:
     for order in (IN_ORDER, GENERATION):
         if module in order and name in order:
             return order.index(name) < order.index(module)
-    if layer(module) == 3 and name == "gptrs.train.loop":
-        return module != name
+    if len(parts) == len(names) == 3 and parts[1] == names[1] == "train":
+        return TRAIN.index(names[2]) < TRAIN.index(parts[2])
     return layer(name) < layer(module)
 
 

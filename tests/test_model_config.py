@@ -155,7 +155,7 @@ def test_the_package_names_what_it_offers():
 
 
 def test_a_training_config_can_set_every_field_but_the_vocabulary():
-    from gptrs.train.config import ModelSettings
+    from gptrs.train.settings import ModelSettings
 
     fields = {field.name for field in dataclasses.fields(ModelConfig)}
     assert {field.name for field in dataclasses.fields(ModelSettings)} == fields - {"vocab_size"} | {"preset"}

@@ -7,9 +7,7 @@ directories it may use is said in `rundir`.
 """
 
 import dataclasses
-import math
 import warnings
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,19 +15,18 @@ import torch
 
 from gptrs import config as configs
 from gptrs import report, trace
-from gptrs.generate import generate
 from gptrs.loader import Loader
 from gptrs.model import Transformer, count
 from gptrs.train import checkpoint, corpus, metrics, rundir
 from gptrs.train.config import PretrainConfig
-from gptrs.train.corpus import Corpus, Rows
+from gptrs.train.corpus import Corpus
 from gptrs.train.device import device_of, dtype_of
-from gptrs.train.loop import FitOptions, Position, Stops, Update, fit, mean_loss
+from gptrs.train.looks import Looks
+from gptrs.train.loop import FitOptions, Position, Stops, Update, fit
 from gptrs.train.optim import adamw
 from gptrs.train.parts import Parts
 from gptrs.train.schedule import learning_rate, stand
 
-DEFAULT_NEW_TOKENS = 200
 SENTENCE = "A true friend accepts you"  # the report follows the model through it
 
 
@@ -106,14 +103,13 @@ class _Session:
         self.peak, self.peak_name = metrics.peak_flops(device, self.dtype)
         self.flops_per_token = count.flops_per_token(self.model_config, config.train.seq_len, has_further=True)
         self.display = metrics.Display(steps=config.train.steps, peak=self.peak_name)
-        self.prompts = [data.tokenizer.encode_ordinary(prompt) for prompt in config.sample.prompts]
-        self.max_new_tokens = self._max_new_tokens()
+        self.looks = Looks(config, data, self.model, self.parts, device=device, dtype=self.dtype)
         self.position, lengths = self._restore()
         self.log_file = metrics.MetricsLog(self.dir, length=lengths["metrics.jsonl"], step=self.position.step)
         self.samples_file = metrics.cut(self.dir / "samples.txt", lengths["samples.txt"])
-        self.val_loss = math.nan
+        self.looks.log_file, self.looks.samples_file = self.log_file, self.samples_file
+        self.looks.display = self.display
         self.beside: rundir.Outcome | str | None = None
-        self.samples: list[tuple[str, str]] = []  # (prompt, continuation)
 
     def train(self) -> None:
         self._say_start()
@@ -126,7 +122,7 @@ class _Session:
                 optimizer=self.optimizer,
                 learning_rate=self._learning_rate,
                 options=self._options(),
-                stops=Stops(log=self._log, save=self._save, evaluate=self._evaluate, sample=self._sample),
+                stops=Stops(log=self._log, save=self._save, evaluate=self.looks.evaluate, sample=self.looks.sample),
                 after_update=lambda: self.parts.after_update(self.mixtures),
                 start=self.position,
             )
@@ -142,9 +138,9 @@ class _Session:
         result = Result(
             dir=str(self.dir),
             steps=self.position.step,
-            val_loss=self.val_loss,
+            val_loss=self.looks.val_loss,
             unigram_entropy=self.corpus.unigram_entropy,
-            bits_per_byte=self.corpus.bits_per_byte(self.val_loss),
+            bits_per_byte=self.corpus.bits_per_byte(self.looks.val_loss),
             seconds=self.position.elapsed_s,
             is_capped=self.position.step < self.config.train.steps,
             n_params=count.n_params(self.model_config),
@@ -161,7 +157,7 @@ class _Session:
 
     def say_result(self, result: Result) -> None:
         say = self.display.say
-        for prompt, text in self.samples:
+        for prompt, text in self.looks.samples:
             say(f"── sample, prompt {prompt!r}\n{prompt}{text}\n")
         if result.is_capped:
             say(f"ended by train.max_minutes after {result.steps} of {self.config.train.steps} steps")
@@ -267,57 +263,6 @@ class _Session:
             keep=self.config.train.keep_checkpoints,
         )
 
-    def _evaluate(self, position: Position, is_last: bool) -> None:
-        rows = self._val_rows(None if is_last else self.config.train.eval_rows)
-        loss, n_targets = mean_loss(self.model, rows, loss_fn=self.parts.next_loss, dtype=self.dtype)
-        self.log_file.write(
-            "eval",
-            position.step,
-            val_loss=loss,
-            bits_per_byte=self.corpus.bits_per_byte(loss),
-            n_targets=n_targets,
-            time_s=round(position.elapsed_s, 3),
-        )
-        self.display.say(f"step {position.step}  val loss {loss:.4f} on {n_targets:,} tokens")
-        lines = metrics.read(self.dir / "metrics.jsonl")
-        metrics.plot(self.dir / "loss.png", lines, unigram_entropy=self.corpus.unigram_entropy)
-        self.val_loss = loss
-
-    def _sample(self, position: Position, is_last: bool) -> None:
-        self.samples = self._continuations()
-        text = f"── step {position.step}\n"
-        for prompt, continuation in self.samples:
-            text += f"── prompt {prompt!r}\n{prompt}{continuation}\n\n"
-        self.samples_file.write(text.encode())
-        self.samples_file.flush()
-
-    def _continuations(self) -> list[tuple[str, str]]:
-        sample, tokenizer = self.config.sample, self.corpus.tokenizer
-        stop = () if tokenizer.eot_id is None else (tokenizer.eot_id,)
-        found = generate(
-            self.model,
-            self.prompts,
-            max_new_tokens=self.max_new_tokens,
-            temperature=sample.temperature,
-            top_k=sample.top_k,
-            top_p=sample.top_p,
-            stop_tokens=stop,
-            seed=self.config.run.seed,
-        )
-        texts = [tokenizer.decode(ids[:-1] if ids[-1] in stop else ids) for ids in found]
-        return list(zip(sample.prompts, texts, strict=True))
-
-    def _max_new_tokens(self) -> int:
-        """Returns the setting, or what fits: said before work starts, not at the first sample."""
-        longest = max((len(ids) for ids in self.prompts), default=0)
-        limit = self.model_config.position_limit
-        room = DEFAULT_NEW_TOKENS if limit is None else limit - longest
-        wanted = self.config.sample.max_new_tokens or min(DEFAULT_NEW_TOKENS, room)
-        if limit is not None and not 1 <= wanted <= room:
-            expected = f"expected sample.prompts and new tokens to fit the {limit} learned positions"
-            raise ValueError(f"{expected}, got {longest} and {wanted}; hint: sample.max_new_tokens={max(room, 1)}")
-        return wanted
-
     def _facts(self, result: Result) -> report.Facts:
         tokenizer, model = self.corpus.tokenizer, self.model
         data, ids = self.corpus, self.corpus.frequent_words(10)
@@ -333,22 +278,16 @@ class _Session:
             model=self.model_config,
             parts=count.of_model(model),
             lines=metrics.read(self.dir / "metrics.jsonl"),
-            samples=self.samples,
+            samples=self.looks.samples,
             sentence=SENTENCE,
             guesses=trace.guesses(model, tokenizer, SENTENCE),
             gradients=trace.gradients(model, tokenizer, SENTENCE),
             neighbours=trace.neighbours(self.weights_before, after, tokenizer, ids),
             environment=self.environment,
             config=configs.dumps(self.config),
-            usage=self._usage(),
+            usage=self.looks.usage(),
             runs=None if self.beside is None else (self._outcome(result), self.beside),
         )
-
-    def _usage(self) -> trace.Usage:
-        """Returns how experts and further tokens fare on as much held-out text as a look on the way reads."""
-        rows = self._val_rows(self.config.train.eval_rows)
-        pairs = ((batch.tokens, batch.targets) for batch in rows)
-        return trace.usage(self.model, pairs, eot_id=self.parts.eot_id, documents=self.parts.documents)
 
     def _outcome(self, result: Result) -> rundir.Outcome:
         return rundir.Outcome(
@@ -358,11 +297,6 @@ class _Session:
             tokenizer=self.corpus.tokenizer.digest,
             data=(self.corpus.train.fingerprint, self.corpus.val.fingerprint),
         )
-
-    def _val_rows(self, n_rows: int | None) -> Iterator[Rows]:
-        train = self.config.train
-        batch = train.micro_batch or train.global_batch
-        return corpus.rows(self.corpus.val, seq_len=train.seq_len, batch=batch, device=self.device, n_rows=n_rows)
 
 
 def _corpus(config: PretrainConfig) -> Corpus:

@@ -1,0 +1,119 @@
+"""What a run looks at on its way: the loss on held-out text, and texts that the model continues.
+
+held-out rows ─▶ val loss ─▶ metrics.jsonl, loss.png          prompts ─▶ continuations ─▶ samples.txt, report.html
+"""
+
+import math
+from collections.abc import Iterator
+from typing import IO
+
+import torch
+
+from gptrs import trace
+from gptrs.generate import generate
+from gptrs.model import ModelConfig, Transformer
+from gptrs.train import corpus, metrics
+from gptrs.train.config import PretrainConfig
+from gptrs.train.corpus import Corpus, Rows
+from gptrs.train.loop import Position, mean_loss
+from gptrs.train.parts import Parts
+
+DEFAULT_NEW_TOKENS = 200
+
+
+class Looks:
+    """Evaluations and samples of one run.
+
+    Attributes: val_loss: of the last evaluation, nan before; samples: (prompt, continuation) of the last sampling;
+        log_file, samples_file, display: where they are told; set before the first look.
+    """
+
+    log_file: metrics.MetricsLog
+    samples_file: IO[bytes]
+    display: metrics.Display
+
+    def __init__(
+        self,
+        config: PretrainConfig,
+        data: Corpus,
+        model: Transformer,
+        parts: Parts,
+        *,
+        device: torch.device,
+        dtype: torch.dtype,
+    ) -> None:
+        """Raises: ValueError when the prompts and the new tokens do not fit the learned positions."""
+        self.config = config
+        self.corpus = data
+        self.model = model
+        self.model_config: ModelConfig = model.config
+        self.parts = parts
+        self.device = device
+        self.dtype = dtype
+        self.dir = config.run.path
+        self.prompts = [data.tokenizer.encode_ordinary(prompt) for prompt in config.sample.prompts]
+        self.max_new_tokens = self._max_new_tokens()
+        self.val_loss = math.nan
+        self.samples: list[tuple[str, str]] = []
+
+    def evaluate(self, position: Position, is_last: bool) -> None:
+        rows = self._val_rows(None if is_last else self.config.train.eval_rows)
+        loss, n_targets = mean_loss(self.model, rows, loss_fn=self.parts.next_loss, dtype=self.dtype)
+        self.log_file.write(
+            "eval",
+            position.step,
+            val_loss=loss,
+            bits_per_byte=self.corpus.bits_per_byte(loss),
+            n_targets=n_targets,
+            time_s=round(position.elapsed_s, 3),
+        )
+        self.display.say(f"step {position.step}  val loss {loss:.4f} on {n_targets:,} tokens")
+        lines = metrics.read(self.dir / "metrics.jsonl")
+        metrics.plot(self.dir / "loss.png", lines, unigram_entropy=self.corpus.unigram_entropy)
+        self.val_loss = loss
+
+    def sample(self, position: Position, is_last: bool) -> None:
+        self.samples = self._continuations()
+        text = f"── step {position.step}\n"
+        for prompt, continuation in self.samples:
+            text += f"── prompt {prompt!r}\n{prompt}{continuation}\n\n"
+        self.samples_file.write(text.encode())
+        self.samples_file.flush()
+
+    def usage(self) -> trace.Usage:
+        """Returns how experts and further tokens fare on as much held-out text as a look on the way reads."""
+        rows = self._val_rows(self.config.train.eval_rows)
+        pairs = ((batch.tokens, batch.targets) for batch in rows)
+        return trace.usage(self.model, pairs, eot_id=self.parts.eot_id, documents=self.parts.documents)
+
+    def _continuations(self) -> list[tuple[str, str]]:
+        sample, tokenizer = self.config.sample, self.corpus.tokenizer
+        stop = () if tokenizer.eot_id is None else (tokenizer.eot_id,)
+        found = generate(
+            self.model,
+            self.prompts,
+            max_new_tokens=self.max_new_tokens,
+            temperature=sample.temperature,
+            top_k=sample.top_k,
+            top_p=sample.top_p,
+            stop_tokens=stop,
+            seed=self.config.run.seed,
+        )
+        texts = [tokenizer.decode(ids[:-1] if ids[-1] in stop else ids) for ids in found]
+        return list(zip(sample.prompts, texts, strict=True))
+
+    def _max_new_tokens(self) -> int:
+        """Returns the setting, or what fits: said before work starts, not at the first sample."""
+        longest = max((len(ids) for ids in self.prompts), default=0)
+        limit = self.model_config.position_limit
+        room = DEFAULT_NEW_TOKENS if limit is None else limit - longest
+        wanted = self.config.sample.max_new_tokens or min(DEFAULT_NEW_TOKENS, room)
+        if limit is not None and not 1 <= wanted <= room:
+            expected = f"expected sample.prompts and new tokens to fit the {limit} learned positions"
+            raise ValueError(f"{expected}, got {longest} and {wanted}; hint: sample.max_new_tokens={max(room, 1)}")
+        return wanted
+
+    def _val_rows(self, n_rows: int | None) -> Iterator[Rows]:
+        train = self.config.train
+        batch = train.micro_batch or train.global_batch
+        return corpus.rows(self.corpus.val, seq_len=train.seq_len, batch=batch, device=self.device, n_rows=n_rows)

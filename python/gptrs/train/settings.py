@@ -1,0 +1,159 @@
+"""The sections of a config that say what is trained and on what: run, data, tokenizer, model, samples. No torch here.
+
+How it is trained stands in `config`. Keys that are unset (None) follow from others, as their comments say.
+"""
+
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any, Literal
+
+from gptrs.model.config import ModelConfig
+
+
+def require(is_valid: bool, key: str, expected: str, got: object) -> None:
+    if not is_valid:
+        raise ValueError(f"{key} must be {expected}, got {got!r}")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RunSettings:
+    """[run]: what the run is called, where it lives and what computes it."""
+
+    name: str  # names the run directory runs/NAME
+    dir: str | None = None  # run directory; unset: runs/NAME
+    seed: int = 1  # of the weights, the dropout and the order of rows
+    beside: str | None = None  # run directory of a finished run that the report shows this one beside
+    device: Literal["auto", "cpu", "cuda"] = "auto"  # auto: cuda when there is one
+    dtype: Literal["auto", "fp32", "bf16"] = "auto"  # of the computation; auto: bf16 on cuda, else fp32
+    compile: bool = False  # torch.compile: minutes at the start, pays on long CUDA runs
+    threads: int = 0  # CPU threads; 0: all cores. Bit-equal losses on the CPU need the same number
+
+    def __post_init__(self) -> None:
+        require(self.name not in ("", ".", "..") and "/" not in self.name, "run.name", "a file name", self.name)
+        require(self.threads >= 0, "run.threads", "0 (all cores) or more", self.threads)
+        require(0 <= self.seed < 2**63, "run.seed", "from 0 to 2**63 - 1", self.seed)
+
+    @property
+    def path(self) -> Path:
+        """The run directory."""
+        return Path(self.dir) if self.dir else Path("runs") / self.name
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DataSettings:
+    """[data]: raw text, which the run splits and prepares itself, or two prepared datasets."""
+
+    text: tuple[str, ...] = ()  # files, folders (*.txt, *.jsonl) or globs to train on and to hold out of
+    val_fraction: float = 0.1  # share of the bytes held out: the end of a single file, whole files of several
+    text_field: str = "text"  # of a .jsonl line
+    train: str | None = None  # prepared dataset, instead of text
+    val: str | None = None  # prepared dataset for evaluation, with train
+
+    def __post_init__(self) -> None:
+        require(0 < self.val_fraction < 1, "data.val_fraction", "between 0 and 1", self.val_fraction)
+        if bool(self.train) != bool(self.val):
+            raise ValueError("data.train and data.val belong together, got one of them")
+        if self.text and self.train:
+            raise ValueError(
+                "data.text and data.train exclude each other, got both; hint: unset one with data.train=none"
+            )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TokenizerSettings:
+    """[tokenizer]: an existing one, or what to train on the training text."""
+
+    path: str | None = None  # tokenizer.json, *.tiktoken or a directory; the keys below then say nothing
+    vocab_size: int = 4096  # bytes + merges + special tokens; 256 without special tokens is the byte vocabulary
+    pattern: str = "gpt2"  # a name (gpt2, cl100k_base, o200k_base, …) or a regex: the pieces that no token crosses
+    special_tokens: tuple[str, ...] = ("<|endoftext|>",)  # <|endoftext|> ends each document
+
+    def __post_init__(self) -> None:
+        least = 256 + len(self.special_tokens)
+        require(
+            self.vocab_size >= least, "tokenizer.vocab_size", f"at least {least} (bytes, specials)", self.vocab_size
+        )
+        if len(set(self.special_tokens)) != len(self.special_tokens):
+            raise ValueError(f"tokenizer.special_tokens must differ, got {list(self.special_tokens)}")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ModelSettings:
+    """[model]: a preset, explicit sizes, or a preset with some of them changed. The vocabulary is the tokenizer's."""
+
+    preset: str | None = None  # gpt2-small, …
+    dim: int | None = None  # width of the residual stream
+    n_layers: int | None = None  # blocks
+    n_heads: int | None = None  # attention heads; must divide dim
+    inter_dim: int | None = None  # width inside the feed-forward part; unset: 4 · dim
+    max_seq_len: int | None = None  # learned positions; unset: the preset's, else train.seq_len
+    position: Literal["learned", "sinusoidal", "rope"] | None = None  # unset: learned
+    norm: Literal["layer", "rms"] | None = None  # unset: layer
+    feed_forward: Literal["gelu", "swiglu"] | None = None  # unset: gelu
+    has_bias: bool | None = None  # of the linear layers; unset: true
+    dropout: float | None = None  # share of activations dropped in training; unset: 0
+    is_head_tied: bool | None = None  # output projection = token embedding; unset: true
+    norm_eps: float | None = None  # unset: 1e-5
+    init_std: float | None = None  # of every matrix at the start; unset: 0.02
+    scales_residual_init: bool | None = None  # less for matrices that write to the residual stream; unset: true
+    n_kv_heads: int | None = None  # unset: as many as n_heads
+    kv_lora_rank: int | None = None  # the latent of keys and values; unset: no latent attention
+    q_lora_rank: int | None = None  # the latent of the queries; unset: none
+    qk_nope_head_dim: int | None = None  # with latent attention: what carries no position,
+    qk_rope_head_dim: int | None = None  # what is rotated,
+    v_head_dim: int | None = None  # and the values
+    rope_theta: float | None = None  # base of the rotation's wavelengths; unset: 10000
+    rope_factor: float | None = None  # YaRN: how far the context is stretched; unset: 1
+    rope_original_len: int | None = None  # YaRN: the context before; unset: 4096
+    rope_beta_fast: float | None = None  # YaRN; unset: 32
+    rope_beta_slow: float | None = None  # YaRN; unset: 1
+    rope_mscale: float | None = None  # YaRN: how much scores grow; unset: 0
+    n_routed_experts: int | None = None  # unset: every layer is dense
+    n_activated_experts: int | None = None  # experts of each token
+    n_shared_experts: int | None = None  # experts of all tokens; unset: 0
+    moe_inter_dim: int | None = None  # width inside an expert
+    n_dense_layers: int | None = None  # first layers without experts; unset: 0
+    score_func: Literal["sigmoid", "softmax"] | None = None  # of the router; unset: sigmoid
+    norm_topk_prob: bool | None = None  # weights of the chosen experts sum to 1; unset: true
+    route_scale: float | None = None  # what they are multiplied by; unset: 1
+    n_expert_groups: int | None = None  # unset: 1
+    n_limited_groups: int | None = None  # groups that a token may choose from; unset: 1
+    group_score: Literal["top2", "max"] | None = None  # unset: top2
+    n_mtp_layers: int | None = None  # further tokens that are predicted; unset: 0
+
+    def resolve(self, *, vocab_size: int, seq_len: int) -> ModelConfig:
+        """Returns the architecture for a vocabulary and a row length."""
+        given: dict[str, Any] = {f.name: getattr(self, f.name) for f in fields(self)}
+        given = {name: value for name, value in given.items() if value is not None}
+        if (preset := given.pop("preset", None)) is not None:
+            return ModelConfig.preset(preset, vocab_size=vocab_size, **given)
+        missing = [f"model.{name}" for name in ("dim", "n_layers", "n_heads") if name not in given]
+        if missing:
+            raise ValueError(f"a model without preset needs {', '.join(missing)}; hint: model.preset=gpt2-small")
+        defaults = {"inter_dim": 4 * given["dim"], "max_seq_len": seq_len, "position": "learned"}
+        return ModelConfig(vocab_size=vocab_size, **{**defaults, **given})
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SampleSettings:
+    """[sample]: texts that the model continues for samples.txt and the report."""
+
+    prompts: tuple[str, ...] = ("\n",)  # one sample each
+    every: int | None = None  # updates between samples; unset: with each evaluation
+    max_new_tokens: int | None = None  # unset: 200, or as many as the learned positions leave after the prompts
+    temperature: float = 0.8  # 0: the likeliest token always
+    top_k: int | None = 200  # only the k likeliest tokens; unset: all
+    top_p: float | None = None  # only the likeliest tokens that hold this probability; unset: all
+
+    def __post_init__(self) -> None:
+        require(all(self.prompts), "sample.prompts", "texts that are not empty", list(self.prompts))
+        require(self.every is None or self.every >= 1, "sample.every", "at least 1", self.every)
+        require(
+            self.max_new_tokens is None or self.max_new_tokens >= 1,
+            "sample.max_new_tokens",
+            "at least 1",
+            self.max_new_tokens,
+        )
+        require(self.temperature >= 0, "sample.temperature", "0 or more", self.temperature)
+        require(self.top_k is None or self.top_k >= 1, "sample.top_k", "at least 1", self.top_k)
+        require(self.top_p is None or 0 < self.top_p <= 1, "sample.top_p", "above 0, at most 1", self.top_p)
