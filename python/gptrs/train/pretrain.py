@@ -25,6 +25,7 @@ from gptrs.train.looks import Looks
 from gptrs.train.loop import FitOptions, Position, Stops, Update, fit
 from gptrs.train.optim import adamw
 from gptrs.train.parts import Parts
+from gptrs.train.saver import Saver
 from gptrs.train.schedule import learning_rate, stand
 
 SENTENCE = "A true friend accepts you"  # the report follows the model through it
@@ -104,6 +105,13 @@ class _Session:
         self.flops_per_token = count.flops_per_token(self.model_config, config.train.seq_len, has_further=True)
         self.display = metrics.Display(steps=config.train.steps, peak=self.peak_name)
         self.looks = Looks(config, data, self.model, self.parts, device=device, dtype=self.dtype)
+        self.saver = Saver(
+            self.dir / "checkpoints",
+            keep=config.train.keep_checkpoints,
+            keep_best=config.train.keep_best,
+            is_async=config.train.checkpoint_async,
+            on_failure=self._say_not_saved,
+        )
         self.position, lengths = self._restore()
         self.log_file = metrics.MetricsLog(self.dir, length=lengths["metrics.jsonl"], step=self.position.step)
         self.samples_file = metrics.cut(self.dir / "samples.txt", lengths["samples.txt"])
@@ -122,13 +130,19 @@ class _Session:
                 optimizer=self.optimizer,
                 learning_rate=self._learning_rate,
                 options=self._options(),
-                stops=Stops(log=self._log, save=self._save, evaluate=self.looks.evaluate, sample=self.looks.sample),
+                stops=Stops(log=self._log, save=self._save, evaluate=self._evaluate, sample=self.looks.sample),
                 after_update=lambda: self.parts.after_update(self.mixtures),
                 start=self.position,
             )
+            self.saver.finish()
         except KeyboardInterrupt as error:
+            if error.args:  # a second signal waits for nothing
+                self.saver.finish()
             self.display.stop()
             self.display.say(f"{error or 'stopped'}; hint: the same command goes on from the newest checkpoint")
+            raise
+        except Exception:
+            self.saver.wait()
             raise
         finally:
             self.display.stop()
@@ -193,7 +207,7 @@ class _Session:
             warnings.warn(f"checkpoint {path} was never finished; going on from {origin}", stacklevel=2)
         if found.newest is None:
             return Position(), {"metrics.jsonl": 0, "samples.txt": 0}
-        state = checkpoint.load(found.newest, self.model, self.optimizer)
+        state = checkpoint.load(found.newest, self.model, self.optimizer, seed=self.config.run.seed)
         self.loader.load_state_dict(state["loader"])
         return Position(step=state["step"], elapsed_s=state["elapsed_s"]), state["lengths"]
 
@@ -254,14 +268,17 @@ class _Session:
             "model": dataclasses.asdict(self.model_config),
             "environment": self.environment,
         }
-        checkpoint.save(
-            self.dir / "checkpoints",
-            step=position.step,
-            model=self.model,
-            optimizer=self.optimizer,
-            state=state,
-            keep=self.config.train.keep_checkpoints,
-        )
+        self.saver.save(step=position.step, model=self.model, optimizer=self.optimizer, state=state)
+
+    def _evaluate(self, position: Position, is_last: bool) -> None:
+        if is_last:
+            self.saver.finish()  # before what may go wrong now
+        self.looks.evaluate(position, is_last)
+        self.saver.mark(position.step, self.looks.val_loss)
+
+    def _say_not_saved(self, step: int, error: OSError) -> None:
+        self.log_file.write("save_failed", step, errno=float(error.errno or 0))
+        self.display.say(f"step {step}  not saved, training goes on: {error.strerror or error}")
 
     def _facts(self, result: Result) -> report.Facts:
         tokenizer, model = self.corpus.tokenizer, self.model
