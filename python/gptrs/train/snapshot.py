@@ -11,6 +11,7 @@ the stream of the training queues.
 import math
 import weakref
 from collections.abc import Callable, Mapping
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -18,11 +19,19 @@ from torch import Tensor, nn
 OPTIMIZER_KEY = "/"  # between a parameter's name and the name of its state; parameter names have dots only
 ALIGNMENT = 64  # bytes, of a cache line
 
+
+class HasState(Protocol):
+    """What is saved of an optimizer: its tensors for each parameter."""
+
+    @property
+    def state(self) -> Mapping[Any, Mapping[str, Tensor]]: ...
+
+
 Tensors = dict[str, dict[str, Tensor]]  # kind, which names a file, then name
 
 
 def tensors_of(
-    model: nn.Module, optimizer: torch.optim.Optimizer | None, others: Mapping[str, Mapping[str, Tensor]] | None = None
+    model: nn.Module, optimizer: HasState | None, others: Mapping[str, Mapping[str, Tensor]] | None = None
 ) -> Tensors:
     """Returns the live tensors of a run by kind and name; a shared tensor stands under its first name.
 
@@ -37,6 +46,11 @@ def tensors_of(
     return found
 
 
+def parameter_of(name: str) -> str:
+    """Returns the parameter that a tensor of a checkpoint belongs to."""
+    return name.partition(":")[2] or name.partition(OPTIMIZER_KEY)[0]
+
+
 def named(kind: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Returns other tensors under the names that they have in a checkpoint."""
     return {f"{kind}:{name}": tensor.detach() for name, tensor in tensors.items()}
@@ -48,7 +62,7 @@ def model_tensors(model: nn.Module) -> dict[str, Tensor]:
     return {name: tensor for name, tensor in model.state_dict().items() if name in names}
 
 
-def _optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer | None) -> dict[str, Tensor]:
+def _optimizer_tensors(model: nn.Module, optimizer: HasState | None) -> dict[str, Tensor]:
     found: dict[str, Tensor] = {}
     for name, parameter in () if optimizer is None else model.named_parameters():
         assert optimizer is not None
