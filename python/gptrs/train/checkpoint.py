@@ -182,7 +182,7 @@ def _read(
     elif tensors:
         from gptrs.train import shards
 
-        shards.read(path, tensors, group, orders)
+        shards.read(path, manifest.tensor_files(path, kind), tensors, group, orders)
 
 
 def _load_optimizer(
