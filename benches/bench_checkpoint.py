@@ -8,6 +8,7 @@ step of the same command, with a batch so small that a step does not count.
 
 import itertools
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -38,11 +39,17 @@ def main() -> None:
     for task in options.tasks or ("pause", "restart"):
         if task == "pause":
             found = child(__file__, "--child", f"--rounds={options.rounds}")
-            record("checkpoint", {"task": "pause of the loop, 124M, AdamW", **found}, packages=["torch"])
+            record(
+                "checkpoint",
+                {"task": "a checkpoint of 124M with AdamW: pause of the loop", "engine": "gptrs", **found},
+                packages=["torch"],
+            )
         else:
-            seconds = [restart() for _ in range(options.rounds)]
-            row = {"task": "kill -9 to the next step, 124M, CPU", "threads": torch.get_num_threads()}
-            record("checkpoint", {**row, "seconds": summary(seconds, 2)}, packages=["torch"])
+            found = [restart() for _ in range(options.rounds)]
+            wall_s, cpu_s = (summary(list(values), 2) for values in zip(*found, strict=True))
+            row = {"task": "kill -9 of a run of 124M to its next step, CPU", "engine": "gptrs"}
+            row |= {"threads": torch.get_num_threads(), "restart_s": wall_s, "cpu_s": cpu_s}
+            record("checkpoint", row, packages=["torch"])
 
 
 def pause(rounds: int) -> None:
@@ -53,6 +60,7 @@ def pause(rounds: int) -> None:
     fresh_s = timed(lambda: [tensor.clone() for tensor in live])
     copies = [tensor.clone() for tensor in live]
     times: dict[str, list[float]] = {"copy": [], "pause": [], "write": []}
+    cpu_ratios = []
     with tempfile.TemporaryDirectory(dir=Path(__file__).parent) as folder:
         saver = Saver(Path(folder), keep=1)
 
@@ -62,8 +70,11 @@ def pause(rounds: int) -> None:
         first_s = save(0)
         saver.finish()
         for step in range(1, rounds + 1):
+            clock = time.process_time()
             times["copy"].append(timed(lambda: [a.copy_(b) for a, b in zip(copies, live, strict=True)]))
+            between = time.process_time()
             times["pause"].append(save(step))
+            cpu_ratios.append((time.process_time() - between) / (between - clock))
             times["write"].append(timed(saver.finish))
         path = checkpoint.find(Path(folder)).newest
         assert path is not None
@@ -78,6 +89,7 @@ def pause(rounds: int) -> None:
     row = {
         "state_bytes": sum(map(n_bytes, state.values())), "threads": torch.get_num_threads(),
         **{f"{name}_s": summary(values) for name, values in times.items()}, "pause_over_copy": summary(ratios, 3),
+        "cpu_of_pause_over_copy": summary(cpu_ratios, 3),
         "first_pause_s": round(first_s, 4), "copy_into_fresh_memory_s": round(fresh_s, 4),
         "without_thread_s": round(sync_s, 3), "verify_s": round(verify_s, 3), "verify_and_load_s": round(load_s, 3),
         "peak_mb": round(peak_rss_mb()),
@@ -102,8 +114,8 @@ def timed(work) -> float:  # type: ignore[no-untyped-def]
     return time.perf_counter() - start
 
 
-def restart() -> float:
-    """Seconds from kill -9 to the next step of a run that is started again at once."""
+def restart() -> tuple[float, float]:
+    """Seconds from kill -9 to the next step of a run that is started again at once, and what it computed until then."""
     with tempfile.TemporaryDirectory(dir=Path(__file__).parent) as folder:
         text = Path(folder) / "text.txt"
         text.write_bytes(b"".join(itertools.islice(sources((".py",)), 1000)))
@@ -129,9 +141,9 @@ def restart() -> float:
         line = next(line for line in second.stdout if line.startswith("step "))
         seconds = time.perf_counter() - start
         second.kill()
-        second.wait()
+        usage = os.wait4(second.pid, 0)[2]
         assert line.startswith(f"step {int(saved.name[5:]) + 1}/"), line
-        return seconds
+        return seconds, usage.ru_utime + usage.ru_stime
 
 
 if __name__ == "__main__":

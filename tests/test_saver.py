@@ -3,6 +3,7 @@
 import dataclasses
 import errno
 import itertools
+import math
 import os
 import random
 import shutil
@@ -230,6 +231,7 @@ def test_the_best_stay_beside_the_newest(tmp_path: Path, monkeypatch: pytest.Mon
     assert found.newest == tmp_path / "step-00000006" and found.best == tmp_path / "step-00000002"
     assert manifest.read_best(tmp_path) == {"step-00000002": 3.0, "step-00000004": 3.5}
     saver.mark(99, 0.0)  # was never saved
+    saver.mark(6, math.nan)
     assert checkpoint.find(tmp_path) == found
     saver.mark(6, 1.0)  # another look at it
     assert checkpoint.find(tmp_path).best == tmp_path / "step-00000006"

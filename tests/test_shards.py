@@ -381,6 +381,16 @@ def test_a_full_disk_of_one_process_is_known_to_all_and_training_goes_on(tmp_pat
     assert [path.name for path in directory.iterdir()] == ["step-00000003"]
 
 
+def test_a_place_that_cannot_be_written_is_known_to_all_before_training(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+
+    def work(group: Group) -> None:
+        with pytest.raises(OSError, match=r"cannot write checkpoints into .*file: .*; hint: run\.dir="):
+            Saver(tmp_path / "file", keep=1, group=group)
+
+    together(tmp_path, 2, work)
+
+
 def kill_one(tmp_path: Path, calls: list[tuple[str, int]]) -> None:
     """Kills a process of two at its n-th call of a kind in the second save; the next two go on from what is there."""
     directory, last = tmp_path / "run", 0

@@ -136,14 +136,11 @@ def read(
             raise _cause(error) from error
 
 
-def agree(problem: str | None, group: dist.ProcessGroup | None) -> None:
-    """Raises ValueError on every process when one of them has a problem, with that of the first; all call it."""
-    found: list[str | None] = [problem]
-    if group is not None:
-        found = [None] * group.size()
-        dist.all_gather_object(found, problem, group=group)
-    if first := next((text for text in found if text is not None), None):
-        raise ValueError(first)
+def first_of_all(problem: Exception | None, group: dist.ProcessGroup) -> Exception | None:
+    """Returns the problem of the first process that has one, on every process; all of the group call it."""
+    found: list[Exception | None] = [None] * group.size()
+    dist.all_gather_object(found, problem, group=group)
+    return next((each for each in found if each is not None), None)
 
 
 class _SavePlanner(DefaultSavePlanner):
