@@ -189,6 +189,12 @@ def test_the_last_save_must_come_through(tmp_path: Path, monkeypatch: pytest.Mon
     with pytest.raises(OSError, match=r"cannot save checkpoint .*step-00000001: No space left .*; hint: make room"):
         saver.finish()
     saver.finish()  # told once
+    fault.arm(9)
+    saver.save(step=1, model=run[0], optimizer=run[1], state={})
+    saver.wait()
+    fault.arm(0)
+    with pytest.raises(OSError, match="No space left"):  # nobody else is told of it
+        saver.save(step=2, model=run[0], optimizer=run[1], state={})
 
 
 def test_no_room_is_known_before_anything_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

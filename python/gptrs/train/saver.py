@@ -48,7 +48,7 @@ class Saver:
             is_async: False: the loop waits until the disk has everything, and no memory is kept for a copy.
             group: of the processes that save together, for CPU tensors (gloo) and for nothing else; None: one alone.
             orders: by parameter, of those of several processes that do not stand in the plain model's order.
-            on_failure: what a step that could not be saved is told to.
+            on_failure: what a step that could not be saved is told to; None: it is an error at the next stop.
         """
         self.directory = directory
         self._keep, self._keep_best, self._is_async = keep, keep_best, is_async
@@ -78,7 +78,7 @@ class Saver:
         """Begins the checkpoint of a step, once that of the step before is done; its end is told by `finish`.
 
         Args: as of `checkpoint.save`. All processes of the group call it.
-        Raises: what went wrong with the save before, unless it was an OSError: that is told to `on_failure`.
+        Raises: what went wrong with the save before, unless it was an OSError that `on_failure` is told.
         """
         self._settle(is_told=True)
         self._step = step
@@ -150,9 +150,8 @@ class Saver:
         """Waits for the save before; its failure is told where training can go on, else raised."""
         self.wait()
         error, self._error = self._error, None
-        if isinstance(error, OSError) and is_told:
-            if self._on_failure is not None:
-                self._on_failure(self._step, error)
+        if isinstance(error, OSError) and is_told and self._on_failure is not None:
+            self._on_failure(self._step, error)
         elif error is not None:
             raise error
         self._note_losses()
@@ -163,8 +162,9 @@ class Saver:
             try:
                 manifest.mark_best(self.directory, step, loss, self._keep_best)
             except OSError as error:
-                if self._on_failure is not None:
-                    self._on_failure(step, error)
+                if self._on_failure is None:
+                    raise
+                self._on_failure(step, error)
 
 
 def _problem_of(directory: Path) -> Exception | None:
