@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Literal
 
 from gptrs import config
+from gptrs.model import memory
 from gptrs.train.settings import DataSettings, ModelSettings, RunSettings, SampleSettings, TokenizerSettings, require
 
 
@@ -51,7 +52,7 @@ class TrainSettings:
     steps: int  # optimizer updates
     global_batch: int  # rows of one update
     seq_len: int  # positions of a row
-    micro_batch: int | None = None  # rows of one forward; unset: global_batch. Fewer take less memory
+    micro_batch: int | None = None  # rows of one forward on each rank; unset: all of its share. Fewer take less memory
     max_minutes: float | None = None  # training ends there, evaluation included, the rate down by then; unset: none
     log_every: int = 10  # updates between lines of metrics.jsonl
     eval_every: int = 500  # updates between evaluations; the last update is always evaluated
@@ -85,10 +86,69 @@ class TrainSettings:
             got = f"got {self.micro_batch}; hint: train.micro_batch={nearest}"
             raise ValueError(f"train.micro_batch must divide train.global_batch ({self.global_batch}), {got}")
 
-    @property
-    def accumulation(self) -> int:
-        """Microbatches of one update."""
-        return self.global_batch // (self.micro_batch or self.global_batch)
+    def rows(self, data_size: int = 1) -> int:
+        """Rows of one forward on each of `data_size` ranks that read different ones.
+
+        Raises: ValueError when the global batch cannot be divided among them.
+        """
+        micro = self.micro_batch or max(self.global_batch // data_size, 1)
+        if self.global_batch % (micro * data_size):
+            below = max(self.global_batch // (micro * data_size), 1) * micro * data_size
+            ranks = f"{data_size} ranks that read {micro} rows at a time"
+            got = f"got {self.global_batch}; hint: train.global_batch={below}"
+            raise ValueError(f"train.global_batch must be a multiple of {micro * data_size}, for {ranks}, {got}")
+        return micro
+
+    def accumulation(self, data_size: int = 1) -> int:
+        """Forwards of each rank in one update."""
+        return self.global_batch // (self.rows(data_size) * data_size)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Sizes:
+    """How many ranks stand along each dimension of the mesh; their product is all of them."""
+
+    replicate: int = 1  # hold the same weights and read different rows
+    shard: int = 1  # hold a part of each weight each and read different rows
+    expert: int = 1  # hold different routed experts and read different rows
+    tensor: int = 1  # hold a part of each matrix and read the same rows
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ParallelSettings:
+    """[parallel]: how the ranks that torchrun starts share the work; one process needs nothing of it."""
+
+    data: Literal["auto", "ddp", "fsdp", "hsdp"] = "auto"  # ddp: whole weights on each rank; fsdp: a part of them each;
+    # hsdp: parts inside groups of `shard` ranks, groups alike. auto: ddp, or with `shard` fsdp or hsdp
+    shard: int | None = None  # ranks that share the weights; unset: all for fsdp, those of a machine for hsdp
+    expert: int = 1  # ranks that share the routed experts
+    tensor: int = 1  # ranks that share each matrix, heads and inner widths
+    timeout_s: float = 600.0  # seconds after which a rank that does not come or answer ends the run
+
+    def __post_init__(self) -> None:
+        for name in ("expert", "tensor"):
+            require(getattr(self, name) >= 1, f"parallel.{name}", "at least 1", getattr(self, name))
+        require(self.shard is None or self.shard >= 1, "parallel.shard", "at least 1", self.shard)
+        require(self.timeout_s > 0, "parallel.timeout_s", "positive", self.timeout_s)
+        if self.data == "ddp" and (self.shard or 1) > 1:
+            raise ValueError(f"parallel.data=ddp shares no weights, got parallel.shard={self.shard}; hint: hsdp")
+
+    def sizes(self, world_size: int, *, per_machine: int) -> Sizes:
+        """Returns the mesh of so many ranks, `per_machine` of them on each machine.
+
+        Raises: ValueError when the ranks cannot be divided so.
+        """
+        inner = self.expert * self.tensor
+        if world_size % inner:
+            got = f"got {world_size}; hint: torchrun --nproc-per-node {inner * -(-world_size // inner)}"
+            raise ValueError(f"parallel.expert · parallel.tensor ({inner}) must divide the number of ranks, {got}")
+        outer = world_size // inner
+        shard = self.shard or {"fsdp": outer, "hsdp": max(per_machine // inner, 1)}.get(self.data, 1)
+        if outer % shard or (self.data == "fsdp" and shard != outer):
+            expected = f"the {outer} ranks that read different rows with the same experts"
+            verb = "be" if self.data == "fsdp" else "divide"
+            raise ValueError(f"parallel.shard must {verb} {expected}, got {shard}; hint: parallel.shard={outer}")
+        return Sizes(replicate=outer // shard, shard=shard, expert=self.expert, tensor=self.tensor)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -102,6 +162,7 @@ class PretrainConfig:
     optim: OptimSettings
     schedule: ScheduleSettings = ScheduleSettings()
     train: TrainSettings
+    parallel: ParallelSettings = ParallelSettings()
     sample: SampleSettings = field(default_factory=SampleSettings)
 
     def __post_init__(self) -> None:
@@ -114,6 +175,7 @@ class PretrainConfig:
         if self.train.seq_len <= model.n_mtp_layers:
             got = f"got {self.train.seq_len}; hint: train.seq_len={model.n_mtp_layers + 1}"
             raise ValueError(f"train.seq_len must exceed the {model.n_mtp_layers} further tokens predicted, {got}")
+        memory.check_split(model, expert=self.parallel.expert, tensor=self.parallel.tensor)
         if self.data.train and not self.tokenizer.path:
             raise ValueError(
                 "data.train needs the tokenizer that prepared it, got none; hint: tokenizer.path=tokenizer.json"
