@@ -23,7 +23,7 @@ from gptrs.train.corpus import Corpus
 from gptrs.train.device import device_of, dtype_of
 from gptrs.train.looks import Looks
 from gptrs.train.loop import FitOptions, Position, Stops, Update, fit
-from gptrs.train.optim import adamw
+from gptrs.train.optim import optimizer_of
 from gptrs.train.parts import Parts
 from gptrs.train.schedule import learning_rate, stand
 
@@ -83,14 +83,7 @@ class _Session:
         self.mixtures = [mixture for _, mixture in self.model.experts()]
         self.parts = _parts(config, data)
         self.weights_before = self.model.embed.token.weight.detach().cpu().clone()  # (V, C)
-        beta1, beta2 = config.optim.betas
-        self.optimizer = adamw(
-            self.model,
-            lr=config.optim.lr,
-            weight_decay=config.optim.weight_decay,
-            betas=(beta1, beta2),
-            eps=config.optim.eps,
-        )
+        self.optimizer = optimizer_of(self.model, config.optim)
         self.loader = Loader(
             data.train,
             seq_len=config.train.seq_len,
