@@ -26,7 +26,8 @@ Adjust = Literal["match_rms_adamw", "original"]
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)  # steepest at 0: singular values end between 0.7 and 1.2, not at 1
 STEPS = 5
 _EPS = 1e-7  # smallest norm that is divided by
-_BATCH_ELEMENTS = 1 << 26  # of one batch of matrices: its copies take 0.4 GB in bf16
+_CPU_ELEMENTS = 1 << 18  # of one batch of matrices: more of them leave the cache, docs/log.md
+_ELEMENTS = 1 << 26  # elsewhere: its copies take 0.4 GB in bf16
 
 
 class Muon(torch.optim.Optimizer):
@@ -219,11 +220,12 @@ def _parts(x: Tensor, sizes: tuple[int, ...]) -> tuple[Tensor, ...]:
 
 
 def _batches(parts: list[_Part]) -> Iterator[list[_Part]]:
-    """Runs of parts with at most _BATCH_ELEMENTS, or one alone."""
+    """Runs of parts of bounded size, or one alone."""
+    most = _CPU_ELEMENTS if parts[0].source.device.type == "cpu" else _ELEMENTS
     batch: list[_Part] = []
     n = 0
     for part in parts:
-        if batch and n + part.source.numel() > _BATCH_ELEMENTS:
+        if batch and n + part.source.numel() > most:
             yield batch
             batch, n = [], 0
         batch.append(part)
