@@ -17,7 +17,7 @@ import shutil
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import safetensors.torch
 import torch
@@ -28,6 +28,13 @@ from gptrs.files import digest, sync_directory, write_synced
 VERSION = 1
 _NAME = re.compile(r"step-\d{8,}")
 _OPTIMIZER_KEY = "/"  # between a parameter's name and the name of its state; parameter names have dots only
+
+
+class HasState(Protocol):
+    """What is saved of an optimizer: its tensors for each parameter."""
+
+    @property
+    def state(self) -> Mapping[Any, Mapping[str, Tensor]]: ...
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -43,7 +50,7 @@ def save(
     *,
     step: int,
     model: nn.Module,
-    optimizer: torch.optim.Optimizer | None,
+    optimizer: "HasState | None",
     state: Mapping[str, Any],
     keep: int,
 ) -> Path:
@@ -145,7 +152,7 @@ def set_rng_state(state: Mapping[str, Any]) -> None:
         torch.cuda.set_rng_state_all([_unhex(text) for text in state["cuda"]])
 
 
-def _write(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer | None, state: Mapping[str, Any]) -> None:
+def _write(path: Path, model: nn.Module, optimizer: HasState | None, state: Mapping[str, Any]) -> None:
     contents: dict[str, Callable[[], bytes]] = {
         "model.safetensors": lambda: safetensors.torch.save(_contiguous(_model_tensors(model))),
         "optimizer.safetensors": lambda: safetensors.torch.save(dict(_optimizer_tensors(model, optimizer))),
@@ -171,7 +178,7 @@ def _model_tensors(model: nn.Module) -> dict[str, Tensor]:
     return {name: tensor for name, tensor in model.state_dict().items() if name in names}
 
 
-def _optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer | None) -> Iterator[tuple[str, Tensor]]:
+def _optimizer_tensors(model: nn.Module, optimizer: HasState | None) -> Iterator[tuple[str, Tensor]]:
     if optimizer is None:
         return
     for name, parameter in model.named_parameters():

@@ -16,13 +16,18 @@ from gptrs.train.settings import DataSettings, ModelSettings, RunSettings, Sampl
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class OptimSettings:
-    """[optim]: AdamW."""
+    """[optim]: AdamW for all weights, or Muon for the matrices of hidden layers and AdamW for the others."""
 
     lr: float  # peak learning rate
+    name: Literal["adamw", "muon"] = "adamw"
     weight_decay: float = 0.1  # on matrices and embeddings only (ndim ≥ 2)
     betas: tuple[float, ...] = (0.9, 0.95)  # decay of the two moments; 0.99 for the second suits small batches
     clip: float = 1.0  # largest norm of the whole gradient; 0: no clipping
     eps: float = 1e-8  # added to the root of the second moment
+    momentum: float = 0.95  # muon: decay of the gradients' mean
+    adjust: Literal["match_rms_adamw", "original"] = "match_rms_adamw"  # muon: rate of an (A, B) matrix over the peak:
+    # 0.2·√max(A, B), with which AdamW's rate and decay fit, or √max(1, A/B), for rates about 0.02
+    matrix_lr: float | None = None  # muon: peak of the hidden matrices; unset: lr
 
     def __post_init__(self) -> None:
         require(self.lr > 0, "optim.lr", "positive", self.lr)
@@ -31,6 +36,10 @@ class OptimSettings:
         require(is_pair, "optim.betas", "two numbers from 0 to below 1", list(self.betas))
         require(self.clip >= 0, "optim.clip", "0 (no clipping) or more", self.clip)
         require(self.eps > 0, "optim.eps", "positive", self.eps)
+        require(0 <= self.momentum < 1, "optim.momentum", "from 0 to below 1", self.momentum)
+        require(self.matrix_lr is None or self.matrix_lr > 0, "optim.matrix_lr", "positive", self.matrix_lr)
+        if self.matrix_lr is not None and self.name != "muon":
+            raise ValueError(f"optim.matrix_lr is Muon's, optim.name is {self.name}; hint: optim.name=muon")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

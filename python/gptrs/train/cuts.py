@@ -82,9 +82,25 @@ def whole(tensor: Tensor, cut: Cut | None) -> Tensor:
     full: Tensor = tensor.full_tensor()
     if cut is None:
         return full
-    n = dict(zip(tensor.device_mesh.mesh_dim_names, tensor.device_mesh.shape, strict=True))["tensor"]  # type: ignore[attr-defined]
-    order = cut.order(n, full.device)
-    return full.index_select(cut.axis, order.argsort())
+    return full.index_select(cut.axis, cut.order(_tensor_ranks(tensor), full.device).argsort())
+
+
+def part(full: Tensor, like: Tensor, cut: Cut | None) -> Tensor:
+    """Returns this rank's part of a whole tensor in the plain model's order, cut and placed like another."""
+    if not hasattr(like, "full_tensor"):
+        return full.to(like.device)
+    from torch.distributed.tensor import distribute_tensor
+
+    mesh = like.device_mesh  # type: ignore[attr-defined]
+    full = full.to(like.device)
+    if cut is not None:
+        full = full.index_select(cut.axis, cut.order(_tensor_ranks(like), full.device))
+    return distribute_tensor(full, mesh, like.placements, src_data_rank=None)  # type: ignore[attr-defined]
+
+
+def _tensor_ranks(tensor: Tensor) -> int:
+    mesh = tensor.device_mesh  # type: ignore[attr-defined]
+    return int(mesh.shape[mesh.mesh_dim_names.index("tensor")])
 
 
 def _divided(parameter: nn.Parameter, cut: Cut | None, mesh: "DeviceMesh", *, is_expert: bool) -> Tensor:
@@ -151,7 +167,12 @@ def _replace(module: nn.Module, group: dist.ProcessGroup, **kinds: type[Columns]
     for name, kind in kinds.items():
         linear = module.get_submodule(name)
         assert isinstance(linear, nn.Linear)
+        inner, outer = linear.in_features, linear.out_features  # of this rank
+        if kind is Columns:
+            outer //= group.size()
+        else:
+            inner //= group.size()
         with torch.device("meta"):
-            shared = kind(linear.in_features, linear.out_features, bias=linear.bias is not None)
+            shared = kind(inner, outer, bias=linear.bias is not None)
         shared.weight, shared.bias, shared.group = linear.weight, linear.bias, group
         setattr(module, name, shared)

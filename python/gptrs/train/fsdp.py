@@ -69,7 +69,8 @@ def shard(
     wrap(root, dense)
     for module in root.modules():
         if isinstance(module, FSDPModule):
-            module.set_gradient_divide_factor(1.0)  # sums, not means
+            module.set_gradient_divide_factor(1.0)  # sums, not means,
+            module.set_force_sum_reduction_for_comms(True)  # by a reduction that gloo has too
     return [p for p in outside if p.requires_grad]
 
 

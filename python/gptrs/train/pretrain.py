@@ -11,6 +11,7 @@ import warnings
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -25,7 +26,7 @@ from gptrs.train.device import device_of, dtype_of
 from gptrs.train.distributed import World
 from gptrs.train.looks import Looks
 from gptrs.train.loop import FitOptions, Position, Stops, Update, fit
-from gptrs.train.optim import adamw
+from gptrs.train.optim import optimizer_of
 from gptrs.train.parts import Parts
 from gptrs.train.schedule import learning_rate, stand
 from gptrs.train.spread import Spread
@@ -90,19 +91,12 @@ class _Session:
         self.dir = config.run.path
         self.dtype = dtype_of(config.run, device)
         self.model_config = config.model.resolve(vocab_size=data.tokenizer.vocab_size, seq_len=config.train.seq_len)
-        self.model = Transformer(self.model_config, seed=config.run.seed).to(device)
+        self.model = Transformer(self.model_config, seed=config.run.seed)
         self.mixtures = [mixture for _, mixture in self.model.experts()]
         self.parts = _parts(config, data, world)
-        self.weights_before = self.model.embed.token.weight.detach().cpu().clone()  # (V, C)
+        self.weights_before = self.model.embed.token.weight.detach().clone()  # (V, C)
         self.spread = Spread(self.model, world, dtype=self.dtype, is_compiled=config.run.compile)
-        beta1, beta2 = config.optim.betas
-        self.optimizer = adamw(
-            self.model,
-            lr=config.optim.lr,
-            weight_decay=config.optim.weight_decay,
-            betas=(beta1, beta2),
-            eps=config.optim.eps,
-        )
+        self.optimizer = optimizer_of(self.model, config.optim)
         self.spread.split_groups(self.optimizer)
         self.loader = Loader(
             data.train,
@@ -220,9 +214,19 @@ class _Session:
             warnings.warn(f"checkpoint {path} was never finished; going on from {origin}", stacklevel=2)
         if found.newest is None:
             return Position(), {"metrics.jsonl": 0, "samples.txt": 0}
-        state = checkpoint.load(found.newest, self.model, self.optimizer)
+        state = self._load(found.newest)
         self.loader.load_state_dict(state["loader"])
         return Position(step=state["step"], elapsed_s=state["elapsed_s"]), state["lengths"]
+
+    def _load(self, path: Path) -> dict[str, Any]:
+        """Puts a checkpoint into this rank's parts of the model and the optimizer; returns its state."""
+        if not self.spread.is_divided:
+            return checkpoint.load(path, self.model, self.optimizer)
+        plain = Transformer(self.model_config)
+        optimizer = optimizer_of(plain, self.config.optim)
+        state = checkpoint.load(path, plain, optimizer)
+        self.spread.take(plain, optimizer, self.optimizer)
+        return state
 
     def _options(self) -> FitOptions:
         train = self.config.train
@@ -275,8 +279,10 @@ class _Session:
         )
 
     def _save(self, position: Position) -> None:
-        if not self.world.is_main:
+        gathered = self.spread.gather(self.optimizer)
+        if gathered is None:
             return
+        model, optimizer = gathered
         lengths = {"metrics.jsonl": self.log_file.length(), "samples.txt": metrics.sync(self.samples_file)}
         state = {
             "elapsed_s": position.elapsed_s,
@@ -289,8 +295,8 @@ class _Session:
         checkpoint.save(
             self.dir / "checkpoints",
             step=position.step,
-            model=self.model,
-            optimizer=self.optimizer,
+            model=model,
+            optimizer=optimizer,
             state=state,
             keep=self.config.train.keep_checkpoints,
         )
