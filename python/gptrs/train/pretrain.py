@@ -173,9 +173,10 @@ class _Session:
         say(f"train {data.train.n_tokens:,} tokens, val {data.val.n_tokens:,} tokens, {vocabulary}")
         n = sum(parameter.numel() for parameter in self.model.parameters())
         say(f"model {n:,} parameters, {str(self.dtype).removeprefix('torch.')}, seed {self.config.run.seed}")
-        per_step = train.global_batch * train.seq_len
-        epochs = train.steps * per_step / data.train.n_tokens
-        say(f"{train.steps} steps of {per_step:,} tokens ({epochs:.1f} epochs), from step {self.position.step}")
+        epochs = train.rows_before(train.steps) * train.seq_len / data.train.n_tokens
+        sizes = sorted({train.rows_at(0) * train.seq_len, train.global_batch * train.seq_len})
+        size = " to ".join(f"{n:,}" for n in sizes)
+        say(f"{train.steps} steps of {size} tokens ({epochs:.1f} epochs), from step {self.position.step}")
 
     def _restore(self) -> tuple[Position, dict[str, int]]:
         """Returns where the run stands and how long its logs were then, after loading the newest checkpoint."""
@@ -195,6 +196,7 @@ class _Session:
         return FitOptions(
             steps=train.steps,
             accumulation=train.accumulation,
+            accumulation_at=lambda step: train.rows_at(step) // (train.micro_batch or train.global_batch),
             clip=self.config.optim.clip,
             dtype=self.dtype,
             is_compiled=self.config.run.compile,
@@ -213,6 +215,10 @@ class _Session:
             min_lr=schedule.min_lr,
             warmup_steps=schedule.warmup_steps,
             steps=options.steps,
+            kind=schedule.kind,
+            decay=schedule.decay,
+            decay_share=schedule.decay_share,
+            stages=schedule.stages,
         )
 
     def _log(self, update: Update) -> None:
