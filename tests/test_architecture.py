@@ -55,8 +55,8 @@ EXCHANGE = ("hf_config", "hf_tensors", "hf", "gguf", "gguf_file", "gguf_read", "
 # Inside gptrs.train likewise: settings, what a run is made of, the loop, and the stages, which know nothing of each
 # other.
 TRAIN = (
-    "schedule", "settings", "config", "device", "rundir", "corpus", "parts", "muon", "optim", "checkpoint", "metrics",
-    "loop", "looks", "pretrain",
+    "schedule", "settings", "config", "device", "rundir", "corpus", "parts", "average", "muon", "optim", "checkpoint",
+    "metrics", "loop", "looks", "pretrain",
 )  # fmt: skip
 PICKLES = "gptrs.exchange.torch_file"  # reads tensors out of them by an explicit command, with weights_only
 WITHOUT_TORCH = (

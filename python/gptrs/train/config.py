@@ -84,6 +84,9 @@ class TrainSettings:
     mtp_weight: float = 0.3  # of the further tokens' loss, where the model predicts some
     balance_weight: float = 1e-4  # of the experts' balance in each sequence
     bias_speed: float = 1e-3  # by which a router's biases move after each update, towards equal load
+    ema: float | None = None  # decay of the weights' running mean, which is evaluated and saved beside them; 0.999:
+    # of about the last thousand updates. Unset: none
+    is_ema_corrected: bool = True  # the mean begins with the first update, not with the random weights before it
 
     def __post_init__(self) -> None:
         for name in (
@@ -99,6 +102,7 @@ class TrainSettings:
         for name in ("mtp_weight", "balance_weight", "bias_speed"):
             require(getattr(self, name) >= 0, f"train.{name}", "0 or more", getattr(self, name))
         require(self.eval_rows is None or self.eval_rows >= 1, "train.eval_rows", "at least 1", self.eval_rows)
+        require(self.ema is None or 0 < self.ema < 1, "train.ema", "between 0 and 1", self.ema)
         require(self.max_minutes is None or self.max_minutes > 0, "train.max_minutes", "positive", self.max_minutes)
         if self.micro_batch is not None and (self.micro_batch < 1 or self.global_batch % self.micro_batch):
             divisors = [d for d in range(1, self.global_batch + 1) if self.global_batch % d == 0]

@@ -13,6 +13,7 @@ from gptrs import trace
 from gptrs.generate import generate
 from gptrs.model import ModelConfig, Transformer
 from gptrs.train import corpus, metrics
+from gptrs.train.average import Average
 from gptrs.train.config import PretrainConfig
 from gptrs.train.corpus import Corpus, Rows
 from gptrs.train.loop import Position, mean_loss
@@ -53,12 +54,14 @@ class Looks:
         self.dir = config.run.path
         self.prompts = [data.tokenizer.encode_ordinary(prompt) for prompt in config.sample.prompts]
         self.max_new_tokens = self._max_new_tokens()
+        self.average: Average | None = None  # of the weights, looked at beside them where there is one
         self.val_loss = math.nan
         self.samples: list[tuple[str, str]] = []
 
     def evaluate(self, position: Position, is_last: bool) -> None:
         rows = self._val_rows(None if is_last else self.config.train.eval_rows)
         loss, n_targets = mean_loss(self.model, rows, loss_fn=self.parts.next_loss, dtype=self.dtype)
+        averaged = self._averaged_loss(is_last)
         self.log_file.write(
             "eval",
             position.step,
@@ -66,11 +69,21 @@ class Looks:
             bits_per_byte=self.corpus.bits_per_byte(loss),
             n_targets=n_targets,
             time_s=round(position.elapsed_s, 3),
+            **averaged,
         )
-        self.display.say(f"step {position.step}  val loss {loss:.4f} on {n_targets:,} tokens")
+        mean = "".join(f", of the weights' mean {value:.4f}" for value in averaged.values())
+        self.display.say(f"step {position.step}  val loss {loss:.4f}{mean} on {n_targets:,} tokens")
         lines = metrics.read(self.dir / "metrics.jsonl")
         metrics.plot(self.dir / "loss.png", lines, unigram_entropy=self.corpus.unigram_entropy)
         self.val_loss = loss
+
+    def _averaged_loss(self, is_last: bool) -> dict[str, float]:
+        if self.average is None:
+            return {}
+        rows = self._val_rows(None if is_last else self.config.train.eval_rows)
+        with self.average.applied():
+            loss, _ = mean_loss(self.model, rows, loss_fn=self.parts.next_loss, dtype=self.dtype)
+        return {"ema_val_loss": loss}
 
     def sample(self, position: Position, is_last: bool) -> None:
         self.samples = self._continuations()

@@ -12,12 +12,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from gptrs import config as configs
 from gptrs import report, trace
 from gptrs.loader import Loader
 from gptrs.model import Transformer, count
 from gptrs.train import checkpoint, corpus, metrics, rundir
+from gptrs.train.average import Average
 from gptrs.train.config import PretrainConfig
 from gptrs.train.corpus import Corpus
 from gptrs.train.device import device_of, dtype_of
@@ -84,6 +86,10 @@ class _Session:
         self.parts = _parts(config, data)
         self.weights_before = self.model.embed.token.weight.detach().cpu().clone()  # (V, C)
         self.optimizer = optimizer_of(self.model, config.optim)
+        train = config.train
+        self.average: Average | None = None
+        if train.ema is not None:
+            self.average = Average(self.model, decay=train.ema, is_corrected=train.is_ema_corrected)
         self.loader = Loader(
             data.train,
             seq_len=config.train.seq_len,
@@ -97,6 +103,7 @@ class _Session:
         self.flops_per_token = count.flops_per_token(self.model_config, config.train.seq_len, has_further=True)
         self.display = metrics.Display(steps=config.train.steps, peak=self.peak_name)
         self.looks = Looks(config, data, self.model, self.parts, device=device, dtype=self.dtype)
+        self.looks.average = self.average
         self.position, lengths = self._restore()
         self.log_file = metrics.MetricsLog(self.dir, length=lengths["metrics.jsonl"], step=self.position.step)
         self.samples_file = metrics.cut(self.dir / "samples.txt", lengths["samples.txt"])
@@ -116,7 +123,7 @@ class _Session:
                 learning_rate=self._learning_rate,
                 options=self._options(),
                 stops=Stops(log=self._log, save=self._save, evaluate=self.looks.evaluate, sample=self.looks.sample),
-                after_update=lambda: self.parts.after_update(self.mixtures),
+                after_update=self._after_update,
                 start=self.position,
             )
         except KeyboardInterrupt as error:
@@ -187,7 +194,9 @@ class _Session:
             warnings.warn(f"checkpoint {path} was never finished; going on from {origin}", stacklevel=2)
         if found.newest is None:
             return Position(), {"metrics.jsonl": 0, "samples.txt": 0}
-        state = checkpoint.load(found.newest, self.model, self.optimizer)
+        state = checkpoint.load(found.newest, self.model, self.optimizer, others=self._others())
+        if self.average is not None:
+            self.average.step = state["step"]
         self.loader.load_state_dict(state["loader"])
         return Position(step=state["step"], elapsed_s=state["elapsed_s"]), state["lengths"]
 
@@ -206,6 +215,15 @@ class _Session:
             sample_every=self.config.sample.every or train.eval_every,
             checkpoint_every=train.checkpoint_every,
         )
+
+    def _after_update(self) -> None:
+        self.parts.after_update(self.mixtures)
+        if self.average is not None:
+            self.average.update()
+
+    def _others(self) -> dict[str, dict[str, Tensor]]:
+        """What a checkpoint has beside model and optimizer."""
+        return {} if self.average is None else {"ema": self.average.means}
 
     def _learning_rate(self, position: Position) -> float:
         schedule, options = self.config.schedule, self._options()
@@ -260,6 +278,7 @@ class _Session:
             optimizer=self.optimizer,
             state=state,
             keep=self.config.train.keep_checkpoints,
+            others=self._others(),
         )
 
     def _facts(self, result: Result) -> report.Facts:
