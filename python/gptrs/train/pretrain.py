@@ -14,12 +14,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from gptrs import config as configs
 from gptrs import report, trace
 from gptrs.loader import Loader
 from gptrs.model import Transformer, count
 from gptrs.train import checkpoint, corpus, distributed, metrics, rundir
+from gptrs.train.average import Average
 from gptrs.train.config import PretrainConfig
 from gptrs.train.corpus import Corpus
 from gptrs.train.device import device_of, dtype_of
@@ -98,6 +100,10 @@ class _Session:
         self.spread = Spread(self.model, world, dtype=self.dtype, is_compiled=config.run.compile)
         self.optimizer = optimizer_of(self.model, config.optim)
         self.spread.split_groups(self.optimizer)
+        train = config.train
+        self.average: Average | None = None
+        if train.ema is not None:
+            self.average = Average(self.model, decay=train.ema, is_corrected=train.is_ema_corrected)
         self.loader = Loader(
             data.train,
             seq_len=config.train.seq_len,
@@ -113,6 +119,7 @@ class _Session:
         self.flops_per_token = count.flops_per_token(self.model_config, config.train.seq_len, has_further=True)
         self.display = metrics.Display(steps=config.train.steps, peak=self.peak_name)
         self.looks = Looks(config, data, self.spread, self.parts, dtype=self.dtype)
+        self.looks.average = self.average
         self.position, lengths = self._restore()
         if world.is_main:
             self.log_file = metrics.MetricsLog(self.dir, length=lengths["metrics.jsonl"], step=self.position.step)
@@ -134,7 +141,7 @@ class _Session:
                 learning_rate=self._learning_rate,
                 options=self._options(),
                 stops=Stops(log=self._log, save=self._save, evaluate=self.looks.evaluate, sample=self.looks.sample),
-                after_update=lambda: self.parts.after_update(self.mixtures),
+                after_update=self._after_update,
                 start=self.position,
                 counts=self.parts.counts,
                 spread=self.spread,
@@ -199,11 +206,12 @@ class _Session:
         n, ranks = count.n_params(self.model_config), self.world
         say(f"model {n:,} parameters, {str(self.dtype).removeprefix('torch.')}, seed {self.config.run.seed}")
         if ranks.size > 1:
-            sizes = dataclasses.asdict(ranks.sizes)
-            say(f"{ranks.size} ranks: {', '.join(f'{name} {n}' for name, n in sizes.items() if n > 1)}")
-        per_step = train.global_batch * train.seq_len
-        epochs = train.steps * per_step / data.train.n_tokens
-        say(f"{train.steps} steps of {per_step:,} tokens ({epochs:.1f} epochs), from step {self.position.step}")
+            mesh = dataclasses.asdict(ranks.sizes)
+            say(f"{ranks.size} ranks: {', '.join(f'{name} {n}' for name, n in mesh.items() if n > 1)}")
+        epochs = train.rows_before(train.steps) * train.seq_len / data.train.n_tokens
+        sizes = sorted({train.rows_at(0) * train.seq_len, train.global_batch * train.seq_len})
+        size = " to ".join(f"{n:,}" for n in sizes)
+        say(f"{train.steps} steps of {size} tokens ({epochs:.1f} epochs), from step {self.position.step}")
 
     def _restore(self) -> tuple[Position, dict[str, int]]:
         """Returns where the run stands and how long its logs were then, after loading the newest checkpoint."""
@@ -215,13 +223,15 @@ class _Session:
         if found.newest is None:
             return Position(), {"metrics.jsonl": 0, "samples.txt": 0}
         state = self._load(found.newest)
+        if self.average is not None:
+            self.average.step = state["step"]
         self.loader.load_state_dict(state["loader"])
         return Position(step=state["step"], elapsed_s=state["elapsed_s"]), state["lengths"]
 
     def _load(self, path: Path) -> dict[str, Any]:
         """Puts a checkpoint into this rank's parts of the model and the optimizer; returns its state."""
         if not self.spread.is_divided:
-            return checkpoint.load(path, self.model, self.optimizer)
+            return checkpoint.load(path, self.model, self.optimizer, others=self._others())
         plain = Transformer(self.model_config)
         optimizer = optimizer_of(plain, self.config.optim)
         state = checkpoint.load(path, plain, optimizer)
@@ -233,6 +243,7 @@ class _Session:
         return FitOptions(
             steps=train.steps,
             accumulation=train.accumulation(self.world.data_size),
+            accumulation_at=lambda step: train.accumulation(self.world.data_size, step),
             clip=self.config.optim.clip,
             dtype=self.dtype,
             is_compiled=self.config.run.compile,
@@ -243,6 +254,15 @@ class _Session:
             checkpoint_every=train.checkpoint_every,
         )
 
+    def _after_update(self) -> None:
+        self.parts.after_update(self.mixtures)
+        if self.average is not None:
+            self.average.update()
+
+    def _others(self) -> dict[str, dict[str, Tensor]]:
+        """What a checkpoint has beside model and optimizer."""
+        return {} if self.average is None else {"ema": self.average.means}
+
     def _learning_rate(self, position: Position) -> float:
         schedule, options = self.config.schedule, self._options()
         return learning_rate(
@@ -251,6 +271,10 @@ class _Session:
             min_lr=schedule.min_lr,
             warmup_steps=schedule.warmup_steps,
             steps=options.steps,
+            kind=schedule.kind,
+            decay=schedule.decay,
+            decay_share=schedule.decay_share,
+            stages=schedule.stages,
         )
 
     def _log(self, update: Update) -> None:
@@ -299,6 +323,7 @@ class _Session:
             optimizer=optimizer,
             state=state,
             keep=self.config.train.keep_checkpoints,
+            others=self._others(),
         )
 
     def _facts(self, result: Result, model: Transformer) -> report.Facts:
