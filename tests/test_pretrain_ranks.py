@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from gptrs import cli
 from gptrs.train import metrics, pretrain
 from gptrs.train.config import PretrainConfig, load
 from ranks import environment, fork, free_port
@@ -73,7 +74,8 @@ def check(found: list[tuple[str, int, float]], expected: list[tuple[str, int, fl
     ],
 )
 def test_a_run_on_several_ranks_is_the_run_of_one(size: int, overrides: tuple[str, ...], tmp_path: Path) -> None:
-    straight = pretrain.run(tiny(tmp_path, "one", *overrides))
+    alone = [text for text in overrides if not text.startswith("parallel.")]
+    straight = pretrain.run(tiny(tmp_path, "one", *alone))
     config = tiny(tmp_path, "many", *overrides)
     assert on_ranks(size, lambda: pretrain.run(config)) == [0] * size
     check(losses(tmp_path / "many"), losses(tmp_path / "one"))
@@ -107,14 +109,18 @@ def test_a_stopped_run_goes_on_with_another_number_of_ranks(setting: str, others
 
 
 def test_a_mistake_ends_all_ranks_with_rank_0_s_message(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    config = tiny(tmp_path, "run", "train.global_batch=3")
+    tiny(tmp_path, "run")
+    overrides = [*TINY, f"data.text={tmp_path / 'text.txt'}", f"run.dir={tmp_path / 'run'}", "train.global_batch=3"]
 
     def work() -> None:
-        with pytest.raises(ValueError, match=r"train\.global_batch must be a multiple of 2, for 2 ranks"):
-            pretrain.run(config)
+        sys.argv = ["gptrs", "train", "shakespeare_cpu", *overrides]
+        with pytest.raises(SystemExit, match="1"):
+            cli.main()
 
     assert on_ranks(2, work) == [0, 0]
     assert not (tmp_path / "run" / "config.toml").exists()
+    message = "error: train.global_batch must be a multiple of 2, for 2 ranks that read 1 rows at a time, got 3"
+    assert capfd.readouterr().err.count(message) == 1
 
 
 @pytest.mark.long
@@ -143,6 +149,7 @@ def test_torchrun_starts_a_killed_rank_again_and_the_run_goes_on(tmp_path: Path)
     check(losses(tmp_path / "many"), losses(tmp_path / "one"))
 
 
+@pytest.mark.long
 def test_the_command_line_runs_on_ranks(tmp_path: Path) -> None:
     """torchrun itself, with the command of README."""
     tiny(tmp_path, "one")
