@@ -57,7 +57,8 @@ EXCHANGE = ("hf_config", "hf_tensors", "hf", "gguf", "gguf_file", "gguf_read", "
 # other.
 TRAIN = (
     "schedule", "settings", "config", "device", "distributed", "rundir", "corpus", "parts", "average", "muon", "optim",
-    "cuts", "fsdp", "spread", "checkpoint", "metrics", "loop", "looks", "pretrain",
+    "cuts", "fsdp", "spread", "tensorfile", "snapshot", "manifest", "rng", "shards", "checkpoint", "saver", "keeper",
+    "metrics", "loop", "looks", "pretrain",
 )  # fmt: skip
 PICKLES = "gptrs.exchange.torch_file"  # reads tensors out of them by an explicit command, with weights_only
 WITHOUT_TORCH = (

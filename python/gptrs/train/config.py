@@ -80,6 +80,8 @@ class TrainSettings:
     eval_rows: int | None = None  # evenly spread rows of an evaluation, the last excepted; unset: all
     checkpoint_every: int = 500  # updates between checkpoints; the last update always has one
     keep_checkpoints: int = 2  # newest ones that stay on disk
+    keep_best: int = 1  # checkpoints of the least validation loss that stay as well; 0: none
+    checkpoint_async: bool = True  # written beside the training, from a copy of weights and optimizer in CPU memory
     attention: Literal["stream", "documents"] = "stream"  # what a position of a row reads: all before it, or its own
     # document alone, whose positions then begin at 0. Further tokens are never taught across a document's end
     mtp_weight: float = 0.3  # of the further tokens' loss, where the model predicts some
@@ -100,7 +102,7 @@ class TrainSettings:
             "keep_checkpoints",
         ):
             require(getattr(self, name) >= 1, f"train.{name}", "at least 1", getattr(self, name))
-        for name in ("mtp_weight", "balance_weight", "bias_speed"):
+        for name in ("keep_best", "mtp_weight", "balance_weight", "bias_speed"):
             require(getattr(self, name) >= 0, f"train.{name}", "0 or more", getattr(self, name))
         require(self.eval_rows is None or self.eval_rows >= 1, "train.eval_rows", "at least 1", self.eval_rows)
         require(self.ema is None or 0 < self.ema < 1, "train.ema", "between 0 and 1", self.ema)

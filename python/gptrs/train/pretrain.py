@@ -7,25 +7,23 @@ directories it may use is said in `rundir`.
 """
 
 import dataclasses
-import warnings
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
-from torch import Tensor
 
 from gptrs import config as configs
 from gptrs import report, trace
 from gptrs.loader import Loader
 from gptrs.model import Transformer, count
-from gptrs.train import checkpoint, corpus, distributed, metrics, rundir
+from gptrs.train import corpus, distributed, metrics, rundir
 from gptrs.train.average import Average
 from gptrs.train.config import PretrainConfig
 from gptrs.train.corpus import Corpus
 from gptrs.train.device import device_of, dtype_of
 from gptrs.train.distributed import World
+from gptrs.train.keeper import Keeper
 from gptrs.train.looks import Looks
 from gptrs.train.loop import FitOptions, Position, Stops, Update, fit
 from gptrs.train.optim import optimizer_of
@@ -120,6 +118,16 @@ class _Session:
         self.display = metrics.Display(steps=config.train.steps, peak=self.peak_name)
         self.looks = Looks(config, data, self.spread, self.parts, dtype=self.dtype)
         self.looks.average = self.average
+        self.keeper = Keeper(
+            self.dir / "checkpoints",
+            self.spread,
+            self.optimizer,
+            self.average,
+            train=train,
+            optim=config.optim,
+            seed=config.run.seed,
+            on_failure=self._say_not_saved,
+        )
         self.position, lengths = self._restore()
         if world.is_main:
             self.log_file = metrics.MetricsLog(self.dir, length=lengths["metrics.jsonl"], step=self.position.step)
@@ -140,16 +148,22 @@ class _Session:
                 optimizer=self.optimizer,
                 learning_rate=self._learning_rate,
                 options=self._options(),
-                stops=Stops(log=self._log, save=self._save, evaluate=self.looks.evaluate, sample=self.looks.sample),
+                stops=Stops(log=self._log, save=self._save, evaluate=self._evaluate, sample=self.looks.sample),
                 after_update=self._after_update,
                 start=self.position,
                 counts=self.parts.counts,
                 spread=self.spread,
             )
+            self.keeper.finish()
         except KeyboardInterrupt as error:
+            if error.args:  # a second signal waits for nothing
+                self.keeper.finish()
             self.display.stop()
             if self.world.is_main:
                 self.display.say(f"{error or 'stopped'}; hint: the same command goes on from the newest checkpoint")
+            raise
+        except Exception:
+            self.keeper.wait()
             raise
         finally:
             self.display.stop()
@@ -215,28 +229,11 @@ class _Session:
 
     def _restore(self) -> tuple[Position, dict[str, int]]:
         """Returns where the run stands and how long its logs were then, after loading the newest checkpoint."""
-        torch.manual_seed(self.config.run.seed + self.world.data_rank)  # dropout
-        found = checkpoint.find(self.dir / "checkpoints")
-        for path in found.uncommitted:
-            origin = found.newest or "the beginning"
-            warnings.warn(f"checkpoint {path} was never finished; going on from {origin}", stacklevel=2)
-        if found.newest is None:
+        state = self.keeper.restore()
+        if state is None:
             return Position(), {"metrics.jsonl": 0, "samples.txt": 0}
-        state = self._load(found.newest)
-        if self.average is not None:
-            self.average.step = state["step"]
         self.loader.load_state_dict(state["loader"])
         return Position(step=state["step"], elapsed_s=state["elapsed_s"]), state["lengths"]
-
-    def _load(self, path: Path) -> dict[str, Any]:
-        """Puts a checkpoint into this rank's parts of the model and the optimizer; returns its state."""
-        if not self.spread.is_divided:
-            return checkpoint.load(path, self.model, self.optimizer, others=self._others())
-        plain = Transformer(self.model_config)
-        optimizer = optimizer_of(plain, self.config.optim)
-        state = checkpoint.load(path, plain, optimizer)
-        self.spread.take(plain, optimizer, self.optimizer)
-        return state
 
     def _options(self) -> FitOptions:
         train = self.config.train
@@ -258,10 +255,6 @@ class _Session:
         self.parts.after_update(self.mixtures)
         if self.average is not None:
             self.average.update()
-
-    def _others(self) -> dict[str, dict[str, Tensor]]:
-        """What a checkpoint has beside model and optimizer."""
-        return {} if self.average is None else {"ema": self.average.means}
 
     def _learning_rate(self, position: Position) -> float:
         schedule, options = self.config.schedule, self._options()
@@ -303,11 +296,9 @@ class _Session:
         )
 
     def _save(self, position: Position) -> None:
-        gathered = self.spread.gather(self.optimizer)
-        if gathered is None:
-            return
-        model, optimizer = gathered
-        lengths = {"metrics.jsonl": self.log_file.length(), "samples.txt": metrics.sync(self.samples_file)}
+        lengths = {}
+        if self.world.is_main:
+            lengths = {"metrics.jsonl": self.log_file.length(), "samples.txt": metrics.sync(self.samples_file)}
         state = {
             "elapsed_s": position.elapsed_s,
             "loader": self.loader.state_dict(),
@@ -316,15 +307,17 @@ class _Session:
             "model": dataclasses.asdict(self.model_config),
             "environment": self.environment,
         }
-        checkpoint.save(
-            self.dir / "checkpoints",
-            step=position.step,
-            model=model,
-            optimizer=optimizer,
-            state=state,
-            keep=self.config.train.keep_checkpoints,
-            others=self._others(),
-        )
+        self.keeper.save(position.step, state)
+
+    def _evaluate(self, position: Position, is_last: bool) -> None:
+        if is_last:
+            self.keeper.finish()  # before what may go wrong now
+        self.looks.evaluate(position, is_last)
+        self.keeper.mark(position.step, self.looks.val_loss)
+
+    def _say_not_saved(self, step: int, error: OSError) -> None:
+        self.log_file.write("save_failed", step, errno=float(error.errno or 0))
+        self.display.say(f"step {step}  not saved, training goes on: {error.strerror or error}")
 
     def _facts(self, result: Result, model: Transformer) -> report.Facts:
         tokenizer = self.corpus.tokenizer

@@ -1,0 +1,215 @@
+"""One checkpoint by many processes: each writes the pieces that it holds, any number of them read it back.
+
+    state ─ whose is it? ─▶ pieces ─▶ KIND-00001-of-00004.safetensors ─ digests ─▶ first process ─▶ manifest, COMMITTED
+
+torch.distributed.checkpoint does what is collective: plans, a look at whether the pieces make up every tensor, and a
+vote after each part, so that an error of one process is everybody's. Its writer for safetensors is used with two parts
+of our own: what touches the disk, since it makes a file's bytes in memory and syncs no folder, and the end. Reading is
+its own: a piece of a tensor is put together from those files that have some of it, in any split.
+"""
+
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.default_planner import DefaultLoadPlanner, DefaultSavePlanner
+from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader, HuggingFaceStorageWriter
+from torch.distributed.checkpoint.metadata import ChunkStorageMetadata, Metadata, MetadataIndex, TensorProperties
+from torch.distributed.checkpoint.planner import SavePlan, SavePlanner, TensorWriteData, WriteItem, WriteItemType
+from torch.distributed.checkpoint.state_dict_loader import load
+from torch.distributed.checkpoint.state_dict_saver import save
+from torch.distributed.checkpoint.storage import WriteResult
+from torch.distributed.tensor import DTensor, Replicate
+from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
+from torch.futures import Future
+
+from gptrs.files import Written, write_synced
+from gptrs.train import manifest, tensorfile
+from gptrs.train.snapshot import Tensors
+from gptrs.train.tensorfile import Place
+
+
+class Share(NamedTuple):
+    """What one process writes."""
+
+    tensors: Tensors  # its pieces by kind and name
+    places: dict[str, Place]
+    names: frozenset[str]  # of all tensors of the run
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Part:
+    """What one process adds to a checkpoint."""
+
+    directory: Path  # of checkpoints
+    step: int
+    share: Share
+    state: Mapping[str, Any]  # the first process's counts, but for the random states
+    keep: int  # newest checkpoints that stay
+
+
+def share_of(tensors: Tensors, group: dist.ProcessGroup) -> Share:
+    """Returns the pieces of a run that this process writes.
+
+    A piece that several processes hold is written by one of them; which one goes round by size, so that all write and
+    copy about as much. The choice needs no message: it follows from names, sizes and how they are split.
+    """
+    found: Tensors = {kind: {} for kind in tensors}
+    places: dict[str, Place] = {}
+    every = [(kind, name, tensor) for kind, of_kind in tensors.items() for name, tensor in of_kind.items()]
+    turn = 0
+    for kind, name, tensor in sorted(every, key=lambda entry: (-entry[2].numel(), entry[1])):
+        index, count = _replica(tensor, group)
+        is_mine = turn % count == index
+        turn += count > 1
+        local, place = _local(tensor)
+        if is_mine and local.numel():
+            found[kind][name], places[name] = local, place
+    return Share(found, places, frozenset(name for _, name, _ in every))
+
+
+def write(part: Part, group: dist.ProcessGroup) -> None:
+    """Writes a checkpoint together with the other processes of the group; all of them call it.
+
+    Raises: OSError on every process when one of them could not write; nothing counts then, and earlier checkpoints are
+        as they were. RuntimeError when a process is gone.
+    """
+    writer = _Writer(part, group)
+    try:
+        save({}, storage_writer=writer, planner=_Planner(part.share), process_group=group)
+    except CheckpointException as error:
+        writer.clean()
+        raise _cause(error, manifest.path_of(part.directory, part.step)) from error
+
+
+def read(path: Path, wanted: dict[str, Tensor], group: dist.ProcessGroup | None) -> None:
+    """Fills tensors, or this process's pieces of them, from the files of a checkpoint; all of the group call it."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "torch.distributed is disabled")  # one process alone is meant
+        load(
+            wanted,
+            storage_reader=HuggingFaceStorageReader(str(path)),
+            planner=DefaultLoadPlanner(flatten_state_dict=False, flatten_sharded_tensors=False),
+            process_group=group,
+            no_dist=group is None,
+        )
+
+
+def agree(problem: str | None, group: dist.ProcessGroup | None) -> None:
+    """Raises ValueError on every process when one of them has a problem, with that of the first; all call it."""
+    found: list[str | None] = [problem]
+    if group is not None:
+        found = [None] * group.size()
+        dist.all_gather_object(found, problem, group=group)
+    if first := next((text for text in found if text is not None), None):
+        raise ValueError(first)
+
+
+class _Planner(DefaultSavePlanner):
+    """Plans the pieces that are there, instead of finding them in tensors."""
+
+    def __init__(self, share: Share) -> None:
+        super().__init__(flatten_state_dict=False, flatten_sharded_tensors=False)
+        self.pieces = {name: tensor for of_kind in share.tensors.values() for name, tensor in of_kind.items()}
+        self.places = share.places
+
+    def create_local_plan(self) -> SavePlan:
+        self.plan = SavePlan([self._item(name, tensor) for name, tensor in self.pieces.items()])
+        return self.plan
+
+    def resolve_data(self, write_item: WriteItem) -> Tensor:
+        return self.pieces[write_item.index.fqn]
+
+    def _item(self, name: str, tensor: Tensor) -> WriteItem:
+        place = self.places[name]
+        chunk = ChunkStorageMetadata(offsets=torch.Size(place.offsets), sizes=tensor.shape)
+        data = TensorWriteData(
+            chunk=chunk, properties=TensorProperties(dtype=tensor.dtype), size=torch.Size(place.shape)
+        )
+        return WriteItem(index=MetadataIndex(name, chunk.offsets), type=WriteItemType.SHARD, tensor_data=data)
+
+
+class _Writer(HuggingFaceStorageWriter):
+    """Files with digests, a folder that counts once it is whole, and no file with a pickle."""
+
+    def __init__(self, part: Part, group: dist.ProcessGroup) -> None:
+        self.temporary = manifest.temporary_of(part.directory, part.step)
+        super().__init__(path=str(self.temporary), save_distributed=True)
+        self.part = part
+        self.index, self.n_ranks = group.rank(), group.size()
+
+    def prepare_local_plan(self, plan: SavePlan) -> SavePlan:
+        return plan  # the folder is made once, by the first process, when all are known to be here
+
+    def prepare_global_plan(self, plans: list[SavePlan]) -> list[SavePlan]:
+        missing = sorted(self.part.share.names - {item.index.fqn for plan in plans for item in plan.items})
+        assert not missing, f"no process writes {missing[:3]}"
+        n_bytes = sum(_bytes_of(item) for plan in plans for item in plan.items)
+        manifest.begin(self.part.directory, self.part.step, n_bytes)
+        return plans
+
+    def write_data(self, plan: SavePlan, planner: SavePlanner) -> Future[list[WriteResult]]:
+        files = {}
+        names = {item.index.fqn for item in plan.items}
+        for kind, of_kind in self.part.share.tensors.items():
+            mine = {name: tensor for name, tensor in of_kind.items() if name in names}
+            name = f"{kind}-{self.index + 1:05d}-of-{self.n_ranks:05d}.safetensors"
+            files[name] = tensorfile.write(self.temporary / name, mine, self.part.share.places)
+        name = manifest.rng_name(self.index, self.n_ranks)
+        files[name] = write_synced(self.temporary / name, manifest.as_json(self.part.state["rng"]))
+        done: Future[list[WriteResult]] = Future()
+        done.set_result([WriteResult(MetadataIndex(name), file.n_bytes, file) for name, file in files.items()])
+        return done
+
+    def finish(self, metadata: Metadata, results: list[list[WriteResult]]) -> None:
+        files = {result.index.fqn: Written(*result.storage_data) for of_rank in results for result in of_rank}
+        state = {key: value for key, value in self.part.state.items() if key != "rng"}
+        files["state.json"] = write_synced(self.temporary / "state.json", manifest.as_json(state))
+        manifest.commit(self.temporary, manifest.path_of(self.part.directory, self.part.step), files)
+        manifest.prune(self.part.directory, self.part.keep)
+
+    def clean(self) -> None:
+        """Removes what a failed save has written; called once nobody writes any more."""
+        if self.index == 0:
+            manifest.remove(self.temporary)
+
+
+def _replica(tensor: Tensor, group: dist.ProcessGroup) -> tuple[int, int]:
+    """Which of how many holders of the same piece this process is."""
+    if not isinstance(tensor, DTensor):
+        return group.rank(), group.size()
+    at = tensor.device_mesh.get_coordinate()
+    assert at is not None, "every process holds a piece of every tensor"
+    index, count = 0, 1
+    for axis, placement in enumerate(tensor.placements):
+        assert not placement.is_partial(), "parameters and their states are no sums under way"
+        if isinstance(placement, Replicate):
+            index, count = index * tensor.device_mesh.size(axis) + at[axis], count * tensor.device_mesh.size(axis)
+    return index, count
+
+
+def _local(tensor: Tensor) -> tuple[Tensor, Place]:
+    if not isinstance(tensor, DTensor):
+        return tensor, Place((0,) * tensor.ndim, tuple(tensor.shape))
+    _, offsets = compute_local_shape_and_global_offset(tensor.shape, tensor.device_mesh, tensor.placements)
+    return tensor.to_local(), Place(tuple(offsets), tuple(tensor.shape))
+
+
+def _bytes_of(item: WriteItem) -> int:
+    data = item.tensor_data
+    assert data is not None
+    return data.chunk.sizes.numel() * data.properties.dtype.itemsize
+
+
+def _cause(error: CheckpointException, path: Path) -> Exception:
+    """The error of the first process that has one, as this process would have had it itself."""
+    rank, (first, _) = min(error.failures.items(), key=lambda item: item[0])
+    if isinstance(first, OSError):
+        return manifest.not_saved(path, OSError(first.errno, f"process {rank}: {first.strerror or first}"))
+    return RuntimeError(f"process {rank} cannot save checkpoint {path}: {type(first).__name__}: {first}")
