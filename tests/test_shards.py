@@ -5,6 +5,7 @@ import json
 import math
 import os
 import random
+import re
 import signal
 import time
 import traceback
@@ -12,7 +13,7 @@ import uuid
 from collections.abc import Callable, Iterator
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 import torch
@@ -26,6 +27,7 @@ from gptrs.model import ModelConfig, Transformer
 from gptrs.train import checkpoint, tensorfile
 from gptrs.train.optim import adamw
 from gptrs.train.saver import Saver
+from gptrs.train.shards import Order
 
 torch.set_num_threads(1)
 CONFIG = ModelConfig.preset(  # rows that 2 and 4 do not divide, experts, and routers' biases
@@ -68,16 +70,24 @@ def together(folder: Path, n: int, work: Callable[[Group], object]) -> None:
     assert World(folder, n, work).codes() == [0] * n
 
 
-def make(wrap: Callable[[nn.Module], object] = lambda model: None) -> tuple[Transformer, torch.optim.Optimizer]:
+class Run(NamedTuple):
+    """One process's part of a run."""
+
+    model: Transformer
+    optimizer: torch.optim.Optimizer
+    orders: dict[str, Order]
+
+
+def make(wrap: Callable[[nn.Module], dict[str, Order] | None] = lambda model: None) -> Run:
     """A model, split by `wrap`, and its optimizer with a state."""
     model = Transformer(CONFIG)
-    wrap(model)
+    orders = wrap(model)
     optimizer = adamw(model, lr=0.0, weight_decay=0.0, betas=(0.9, 0.99), eps=1e-8)
     for parameter in model.parameters():
         if parameter.requires_grad:
             parameter.grad = torch.zeros_like(parameter)
     optimizer.step()
-    return model, optimizer
+    return Run(model, optimizer, orders or {})
 
 
 def whole(model: nn.Module, optimizer: torch.optim.Optimizer) -> Iterator[tuple[str, Tensor]]:
@@ -97,25 +107,27 @@ def hash_of(name: str) -> int:
     return int.from_bytes(name.encode(), "little") % 99991
 
 
-def placed(name: str, tensor: Tensor, step: int) -> tuple[Tensor, Tensor]:
+def placed(name: str, tensor: Tensor, step: int, orders: dict[str, Order]) -> tuple[Tensor, Tensor]:
     """This process's memory of a tensor, and what it should hold."""
-    full = value_of(name, tensor.shape, step)
+    full, order = value_of(name, tensor.shape, step), orders.get(name.partition("/")[0])
+    if order is not None and tensor.ndim:
+        full = full.index_select(order.axis, order.places)
     if not isinstance(tensor, DTensor):
         return tensor, full
     return tensor.to_local(), distribute_tensor(full, tensor.device_mesh, tensor.placements).to_local()
 
 
-def set_to(step: int, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+def set_to(step: int, model: nn.Module, optimizer: torch.optim.Optimizer, orders: dict[str, Order]) -> None:
     for name, tensor in whole(model, optimizer):
-        mine, value = placed(name, tensor, step)
+        mine, value = placed(name, tensor, step, orders)
         mine.copy_(value)
 
 
-def check(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, group: Group | None = None) -> int:
+def check(path: Path, run: Run, group: Group | None = None) -> int:
     """Loads a checkpoint and compares all of it; returns its step."""
-    step: int = checkpoint.load(path, model, optimizer, group=group)["step"]
-    for name, tensor in whole(model, optimizer):
-        mine, value = placed(name, tensor, step)
+    step: int = checkpoint.load(path, run.model, run.optimizer, group=group, orders=run.orders)["step"]
+    for name, tensor in whole(run.model, run.optimizer):
+        mine, value = placed(name, tensor, step, run.orders)
         assert torch.equal(mine, value), (path, name)
     return step
 
@@ -138,25 +150,45 @@ def hsdp(model: nn.Module) -> None:
 
 def by_columns(model: nn.Module) -> None:
     """Matrices and experts split by the last axis, as when layers are computed in parts; the rest is everywhere."""
+    _split(model, -1, {})
+
+
+def by_rows_of_parts(model: nn.Module) -> dict[str, Order]:
+    """Split by rows, of which each process has some of the first third and some of the others."""
+    n = dist.get_world_size()
+    orders = {}
+    for name, parameter in model.named_parameters():
+        if parameter.ndim >= 2:
+            rows = torch.arange(len(parameter))
+            parts = [part.tensor_split(n) for part in rows.tensor_split([len(rows) // 3])]
+            orders[name] = Order(0, torch.cat([part[rank] for rank in range(n) for part in parts]))
+    _split(model, 0, orders)
+    return orders
+
+
+def _split(model: nn.Module, axis: int, orders: dict[str, Order]) -> None:
     mesh = init_device_mesh("cpu", (dist.get_world_size(),))
-    for module in model.modules():
+    for path, module in list(model.named_modules()):
         for name, parameter in list(module.named_parameters(recurse=False)):
             if parameter.ndim >= 2:
-                split = distribute_tensor(parameter.detach(), mesh, [Shard(parameter.ndim - 1)])
+                order = orders.get(f"{path}.{name}")
+                full = parameter.detach() if order is None else parameter.detach()[order.places]
+                split = distribute_tensor(full, mesh, [Shard(axis % parameter.ndim)])
                 setattr(module, name, nn.Parameter(split, requires_grad=parameter.requires_grad))
 
 
-WAYS: dict[str, Callable[[nn.Module], object]] = {
+WAYS: dict[str, Callable[[nn.Module], dict[str, Order] | None]] = {
     "fsdp": fsdp,
     "columns": by_columns,
+    "parts": by_rows_of_parts,
     "copies": lambda model: None,
 }
 
 
-def save(directory: Path, step: int, run: tuple[Any, Any], group: Group | None) -> None:
+def save(directory: Path, step: int, run: Run, group: Group | None) -> None:
     set_to(step, *run)
-    saver = Saver(directory, keep=2, group=group)
-    saver.save(step=step, model=run[0], optimizer=run[1], state={"note": "yes"})
+    saver = Saver(directory, keep=2, group=group, orders=run.orders)
+    saver.save(step=step, model=run.model, optimizer=run.optimizer, state={"note": "yes"})
     saver.finish()
 
 
@@ -177,23 +209,27 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def checkpoints(folder: Path) -> list[Path]:
     found = [checkpoint.find(path).newest for path in sorted(folder.iterdir()) if path.is_dir()]
-    assert len(found) == 8 and None not in found
+    assert len(found) == 10 and None not in found
     return [path for path in found if path is not None]
 
 
 @pytest.mark.parametrize("n", [1, 2, 4])
-def test_any_number_of_processes_and_any_split_reads_any_checkpoint(saved: Path, tmp_path: Path, n: int) -> None:
+@pytest.mark.parametrize("is_every", [pytest.param(True, marks=pytest.mark.long), False])
+def test_any_number_of_processes_and_any_split_reads_any_checkpoint(
+    saved: Path, tmp_path: Path, n: int, is_every: bool
+) -> None:
+    """Every split every checkpoint, or each checkpoint one of the splits."""
     if n == 1:
         for path in checkpoints(saved):
-            check(path, *make())
+            check(path, make())
             assert checkpoint.read_state(path)["note"] == "yes"
         return
 
     def work(group: Group) -> None:
-        for wrap in WAYS.values():
-            run = make(wrap)
-            for path in checkpoints(saved):
-                check(path, *run, group)
+        runs = [make(wrap) for wrap in WAYS.values()]
+        for i, path in enumerate(checkpoints(saved)):
+            for run in runs if is_every else [runs[(i + n) % len(runs)]]:
+                check(path, run, group)
 
     together(tmp_path, n, work)
 
@@ -208,11 +244,14 @@ def test_a_file_for_each_process_and_each_tensor_once(saved: Path) -> None:
         for rank in range(n if n > 1 else 0):
             names |= {f"{kind}-{rank + 1:05d}-of-{n:05d}.safetensors" for kind in ("model", "optimizer")}
             names |= {f"rng-{rank + 1:05d}-of-{n:05d}.json"}
-        assert {file.name for file in path.iterdir()} == names
+        second = r"(model|optimizer)-0000\d-of-0000\d-\d\.safetensors"  # further pieces of a tensor
+        found = {file.name for file in path.iterdir()}
+        assert {name for name in found if not re.fullmatch(second, name)} == names
+        assert (found != names) == path.parent.name.startswith("parts")
         pieces = [piece for file in path.glob("*.safetensors") for piece in tensorfile.pieces(file).values()]
         sizes[path.parent.name] = sum(math.prod(piece.shape) * piece.dtype.itemsize for piece in pieces)
         for kind in ("model", "optimizer") if n > 1 else ():
-            shares = [file.stat().st_size for file in path.glob(f"{kind}-*")]
+            shares = [file.stat().st_size for file in path.glob(f"{kind}-?????-of-?????.safetensors")]
             assert max(shares) < 2 * sum(shares) / n, "all write about as much"
     assert set(sizes.values()) == {sizes["plain-1"]}
 
@@ -232,14 +271,15 @@ def test_each_process_goes_on_with_its_random_numbers_and_others_begin_fixed_one
         (tmp_path / f"expected-{group.rank()}").write_text(json.dumps(torch.rand(3).tolist()))
 
     def same(group: Group) -> None:
-        check(tmp_path / "run" / "step-00000007", *make(), group)
+        check(tmp_path / "run" / "step-00000007", make(), group)
         assert torch.rand(3).tolist() == json.loads((tmp_path / f"expected-{group.rank()}").read_text())
 
     together(tmp_path, 2, write)
     together(tmp_path, 2, same)
     drawn = []
     for seed in (1, 1, 2):
-        checkpoint.load(tmp_path / "run" / "step-00000007", *make(), seed=seed)
+        run = make()
+        checkpoint.load(tmp_path / "run" / "step-00000007", run.model, run.optimizer, seed=seed)
         drawn.append(torch.rand(3).tolist())
     checkpoint.reseed(1, 7, 1)
     assert drawn[0] == drawn[1] != drawn[2] and torch.rand(3).tolist() not in drawn
@@ -258,12 +298,12 @@ def test_damage_that_one_process_finds_is_everybodys_error(saved: Path, tmp_path
                 file.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
             dist.barrier(group)
             with pytest.raises(ValueError, match=r"damaged checkpoint: .*; hint: remove "):
-                checkpoint.load(path, *run, group=group)
+                checkpoint.load(path, run.model, run.optimizer, group=group)
             dist.barrier(group)
             if group.rank() == 0:
                 file.write_bytes(data)
             dist.barrier(group)
-        checkpoint.load(path, *run, group=group)
+        checkpoint.load(path, run.model, run.optimizer, group=group)
 
     run = make()
     together(tmp_path, 2, work)
@@ -297,7 +337,7 @@ def test_a_full_disk_of_one_process_is_known_to_all_and_training_goes_on(tmp_pat
 
         def save(step: int) -> None:
             set_to(step, *run)
-            saver.save(step=step, model=run[0], optimizer=run[1], state={})
+            saver.save(step=step, model=run.model, optimizer=run.optimizer, state={})
 
         save(1)
         saver.finish()
@@ -312,7 +352,7 @@ def test_a_full_disk_of_one_process_is_known_to_all_and_training_goes_on(tmp_pat
         saver.finish()
         assert len(told) == 5 and all(f"process {broken}: No space left on device; earlier" in text for text in told)
         assert f"cannot save checkpoint {directory}/step-00000002" in told[0]
-        assert check(directory / "step-00000003", *run, group) == 3
+        assert check(directory / "step-00000003", run, group) == 3
 
     together(tmp_path, 2, work)
     assert [path.name for path in directory.iterdir()] == ["step-00000003"]
@@ -326,20 +366,20 @@ def kill_one(tmp_path: Path, calls: list[tuple[str, int]]) -> None:
         def work(group: Group, killed: int = i % 2, name: str = name, n: int = n) -> None:
             run, saver = make(fsdp), Saver(directory, keep=1, group=group)
             newest = checkpoint.find(directory).newest
-            start = 0 if newest is None else check(newest, *run, group)
+            start = 0 if newest is None else check(newest, run, group)
             for step in (start + 1, start + 2):
                 if step == start + 2 and group.rank() == killed:
                     saver.finish()
                     Breaking(name, n, lambda: os.kill(os.getpid(), signal.SIGKILL))
                 set_to(step, *run)
-                saver.save(step=step, model=run[0], optimizer=run[1], state={})
+                saver.save(step=step, model=run.model, optimizer=run.optimizer, state={})
             saver.finish()
 
         codes = World(tmp_path, 2, work).codes()
         assert codes[i % 2] in (-signal.SIGKILL, 0) and codes[1 - i % 2] in (1, 0), "it learns that the other is gone"
         found = checkpoint.find(directory)
         assert found.newest is not None and found.uncommitted == ()
-        step = check(found.newest, *make())
+        step = check(found.newest, make())
         assert step in (last + 1, last + 2)
         last = step
 
@@ -363,7 +403,7 @@ def test_kills_of_all_processes_at_random_moments_leave_whole_checkpoints(tmp_pa
         run, saver = make(fsdp), Saver(directory, keep=2, group=group)
         for step in range(last + 1, last + 10_000):
             set_to(step, *run)
-            saver.save(step=step, model=run[0], optimizer=run[1], state={})
+            saver.save(step=step, model=run.model, optimizer=run.optimizer, state={})
 
     for _ in range(40):
         world = World(tmp_path, 2, work)
@@ -374,7 +414,7 @@ def test_kills_of_all_processes_at_random_moments_leave_whole_checkpoints(tmp_pa
         found = checkpoint.find(directory)
         assert found.uncommitted == ()
         if found.newest is not None:
-            step = check(found.newest, *make())
+            step = check(found.newest, make())
             assert step >= last
             last = step
     assert last > 0

@@ -12,8 +12,9 @@ Of N processes each writes its pieces, KIND-00001-of-0000N.safetensors, and its 
 Any number of processes reads either form. No pickle.
 """
 
+import functools
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -30,6 +31,8 @@ from gptrs.train.snapshot import OPTIMIZER_KEY, Tensors, model_tensors, named, t
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
+
+    from gptrs.train.shards import Order
 
 __all__ = [
     "Found", "find", "load", "load_model", "read_state", "reseed", "rng_state", "save", "set_rng_state", "state_of",
@@ -90,6 +93,7 @@ def load(
     *,
     others: Mapping[str, Mapping[str, Tensor]] | None = None,
     group: "ProcessGroup | None" = None,
+    orders: "Mapping[str, Order] | None" = None,
     seed: int = 0,
 ) -> dict[str, Any]:
     """Puts a checkpoint into model, optimizer and the random generators; returns its state.
@@ -97,6 +101,7 @@ def load(
     Args:
         others: more tensors to fill, by kind and name.
         group: of the processes that load together, each of which calls this; None for one alone.
+        orders: by parameter, of those of several processes that do not stand in the plain model's order.
         seed: of the random states, where not as many processes read the checkpoint as wrote it.
     Raises: ValueError naming the file when one is missing, cut short or changed, or is of another model.
     """
@@ -104,23 +109,24 @@ def load(
     state = read_state(path)
     wanted = {"model": model_tensors(model)}
     wanted |= {kind: named(kind, of_kind) for kind, of_kind in (others or {}).items()}
-    _fill(path, wanted, group)
-    _load_optimizer(path, model, optimizer, group)
+    read = functools.partial(_read, path, group, orders)
+    _fill(path, wanted, read)
+    _load_optimizer(path, model, optimizer, read)
     _load_rng(path, state, seed, group)
     return state
 
 
 def load_model(path: Path, model: nn.Module, *, is_averaged: bool = False) -> dict[str, Any]:
-    """Puts a checkpoint's weights alone into a model, or their running mean; verifies them and returns its state.
+    """Puts a checkpoint's weights alone into a model, or their running mean, after verifying them; returns its state.
 
-    The optimizer's files are neither read nor held, so a run may train meanwhile.
+    Other files are neither read nor held, so a run may train meanwhile.
     """
     kind = "ema" if is_averaged else "model"
     verify(path, lambda number, name: not name.endswith(".safetensors") or manifest.kind_of(name) == kind)
-    if is_averaged and not manifest.tensor_files(path, kind):
+    if not manifest.tensor_files(path, kind):
         raise ValueError(f"expected the weights' running mean in {path}, found none; hint: train.ema=0.999")
-    tensors = named(kind, dict(model.named_parameters())) if is_averaged else model_tensors(model)
-    _fill(path, {kind: tensors}, None)
+    wanted = named(kind, dict(model.named_parameters())) if is_averaged else model_tensors(model)
+    _fill(path, {kind: wanted}, functools.partial(_read, path, None, None))
     return read_state(path)
 
 
@@ -150,7 +156,7 @@ def _contents(path: Path, kind: str) -> dict[str, tuple[tuple[int, ...], torch.d
     return found
 
 
-def _fill(path: Path, wanted: Tensors, group: "ProcessGroup | None") -> None:
+def _fill(path: Path, wanted: Tensors, read: Callable[[str, dict[str, Tensor]], None]) -> None:
     """Fills all tensors of some kinds, which must be those of the checkpoint."""
     hint = "hint: the model settings differ from the run's"
     for kind, tensors in wanted.items():
@@ -159,10 +165,16 @@ def _fill(path: Path, wanted: Tensors, group: "ProcessGroup | None") -> None:
         for name, tensor in tensors.items():
             if tuple(tensor.shape) != (shape := contents[name][0]):
                 raise ValueError(f"expected {name} of shape {tuple(tensor.shape)} in {path}, got {shape}; {hint}")
-        _read(path, kind, tensors, group)
+        read(kind, tensors)
 
 
-def _read(path: Path, kind: str, tensors: dict[str, Tensor], group: "ProcessGroup | None") -> None:
+def _read(
+    path: Path,
+    group: "ProcessGroup | None",
+    orders: "Mapping[str, Order] | None",
+    kind: str,
+    tensors: dict[str, Tensor],
+) -> None:
     plain = path / f"{kind}.safetensors"
     if group is None and plain.is_file():
         with safe_open(plain, "pt") as file:
@@ -171,11 +183,14 @@ def _read(path: Path, kind: str, tensors: dict[str, Tensor], group: "ProcessGrou
     elif tensors:
         from gptrs.train import shards
 
-        shards.read(path, tensors, group)
+        shards.read(path, tensors, group, orders)
 
 
 def _load_optimizer(
-    path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, group: "ProcessGroup | None"
+    path: Path,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    read: Callable[[str, dict[str, Tensor]], None],
 ) -> None:
     """Gives each parameter its state; moments on its device, the step counter where the optimizer wants it."""
     parameters = dict(model.named_parameters())
@@ -189,7 +204,7 @@ def _load_optimizer(
         is_like = tuple(parameters[name].shape) == shape
         value = torch.empty_like(parameters[name], dtype=dtype) if is_like else torch.empty(shape, dtype=dtype)
         wanted[full_name] = packed.setdefault(numbers[name], {})[key] = value.detach()
-    _read(path, "optimizer", wanted, group)
+    read("optimizer", wanted)
     optimizer.load_state_dict({"state": packed, "param_groups": optimizer.state_dict()["param_groups"]})
 
 

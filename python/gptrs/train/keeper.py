@@ -1,29 +1,25 @@
 """A run's checkpoints, whatever its ranks share: saved beside the training, restored by any number of ranks.
 
-    one process, or ranks that hold whole tensors or parts along an axis ─▶ each its pieces, all together
-    ranks that share heads and inner widths ("tensor") ─ gathered ─▶ rank 0 as one process
-
-The parts of "tensor" ranks stand in an order of their own (see `cuts`), so they are put back in the plain model's.
+Unusual here: the parts of "tensor" ranks stand in an order of their own (see `cuts`), of which those who write and read
+are told, so that a checkpoint has every tensor in the plain model's order.
 """
 
 import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
 
-from gptrs.model import Transformer
 from gptrs.train import checkpoint
 from gptrs.train.average import Average
-from gptrs.train.config import OptimSettings, TrainSettings
-from gptrs.train.cuts import part, whole
-from gptrs.train.optim import optimizer_of
-from gptrs.train.rng import reseed
+from gptrs.train.config import TrainSettings
 from gptrs.train.saver import Saver
 from gptrs.train.spread import Spread
+
+if TYPE_CHECKING:
+    from gptrs.train.shards import Order
 
 
 class Keeper:
@@ -37,52 +33,33 @@ class Keeper:
         average: Average | None,
         *,
         train: TrainSettings,
-        optim: OptimSettings,
         seed: int,
         on_failure: Callable[[int, OSError], None],
     ) -> None:
         """Every rank makes one.
 
-        Args: on_failure: what a step that could not be saved is told to, on rank 0.
+        Args: seed: of the run; on_failure: what a step that could not be saved is told to, on rank 0.
         Raises: OSError where nothing can be saved.
         """
         self.directory = directory
         self.spread, self.optimizer, self.average = spread, optimizer, average
-        self._optim, self._seed = optim, seed
-        self._is_gathered = bool(spread.cuts)
-        world = spread.world
-        self._group: dist.ProcessGroup | None = None
-        if world.size > 1 and not self._is_gathered:
-            group = dist.new_group(backend="gloo")
-            assert isinstance(group, dist.ProcessGroup), "of all ranks"
-            self._group = group
-        self._saver: Saver | None = None
-        if world.is_main or not self._is_gathered:
-            self._saver = Saver(
-                directory,
-                keep=train.keep_checkpoints,
-                keep_best=train.keep_best,
-                is_async=train.checkpoint_async,
-                group=self._group,
-                on_failure=on_failure if world.is_main else None,
-            )
+        self._seed = seed
+        self._group = _group(spread)
+        self._orders = _orders(spread)
+        self.saver = Saver(
+            directory,
+            keep=train.keep_checkpoints,
+            keep_best=train.keep_best,
+            is_async=train.checkpoint_async,
+            group=self._group,
+            orders=self._orders,
+            on_failure=on_failure if spread.world.is_main else None,
+        )
 
     def save(self, step: int, state: Mapping[str, Any]) -> None:
         """Begins the checkpoint of a step. Every rank calls it; rank 0's state counts."""
-        means = {} if self.average is None else {"ema": self.average.means}
-        if not self._is_gathered:
-            assert self._saver is not None
-            self._saver.save(step=step, model=self.spread.model, optimizer=self.optimizer, state=state, others=means)
-            return
-        gathered = self.spread.gather(self.optimizer)
-        cuts = self.spread.cuts
-        others = {
-            kind: {name: whole(mean, cuts.get(name)) for name, mean in of_kind.items()}
-            for kind, of_kind in means.items()
-        }
-        if gathered is not None and self._saver is not None:
-            model, optimizer = gathered
-            self._saver.save(step=step, model=model, optimizer=optimizer, state=state, others=others)
+        model, others = self.spread.model, self._others()
+        self.saver.save(step=step, model=model, optimizer=self.optimizer, state=state, others=others)
 
     def restore(self) -> dict[str, Any] | None:
         """Puts the newest checkpoint into this rank's parts; returns its state, None where there is no checkpoint.
@@ -96,45 +73,36 @@ class Keeper:
             warnings.warn(f"checkpoint {path} was never finished; going on from {origin}", stacklevel=2)
         if found.newest is None:
             return None
-        state = self._load(found.newest)
+        state = checkpoint.load(
+            found.newest,
+            self.spread.model,
+            self.optimizer,
+            others=self._others(),
+            group=self._group,
+            orders=self._orders,
+            seed=self._seed,
+        )
         if self.average is not None:
             self.average.step = state["step"]
         return state
 
-    def mark(self, step: int, loss: float) -> None:
-        """Notes the validation loss of a step: the best checkpoints stay."""
-        if self._saver is not None:
-            self._saver.mark(step, loss)
+    def _others(self) -> dict[str, dict[str, torch.Tensor]]:
+        return {} if self.average is None else {"ema": self.average.means}
 
-    def finish(self) -> None:
-        """Waits until the last save is done. Raises: what went wrong with it."""
-        if self._saver is not None:
-            self._saver.finish()
 
-    def wait(self) -> None:
-        """Waits until the save under way is done, whatever comes of it."""
-        if self._saver is not None:
-            self._saver.wait()
+def _group(spread: Spread) -> dist.ProcessGroup | None:
+    """A group of all ranks that only those who write and read use, beside the training."""
+    if spread.world.size == 1:
+        return None
+    group = dist.new_group(backend="gloo")
+    assert isinstance(group, dist.ProcessGroup), "every rank is in it"
+    return group
 
-    def _load(self, path: Path) -> dict[str, Any]:
-        spread, average = self.spread, self.average
-        others = {} if average is None else {"ema": average.means}
-        if not self._is_gathered:
-            return checkpoint.load(
-                path, spread.model, self.optimizer, others=others, group=self._group, seed=self._seed
-            )
-        assert isinstance(spread.model, Transformer)
-        plain = Transformer(spread.model.config)
-        optimizer = optimizer_of(plain, self._optim)
-        means = {} if average is None else {name: torch.empty_like(p) for name, p in plain.named_parameters()}
-        state = checkpoint.load(path, plain, optimizer, others={"ema": means} if means else {})
-        spread.take(plain, optimizer, self.optimizer)
-        for name, mean in means.items():
-            self._take_mean(name, mean)
-        reseed(self._seed, state["step"], spread.world.data_rank)
-        return state
 
-    def _take_mean(self, name: str, mean: Tensor) -> None:
-        assert self.average is not None
-        own = self.average.means[name]
-        own.copy_(part(mean.to(own.dtype), own, self.spread.cuts.get(name)))
+def _orders(spread: Spread) -> "dict[str, Order]":
+    if not spread.cuts:
+        return {}
+    from gptrs.train.shards import Order
+
+    n, device = spread.world.sizes.tensor, torch.device("cpu")
+    return {name: Order(cut.axis, cut.order(n, device)) for name, cut in spread.cuts.items()}

@@ -124,7 +124,6 @@ class _Session:
             self.optimizer,
             self.average,
             train=train,
-            optim=config.optim,
             seed=config.run.seed,
             on_failure=self._say_not_saved,
         )
@@ -154,16 +153,16 @@ class _Session:
                 counts=self.parts.counts,
                 spread=self.spread,
             )
-            self.keeper.finish()
+            self.keeper.saver.finish()
         except KeyboardInterrupt as error:
             if error.args:  # a second signal waits for nothing
-                self.keeper.finish()
+                self.keeper.saver.finish()
             self.display.stop()
             if self.world.is_main:
                 self.display.say(f"{error or 'stopped'}; hint: the same command goes on from the newest checkpoint")
             raise
         except Exception:
-            self.keeper.wait()
+            self.keeper.saver.wait()
             raise
         finally:
             self.display.stop()
@@ -311,9 +310,9 @@ class _Session:
 
     def _evaluate(self, position: Position, is_last: bool) -> None:
         if is_last:
-            self.keeper.finish()  # before what may go wrong now
+            self.keeper.saver.finish()  # before what may go wrong now
         self.looks.evaluate(position, is_last)
-        self.keeper.mark(position.step, self.looks.val_loss)
+        self.keeper.saver.mark(position.step, self.looks.val_loss)
 
     def _say_not_saved(self, step: int, error: OSError) -> None:
         self.log_file.write("save_failed", step, errno=float(error.errno or 0))

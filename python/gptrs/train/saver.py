@@ -23,6 +23,8 @@ from gptrs.train.snapshot import Snapshot, tensors_of
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
 
+    from gptrs.train.shards import Order
+
 
 class Saver:
     """The checkpoints of one run."""
@@ -35,6 +37,7 @@ class Saver:
         keep_best: int = 0,
         is_async: bool = True,
         group: "ProcessGroup | None" = None,
+        orders: "Mapping[str, Order] | None" = None,
         on_failure: Callable[[int, OSError], None] | None = None,
     ) -> None:
         """Makes the directory, or says why nothing could be saved there, before anything is trained.
@@ -44,11 +47,12 @@ class Saver:
             keep_best: those of the least validation loss that stay as well.
             is_async: False: the loop waits until the disk has everything, and no memory is kept for a copy.
             group: of the processes that save together, for CPU tensors (gloo) and for nothing else; None: one alone.
+            orders: by parameter, of those of several processes that do not stand in the plain model's order.
             on_failure: what a step that could not be saved is told to.
         """
         self.directory = directory
         self._keep, self._keep_best, self._is_async = keep, keep_best, is_async
-        self._group, self._on_failure = group, on_failure
+        self._group, self._orders, self._on_failure = group, orders, on_failure
         self._snapshot = Snapshot() if is_async else None
         self._thread: threading.Thread | None = None
         self._error: Exception | None = None  # of the save under way or the one before
@@ -118,7 +122,7 @@ class Saver:
 
         from gptrs.train import shards
 
-        share = shards.share_of(tensors, group)
+        share = shards.share_of(tensors, group, self._orders)
         if snapshot is not None:
             share = share._replace(tensors=snapshot.take(share.tensors))
         part = shards.Part(directory=self.directory, step=step, share=share, state=state, keep=self._keep)

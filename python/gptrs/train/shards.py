@@ -8,8 +8,9 @@ of our own: what touches the disk, since it makes a file's bytes in memory and s
 its own: a piece of a tensor is put together from those files that have some of it, in any split.
 """
 
+import itertools
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,8 +21,22 @@ from torch import Tensor
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.default_planner import DefaultLoadPlanner, DefaultSavePlanner
 from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader, HuggingFaceStorageWriter
-from torch.distributed.checkpoint.metadata import ChunkStorageMetadata, Metadata, MetadataIndex, TensorProperties
-from torch.distributed.checkpoint.planner import SavePlan, SavePlanner, TensorWriteData, WriteItem, WriteItemType
+from torch.distributed.checkpoint.metadata import (
+    ChunkStorageMetadata,
+    Metadata,
+    MetadataIndex,
+    TensorProperties,
+    TensorStorageMetadata,
+)
+from torch.distributed.checkpoint.planner import (
+    LoadPlan,
+    SavePlan,
+    SavePlanner,
+    TensorWriteData,
+    WriteItem,
+    WriteItemType,
+)
+from torch.distributed.checkpoint.planner_helpers import create_read_items_for_chunk_list
 from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import save
 from torch.distributed.checkpoint.storage import WriteResult
@@ -31,15 +46,22 @@ from torch.futures import Future
 
 from gptrs.files import Written, write_synced
 from gptrs.train import manifest, tensorfile
-from gptrs.train.snapshot import Tensors
+from gptrs.train.snapshot import Tensors, parameter_of
 from gptrs.train.tensorfile import Place
 
 
-class Share(NamedTuple):
-    """What one process writes."""
+class Order(NamedTuple):
+    """How a tensor stands along an axis where processes have several parts of it, like rows of queries and of keys."""
 
-    tensors: Tensors  # its pieces by kind and name
-    places: dict[str, Place]
+    axis: int
+    places: Tensor  # (size,): which place of the plain model's tensor stands there
+
+
+class Share(NamedTuple):
+    """What one process writes; by file, as in KIND, KIND+1 for second pieces of a tensor, and name."""
+
+    tensors: Tensors
+    places: dict[str, dict[str, Place]]
     names: frozenset[str]  # of all tensors of the run
 
 
@@ -54,24 +76,26 @@ class Part:
     keep: int  # newest checkpoints that stay
 
 
-def share_of(tensors: Tensors, group: dist.ProcessGroup) -> Share:
+def share_of(tensors: Tensors, group: dist.ProcessGroup, orders: Mapping[str, Order] | None = None) -> Share:
     """Returns the pieces of a run that this process writes.
 
     A piece that several processes hold is written by one of them; which one goes round by size, so that all write and
     copy about as much. The choice needs no message: it follows from names, sizes and how they are split.
+
+    Args: orders: by parameter, of those that do not stand in the plain model's order.
     """
-    found: Tensors = {kind: {} for kind in tensors}
-    places: dict[str, Place] = {}
+    share = Share({kind: {} for kind in tensors}, {kind: {} for kind in tensors}, frozenset(_flat(tensors)))
     every = [(kind, name, tensor) for kind, of_kind in tensors.items() for name, tensor in of_kind.items()]
     turn = 0
     for kind, name, tensor in sorted(every, key=lambda entry: (-entry[2].numel(), entry[1])):
         index, count = _replica(tensor, group)
         is_mine = turn % count == index
         turn += count > 1
-        local, place = _local(tensor)
-        if is_mine and local.numel():
-            found[kind][name], places[name] = local, place
-    return Share(found, places, frozenset(name for _, name, _ in every))
+        for number, (piece, place) in enumerate(_pieces(name, tensor, orders or {}) if is_mine else ()):
+            file = f"{kind}+{number}" if number else kind
+            share.tensors.setdefault(file, {})[name] = piece
+            share.places.setdefault(file, {})[name] = place
+    return share
 
 
 def write(part: Part, group: dist.ProcessGroup) -> None:
@@ -82,20 +106,23 @@ def write(part: Part, group: dist.ProcessGroup) -> None:
     """
     writer = _Writer(part, group)
     try:
-        save({}, storage_writer=writer, planner=_Planner(part.share), process_group=group)
+        save({}, storage_writer=writer, planner=_SavePlanner(part.share), process_group=group)
     except CheckpointException as error:
         writer.clean()
         raise _cause(error, manifest.path_of(part.directory, part.step)) from error
 
 
-def read(path: Path, wanted: dict[str, Tensor], group: dist.ProcessGroup | None) -> None:
+def read(
+    path: Path, wanted: dict[str, Tensor], group: dist.ProcessGroup | None, orders: Mapping[str, Order] | None = None
+) -> None:
     """Fills tensors, or this process's pieces of them, from the files of a checkpoint; all of the group call it."""
+    pieces = {name: _pieces(name, tensor, orders or {}) for name, tensor in wanted.items()}
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "torch.distributed is disabled")  # one process alone is meant
         load(
-            wanted,
+            {},
             storage_reader=HuggingFaceStorageReader(str(path)),
-            planner=DefaultLoadPlanner(flatten_state_dict=False, flatten_sharded_tensors=False),
+            planner=_LoadPlanner(pieces),
             process_group=group,
             no_dist=group is None,
         )
@@ -111,28 +138,40 @@ def agree(problem: str | None, group: dist.ProcessGroup | None) -> None:
         raise ValueError(first)
 
 
-class _Planner(DefaultSavePlanner):
+class _SavePlanner(DefaultSavePlanner):
     """Plans the pieces that are there, instead of finding them in tensors."""
 
     def __init__(self, share: Share) -> None:
         super().__init__(flatten_state_dict=False, flatten_sharded_tensors=False)
-        self.pieces = {name: tensor for of_kind in share.tensors.values() for name, tensor in of_kind.items()}
-        self.places = share.places
+        self.share = share
 
     def create_local_plan(self) -> SavePlan:
-        self.plan = SavePlan([self._item(name, tensor) for name, tensor in self.pieces.items()])
+        files = self.share.tensors.items()
+        items = [_item(name, piece, self.share.places[file][name]) for file, of in files for name, piece in of.items()]
+        self.plan = SavePlan(items)
         return self.plan
 
-    def resolve_data(self, write_item: WriteItem) -> Tensor:
-        return self.pieces[write_item.index.fqn]
 
-    def _item(self, name: str, tensor: Tensor) -> WriteItem:
-        place = self.places[name]
-        chunk = ChunkStorageMetadata(offsets=torch.Size(place.offsets), sizes=tensor.shape)
-        data = TensorWriteData(
-            chunk=chunk, properties=TensorProperties(dtype=tensor.dtype), size=torch.Size(place.shape)
-        )
-        return WriteItem(index=MetadataIndex(name, chunk.offsets), type=WriteItemType.SHARD, tensor_data=data)
+class _LoadPlanner(DefaultLoadPlanner):
+    """Fills the pieces that are there."""
+
+    def __init__(self, pieces: Mapping[str, list[tuple[Tensor, Place]]]) -> None:
+        super().__init__(flatten_state_dict=False, flatten_sharded_tensors=False)
+        self.pieces = pieces
+        self.at = {(name, place.offsets): piece for name, of_it in pieces.items() for piece, place in of_it}
+
+    def create_local_plan(self) -> LoadPlan:
+        assert self.metadata is not None
+        items = []
+        for name, pieces in self.pieces.items():
+            chunks = [_chunk(piece, place) for piece, place in pieces]
+            stored = self.metadata.state_dict_metadata[name]
+            assert isinstance(stored, TensorStorageMetadata), name
+            items += create_read_items_for_chunk_list(name, stored, chunks)
+        return LoadPlan(items)
+
+    def lookup_tensor(self, index: MetadataIndex) -> Tensor:
+        return self.at[index.fqn, tuple(index.offset or ())]
 
 
 class _Writer(HuggingFaceStorageWriter):
@@ -155,12 +194,14 @@ class _Writer(HuggingFaceStorageWriter):
         return plans
 
     def write_data(self, plan: SavePlan, planner: SavePlanner) -> Future[list[WriteResult]]:
-        files = {}
-        names = {item.index.fqn for item in plan.items}
-        for kind, of_kind in self.part.share.tensors.items():
-            mine = {name: tensor for name, tensor in of_kind.items() if name in names}
-            name = f"{kind}-{self.index + 1:05d}-of-{self.n_ranks:05d}.safetensors"
-            files[name] = tensorfile.write(self.temporary / name, mine, self.part.share.places)
+        planned = {(item.index.fqn, tuple(item.index.offset or ())) for item in plan.items}
+        of_n, files = f"{self.index + 1:05d}-of-{self.n_ranks:05d}", {}
+        for file, tensors in self.part.share.tensors.items():
+            places = self.part.share.places[file]
+            mine = {name: piece for name, piece in tensors.items() if (name, places[name].offsets) in planned}
+            kind, _, number = file.partition("+")
+            name = f"{kind}-{of_n}{f'-{number}' if number else ''}.safetensors"
+            files[name] = tensorfile.write(self.temporary / name, mine, places)
         name = manifest.rng_name(self.index, self.n_ranks)
         files[name] = write_synced(self.temporary / name, manifest.as_json(self.part.state["rng"]))
         done: Future[list[WriteResult]] = Future()
@@ -194,11 +235,47 @@ def _replica(tensor: Tensor, group: dist.ProcessGroup) -> tuple[int, int]:
     return index, count
 
 
-def _local(tensor: Tensor) -> tuple[Tensor, Place]:
+def _pieces(name: str, tensor: Tensor, orders: Mapping[str, Order]) -> list[tuple[Tensor, Place]]:
+    """Returns this process's memory of a tensor, and where it lies in the plain model's; pieces of nothing left out."""
+    shape = tuple(tensor.shape)
     if not isinstance(tensor, DTensor):
-        return tensor, Place((0,) * tensor.ndim, tuple(tensor.shape))
+        return [(tensor, Place((0,) * tensor.ndim, shape))] if tensor.numel() else []
     _, offsets = compute_local_shape_and_global_offset(tensor.shape, tensor.device_mesh, tensor.placements)
-    return tensor.to_local(), Place(tuple(offsets), tuple(tensor.shape))
+    local, order = tensor.to_local(), orders.get(parameter_of(name))
+    if not local.numel():
+        return []
+    if order is None or len(shape) <= order.axis or shape[order.axis] != len(order.places):
+        return [(local, Place(tuple(offsets), shape))]
+    return list(_runs(local, tuple(offsets), shape, order))
+
+
+def _runs(
+    local: Tensor, offsets: tuple[int, ...], shape: tuple[int, ...], order: Order
+) -> Iterator[tuple[Tensor, Place]]:
+    """Cuts a piece where its places do not follow one another in the plain model's tensor.
+
+    Example: all of places (0, 1, 4, 2, 3) are (0, 1), (4), (2, 3).
+    """
+    axis, start = order.axis, offsets[order.axis]
+    places = order.places[start : start + local.shape[axis]]
+    breaks = (places.diff() != 1).nonzero().flatten() + 1
+    for begin, end in itertools.pairwise([0, *breaks.tolist(), len(places)]):
+        at = (*offsets[:axis], int(places[begin]), *offsets[axis + 1 :])
+        yield local.narrow(axis, begin, end - begin), Place(at, shape)
+
+
+def _flat(tensors: Tensors) -> list[str]:
+    return [name for of_kind in tensors.values() for name in of_kind]
+
+
+def _chunk(piece: Tensor, place: Place) -> ChunkStorageMetadata:
+    return ChunkStorageMetadata(offsets=torch.Size(place.offsets), sizes=piece.shape)
+
+
+def _item(name: str, piece: Tensor, place: Place) -> WriteItem:
+    chunk, properties = _chunk(piece, place), TensorProperties(dtype=piece.dtype)
+    data = TensorWriteData(chunk=chunk, properties=properties, size=torch.Size(place.shape))
+    return WriteItem(index=MetadataIndex(name, chunk.offsets), type=WriteItemType.SHARD, tensor_data=data)
 
 
 def _bytes_of(item: WriteItem) -> int:

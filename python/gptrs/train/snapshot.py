@@ -20,6 +20,7 @@ from gptrs.train.optim import HasState
 OPTIMIZER_KEY = "/"  # between a parameter's name and the name of its state; parameter names have dots only
 ALIGNMENT = 64  # bytes, of a cache line
 
+
 Tensors = dict[str, dict[str, Tensor]]  # kind, which names a file, then name
 
 
@@ -37,6 +38,11 @@ def tensors_of(
         assert kind.isalpha() and kind not in found, kind
         found[kind] = named(kind, tensors)
     return found
+
+
+def parameter_of(name: str) -> str:
+    """Returns the parameter that a tensor of a checkpoint belongs to."""
+    return name.partition(":")[2] or name.partition(OPTIMIZER_KEY)[0]
 
 
 def named(kind: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
