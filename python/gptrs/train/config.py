@@ -10,7 +10,15 @@ from pathlib import Path
 from typing import Literal
 
 from gptrs import config
-from gptrs.train.settings import DataSettings, ModelSettings, RunSettings, SampleSettings, TokenizerSettings, require
+from gptrs.train.settings import (
+    DataSettings,
+    LogSettings,
+    ModelSettings,
+    RunSettings,
+    SampleSettings,
+    TokenizerSettings,
+    require,
+)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -103,6 +111,7 @@ class PretrainConfig:
     schedule: ScheduleSettings = ScheduleSettings()
     train: TrainSettings
     sample: SampleSettings = field(default_factory=SampleSettings)
+    log: LogSettings = field(default_factory=LogSettings)
 
     def __post_init__(self) -> None:
         if self.schedule.min_lr > self.optim.lr:

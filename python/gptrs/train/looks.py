@@ -80,6 +80,11 @@ class Looks:
         self.samples_file.write(text.encode())
         self.samples_file.flush()
 
+    def first_rows(self) -> Rows:
+        """Returns as many held-out rows as the model takes at a time, evenly spread: the same ones each time."""
+        train = self.config.train
+        return next(self._val_rows(train.micro_batch or train.global_batch))
+
     def usage(self) -> trace.Usage:
         """Returns how experts and further tokens fare on as much held-out text as a look on the way reads."""
         rows = self._val_rows(self.config.train.eval_rows)

@@ -13,7 +13,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from types import FrameType
 from typing import Any, NamedTuple, Protocol, TypeVar
@@ -97,6 +97,7 @@ def fit(
     options: FitOptions,
     stops: Stops,
     after_update: Callable[[], None] | None = None,
+    watch: Callable[[int], AbstractContextManager[object]] = nullcontext,
     start: Position = Position(),
 ) -> Position:
     """Trains from `start` to options.steps or options.max_seconds; returns where it ended.
@@ -105,6 +106,7 @@ def fit(
         loader: endless microbatches.
         learning_rate: of the update that comes next at a position.
         after_update: what moves weights beside the optimizer, once for each of its updates.
+        watch: what is open around each update, by its number from 1; the time that it takes counts.
     Raises: KeyboardInterrupt after SIGINT or SIGTERM, once the update at hand is done and saved; ValueError when the
         loss is no longer a number, before such weights are saved.
     """
@@ -117,7 +119,7 @@ def fit(
         while not _is_done(position, options):
             lr = learning_rate(position)
             set_learning_rate(optimizer, lr)
-            with clock.update():
+            with clock.update(), watch(position.step + 1):
                 update = _update(model, batches, loss_of, optimizer, options)
                 if after_update is not None:
                     after_update()

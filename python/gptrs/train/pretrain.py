@@ -8,10 +8,13 @@ directories it may use is said in `rundir`.
 
 import dataclasses
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from torch import Tensor, nn
 
 from gptrs import config as configs
 from gptrs import report, trace
@@ -19,13 +22,15 @@ from gptrs.loader import Loader
 from gptrs.model import Transformer, count
 from gptrs.train import checkpoint, corpus, metrics, rundir
 from gptrs.train.config import PretrainConfig
-from gptrs.train.corpus import Corpus
+from gptrs.train.corpus import Corpus, Rows
 from gptrs.train.device import device_of, dtype_of
 from gptrs.train.looks import Looks
 from gptrs.train.loop import FitOptions, Position, Stops, Update, fit
 from gptrs.train.optim import adamw
 from gptrs.train.parts import Parts
+from gptrs.train.profiler import Profiler
 from gptrs.train.schedule import learning_rate, stand
+from gptrs.train.stats import Statistics
 
 SENTENCE = "A true friend accepts you"  # the report follows the model through it
 
@@ -109,6 +114,8 @@ class _Session:
         self.samples_file = metrics.cut(self.dir / "samples.txt", lengths["samples.txt"])
         self.looks.log_file, self.looks.samples_file = self.log_file, self.samples_file
         self.looks.display = self.display
+        self.statistics = self._statistics()
+        self.profiler = Profiler(self.dir, updates=config.log.profile, say=self.display.say)
         self.beside: rundir.Outcome | str | None = None
 
     def train(self) -> None:
@@ -124,6 +131,7 @@ class _Session:
                 options=self._options(),
                 stops=Stops(log=self._log, save=self._save, evaluate=self.looks.evaluate, sample=self.looks.sample),
                 after_update=lambda: self.parts.after_update(self.mixtures),
+                watch=self._watch,
                 start=self.position,
             )
         except KeyboardInterrupt as error:
@@ -151,6 +159,7 @@ class _Session:
         return result
 
     def close(self) -> None:
+        self.profiler.flush(is_end=True)
         self.loader.close()
         self.log_file.close()
         self.samples_file.close()
@@ -222,8 +231,30 @@ class _Session:
             steps=options.steps,
         )
 
+    @contextmanager
+    def _watch(self, step: int) -> Iterator[None]:
+        with self.profiler.watch(step), self.statistics.watch(step):
+            yield
+
+    def _statistics(self) -> Statistics:
+        def all_blocks(model: nn.Module, rows: Rows) -> Tensor:
+            assert isinstance(model, Transformer)
+            return model.losses(rows.tokens, rows.targets, **self.parts.documents(rows.tokens))["next"]
+
+        return Statistics(
+            self.model,
+            self.optimizer,
+            rows=self.looks.first_rows(),
+            loss_fn=all_blocks,
+            dtype=self.dtype,
+            loads=lambda: self.parts.loads,
+            every=self.config.log.stats_every,
+            write=lambda step, values: self.log_file.write("stats", step, **values),
+        )
+
     def _log(self, update: Update) -> None:
         mfu, parts = update.tokens_per_s * self.flops_per_token / self.peak if self.peak else None, self.parts.log()
+        memory = metrics.memory(self.device)
         self.log_file.write(
             "train",
             update.step,
@@ -233,6 +264,7 @@ class _Session:
             tokens_per_s=round(update.tokens_per_s, 1),
             mfu=mfu,
             time_s=round(update.time_s, 3),
+            memory_bytes=memory[0],
             **parts,
         )
         self.display.update(
@@ -242,7 +274,9 @@ class _Session:
             mfu=mfu,
             seconds_left=update.seconds_left,
             parts=parts,
+            memory=memory,
         )
+        self.profiler.flush()
 
     def _save(self, position: Position) -> None:
         lengths = {"metrics.jsonl": self.log_file.length(), "samples.txt": metrics.sync(self.samples_file)}
