@@ -55,6 +55,7 @@ class Looks:
         self.max_new_tokens = self._max_new_tokens()
         self.val_loss = math.nan
         self.samples: list[tuple[str, str]] = []
+        self._plots = metrics.Pace()
 
     def evaluate(self, position: Position, is_last: bool) -> None:
         rows = self._val_rows(None if is_last else self.config.train.eval_rows)
@@ -68,9 +69,12 @@ class Looks:
             time_s=round(position.elapsed_s, 3),
         )
         self.display.say(f"step {position.step}  val loss {loss:.4f} on {n_targets:,} tokens")
+        self.val_loss = loss
+        self._plots.do(self._plot, is_last=is_last)
+
+    def _plot(self) -> None:
         lines = metrics.read(self.dir / "metrics.jsonl")
         metrics.plot(self.dir / "loss.png", lines, unigram_entropy=self.corpus.unigram_entropy)
-        self.val_loss = loss
 
     def sample(self, position: Position, is_last: bool) -> None:
         self.samples = self._continuations()

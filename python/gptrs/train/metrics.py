@@ -21,7 +21,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from io import BytesIO
 from pathlib import Path
 from typing import IO, Any, Protocol
@@ -294,6 +294,22 @@ class Display:
     def say(self, text: str) -> None:
         """Prints a line; on a terminal it stands above the progress line."""
         self.console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+
+class Pace:
+    """Keeps what takes long and may be left out, as pictures of a run that goes on, to a share of its time."""
+
+    def __init__(self, share: float = 0.01) -> None:
+        self._share = share
+        self._next = -math.inf
+
+    def do(self, work: Callable[[], None], *, is_last: bool = False) -> None:
+        """Does the work when it is due: the first time, the last, and where what it took is paid off."""
+        start = time.perf_counter()
+        if start < self._next and not is_last:
+            return
+        work()
+        self._next = start + (time.perf_counter() - start) / self._share
 
 
 def duration(seconds: float) -> str:

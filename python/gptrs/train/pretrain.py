@@ -7,6 +7,7 @@ directories it may use is said in `rundir`.
 """
 
 import dataclasses
+import math
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,10 +18,9 @@ import torch
 from torch import Tensor, nn
 
 from gptrs import config as configs
-from gptrs import report, trace
 from gptrs.loader import Loader
 from gptrs.model import Transformer, count
-from gptrs.train import checkpoint, corpus, metrics, rundir
+from gptrs.train import checkpoint, corpus, metrics, rundir, trackers
 from gptrs.train.config import PretrainConfig
 from gptrs.train.corpus import Corpus, Rows
 from gptrs.train.device import device_of, dtype_of
@@ -29,10 +29,9 @@ from gptrs.train.loop import FitOptions, Position, Stops, Update, fit
 from gptrs.train.optim import adamw
 from gptrs.train.parts import Parts
 from gptrs.train.profiler import Profiler
+from gptrs.train.reports import Reports
 from gptrs.train.schedule import learning_rate, stand
 from gptrs.train.stats import Statistics
-
-SENTENCE = "A true friend accepts you"  # the report follows the model through it
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -59,6 +58,7 @@ def run(config: PretrainConfig, *, is_fresh: bool = False) -> Result:
     """
     if not (config.data.text or config.data.train):
         raise ValueError("data.text is required, got nothing; hint: data.text=FILE")
+    trackers.require(config.log.trackers)
     with rundir.claim(config.run.path, config, is_fresh=is_fresh):
         device = device_of(config.run)
         if config.run.threads:
@@ -87,7 +87,6 @@ class _Session:
         self.model = Transformer(self.model_config, seed=config.run.seed).to(device)
         self.mixtures = [mixture for _, mixture in self.model.experts()]
         self.parts = _parts(config, data)
-        self.weights_before = self.model.embed.token.weight.detach().cpu().clone()  # (V, C)
         beta1, beta2 = config.optim.betas
         self.optimizer = adamw(
             self.model,
@@ -109,17 +108,21 @@ class _Session:
         self.flops_per_token = count.flops_per_token(self.model_config, config.train.seq_len, has_further=True)
         self.display = metrics.Display(steps=config.train.steps, peak=self.peak_name)
         self.looks = Looks(config, data, self.model, self.parts, device=device, dtype=self.dtype)
+        self.looks.display = self.display
+        self.reports = Reports(config, data, self.model, self.looks, environment=self.environment)
         self.position, lengths = self._restore()
         self.log_file = metrics.MetricsLog(self.dir, length=lengths["metrics.jsonl"], step=self.position.step)
         self.samples_file = metrics.cut(self.dir / "samples.txt", lengths["samples.txt"])
         self.looks.log_file, self.looks.samples_file = self.log_file, self.samples_file
-        self.looks.display = self.display
         self.statistics = self._statistics()
         self.profiler = Profiler(self.dir, updates=config.log.profile, say=self.display.say)
+        self.trackers: trackers.Trackers | None = None
+        self.is_finished = False
         self.beside: rundir.Outcome | str | None = None
 
     def train(self) -> None:
         self._say_start()
+        self._start_trackers()
         self.display.start()
         try:
             self.position = fit(
@@ -129,7 +132,7 @@ class _Session:
                 optimizer=self.optimizer,
                 learning_rate=self._learning_rate,
                 options=self._options(),
-                stops=Stops(log=self._log, save=self._save, evaluate=self.looks.evaluate, sample=self.looks.sample),
+                stops=Stops(log=self._log, save=self._save, evaluate=self._evaluate, sample=self._sample),
                 after_update=lambda: self.parts.after_update(self.mixtures),
                 watch=self._watch,
                 start=self.position,
@@ -143,23 +146,18 @@ class _Session:
 
     def finish(self) -> Result:
         """Writes report.html and returns the result."""
-        result = Result(
-            dir=str(self.dir),
-            steps=self.position.step,
-            val_loss=self.looks.val_loss,
-            unigram_entropy=self.corpus.unigram_entropy,
-            bits_per_byte=self.corpus.bits_per_byte(self.looks.val_loss),
-            seconds=self.position.elapsed_s,
-            is_capped=self.position.step < self.config.train.steps,
-            n_params=count.n_params(self.model_config),
-        )
+        result = self._result(self.position)
         if self.config.run.beside:
-            self.beside = rundir.beside(self._outcome(result), Path(self.config.run.beside))
-        report.write(self.dir / "report.html", self._facts(result))
+            own = self.reports.outcome(dataclasses.asdict(result))
+            self.beside = rundir.beside(own, Path(self.config.run.beside))
+        self.reports.finish(dataclasses.asdict(result), self.beside)
+        self.is_finished = True
         return result
 
     def close(self) -> None:
         self.profiler.flush(is_end=True)
+        if self.trackers is not None:
+            self.trackers.close(is_finished=self.is_finished)
         self.loader.close()
         self.log_file.close()
         self.samples_file.close()
@@ -179,6 +177,30 @@ class _Session:
         say(f"unigram entropy {result.unigram_entropy:.4f}")
         say(f"bits per byte {result.bits_per_byte:.4f}")
         say(f"val loss {result.val_loss:.4f}")
+
+    def _result(self, position: Position) -> Result:
+        """What the run has come to at a position behind an evaluation."""
+        return Result(
+            dir=str(self.dir),
+            steps=position.step,
+            val_loss=self.looks.val_loss,
+            unigram_entropy=self.corpus.unigram_entropy,
+            bits_per_byte=self.corpus.bits_per_byte(self.looks.val_loss),
+            seconds=position.elapsed_s,
+            is_capped=position.step < self.config.train.steps,
+            n_params=count.n_params(self.model_config),
+        )
+
+    def _start_trackers(self) -> None:
+        log, run = self.config.log, self.config.run
+        self.trackers = self.log_file.trackers = trackers.start(
+            log.trackers,
+            project=log.project,
+            name=run.name,
+            directory=self.dir,
+            config=configs.to_dict(self.config),
+            say=self.display.say,
+        )
 
     def _say_start(self) -> None:
         say, data, train = self.display.say, self.corpus, self.config.train
@@ -230,6 +252,20 @@ class _Session:
             warmup_steps=schedule.warmup_steps,
             steps=options.steps,
         )
+
+    def _evaluate(self, position: Position, is_last: bool) -> None:
+        self.looks.evaluate(position, is_last)
+        is_sampled = position.step % self._options().sample_every == 0
+        if not (is_last or is_sampled):
+            self._report(position)
+
+    def _sample(self, position: Position, is_last: bool) -> None:
+        self.looks.sample(position, is_last)
+        if not (is_last or math.isnan(self.looks.val_loss)):
+            self._report(position)
+
+    def _report(self, position: Position) -> None:
+        self.reports.on_the_way(dataclasses.asdict(self._result(position)) | {"is_capped": False})
 
     @contextmanager
     def _watch(self, step: int) -> Iterator[None]:
@@ -295,41 +331,6 @@ class _Session:
             optimizer=self.optimizer,
             state=state,
             keep=self.config.train.keep_checkpoints,
-        )
-
-    def _facts(self, result: Result) -> report.Facts:
-        tokenizer, model = self.corpus.tokenizer, self.model
-        data, ids = self.corpus, self.corpus.frequent_words(10)
-        after = model.embed.token.weight.detach().cpu()  # (V, C)
-        return report.Facts(
-            name=self.config.run.name,
-            result=dataclasses.asdict(result),
-            sources=data.sources,
-            tokenizer=tokenizer,
-            train=data.train,
-            val=data.val,
-            n_bytes=(corpus.n_text_bytes(data.train), corpus.n_text_bytes(data.val)),
-            model=self.model_config,
-            parts=count.of_model(model),
-            lines=metrics.read(self.dir / "metrics.jsonl"),
-            samples=self.looks.samples,
-            sentence=SENTENCE,
-            guesses=trace.guesses(model, tokenizer, SENTENCE),
-            gradients=trace.gradients(model, tokenizer, SENTENCE),
-            neighbours=trace.neighbours(self.weights_before, after, tokenizer, ids),
-            environment=self.environment,
-            config=configs.dumps(self.config),
-            usage=self.looks.usage(),
-            runs=None if self.beside is None else (self._outcome(result), self.beside),
-        )
-
-    def _outcome(self, result: Result) -> rundir.Outcome:
-        return rundir.Outcome(
-            name=self.config.run.name,
-            result=dataclasses.asdict(result),
-            lines=metrics.read(self.dir / "metrics.jsonl"),
-            tokenizer=self.corpus.tokenizer.digest,
-            data=(self.corpus.train.fingerprint, self.corpus.val.fingerprint),
         )
 
 
