@@ -256,3 +256,27 @@ def test_the_settings_need_no_torch() -> None:
 
     code = "import sys, gptrs.train.config as c; c.load('demo'); sys.exit('torch' in sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("log.trackers=wandb,neptune", 'log.trackers[1] must be "wandb" or "trackio" or "mlflow", got \'neptune\''),
+        ("log.trackers=wandb,wandb", "log.trackers must be different names, got ['wandb', 'wandb']"),
+        ("log.project=", "log.project must be a name, got ''"),
+        ("log.stats_every=-1", "log.stats_every must be 0 (none) or more, got -1"),
+        ("log.profile=3", "log.profile must be a first and a last update, from 1, got [3]"),
+        ("log.profile=5,4", "log.profile must be a first and a last update, from 1, got [5, 4]"),
+        ("log.profile=0,4", "log.profile must be a first and a last update, from 1, got [0, 4]"),
+    ],
+)
+def test_what_a_run_tells_is_checked_before_it(override: str, message: str) -> None:
+    with pytest.raises(ValueError) as error:
+        load("shakespeare_cpu", [override])
+    assert message in str(error.value)
+
+
+def test_a_run_tells_what_it_is_asked_to() -> None:
+    log = load("shakespeare_cpu", ["log.trackers=mlflow", "log.stats_every=50", "log.profile=20,22"]).log
+    assert (log.trackers, log.project, log.stats_every, log.profile) == (("mlflow",), "gptrs", 50, (20, 22))
+    assert load("shakespeare_cpu").log.trackers == ()

@@ -12,7 +12,15 @@ from typing import Literal
 from gptrs import config
 from gptrs.model import memory
 from gptrs.train.schedule import DEEPSEEK_STAGES, Decay, Kind, batch_rows, rows_before
-from gptrs.train.settings import DataSettings, ModelSettings, RunSettings, SampleSettings, TokenizerSettings, require
+from gptrs.train.settings import (
+    DataSettings,
+    LogSettings,
+    ModelSettings,
+    RunSettings,
+    SampleSettings,
+    TokenizerSettings,
+    require,
+)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -219,6 +227,7 @@ class PretrainConfig:
     train: TrainSettings
     parallel: ParallelSettings = ParallelSettings()
     sample: SampleSettings = field(default_factory=SampleSettings)
+    log: LogSettings = field(default_factory=LogSettings)
 
     def __post_init__(self) -> None:
         if self.schedule.min_lr > self.optim.lr:

@@ -7,20 +7,22 @@ directories it may use is said in `rundir`.
 """
 
 import dataclasses
-from contextlib import ExitStack
+import math
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from torch import Tensor, nn
 
 from gptrs import config as configs
-from gptrs import report, trace
 from gptrs.loader import Loader
 from gptrs.model import Transformer, count
-from gptrs.train import corpus, distributed, metrics, rundir
+from gptrs.train import corpus, distributed, metrics, rundir, trackers
 from gptrs.train.average import Average
 from gptrs.train.config import PretrainConfig
-from gptrs.train.corpus import Corpus
+from gptrs.train.corpus import Corpus, Rows
 from gptrs.train.device import device_of, dtype_of
 from gptrs.train.distributed import World
 from gptrs.train.keeper import Keeper
@@ -28,10 +30,11 @@ from gptrs.train.looks import Looks
 from gptrs.train.loop import FitOptions, Position, Stops, Update, fit
 from gptrs.train.optim import optimizer_of
 from gptrs.train.parts import Parts
+from gptrs.train.profiler import Profiler
+from gptrs.train.reports import Reports
 from gptrs.train.schedule import learning_rate, stand
 from gptrs.train.spread import Spread
-
-SENTENCE = "A true friend accepts you"  # the report follows the model through it
+from gptrs.train.stats import Statistics, Values
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -58,6 +61,7 @@ def run(config: PretrainConfig, *, is_fresh: bool = False) -> Result:
     """
     if not (config.data.text or config.data.train):
         raise ValueError("data.text is required, got nothing; hint: data.text=FILE")
+    trackers.require(config.log.trackers)
     if config.run.threads:
         torch.set_num_threads(config.run.threads)
     with ExitStack() as stack:
@@ -94,7 +98,7 @@ class _Session:
         self.model = Transformer(self.model_config, seed=config.run.seed)
         self.mixtures = [mixture for _, mixture in self.model.experts()]
         self.parts = _parts(config, data, world)
-        self.weights_before = self.model.embed.token.weight.detach().clone()  # (V, C)
+        weights_before = self.model.embed.token.weight.detach().clone()  # (V, C)
         self.spread = Spread(self.model, world, dtype=self.dtype, is_compiled=config.run.compile)
         self.optimizer = optimizer_of(self.model, config.optim)
         self.spread.split_groups(self.optimizer)
@@ -127,17 +131,23 @@ class _Session:
             seed=config.run.seed,
             on_failure=self._say_not_saved,
         )
+        self.looks.display = self.display
+        self.reports = Reports(config, data, weights_before, self.looks, environment=self.environment)
         self.position, lengths = self._restore()
         if world.is_main:
             self.log_file = metrics.MetricsLog(self.dir, length=lengths["metrics.jsonl"], step=self.position.step)
             self.samples_file = metrics.cut(self.dir / "samples.txt", lengths["samples.txt"])
             self.looks.log_file, self.looks.samples_file = self.log_file, self.samples_file
-            self.looks.display = self.display
+        self.statistics = self._statistics()
+        self.profiler = Profiler(self.dir, updates=config.log.profile if world.is_main else (), say=self.display.say)
+        self.trackers: trackers.Trackers | None = None
+        self.is_finished = False
         self.beside: rundir.Outcome | str | None = None
 
     def train(self) -> None:
         if self.world.is_main:
             self._say_start()
+            self._start_trackers()
             self.display.start()
         try:
             self.position = fit(
@@ -147,8 +157,9 @@ class _Session:
                 optimizer=self.optimizer,
                 learning_rate=self._learning_rate,
                 options=self._options(),
-                stops=Stops(log=self._log, save=self._save, evaluate=self._evaluate, sample=self.looks.sample),
+                stops=Stops(log=self._log, save=self._save, evaluate=self._evaluate, sample=self._sample),
                 after_update=self._after_update,
+                watch=self._watch,
                 start=self.position,
                 counts=self.parts.counts,
                 spread=self.spread,
@@ -169,23 +180,19 @@ class _Session:
 
     def finish(self) -> Result:
         """Writes report.html and returns the result."""
-        result = Result(
-            dir=str(self.dir),
-            steps=self.position.step,
-            val_loss=self.looks.val_loss,
-            unigram_entropy=self.corpus.unigram_entropy,
-            bits_per_byte=self.corpus.bits_per_byte(self.looks.val_loss),
-            seconds=self.position.elapsed_s,
-            is_capped=self.position.step < self.config.train.steps,
-            n_params=count.n_params(self.model_config),
-        )
+        result = self._result(self.position)
         if (model := self.spread.whole()) is not None:
+            values = dataclasses.asdict(result)
             if self.config.run.beside:
-                self.beside = rundir.beside(self._outcome(result), Path(self.config.run.beside))
-            report.write(self.dir / "report.html", self._facts(result, model))
+                self.beside = rundir.beside(self.reports.outcome(values), Path(self.config.run.beside))
+            self.reports.finish(values, model, self.beside)
+        self.is_finished = True
         return result
 
     def close(self) -> None:
+        self.profiler.flush(is_end=True)
+        if self.trackers is not None:
+            self.trackers.close(is_finished=self.is_finished)
         self.loader.close()
         if self.world.is_main:
             self.log_file.close()
@@ -208,6 +215,30 @@ class _Session:
         say(f"unigram entropy {result.unigram_entropy:.4f}")
         say(f"bits per byte {result.bits_per_byte:.4f}")
         say(f"val loss {result.val_loss:.4f}")
+
+    def _result(self, position: Position) -> Result:
+        """What the run has come to at a position behind an evaluation."""
+        return Result(
+            dir=str(self.dir),
+            steps=position.step,
+            val_loss=self.looks.val_loss,
+            unigram_entropy=self.corpus.unigram_entropy,
+            bits_per_byte=self.corpus.bits_per_byte(self.looks.val_loss),
+            seconds=position.elapsed_s,
+            is_capped=position.step < self.config.train.steps,
+            n_params=count.n_params(self.model_config),
+        )
+
+    def _start_trackers(self) -> None:
+        log, run = self.config.log, self.config.run
+        self.trackers = self.log_file.trackers = trackers.start(
+            log.trackers,
+            project=log.project,
+            name=run.name,
+            directory=self.dir,
+            config=configs.to_dict(self.config),
+            say=self.display.say,
+        )
 
     def _say_start(self) -> None:
         say, data, train = self.display.say, self.corpus, self.config.train
@@ -269,11 +300,54 @@ class _Session:
             stages=schedule.stages,
         )
 
+    def _evaluate(self, position: Position, is_last: bool) -> None:
+        if is_last:
+            self.keeper.saver.finish()  # before what may go wrong now
+        self.looks.evaluate(position, is_last)
+        self.keeper.saver.mark(position.step, self.looks.val_loss)
+        is_sampled = position.step % self._options().sample_every == 0
+        if not (is_last or is_sampled):
+            self._report(position)
+
+    def _sample(self, position: Position, is_last: bool) -> None:
+        self.looks.sample(position, is_last)
+        if not (is_last or math.isnan(self.looks.val_loss)):
+            self._report(position)
+
+    def _report(self, position: Position) -> None:
+        if self.world.is_main:
+            self.reports.on_the_way(dataclasses.asdict(self._result(position)) | {"is_capped": False})
+
+    @contextmanager
+    def _watch(self, step: int) -> Iterator[None]:
+        with self.profiler.watch(step), self.statistics.watch(step):
+            yield
+
+    def _statistics(self) -> Statistics:
+        def all_blocks(model: nn.Module, rows: Rows) -> Tensor:
+            assert isinstance(model, Transformer)
+            return model.losses(rows.tokens, rows.targets, **self.parts.documents(rows.tokens))["next"]
+
+        return Statistics(
+            self.spread,
+            self.optimizer,
+            rows=self.looks.first_rows(),
+            loss_fn=all_blocks,
+            loads=lambda: self.parts.loads,
+            every=self.config.log.stats_every,
+            write=self._write_statistics,
+        )
+
+    def _write_statistics(self, step: int, values: Values) -> None:
+        if self.world.is_main:
+            self.log_file.write("stats", step, **values)
+
     def _log(self, update: Update) -> None:
         parts = self.parts.log()
         if not self.world.is_main:
             return
         mfu = update.tokens_per_s * self.flops_per_token / (self.peak * self.world.size) if self.peak else None
+        memory = metrics.memory(self.world.device)
         self.log_file.write(
             "train",
             update.step,
@@ -283,6 +357,7 @@ class _Session:
             tokens_per_s=round(update.tokens_per_s, 1),
             mfu=mfu,
             time_s=round(update.time_s, 3),
+            memory_bytes=memory[0],
             **parts,
         )
         self.display.update(
@@ -292,7 +367,9 @@ class _Session:
             mfu=mfu,
             seconds_left=update.seconds_left,
             parts=parts,
+            memory=memory,
         )
+        self.profiler.flush()
 
     def _save(self, position: Position) -> None:
         lengths = {}
@@ -308,50 +385,9 @@ class _Session:
         }
         self.keeper.save(position.step, state)
 
-    def _evaluate(self, position: Position, is_last: bool) -> None:
-        if is_last:
-            self.keeper.saver.finish()  # before what may go wrong now
-        self.looks.evaluate(position, is_last)
-        self.keeper.saver.mark(position.step, self.looks.val_loss)
-
     def _say_not_saved(self, step: int, error: OSError) -> None:
         self.log_file.write("save_failed", step, errno=float(error.errno or 0))
         self.display.say(f"step {step}  not saved, training goes on: {error.strerror or error}")
-
-    def _facts(self, result: Result, model: Transformer) -> report.Facts:
-        tokenizer = self.corpus.tokenizer
-        data, ids = self.corpus, self.corpus.frequent_words(10)
-        after = model.embed.token.weight.detach().cpu()  # (V, C)
-        return report.Facts(
-            name=self.config.run.name,
-            result=dataclasses.asdict(result),
-            sources=data.sources,
-            tokenizer=tokenizer,
-            train=data.train,
-            val=data.val,
-            n_bytes=(corpus.n_text_bytes(data.train), corpus.n_text_bytes(data.val)),
-            model=self.model_config,
-            parts=count.of_model(model),
-            lines=metrics.read(self.dir / "metrics.jsonl"),
-            samples=self.looks.samples,
-            sentence=SENTENCE,
-            guesses=trace.guesses(model, tokenizer, SENTENCE),
-            gradients=trace.gradients(model, tokenizer, SENTENCE),
-            neighbours=trace.neighbours(self.weights_before, after, tokenizer, ids),
-            environment=self.environment,
-            config=configs.dumps(self.config),
-            usage=self.looks.usage(model),
-            runs=None if self.beside is None else (self._outcome(result), self.beside),
-        )
-
-    def _outcome(self, result: Result) -> rundir.Outcome:
-        return rundir.Outcome(
-            name=self.config.run.name,
-            result=dataclasses.asdict(result),
-            lines=metrics.read(self.dir / "metrics.jsonl"),
-            tokenizer=self.corpus.tokenizer.digest,
-            data=(self.corpus.train.fingerprint, self.corpus.val.fingerprint),
-        )
 
 
 def _corpus(config: PretrainConfig, world: World) -> Corpus:
