@@ -56,8 +56,8 @@ def tiny(text: Path, directory: Path, *overrides: str) -> PretrainConfig:
 
 
 def lines_of(directory: Path) -> list[dict[str, Any]]:
-    """The metrics without what depends on the clock."""
-    timed = ("time_s", "tokens_per_s", "mfu")
+    """The metrics without what depends on the clock or the process."""
+    timed = ("time_s", "tokens_per_s", "mfu", "memory_bytes")
     return [{k: v for k, v in line.items() if k not in timed} for line in metrics.read(directory / "metrics.jsonl")]
 
 

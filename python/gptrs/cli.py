@@ -40,6 +40,7 @@ def main() -> None:
     # torch's OpenMP threads spin at every barrier by default; beside another busy process a step then takes 3 to 13
     # times as long as when they sleep (docs/log.md). Read once, when torch is imported.
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # its profiler calls a machine without GPU an error
     warnings.showwarning = lambda message, *_args, **_options: typer.echo(f"warning: {message}", err=True)
     try:
         app(prog_name="gptrs")
@@ -50,8 +51,9 @@ def main() -> None:
 
 
 def fail(message: str) -> None:
-    """Prints one line on stderr and exits with code 1."""
-    typer.echo(f"error: {message}", err=True)
+    """Prints one line on stderr and exits with code 1; of the ranks of torchrun rank 0 prints it."""
+    if os.environ.get("RANK", "0") == "0":
+        typer.echo(f"error: {message}", err=True)
     sys.exit(1)
 
 

@@ -3,7 +3,7 @@
     checkpoints/step-00000500/
       model.safetensors       parameters and buffers by name; a shared tensor once
       optimizer.safetensors   optimizer state as NAME OF THE PARAMETER/KEY
-      KIND.safetensors        more tensors of the caller as KIND:NAME, like averaged weights
+      KIND.safetensors        more tensors of the caller as KIND:NAME, like the weights' running mean
       state.json              step, RNG, and what the caller gave: loader state, config, lengths of the logs, versions
       manifest.json           {"version": 1, "files": {name: {"bytes": …, "blake2b": …}}}
       COMMITTED               digest of manifest.json, written last
@@ -25,8 +25,9 @@ from torch import Tensor, nn
 from gptrs.files import write_synced
 from gptrs.train import manifest, tensorfile
 from gptrs.train.manifest import Found, find, read_state, verify
+from gptrs.train.optim import HasState
 from gptrs.train.rng import reseed, rng_state, set_rng_state
-from gptrs.train.snapshot import OPTIMIZER_KEY, HasState, Tensors, model_tensors, named, tensors_of
+from gptrs.train.snapshot import OPTIMIZER_KEY, Tensors, model_tensors, named, tensors_of
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup

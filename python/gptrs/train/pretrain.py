@@ -7,28 +7,34 @@ directories it may use is said in `rundir`.
 """
 
 import dataclasses
-import warnings
+import math
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from torch import Tensor, nn
 
 from gptrs import config as configs
-from gptrs import report, trace
 from gptrs.loader import Loader
 from gptrs.model import Transformer, count
-from gptrs.train import checkpoint, corpus, metrics, rundir
+from gptrs.train import corpus, distributed, metrics, rundir, trackers
+from gptrs.train.average import Average
 from gptrs.train.config import PretrainConfig
-from gptrs.train.corpus import Corpus
+from gptrs.train.corpus import Corpus, Rows
 from gptrs.train.device import device_of, dtype_of
+from gptrs.train.distributed import World
+from gptrs.train.keeper import Keeper
 from gptrs.train.looks import Looks
 from gptrs.train.loop import FitOptions, Position, Stops, Update, fit
-from gptrs.train.optim import adamw
+from gptrs.train.optim import optimizer_of
 from gptrs.train.parts import Parts
-from gptrs.train.saver import Saver
+from gptrs.train.profiler import Profiler
+from gptrs.train.reports import Reports
 from gptrs.train.schedule import learning_rate, stand
-
-SENTENCE = "A true friend accepts you"  # the report follows the model through it
+from gptrs.train.spread import Spread
+from gptrs.train.stats import Statistics, Values
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -55,17 +61,25 @@ def run(config: PretrainConfig, *, is_fresh: bool = False) -> Result:
     """
     if not (config.data.text or config.data.train):
         raise ValueError("data.text is required, got nothing; hint: data.text=FILE")
-    with rundir.claim(config.run.path, config, is_fresh=is_fresh):
-        device = device_of(config.run)
-        if config.run.threads:
-            torch.set_num_threads(config.run.threads)
-        session = _Session(config, _corpus(config), device)
+    trackers.require(config.log.trackers)
+    if config.run.threads:
+        torch.set_num_threads(config.run.threads)
+    with ExitStack() as stack:
+        world = stack.enter_context(distributed.join(config.parallel, device_of(config.run)))
+        with world.together():
+            config.train.rows(world.data_size)
+            if world.is_main:
+                stack.enter_context(rundir.claim(config.run.path, config, is_fresh=is_fresh))
+        data = world.main_first(lambda: _corpus(config, world))
+        with world.together():
+            session = _Session(config, data, world)
         try:
             session.train()
             result = session.finish()
         finally:
             session.close()
-        rundir.finish(config.run.path, dataclasses.asdict(result))
+        if world.is_main:
+            rundir.finish(config.run.path, dataclasses.asdict(result))
     session.say_result(result)
     return result
 
@@ -73,30 +87,32 @@ def run(config: PretrainConfig, *, is_fresh: bool = False) -> Result:
 class _Session:
     """One process's part of a run: what fit() needs, and what happens at its stops."""
 
-    def __init__(self, config: PretrainConfig, data: Corpus, device: torch.device) -> None:
+    def __init__(self, config: PretrainConfig, data: Corpus, world: World) -> None:
+        device = world.device
         self.config = config
         self.corpus = data
-        self.device = device
+        self.world = world
         self.dir = config.run.path
         self.dtype = dtype_of(config.run, device)
         self.model_config = config.model.resolve(vocab_size=data.tokenizer.vocab_size, seq_len=config.train.seq_len)
-        self.model = Transformer(self.model_config, seed=config.run.seed).to(device)
+        self.model = Transformer(self.model_config, seed=config.run.seed)
         self.mixtures = [mixture for _, mixture in self.model.experts()]
-        self.parts = _parts(config, data)
-        self.weights_before = self.model.embed.token.weight.detach().cpu().clone()  # (V, C)
-        beta1, beta2 = config.optim.betas
-        self.optimizer = adamw(
-            self.model,
-            lr=config.optim.lr,
-            weight_decay=config.optim.weight_decay,
-            betas=(beta1, beta2),
-            eps=config.optim.eps,
-        )
+        self.parts = _parts(config, data, world)
+        weights_before = self.model.embed.token.weight.detach().clone()  # (V, C)
+        self.spread = Spread(self.model, world, dtype=self.dtype, is_compiled=config.run.compile)
+        self.optimizer = optimizer_of(self.model, config.optim)
+        self.spread.split_groups(self.optimizer)
+        train = config.train
+        self.average: Average | None = None
+        if train.ema is not None:
+            self.average = Average(self.model, decay=train.ema, is_corrected=train.is_ema_corrected)
         self.loader = Loader(
             data.train,
             seq_len=config.train.seq_len,
             global_batch=config.train.global_batch,
-            micro_batch=config.train.micro_batch,
+            micro_batch=config.train.rows(world.data_size),
+            rank=world.data_rank,
+            world_size=world.data_size,
             seed=config.run.seed,
             device=str(device),
         )
@@ -104,24 +120,35 @@ class _Session:
         self.peak, self.peak_name = metrics.peak_flops(device, self.dtype)
         self.flops_per_token = count.flops_per_token(self.model_config, config.train.seq_len, has_further=True)
         self.display = metrics.Display(steps=config.train.steps, peak=self.peak_name)
-        self.looks = Looks(config, data, self.model, self.parts, device=device, dtype=self.dtype)
-        self.saver = Saver(
+        self.looks = Looks(config, data, self.spread, self.parts, dtype=self.dtype)
+        self.looks.average = self.average
+        self.keeper = Keeper(
             self.dir / "checkpoints",
-            keep=config.train.keep_checkpoints,
-            keep_best=config.train.keep_best,
-            is_async=config.train.checkpoint_async,
+            self.spread,
+            self.optimizer,
+            self.average,
+            train=train,
+            seed=config.run.seed,
             on_failure=self._say_not_saved,
         )
-        self.position, lengths = self._restore()
-        self.log_file = metrics.MetricsLog(self.dir, length=lengths["metrics.jsonl"], step=self.position.step)
-        self.samples_file = metrics.cut(self.dir / "samples.txt", lengths["samples.txt"])
-        self.looks.log_file, self.looks.samples_file = self.log_file, self.samples_file
         self.looks.display = self.display
+        self.reports = Reports(config, data, weights_before, self.looks, environment=self.environment)
+        self.position, lengths = self._restore()
+        if world.is_main:
+            self.log_file = metrics.MetricsLog(self.dir, length=lengths["metrics.jsonl"], step=self.position.step)
+            self.samples_file = metrics.cut(self.dir / "samples.txt", lengths["samples.txt"])
+            self.looks.log_file, self.looks.samples_file = self.log_file, self.samples_file
+        self.statistics = self._statistics()
+        self.profiler = Profiler(self.dir, updates=config.log.profile if world.is_main else (), say=self.display.say)
+        self.trackers: trackers.Trackers | None = None
+        self.is_finished = False
         self.beside: rundir.Outcome | str | None = None
 
     def train(self) -> None:
-        self._say_start()
-        self.display.start()
+        if self.world.is_main:
+            self._say_start()
+            self._start_trackers()
+            self.display.start()
         try:
             self.position = fit(
                 self.model,
@@ -130,46 +157,50 @@ class _Session:
                 optimizer=self.optimizer,
                 learning_rate=self._learning_rate,
                 options=self._options(),
-                stops=Stops(log=self._log, save=self._save, evaluate=self._evaluate, sample=self.looks.sample),
-                after_update=lambda: self.parts.after_update(self.mixtures),
+                stops=Stops(log=self._log, save=self._save, evaluate=self._evaluate, sample=self._sample),
+                after_update=self._after_update,
+                watch=self._watch,
                 start=self.position,
+                counts=self.parts.counts,
+                spread=self.spread,
             )
-            self.saver.finish()
+            self.keeper.saver.finish()
         except KeyboardInterrupt as error:
             if error.args:  # a second signal waits for nothing
-                self.saver.finish()
+                self.keeper.saver.finish()
             self.display.stop()
-            self.display.say(f"{error or 'stopped'}; hint: the same command goes on from the newest checkpoint")
+            if self.world.is_main:
+                self.display.say(f"{error or 'stopped'}; hint: the same command goes on from the newest checkpoint")
             raise
         except Exception:
-            self.saver.wait()
+            self.keeper.saver.wait()
             raise
         finally:
             self.display.stop()
 
     def finish(self) -> Result:
         """Writes report.html and returns the result."""
-        result = Result(
-            dir=str(self.dir),
-            steps=self.position.step,
-            val_loss=self.looks.val_loss,
-            unigram_entropy=self.corpus.unigram_entropy,
-            bits_per_byte=self.corpus.bits_per_byte(self.looks.val_loss),
-            seconds=self.position.elapsed_s,
-            is_capped=self.position.step < self.config.train.steps,
-            n_params=count.n_params(self.model_config),
-        )
-        if self.config.run.beside:
-            self.beside = rundir.beside(self._outcome(result), Path(self.config.run.beside))
-        report.write(self.dir / "report.html", self._facts(result))
+        result = self._result(self.position)
+        if (model := self.spread.whole()) is not None:
+            values = dataclasses.asdict(result)
+            if self.config.run.beside:
+                self.beside = rundir.beside(self.reports.outcome(values), Path(self.config.run.beside))
+            self.reports.finish(values, model, self.beside)
+        self.is_finished = True
         return result
 
     def close(self) -> None:
+        self.profiler.flush(is_end=True)
+        if self.trackers is not None:
+            self.trackers.close(is_finished=self.is_finished)
         self.loader.close()
-        self.log_file.close()
-        self.samples_file.close()
+        if self.world.is_main:
+            self.log_file.close()
+            self.samples_file.close()
 
     def say_result(self, result: Result) -> None:
+        if not self.world.is_main:
+            return
         say = self.display.say
         for prompt, text in self.looks.samples:
             say(f"── sample, prompt {prompt!r}\n{prompt}{text}\n")
@@ -185,6 +216,30 @@ class _Session:
         say(f"bits per byte {result.bits_per_byte:.4f}")
         say(f"val loss {result.val_loss:.4f}")
 
+    def _result(self, position: Position) -> Result:
+        """What the run has come to at a position behind an evaluation."""
+        return Result(
+            dir=str(self.dir),
+            steps=position.step,
+            val_loss=self.looks.val_loss,
+            unigram_entropy=self.corpus.unigram_entropy,
+            bits_per_byte=self.corpus.bits_per_byte(self.looks.val_loss),
+            seconds=position.elapsed_s,
+            is_capped=position.step < self.config.train.steps,
+            n_params=count.n_params(self.model_config),
+        )
+
+    def _start_trackers(self) -> None:
+        log, run = self.config.log, self.config.run
+        self.trackers = self.log_file.trackers = trackers.start(
+            log.trackers,
+            project=log.project,
+            name=run.name,
+            directory=self.dir,
+            config=configs.to_dict(self.config),
+            say=self.display.say,
+        )
+
     def _say_start(self) -> None:
         say, data, train = self.display.say, self.corpus, self.config.train
         say(f"run {self.dir}: {', '.join(f'{k} {v}' for k, v in self.environment.items())}")
@@ -192,22 +247,21 @@ class _Session:
             say(f"[{section}] {', '.join(f'{key} = {configs.short(value)}' for key, value in values.items())}")
         vocabulary = f"vocabulary {data.tokenizer.vocab_size:,}"
         say(f"train {data.train.n_tokens:,} tokens, val {data.val.n_tokens:,} tokens, {vocabulary}")
-        n = sum(parameter.numel() for parameter in self.model.parameters())
+        n, ranks = count.n_params(self.model_config), self.world
         say(f"model {n:,} parameters, {str(self.dtype).removeprefix('torch.')}, seed {self.config.run.seed}")
-        per_step = train.global_batch * train.seq_len
-        epochs = train.steps * per_step / data.train.n_tokens
-        say(f"{train.steps} steps of {per_step:,} tokens ({epochs:.1f} epochs), from step {self.position.step}")
+        if ranks.size > 1:
+            mesh = dataclasses.asdict(ranks.sizes)
+            say(f"{ranks.size} ranks: {', '.join(f'{name} {n}' for name, n in mesh.items() if n > 1)}")
+        epochs = train.rows_before(train.steps) * train.seq_len / data.train.n_tokens
+        sizes = sorted({train.rows_at(0) * train.seq_len, train.global_batch * train.seq_len})
+        size = " to ".join(f"{n:,}" for n in sizes)
+        say(f"{train.steps} steps of {size} tokens ({epochs:.1f} epochs), from step {self.position.step}")
 
     def _restore(self) -> tuple[Position, dict[str, int]]:
         """Returns where the run stands and how long its logs were then, after loading the newest checkpoint."""
-        torch.manual_seed(self.config.run.seed)  # dropout
-        found = checkpoint.find(self.dir / "checkpoints")
-        for path in found.uncommitted:
-            origin = found.newest or "the beginning"
-            warnings.warn(f"checkpoint {path} was never finished; going on from {origin}", stacklevel=2)
-        if found.newest is None:
+        state = self.keeper.restore()
+        if state is None:
             return Position(), {"metrics.jsonl": 0, "samples.txt": 0}
-        state = checkpoint.load(found.newest, self.model, self.optimizer, seed=self.config.run.seed)
         self.loader.load_state_dict(state["loader"])
         return Position(step=state["step"], elapsed_s=state["elapsed_s"]), state["lengths"]
 
@@ -215,7 +269,8 @@ class _Session:
         train = self.config.train
         return FitOptions(
             steps=train.steps,
-            accumulation=train.accumulation,
+            accumulation=train.accumulation(self.world.data_size),
+            accumulation_at=lambda step: train.accumulation(self.world.data_size, step),
             clip=self.config.optim.clip,
             dtype=self.dtype,
             is_compiled=self.config.run.compile,
@@ -226,6 +281,11 @@ class _Session:
             checkpoint_every=train.checkpoint_every,
         )
 
+    def _after_update(self) -> None:
+        self.parts.after_update(self.mixtures)
+        if self.average is not None:
+            self.average.update()
+
     def _learning_rate(self, position: Position) -> float:
         schedule, options = self.config.schedule, self._options()
         return learning_rate(
@@ -234,10 +294,60 @@ class _Session:
             min_lr=schedule.min_lr,
             warmup_steps=schedule.warmup_steps,
             steps=options.steps,
+            kind=schedule.kind,
+            decay=schedule.decay,
+            decay_share=schedule.decay_share,
+            stages=schedule.stages,
         )
 
+    def _evaluate(self, position: Position, is_last: bool) -> None:
+        if is_last:
+            self.keeper.saver.finish()  # before what may go wrong now
+        self.looks.evaluate(position, is_last)
+        self.keeper.saver.mark(position.step, self.looks.val_loss)
+        is_sampled = position.step % self._options().sample_every == 0
+        if not (is_last or is_sampled):
+            self._report(position)
+
+    def _sample(self, position: Position, is_last: bool) -> None:
+        self.looks.sample(position, is_last)
+        if not (is_last or math.isnan(self.looks.val_loss)):
+            self._report(position)
+
+    def _report(self, position: Position) -> None:
+        if self.world.is_main:
+            self.reports.on_the_way(dataclasses.asdict(self._result(position)) | {"is_capped": False})
+
+    @contextmanager
+    def _watch(self, step: int) -> Iterator[None]:
+        with self.profiler.watch(step), self.statistics.watch(step):
+            yield
+
+    def _statistics(self) -> Statistics:
+        def all_blocks(model: nn.Module, rows: Rows) -> Tensor:
+            assert isinstance(model, Transformer)
+            return model.losses(rows.tokens, rows.targets, **self.parts.documents(rows.tokens))["next"]
+
+        return Statistics(
+            self.spread,
+            self.optimizer,
+            rows=self.looks.first_rows(),
+            loss_fn=all_blocks,
+            loads=lambda: self.parts.loads,
+            every=self.config.log.stats_every,
+            write=self._write_statistics,
+        )
+
+    def _write_statistics(self, step: int, values: Values) -> None:
+        if self.world.is_main:
+            self.log_file.write("stats", step, **values)
+
     def _log(self, update: Update) -> None:
-        mfu, parts = update.tokens_per_s * self.flops_per_token / self.peak if self.peak else None, self.parts.log()
+        parts = self.parts.log()
+        if not self.world.is_main:
+            return
+        mfu = update.tokens_per_s * self.flops_per_token / (self.peak * self.world.size) if self.peak else None
+        memory = metrics.memory(self.world.device)
         self.log_file.write(
             "train",
             update.step,
@@ -247,6 +357,7 @@ class _Session:
             tokens_per_s=round(update.tokens_per_s, 1),
             mfu=mfu,
             time_s=round(update.time_s, 3),
+            memory_bytes=memory[0],
             **parts,
         )
         self.display.update(
@@ -256,10 +367,14 @@ class _Session:
             mfu=mfu,
             seconds_left=update.seconds_left,
             parts=parts,
+            memory=memory,
         )
+        self.profiler.flush()
 
     def _save(self, position: Position) -> None:
-        lengths = {"metrics.jsonl": self.log_file.length(), "samples.txt": metrics.sync(self.samples_file)}
+        lengths = {}
+        if self.world.is_main:
+            lengths = {"metrics.jsonl": self.log_file.length(), "samples.txt": metrics.sync(self.samples_file)}
         state = {
             "elapsed_s": position.elapsed_s,
             "loader": self.loader.state_dict(),
@@ -268,56 +383,17 @@ class _Session:
             "model": dataclasses.asdict(self.model_config),
             "environment": self.environment,
         }
-        self.saver.save(step=position.step, model=self.model, optimizer=self.optimizer, state=state)
-
-    def _evaluate(self, position: Position, is_last: bool) -> None:
-        if is_last:
-            self.saver.finish()  # before what may go wrong now
-        self.looks.evaluate(position, is_last)
-        self.saver.mark(position.step, self.looks.val_loss)
+        self.keeper.save(position.step, state)
 
     def _say_not_saved(self, step: int, error: OSError) -> None:
         self.log_file.write("save_failed", step, errno=float(error.errno or 0))
         self.display.say(f"step {step}  not saved, training goes on: {error.strerror or error}")
 
-    def _facts(self, result: Result) -> report.Facts:
-        tokenizer, model = self.corpus.tokenizer, self.model
-        data, ids = self.corpus, self.corpus.frequent_words(10)
-        after = model.embed.token.weight.detach().cpu()  # (V, C)
-        return report.Facts(
-            name=self.config.run.name,
-            result=dataclasses.asdict(result),
-            sources=data.sources,
-            tokenizer=tokenizer,
-            train=data.train,
-            val=data.val,
-            n_bytes=(corpus.n_text_bytes(data.train), corpus.n_text_bytes(data.val)),
-            model=self.model_config,
-            parts=count.of_model(model),
-            lines=metrics.read(self.dir / "metrics.jsonl"),
-            samples=self.looks.samples,
-            sentence=SENTENCE,
-            guesses=trace.guesses(model, tokenizer, SENTENCE),
-            gradients=trace.gradients(model, tokenizer, SENTENCE),
-            neighbours=trace.neighbours(self.weights_before, after, tokenizer, ids),
-            environment=self.environment,
-            config=configs.dumps(self.config),
-            usage=self.looks.usage(),
-            runs=None if self.beside is None else (self._outcome(result), self.beside),
-        )
 
-    def _outcome(self, result: Result) -> rundir.Outcome:
-        return rundir.Outcome(
-            name=self.config.run.name,
-            result=dataclasses.asdict(result),
-            lines=metrics.read(self.dir / "metrics.jsonl"),
-            tokenizer=self.corpus.tokenizer.digest,
-            data=(self.corpus.train.fingerprint, self.corpus.val.fingerprint),
-        )
-
-
-def _corpus(config: PretrainConfig) -> Corpus:
+def _corpus(config: PretrainConfig, world: World) -> Corpus:
     data, tokenizer = config.data, config.tokenizer
+    if not world.is_main:
+        return corpus.made(config.run.path, data.train, data.val)
     if data.train and data.val and tokenizer.path:
         return corpus.from_datasets(data.train, data.val, tokenizer.path, config.run.path)
     return corpus.from_text(
@@ -333,7 +409,7 @@ def _corpus(config: PretrainConfig) -> Corpus:
     )
 
 
-def _parts(config: PretrainConfig, data: Corpus) -> Parts:
+def _parts(config: PretrainConfig, data: Corpus, world: World) -> Parts:
     train, eot_id = config.train, data.tokenizer.eot_id
     if train.attention == "documents" and eot_id is None:
         raise ValueError(
@@ -346,4 +422,6 @@ def _parts(config: PretrainConfig, data: Corpus) -> Parts:
         bias_speed=train.bias_speed,
         attention=train.attention,
         eot_id=eot_id,
+        world=world,
+        n_further=config.model.resolve(vocab_size=data.tokenizer.vocab_size, seq_len=train.seq_len).n_mtp_layers,
     )

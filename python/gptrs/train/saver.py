@@ -18,7 +18,8 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor, nn
 
 from gptrs.train import checkpoint, manifest
-from gptrs.train.snapshot import HasState, Snapshot, tensors_of
+from gptrs.train.optim import HasState
+from gptrs.train.snapshot import Snapshot, tensors_of
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup

@@ -11,20 +11,14 @@ the stream of the training queues.
 import math
 import weakref
 from collections.abc import Callable, Mapping
-from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
+from gptrs.train.optim import HasState
+
 OPTIMIZER_KEY = "/"  # between a parameter's name and the name of its state; parameter names have dots only
 ALIGNMENT = 64  # bytes, of a cache line
-
-
-class HasState(Protocol):
-    """What is saved of an optimizer: its tensors for each parameter."""
-
-    @property
-    def state(self) -> Mapping[Any, Mapping[str, Tensor]]: ...
 
 
 Tensors = dict[str, dict[str, Tensor]]  # kind, which names a file, then name
