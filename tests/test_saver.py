@@ -310,12 +310,14 @@ def test_data_is_on_the_disk_before_the_marker_and_the_marker_before_the_name(
     saver, run = Saver(tmp_path / "checkpoints", keep=1), make()
     for name, call in (("open", opened), ("fsync", synced), ("rename", renamed)):
         monkeypatch.setattr(os, name, call)
-    saver.save(step=1, model=run[0], optimizer=run[1], state={})
+    (tmp_path / "metrics.jsonl").write_text("{}")
+    saver.save(step=1, model=run[0], optimizer=run[1], state={}, logs=[tmp_path / "metrics.jsonl"])
     saver.finish()
     marker = events.index(("create", "COMMITTED"))
     files = ("model.safetensors", "optimizer.safetensors", "state.json", "manifest.json")
     for name in files:
         assert events.index(("create", name)) < events.index(("sync", name)) < marker, name
+    assert events.index(("sync", "metrics.jsonl")) < marker, "a checkpoint knows its length"
     folder = ("sync", ".step-00000001.tmp")
     assert max(events.index(("create", name)) for name in files) < events.index(folder) < marker
     named = events.index(("rename", "step-00000001"))

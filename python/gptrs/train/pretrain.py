@@ -374,7 +374,7 @@ class _Session:
     def _save(self, position: Position) -> None:
         lengths = {}
         if self.world.is_main:
-            lengths = {"metrics.jsonl": self.log_file.length(), "samples.txt": metrics.sync(self.samples_file)}
+            lengths = {"metrics.jsonl": self.log_file.length(), "samples.txt": metrics.flushed(self.samples_file)}
         state = {
             "elapsed_s": position.elapsed_s,
             "loader": self.loader.state_dict(),
@@ -383,7 +383,7 @@ class _Session:
             "model": dataclasses.asdict(self.model_config),
             "environment": self.environment,
         }
-        self.keeper.save(position.step, state)
+        self.keeper.save(position.step, state, logs=[self.dir / name for name in lengths])
 
     def _say_not_saved(self, step: int, error: OSError) -> None:
         self.log_file.write("save_failed", step, errno=float(error.errno or 0))
