@@ -189,6 +189,8 @@ def test_shakespeare_cpu_is_nanogpt_s_published_setting() -> None:
         (["data.text=t", "data.train=a", "data.val=b"], r"data.text and data.train exclude each other"),
         (["run.name=a/b"], r"run.name must be a file name, got 'a/b'"),
         (["train.steps=0"], r"train.steps must be at least 1, got 0"),
+        (["train.keep_best=-1"], r"train.keep_best must be 0 or more, got -1"),
+        (["train.checkpoint_async=2"], r"train.checkpoint_async"),
         (['sample.prompts=[""]'], r"sample.prompts must be texts that are not empty"),
     ],
 )
