@@ -48,14 +48,14 @@ GENERATION = ("gptrs.sampling", "gptrs.speculate", "gptrs.decoding", "gptrs.gene
 # Inside gptrs.model, only what stands before the importer.
 MODEL = (
     "config", "count", "memory", "embedding", "rope", "norm", "cache", "attend", "attention", "mla", "feed_forward",
-    "expert_by_expert", "moe", "loss", "transformer",
+    "expert_by_expert", "moe", "loss", "fp8", "transformer",
 )  # fmt: skip
 # Inside gptrs.exchange likewise.
 EXCHANGE = ("hf_config", "hf_tensors", "hf", "gguf", "gguf_file", "gguf_read", "llama2c", "torch_file")
 # Inside gptrs.train likewise: settings, what a run is made of, the loop, and the stages, which know nothing of each
 # other.
 TRAIN = (
-    "settings", "config", "schedule", "device", "rundir", "corpus", "parts", "optim", "checkpoint", "metrics", "loop",
+    "settings", "config", "schedule", "device", "speed", "rundir", "corpus", "parts", "optim", "checkpoint", "metrics", "loop",
     "looks", "pretrain",
 )  # fmt: skip
 PICKLES = "gptrs.exchange.torch_file"  # reads tensors out of them by an explicit command, with weights_only

@@ -10,7 +10,16 @@ from pathlib import Path
 from typing import Literal
 
 from gptrs import config
-from gptrs.train.settings import DataSettings, ModelSettings, RunSettings, SampleSettings, TokenizerSettings, require
+from gptrs.model.config import ModelConfig
+from gptrs.train.settings import (
+    DataSettings,
+    ModelSettings,
+    RunSettings,
+    SampleSettings,
+    SpeedSettings,
+    TokenizerSettings,
+    require,
+)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -102,6 +111,7 @@ class PretrainConfig:
     optim: OptimSettings
     schedule: ScheduleSettings = ScheduleSettings()
     train: TrainSettings
+    speed: SpeedSettings = field(default_factory=SpeedSettings)
     sample: SampleSettings = field(default_factory=SampleSettings)
 
     def __post_init__(self) -> None:
@@ -114,10 +124,23 @@ class PretrainConfig:
         if self.train.seq_len <= model.n_mtp_layers:
             got = f"got {self.train.seq_len}; hint: train.seq_len={model.n_mtp_layers + 1}"
             raise ValueError(f"train.seq_len must exceed the {model.n_mtp_layers} further tokens predicted, {got}")
+        if self.speed.cuda_graphs:
+            self._check_graphs(model)
         if self.data.train and not self.tokenizer.path:
             raise ValueError(
                 "data.train needs the tokenizer that prepared it, got none; hint: tokenizer.path=tokenizer.json"
             )
+
+    def _check_graphs(self, model: ModelConfig) -> None:
+        """What is read between updates must not lie in a graph's memory: gradients, loads, further losses."""
+        if not (self.run.compile and self.speed.compile == "whole"):
+            got = f"got run.compile={self.run.compile}, speed.compile={self.speed.compile}"
+            raise ValueError(f"speed.cuda_graphs needs run.compile=true and speed.compile=whole, {got}".lower())
+        if self.train.accumulation > 1:
+            raise ValueError(f"speed.cuda_graphs needs one microbatch for an update, got {self.train.accumulation}")
+        if model.n_routed_experts or model.n_mtp_layers:
+            got = f"got {model.n_routed_experts} experts and {model.n_mtp_layers} further tokens"
+            raise ValueError(f"speed.cuda_graphs needs a dense model without further tokens, {got}")
 
 
 def load(source: str | Path, overrides: Sequence[str] = ()) -> PretrainConfig:

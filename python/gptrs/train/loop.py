@@ -48,7 +48,8 @@ class FitOptions:
     accumulation: int = 1  # microbatches of one update; their losses have equal weight
     clip: float = 1.0  # largest gradient norm; 0: no clipping
     dtype: torch.dtype = torch.float32  # of the computation; weights, gradients and moments keep their own
-    is_compiled: bool = False  # torch.compile of loss and backward
+    is_compiled: bool = False  # torch.compile of loss and backward as one
+    compile_mode: str | None = None  # of torch.compile
     max_seconds: float | None = None  # training ends after the update that passes this time
     log_every: int = 10  # updates
     eval_every: int = 500  # updates
@@ -108,7 +109,7 @@ def fit(
     Raises: KeyboardInterrupt after SIGINT or SIGTERM, once the update at hand is done and saved; ValueError when the
         loss is no longer a number, before such weights are saved.
     """
-    loss_of = objective(model, loss_fn, dtype=options.dtype, is_compiled=options.is_compiled)
+    loss_of = objective(model, loss_fn, dtype=options.dtype, is_compiled=options.is_compiled, mode=options.compile_mode)
     batches, clock, position = iter(loader), _Clock(start), start
     model.train()
     with stop_requests() as is_stop_requested:
@@ -128,7 +129,7 @@ def fit(
 
 
 def objective(
-    model: nn.Module, loss_fn: LossFn, *, dtype: torch.dtype, is_compiled: bool = False
+    model: nn.Module, loss_fn: LossFn, *, dtype: torch.dtype, is_compiled: bool = False, mode: str | None = None
 ) -> Callable[[Any], Tensor]:
     """Returns batch → loss, computed with the weights rounded to `dtype`.
 
@@ -150,7 +151,7 @@ def objective(
             loss = functional_call(wrapped, weights, (batch,))
         return loss
 
-    return torch.compile(loss_of, dynamic=False) if is_compiled else loss_of
+    return torch.compile(loss_of, dynamic=False, mode=mode) if is_compiled else loss_of
 
 
 class _Objective(nn.Module):

@@ -17,7 +17,7 @@ from gptrs import config as configs
 from gptrs import report, trace
 from gptrs.loader import Loader
 from gptrs.model import Transformer, count
-from gptrs.train import checkpoint, corpus, metrics, rundir
+from gptrs.train import checkpoint, corpus, metrics, rundir, speed
 from gptrs.train.config import PretrainConfig
 from gptrs.train.corpus import Corpus
 from gptrs.train.device import device_of, dtype_of
@@ -80,6 +80,7 @@ class _Session:
         self.dtype = dtype_of(config.run, device)
         self.model_config = config.model.resolve(vocab_size=data.tokenizer.vocab_size, seq_len=config.train.seq_len)
         self.model = Transformer(self.model_config, seed=config.run.seed).to(device)
+        speed.prepare(self.model, config.run, config.speed, device=device)
         self.mixtures = [mixture for _, mixture in self.model.experts()]
         self.parts = _parts(config, data)
         self.weights_before = self.model.embed.token.weight.detach().cpu().clone()  # (V, C)
@@ -204,7 +205,8 @@ class _Session:
             accumulation=train.accumulation,
             clip=self.config.optim.clip,
             dtype=self.dtype,
-            is_compiled=self.config.run.compile,
+            is_compiled=speed.is_whole(self.config.run, self.config.speed),
+            compile_mode=speed.compile_mode(self.config.speed),
             max_seconds=None if train.max_minutes is None else 60 * train.max_minutes,
             log_every=train.log_every,
             eval_every=train.eval_every,

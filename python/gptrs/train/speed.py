@@ -1,0 +1,45 @@
+"""The settings of [speed] put into effect: what torch is told, and what the model does while it is trained.
+
+None of them changes what is computed beyond rounding, and none touches the parameters: a run may go on with others.
+"""
+
+import torch
+
+from gptrs.model import Transformer, fp8
+from gptrs.train.settings import RunSettings, SpeedSettings
+
+
+def prepare(model: Transformer, run: RunSettings, speed: SpeedSettings, *, device: torch.device) -> None:
+    """Makes a model on its device ready to be trained as the settings say.
+
+    Raises: ValueError for what the device cannot do.
+    """
+    set_tf32(speed.tf32)
+    model.checkpoints_blocks = speed.checkpoint_blocks
+    model.vocab_multiple = speed.vocab_multiple
+    if speed.cuda_graphs and device.type != "cuda":
+        raise ValueError(f"speed.cuda_graphs needs a CUDA device, got {device.type}; hint: speed.cuda_graphs=false")
+    if speed.fp8:
+        if missing := fp8.obstacle(device):
+            raise ValueError(f"speed.fp8 needs {missing}; hint: speed.fp8=false")
+        fp8.convert(model.layers)
+    if run.compile and speed.compile == "blocks":
+        model.compile_blocks()
+
+
+def set_tf32(is_on: bool) -> None:
+    """Lets products of float32 on CUDA round their factors to TensorFloat-32's 10 bits, or not."""
+    if hasattr(torch.backends.cuda.matmul, "fp32_precision"):
+        torch.backends.cuda.matmul.fp32_precision = "tf32" if is_on else "ieee"
+    else:
+        torch.backends.cuda.matmul.allow_tf32 = is_on
+
+
+def is_whole(run: RunSettings, speed: SpeedSettings) -> bool:
+    """Whether loss and backward are compiled as one."""
+    return run.compile and speed.compile == "whole"
+
+
+def compile_mode(speed: SpeedSettings) -> str | None:
+    """The mode of torch.compile that records CUDA graphs, or its usual one."""
+    return "reduce-overhead" if speed.cuda_graphs else None
