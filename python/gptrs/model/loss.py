@@ -1,4 +1,4 @@
-"""The next-token loss: the mean cross-entropy over the positions that count.
+"""The next-token loss: the mean cross-entropy over the positions that count, and which those are.
 
 `linear_cross_entropy` never holds the logits of all positions, by far the largest tensor of a training step: it goes
 through the head some rows at a time, and since the gradient of a cross-entropy follows from its logits alone, takes the
@@ -36,11 +36,15 @@ def next_token_loss(logits: Tensor, targets: Tensor) -> Tensor:
     return F.cross_entropy(wide.view(B * T, V), targets.reshape(B * T), ignore_index=IGNORED)
 
 
-def linear_cross_entropy(hidden: Tensor, weight: Tensor, targets: Tensor, *, multiple: int | None = None) -> Tensor:
+def linear_cross_entropy(
+    hidden: Tensor, weight: Tensor, targets: Tensor, total: Tensor | None = None, *, multiple: int | None = None
+) -> Tensor:
     """`next_token_loss(hidden @ weight.T, targets)`, with the logits of some rows at a time.
 
     Args:
         hidden: (B, T, C); weight: (V, C); targets: (B, T), -100 where a position does not count.
+        total: what the sum over positions is divided by, where these are some of a larger batch; by default those that
+            count here.
         multiple: V is filled up to one of it with rows that have no probability, since products whose sizes are odd
             take the slow way on CUDA; by default 128 there and 1 elsewhere.
     Returns: a scalar; nan, as there, when no position counts, with gradients of 0. Its gradients are taken once.
@@ -51,8 +55,40 @@ def linear_cross_entropy(hidden: Tensor, weight: Tensor, targets: Tensor, *, mul
     missing = -V % ((128 if weight.is_cuda else 1) if multiple is None else multiple)
     if missing:
         weight = F.pad(weight, (0, 0, 0, missing))
-    loss: Tensor = _LinearCrossEntropy.apply(hidden.flatten(0, 1), weight, targets.flatten(), V)
+    loss: Tensor = _LinearCrossEntropy.apply(hidden.flatten(0, 1), weight, targets.flatten(), total, V)
     return loss
+
+
+def counts(targets: Tensor, *, ends: Tensor | None = None, n_further: int = 0) -> Tensor:
+    """What the parts of a batch's loss are divided by: (2 + n_further,) integers, which add up over batches.
+
+    These are the targets that count, for each further token those of it, and the sequences.
+    Args: targets, ends: as in `Transformer.losses`; n_further: the model's n_mtp_layers.
+    """
+    expected = [further_targets(targets, depth, ends) for depth in range(n_further + 1)]
+    found = [(each != IGNORED).sum() for each in expected]
+    return torch.stack([*found, torch.full_like(found[0], len(targets))])
+
+
+def further_targets(targets: Tensor, depth: int, ends: Tensor | None) -> Tensor:
+    """The ids depth + 1 behind each position, (B, T - depth), -100 where that one does not count.
+
+    Args: targets: (B, T); ends: (B, T), whether a token is its document's last. "Next", depth 0, has no ends: a
+        document's last token is taught what follows it.
+    """
+    expected = targets[:, depth:]
+    if depth and ends is not None:
+        expected = expected.masked_fill(crosses_an_end(ends, depth), IGNORED)
+    return expected
+
+
+def crosses_an_end(ends: Tensor, depth: int) -> Tensor:
+    """Where the token depth + 1 behind a position is another document's: (B, T) booleans → (B, T - depth).
+
+    Example: ends (0, 0, 1, 0) and depth 1 give (0, 1, 1).
+    """
+    n_ended = ends.cumsum(dim=-1)  # (B, T), up to each position and with it
+    return n_ended[:, depth:] > (n_ended - ends.long())[:, :-depth]
 
 
 class _LinearCrossEntropy(torch.autograd.Function):
@@ -64,13 +100,13 @@ class _LinearCrossEntropy(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, V: int) -> Tensor:
+    def forward(ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, total: Tensor | None, V: int) -> Tensor:
         wide = _wide(hidden.dtype)
         needs_hidden, needs_weight = ctx.needs_input_grad[:2]
         is_by_blocks = needs_weight and hidden.dtype != wide and _is_large(weight, wide)
         counted = (targets != IGNORED).unsqueeze(-1)  # (N, 1)
         ids = targets.unsqueeze(-1).masked_fill(~counted, 0)  # (N, 1)
-        n = counted.sum()
+        n = counted.sum() if total is None else total
         d_hidden = torch.empty_like(hidden) if needs_hidden else None
         d_weight = hidden.new_zeros(weight.shape, dtype=wide) if needs_weight and not is_by_blocks else None
         levels = hidden.new_empty(ids.shape, dtype=wide)  # (N, 1)
@@ -78,9 +114,9 @@ class _LinearCrossEntropy(torch.autograd.Function):
         for part, memory in _chunks(hidden, weight, _BLOCK_BYTES if is_by_blocks else _CHUNK_BYTES):
             x = hidden[part]  # (n, C)
             logits = torch.mm(x, weight.T, out=memory)  # (n, V)
-            losses, levels[part], d_logits, total = _rows(logits, ids[part], V, needs_hidden or needs_weight)
+            losses, levels[part], d_logits, sums = _rows(logits, ids[part], V, needs_hidden or needs_weight)
             loss += losses.masked_fill(~counted[part], 0.0).sum()
-            share = counted[part].to(wide) / (n.clamp(min=1) * total)  # (n, 1)
+            share = counted[part].to(wide) / (n.clamp(min=1) * sums)  # (n, 1)
             if d_hidden is not None:
                 d_hidden[part] = share * (d_logits @ weight)
             if d_weight is not None:
@@ -94,7 +130,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        return *(None if d is None else _times(d, grad) for d in ctx.saved_tensors), None, None
+        return *(None if d is None else _times(d, grad) for d in ctx.saved_tensors), None, None, None
 
 
 def _wide(dtype: torch.dtype) -> torch.dtype:

@@ -41,7 +41,8 @@ class RunSettings:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SpeedSettings:
-    """[speed]: what makes an update faster or smaller and changes nothing but rounding (docs/speed.md)."""
+    """[speed]: what makes an update faster or smaller and changes nothing but rounding; what each gained
+    is in docs/log.md."""
 
     tf32: bool = False  # products of fp32 on CUDA with factors of 10 bits; helps where run.dtype is fp32
     compile: Literal["blocks", "whole"] = "blocks"  # what run.compile compiles: one block for all of its kind, or loss

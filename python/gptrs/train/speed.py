@@ -3,14 +3,16 @@
 None of them changes what is computed beyond rounding, and none touches the parameters: a run may go on with others.
 """
 
+from typing import Any
+
 import torch
 
 from gptrs.model import Transformer, fp8
 from gptrs.train.settings import RunSettings, SpeedSettings
 
 
-def prepare(model: Transformer, run: RunSettings, speed: SpeedSettings, *, device: torch.device) -> None:
-    """Makes a model on its device ready to be trained as the settings say.
+def prepare(model: Transformer, speed: SpeedSettings, *, device: torch.device) -> None:
+    """Makes a model ready to be trained on a device as the settings say.
 
     Raises: ValueError for what the device cannot do.
     """
@@ -23,8 +25,6 @@ def prepare(model: Transformer, run: RunSettings, speed: SpeedSettings, *, devic
         if missing := fp8.obstacle(device):
             raise ValueError(f"speed.fp8 needs {missing}; hint: speed.fp8=false")
         fp8.convert(model.layers)
-    if run.compile and speed.compile == "blocks":
-        model.compile_blocks()
 
 
 def set_tf32(is_on: bool) -> None:
@@ -35,11 +35,7 @@ def set_tf32(is_on: bool) -> None:
         torch.backends.cuda.matmul.allow_tf32 = is_on
 
 
-def is_whole(run: RunSettings, speed: SpeedSettings) -> bool:
-    """Whether loss and backward are compiled as one."""
-    return run.compile and speed.compile == "whole"
-
-
-def compile_mode(speed: SpeedSettings) -> str | None:
-    """The mode of torch.compile that records CUDA graphs, or its usual one."""
-    return "reduce-overhead" if speed.cuda_graphs else None
+def compilation(run: RunSettings, speed: SpeedSettings) -> dict[str, Any]:
+    """What `Spread` is told about torch.compile; the mode "reduce-overhead" records CUDA graphs."""
+    mode = "reduce-overhead" if speed.cuda_graphs else None
+    return {"is_compiled": run.compile, "is_whole": speed.compile == "whole", "mode": mode}
