@@ -249,10 +249,10 @@ def test_a_model_is_opened_though_the_run_removes_its_checkpoint_meanwhile(
     Tokenizer.train_from_iterator(["a b c"], 257, progress=False).save(tmp_path / "tokenizer.json")
     load_model, newest = checkpoint.load_model, tmp_path / "checkpoints" / "step-00000002"
 
-    def removed(path: Path, model: Transformer) -> dict[str, Any]:
+    def removed(path: Path, model: Transformer, **options: bool) -> dict[str, Any]:
         if path == newest:
             shutil.rmtree(path)
-        return load_model(path, model)
+        return load_model(path, model, **options)
 
     monkeypatch.setattr(checkpoint, "load_model", removed)
     model, _ = open_model(str(tmp_path), None, "cpu")
