@@ -49,16 +49,16 @@ GENERATION = ("gptrs.sampling", "gptrs.speculate", "gptrs.decoding", "gptrs.gene
 MODEL = (
     "config", "count", "memory", "ranks", "embedding", "rope", "norm", "cache", "attend", "attention", "mla",
     "feed_forward",
-    "expert_by_expert", "moe", "loss", "transformer",
+    "expert_by_expert", "moe", "loss", "fp8", "transformer",
 )  # fmt: skip
 # Inside gptrs.exchange likewise.
 EXCHANGE = ("hf_config", "hf_tensors", "hf", "gguf", "gguf_file", "gguf_read", "llama2c", "torch_file")
 # Inside gptrs.train likewise: settings, what a run is made of, the loop, and the stages, which know nothing of each
 # other.
 TRAIN = (
-    "schedule", "settings", "config", "device", "distributed", "rundir", "corpus", "parts", "average", "muon", "optim",
-    "cuts", "fsdp", "spread", "tensorfile", "snapshot", "manifest", "rng", "shards", "checkpoint", "saver", "keeper",
-    "metrics", "loop", "stats", "profiler", "trackers", "looks", "reports", "pretrain",
+    "schedule", "settings", "config", "device", "speed", "distributed", "rundir", "corpus", "parts", "average", "muon",
+    "optim", "cuts", "fsdp", "spread", "tensorfile", "snapshot", "manifest", "rng", "shards", "checkpoint", "saver",
+    "keeper", "metrics", "loop", "stats", "profiler", "trackers", "looks", "reports", "pretrain",
 )  # fmt: skip
 PICKLES = "gptrs.exchange.torch_file"  # reads tensors out of them by an explicit command, with weights_only
 WITHOUT_TORCH = (

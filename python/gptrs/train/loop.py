@@ -51,7 +51,7 @@ class FitOptions:
     accumulation_at: Callable[[int], int] | None = None  # those of the update after as many; None: always accumulation
     clip: float = 1.0  # largest gradient norm; 0: no clipping
     dtype: torch.dtype = torch.float32  # of the computation; weights, gradients and moments keep their own
-    is_compiled: bool = False  # torch.compile of loss and backward
+    is_compiled: bool = False  # torch.compile of loss and backward as one
     max_seconds: float | None = None  # training ends after the update that passes this time
     log_every: int = 10  # updates
     eval_every: int = 500  # updates

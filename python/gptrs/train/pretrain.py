@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from gptrs import config as configs
 from gptrs.loader import Loader
 from gptrs.model import Transformer, count
-from gptrs.train import corpus, distributed, metrics, rundir, trackers
+from gptrs.train import corpus, distributed, metrics, rundir, speed, trackers
 from gptrs.train.average import Average
 from gptrs.train.config import PretrainConfig
 from gptrs.train.corpus import Corpus, Rows
@@ -99,7 +99,8 @@ class _Session:
         self.mixtures = [mixture for _, mixture in self.model.experts()]
         self.parts = _parts(config, data, world)
         weights_before = self.model.embed.token.weight.detach().clone()  # (V, C)
-        self.spread = Spread(self.model, world, dtype=self.dtype, is_compiled=config.run.compile)
+        speed.prepare(self.model, config.speed, device=device)
+        self.spread = Spread(self.model, world, dtype=self.dtype, **speed.compilation(config.run, config.speed))
         self.optimizer = optimizer_of(self.model, config.optim)
         self.spread.split_groups(self.optimizer)
         train = config.train
@@ -273,7 +274,6 @@ class _Session:
             accumulation_at=lambda step: train.accumulation(self.world.data_size, step),
             clip=self.config.optim.clip,
             dtype=self.dtype,
-            is_compiled=self.config.run.compile,
             max_seconds=None if train.max_minutes is None else 60 * train.max_minutes,
             log_every=train.log_every,
             eval_every=train.eval_every,

@@ -25,7 +25,7 @@ class RunSettings:
     beside: str | None = None  # run directory of a finished run that the report shows this one beside
     device: Literal["auto", "cpu", "cuda"] = "auto"  # auto: cuda when there is one
     dtype: Literal["auto", "fp32", "bf16"] = "auto"  # of the computation; auto: bf16 on cuda, else fp32
-    compile: bool = False  # torch.compile: minutes at the start, pays on long CUDA runs
+    compile: bool = False  # torch.compile of what speed.compile says: pays on long CUDA runs
     threads: int = 0  # CPU threads; 0: all cores. Bit-equal losses on the CPU need the same number
 
     def __post_init__(self) -> None:
@@ -37,6 +37,25 @@ class RunSettings:
     def path(self) -> Path:
         """The run directory."""
         return Path(self.dir) if self.dir else Path("runs") / self.name
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SpeedSettings:
+    """[speed]: what makes an update faster or smaller and changes nothing but rounding; what each gained
+    is in docs/log.md."""
+
+    tf32: bool = False  # products of fp32 on CUDA with factors of 10 bits; helps where run.dtype is fp32
+    compile: Literal["blocks", "whole"] = "blocks"  # what run.compile compiles: one block for all of its kind, or loss
+    # and backward as one, which starts more slowly the deeper the model is
+    checkpoint_blocks: int = 0  # every n-th block keeps its input alone and runs again backward; 1: all, 0: none
+    vocab_multiple: int | None = None  # the loss fills the head's rows up to it; unset: 128 on CUDA, else 1 (as it is)
+    cuda_graphs: bool = False  # an update's kernels recorded and started at once; dense models, one microbatch
+    fp8: bool = False  # products of the blocks in 8 bits, training alone; pays from about a billion parameters
+
+    def __post_init__(self) -> None:
+        require(self.checkpoint_blocks >= 0, "speed.checkpoint_blocks", "0 (none) or more", self.checkpoint_blocks)
+        is_multiple = self.vocab_multiple is None or self.vocab_multiple >= 1
+        require(is_multiple, "speed.vocab_multiple", "at least 1", self.vocab_multiple)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
