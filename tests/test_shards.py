@@ -192,7 +192,8 @@ WAYS: dict[str, Callable[[nn.Module], dict[str, Order] | None]] = {
 
 def save(directory: Path, step: int, run: Run, group: Group | None) -> None:
     set_to(step, *run)
-    saver = Saver(directory, keep=2, group=group, orders=run.orders)
+    is_async = directory.name.partition("-")[0] in ("fsdp", "parts")
+    saver = Saver(directory, keep=2, group=group, orders=run.orders, is_async=is_async)
     saver.save(step=step, model=run.model, optimizer=run.optimizer, state={"model": dataclasses.asdict(CONFIG)})
     saver.finish()
 

@@ -56,7 +56,7 @@ class Keeper:
             on_failure=on_failure if spread.world.is_main else lambda step, error: None,  # told once
         )
 
-    def save(self, step: int, state: Mapping[str, Any], *, logs: Sequence[Path]) -> None:
+    def save(self, step: int, state: Mapping[str, Any], *, logs: Sequence[Path] = ()) -> None:
         """Begins the checkpoint of a step. Every rank calls it; rank 0's state counts.
 
         Args: logs: files of which `state` knows the lengths.
