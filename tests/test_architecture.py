@@ -55,8 +55,8 @@ EXCHANGE = ("hf_config", "hf_tensors", "hf", "gguf", "gguf_file", "gguf_read", "
 # Inside gptrs.train likewise: settings, what a run is made of, the loop, and the stages, which know nothing of each
 # other.
 TRAIN = (
-    "settings", "config", "schedule", "device", "rundir", "corpus", "parts", "optim", "checkpoint", "metrics", "loop",
-    "looks", "pretrain",
+    "settings", "config", "signals", "schedule", "device", "resume", "rundir", "corpus", "feed", "parts", "optim",
+    "guard", "checkpoint", "metrics", "loop", "looks", "pretrain",
 )  # fmt: skip
 PICKLES = "gptrs.exchange.torch_file"  # reads tensors out of them by an explicit command, with weights_only
 WITHOUT_TORCH = (

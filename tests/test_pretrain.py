@@ -240,7 +240,7 @@ def test_the_message_of_an_interrupted_run(
     monkeypatch.setattr(metrics.MetricsLog, "write", write)
     with pytest.raises(KeyboardInterrupt):
         pretrain.run(tiny(text, tmp_path / "run"))
-    expected = "stopped after step 8 of 20, which is saved; hint: the same command goes on from the newest checkpoint"
+    expected = "stopped after step 7 of 20, which is saved; hint: the same command goes on from the newest checkpoint"
     assert expected in capsys.readouterr().out
 
 

@@ -7,6 +7,8 @@ metrics.jsonl has one JSON object a line, by `kind`:
             max_violation                                           of the layer whose busiest expert has the most over
                                                                     the mean load, in multiples of that
     eval    step, val_loss, bits_per_byte, n_targets, time_s        loss in nats for a token
+    event   step, event, text, …                                    something out of the ordinary: its name, what
+                                                                    happened, and values that belong to the name
 """
 
 import json
@@ -135,6 +137,13 @@ class MetricsLog:
         for name, value in values.items():
             if value is not None:
                 self._board.add_scalar(f"{kind}/{name}", value, step)
+
+    def event(self, step: int, name: str, text: str, values: Mapping[str, Any]) -> None:
+        """Adds what is out of the ordinary; the file has it when this returns."""
+        self._file.write(json.dumps({"kind": "event", "step": step, "event": name, "text": text, **values}).encode())
+        self._file.write(b"\n")
+        self._file.flush()
+        self._board.add_text(f"event/{name}", text, step)
 
     def length(self) -> int:
         """Returns the bytes written so far, on the disk."""

@@ -8,10 +8,12 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gptrs.model import Transformer
 from gptrs.model.moe import MoE, max_violation, rebalance
+from gptrs.train import corpus
 
 
 class Rows(Protocol):
@@ -41,8 +43,12 @@ class Parts:
     def loss(self, model: nn.Module, rows: Rows) -> Tensor:
         """The training loss of some rows, in nats for a token."""
         assert isinstance(model, Transformer)
+        pieces = self._pieces(rows)
         ends = None if self.eot_id is None else rows.tokens == self.eot_id  # (B, T)
-        losses = model.losses(rows.tokens, rows.targets, ends=ends, **self.documents(rows.tokens))
+        if pieces is not None:
+            ends = F.pad(pieces["doc_ids"].diff(dim=-1) != 0, (0, 1))  # (B, T)
+        seen = self.documents(rows.tokens) if pieces is None or self.attention == "stream" else pieces
+        losses = model.losses(rows.tokens, rows.targets, ends=ends, **seen)
         if len(losses) > 1:
             self._note(losses)
         loss = losses["next"]
@@ -50,7 +56,8 @@ class Parts:
             loss = loss + self.mtp_weight * losses["further"]
         if "balance" in losses:
             loss = loss + self.balance_weight * losses["balance"]
-        return loss
+        share = rows.share if isinstance(rows, corpus.Rows) else None
+        return loss if share is None else torch.where(share > 0, share * loss, 0.0)  # the mean over no target is nan
 
     def next_loss(self, model: nn.Module, rows: Rows) -> Tensor:
         """The mean cross-entropy of the rows' next tokens alone."""
@@ -64,15 +71,19 @@ class Parts:
         assert self.eot_id is not None, "checked before the run"
         return documents(tokens == self.eot_id)
 
-    def after_update(self, mixtures: list[MoE]) -> None:
-        """Moves the routers' biases by the loads of the update's microbatches, and closes its means."""
+    def after_update(self, mixtures: list[MoE], is_left_out: Tensor | None = None) -> None:
+        """Moves the routers' biases by the loads of the update's microbatches, and closes its means.
+
+        Args: is_left_out: 1 where the optimizer made no step: biases then stay too.
+        """
         self.means = {name: total / self.n_summed for name, total in self.sums.items()}
         self.sums, self.n_summed, self.loads = {}, 0, []
         for mixture in mixtures:
             loads = mixture.take_loads()
             assert loads is not None, "every update runs every mixture"
             if mixture.router.bias is not None:
-                rebalance(mixture.router, loads, speed=self.bias_speed)
+                counted = loads if is_left_out is None else loads * (1 - is_left_out).to(loads.dtype)  # of 0 none moves
+                rebalance(mixture.router, counted, speed=self.bias_speed)
             self.loads.append(loads)
 
     def log(self) -> dict[str, float]:
@@ -81,6 +92,13 @@ class Parts:
         if self.loads:
             found["max_violation"] = round(max(map(max_violation, self.loads)), 4)
         return found
+
+    def _pieces(self, rows: Rows) -> dict[str, Tensor] | None:
+        """The pieces of packed rows, as `documents`; one that goes on in another row has no end to be found by."""
+        positions = rows.positions if isinstance(rows, corpus.Rows) else None
+        if positions is None:
+            return None
+        return {"doc_ids": (positions == 0).cumsum(dim=-1) - 1, "positions": positions.long()}
 
     def _note(self, losses: dict[str, Any]) -> None:
         for name, value in losses.items():

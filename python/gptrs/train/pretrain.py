@@ -8,6 +8,7 @@ directories it may use is said in `rundir`.
 
 import dataclasses
 import warnings
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,17 +16,18 @@ import torch
 
 from gptrs import config as configs
 from gptrs import report, trace
-from gptrs.loader import Loader
 from gptrs.model import Transformer, count
-from gptrs.train import checkpoint, corpus, metrics, rundir
+from gptrs.train import checkpoint, corpus, feed, metrics, resume, rundir
 from gptrs.train.config import PretrainConfig
 from gptrs.train.corpus import Corpus
 from gptrs.train.device import device_of, dtype_of
+from gptrs.train.guard import Event, Guard
 from gptrs.train.looks import Looks
 from gptrs.train.loop import FitOptions, Position, Stops, Update, fit
 from gptrs.train.optim import adamw
 from gptrs.train.parts import Parts
 from gptrs.train.schedule import learning_rate, stand
+from gptrs.train.signals import leaving_at_once
 
 SENTENCE = "A true friend accepts you"  # the report follows the model through it
 
@@ -44,21 +46,25 @@ class Result:
     n_params: int  # of the model
 
 
-def run(config: PretrainConfig, *, is_fresh: bool = False) -> Result:
+def run(config: PretrainConfig, *, is_fresh: bool = False, allow: Iterable[str] = ()) -> Result:
     """Trains as the config says, fills the run directory and returns the result; prints `val loss X` last.
 
-    Args: is_fresh: removes what an earlier run left in the directory. Otherwise an unfinished run of the same config
-        goes on, and a finished or different one is refused.
+    Args:
+        is_fresh: removes what an earlier run left in the directory. Otherwise an unfinished run of the same config
+            goes on, and a finished or different one is refused.
+        allow: settings (section.key) that may differ from the run's, which then goes on with the new values; a
+            finished one does when that gives it more steps or time.
     Raises: ValueError and OSError for what the user can mend, before work starts where it can be known;
-        KeyboardInterrupt on Ctrl-C, after a checkpoint.
+        Stopped (a KeyboardInterrupt) on Ctrl-C, SIGTERM and SIGUSR1, after a checkpoint.
     """
-    if not (config.data.text or config.data.train):
+    if not (config.data.text or config.data.is_prepared):
         raise ValueError("data.text is required, got nothing; hint: data.text=FILE")
-    with rundir.claim(config.run.path, config, is_fresh=is_fresh):
+    with leaving_at_once(), rundir.claim(config.run.path, config, is_fresh=is_fresh, allow=allow):
         device = device_of(config.run)
         if config.run.threads:
             torch.set_num_threads(config.run.threads)
         session = _Session(config, _corpus(config), device)
+        rundir.settle(config.run.path, config)
         try:
             session.train()
             result = session.finish()
@@ -91,23 +97,18 @@ class _Session:
             betas=(beta1, beta2),
             eps=config.optim.eps,
         )
-        self.loader = Loader(
-            data.train,
-            seq_len=config.train.seq_len,
-            global_batch=config.train.global_batch,
-            micro_batch=config.train.micro_batch,
-            seed=config.run.seed,
-            device=str(device),
-        )
+        self.loader = feed.loader(config, data.train, device)
         self.environment = metrics.environment(device)
         self.peak, self.peak_name = metrics.peak_flops(device, self.dtype)
         self.flops_per_token = count.flops_per_token(self.model_config, config.train.seq_len, has_further=True)
         self.display = metrics.Display(steps=config.train.steps, peak=self.peak_name)
         self.looks = Looks(config, data, self.model, self.parts, device=device, dtype=self.dtype)
+        self.guard = Guard(config.guard, device=device)
+        self.left_out: list[list[int]] = []  # [first, end) of the samples that a rollback went past
+        self.changes: list[resume.Change] = []  # of the config, since the newest checkpoint
+        self.look_step, self.look_lengths = -1, {"metrics.jsonl": 0, "samples.txt": 0}
         self.position, lengths = self._restore()
-        self.log_file = metrics.MetricsLog(self.dir, length=lengths["metrics.jsonl"], step=self.position.step)
-        self.samples_file = metrics.cut(self.dir / "samples.txt", lengths["samples.txt"])
-        self.looks.log_file, self.looks.samples_file = self.log_file, self.samples_file
+        self._open_logs(lengths, self.position.step)
         self.looks.display = self.display
         self.beside: rundir.Outcome | str | None = None
 
@@ -117,14 +118,22 @@ class _Session:
         try:
             self.position = fit(
                 self.model,
-                self.loader,
+                feed.feed(self.loader),
                 loss_fn=self.parts.loss,
                 optimizer=self.optimizer,
                 learning_rate=self._learning_rate,
                 options=self._options(),
-                stops=Stops(log=self._log, save=self._save, evaluate=self.looks.evaluate, sample=self.looks.sample),
-                after_update=lambda: self.parts.after_update(self.mixtures),
+                stops=Stops(
+                    log=self._log,
+                    save=self._save,
+                    evaluate=lambda position, is_last: self._look(self.looks.evaluate, position, is_last),
+                    sample=lambda position, is_last: self._look(self.looks.sample, position, is_last),
+                    tell=self._tell,
+                    roll_back=self._roll_back,
+                ),
+                after_update=lambda is_left_out: self.parts.after_update(self.mixtures, is_left_out),
                 start=self.position,
+                guard=self.guard,
             )
         except KeyboardInterrupt as error:
             self.display.stop()
@@ -152,8 +161,7 @@ class _Session:
 
     def close(self) -> None:
         self.loader.close()
-        self.log_file.close()
-        self.samples_file.close()
+        self._close_logs()
 
     def say_result(self, result: Result) -> None:
         say = self.display.say
@@ -195,7 +203,52 @@ class _Session:
             return Position(), {"metrics.jsonl": 0, "samples.txt": 0}
         state = checkpoint.load(found.newest, self.model, self.optimizer)
         self.loader.load_state_dict(state["loader"])
+        self.guard.load_state_dict(state["guard"])
+        self.left_out = state["left_out"]
+        self.changes = resume.changes(configs.build(PretrainConfig, state["config"]), self.config)
         return Position(step=state["step"], elapsed_s=state["elapsed_s"]), state["lengths"]
+
+    def _open_logs(self, lengths: dict[str, int], step: int) -> None:
+        """Opens the logs at the lengths that they had at a step; what was written after it is forgotten."""
+        self.log_file = metrics.MetricsLog(self.dir, length=lengths["metrics.jsonl"], step=step)
+        self.samples_file = metrics.cut(self.dir / "samples.txt", lengths["samples.txt"])
+        self.looks.log_file, self.looks.samples_file = self.log_file, self.samples_file
+        if self.changes:
+            values = {"changes": {change.key: [change.old, change.new] for change in self.changes}}
+            self._tell(Event(step=step, name="config changed", text=resume.sentence(self.changes), values=values))
+
+    def _close_logs(self) -> None:
+        self.log_file.close()
+        self.samples_file.close()
+
+    def _roll_back(self, guard: Guard) -> int | None:
+        """Goes back to the newest checkpoint and on behind the samples that were drawn since."""
+        found = checkpoint.find(self.dir / "checkpoints")
+        if found.newest is None:
+            return None
+        state = checkpoint.load(found.newest, self.model, self.optimizer)
+        step, samples = state["step"], [state["loader"]["next_sample"], self.loader.next_sample]
+        guard.rolled_back(state["guard"], step)
+        self.left_out = [*state["left_out"], samples]
+        self._close_logs()
+        self._open_logs(state["lengths"], step)
+        self.look_step = -1
+        text = f"back to step {step}, past samples {samples[0]} to {samples[1] - 1}"
+        self._tell(Event(step=step, name="rollback", text=text, values={"samples": samples}))
+        return int(step)
+
+    def _tell(self, event: Event) -> None:
+        self.log_file.event(event.step, event.name, event.text, event.values)
+        self.display.say(event.text)
+
+    def _look(self, look: Callable[[Position, bool], None], position: Position, is_last: bool) -> None:
+        """Evaluates or samples. A checkpoint after a look that was cut off has the logs as they were before it."""
+        if position.step != self.look_step:
+            self.look_step, self.look_lengths = position.step, self._lengths()
+        look(position, is_last)
+
+    def _lengths(self) -> dict[str, int]:
+        return {"metrics.jsonl": self.log_file.length(), "samples.txt": metrics.sync(self.samples_file)}
 
     def _options(self) -> FitOptions:
         train = self.config.train
@@ -245,15 +298,17 @@ class _Session:
         )
 
     def _save(self, position: Position) -> None:
-        lengths = {"metrics.jsonl": self.log_file.length(), "samples.txt": metrics.sync(self.samples_file)}
         state = {
             "elapsed_s": position.elapsed_s,
             "loader": self.loader.state_dict(),
-            "lengths": lengths,
+            "guard": self.guard.state_dict(),
+            "left_out": self.left_out,
+            "lengths": self.look_lengths if position.step == self.look_step else self._lengths(),
             "config": configs.to_dict(self.config),
             "model": dataclasses.asdict(self.model_config),
             "environment": self.environment,
         }
+        self.changes = []
         checkpoint.save(
             self.dir / "checkpoints",
             step=position.step,
@@ -301,8 +356,8 @@ class _Session:
 
 def _corpus(config: PretrainConfig) -> Corpus:
     data, tokenizer = config.data, config.tokenizer
-    if data.train and data.val and tokenizer.path:
-        return corpus.from_datasets(data.train, data.val, tokenizer.path, config.run.path)
+    if data.is_prepared and data.val and tokenizer.path:
+        return corpus.from_datasets(feed.training_data(data), data.val, tokenizer.path, config.run.path)
     return corpus.from_text(
         data.text,
         config.run.path,
