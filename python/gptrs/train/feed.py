@@ -67,7 +67,7 @@ def _weighed(source: Loader, mean: Callable[[Tensor], Tensor]) -> Iterator[Rows]
     while True:
         step = [next(source) for _ in range(n)]  # as many as an update takes: between updates none is held here
         counts = torch.stack([(batch.targets != IGNORED).sum() for batch in step])  # (n,)
-        shares = n * counts / mean(counts.sum())  # (n,)
+        shares = n * counts.double() / mean(counts.sum())  # (n,)
         for batch, share in zip(step, shares, strict=True):
             positions = batch.positions if source.pack == "bestfit" else None
             yield Rows(batch.tokens, batch.targets, share=share, positions=positions)

@@ -57,7 +57,9 @@ class Parts:
         if "balance" in losses:
             loss = loss + self.balance_weight * losses["balance"]
         share = rows.share if isinstance(rows, corpus.Rows) else None
-        return loss if share is None else torch.where(share > 0, share * loss, 0.0)  # the mean over no target is nan
+        if share is None:
+            return loss
+        return torch.where(share > 0, share * loss, 0.0).to(loss.dtype)  # the mean over no target is nan
 
     def next_loss(self, model: nn.Module, rows: Rows) -> Tensor:
         """The mean cross-entropy of the rows' next tokens alone."""
