@@ -16,7 +16,9 @@ from gptrs.tokenizer import Tokenizer
 from gptrs.train import config as configs
 from gptrs.train import feed, pretrain, rundir
 from gptrs.train.config import PretrainConfig
-from gptrs.train.parts import Parts
+from gptrs.train.corpus import Rows
+from gptrs.train.distributed import World
+from gptrs.train.parts import Parts, pieces
 
 WORDS = "a true friend accepts you as you are and you accept a friend who is true to you "
 TINY = (
@@ -83,7 +85,7 @@ def test_a_mixture_trains_in_any_order(folder: Path, tmp_path: Path, order: str)
     assert len(losses) == 6 and losses[-1] < losses[0] - 0.2
     data = feed.training_data(config.data)
     assert isinstance(data, Mixture)
-    with feed.loader(config, data, torch.device("cpu")) as loader:
+    with feed.loader(config, data, World.alone(torch.device("cpu"))) as loader:
         assert loader.shuffle == ("blocks" if order == "blocks" else False)
         names = [Path(name).name for _ in range(2) for name in next(loader).sources]
     assert sorted(names) == ["code", "web", "web", "web"]
@@ -125,11 +127,11 @@ def test_data_that_is_shorter_than_a_step_is_refused(folder: Path, tmp_path: Pat
     assert "hint: " in str(error.value) and not (tmp_path / "run" / "checkpoints").exists()
 
 
-# ── shares and pieces ──
+# ── packed rows ──
 
 
-def parts(attention: str = "stream", eot_id: int | None = 279) -> Parts:
-    return Parts(mtp_weight=0.3, balance_weight=0.0, bias_speed=0.0, attention=attention, eot_id=eot_id)  # type: ignore[arg-type]
+def parts(attention: str = "stream") -> Parts:
+    return Parts(mtp_weight=0.3, balance_weight=0.1, bias_speed=0.0, attention=attention, eot_id=279, n_further=1)  # type: ignore[arg-type]
 
 
 def packed(folder: Path, micro_batch: int) -> Loader:
@@ -138,19 +140,22 @@ def packed(folder: Path, micro_batch: int) -> Loader:
     )
 
 
+DEEPSEEK = ModelConfig.preset(
+    "deepseek-tiny", vocab_size=280, dim=16, n_layers=2, n_heads=2, inter_dim=24, kv_lora_rank=8, moe_inter_dim=8
+)
+
+
 @pytest.mark.parametrize("attention", ["stream", "documents"])
-def test_accumulation_over_padded_rows_equals_the_big_batch(folder: Path, attention: str) -> None:
+def test_accumulation_over_packed_rows_equals_the_big_batch(folder: Path, attention: str) -> None:
     gradients = []
     for micro_batch in (8, 2, 1):
-        model = Transformer(ModelConfig(vocab_size=280, max_seq_len=32, dim=16, n_layers=1, n_heads=2, inter_dim=32))
-        model = model.double()
+        model, given = Transformer(DEEPSEEK).double(), parts(attention)
         with packed(folder, micro_batch) as loader:
-            source = feed.feed(loader)
-            n = loader.micro_batches_per_step
-            for _ in range(n):
-                (parts(attention).loss(model, next(source)) / n).backward()
-            assert loader.next_sample == 8, "no microbatch of the next step is held"
-        gradients.append([p.grad for p in model.parameters()])
+            rows = [next(loader) for _ in range(loader.micro_batches_per_step)]
+            totals = torch.stack([given.counts(each) for each in rows]).sum(dim=0)
+            for each in rows:
+                given.loss(model, each, totals).backward()
+        gradients.append([p.grad for p in model.parameters() if p.requires_grad])
     for others in gradients[1:]:
         for one, other in zip(gradients[0], others, strict=True):
             torch.testing.assert_close(one, other, atol=1e-12, rtol=0)
@@ -158,30 +163,19 @@ def test_accumulation_over_padded_rows_equals_the_big_batch(folder: Path, attent
 
 def test_the_pieces_of_packed_rows_are_the_loader_s(folder: Path) -> None:
     with packed(folder, 8) as loader:
-        batch = loader.batch_at(0)
-        rows = next(iter(feed.feed(loader)))
-        found = parts("documents")._pieces(rows)  # type: ignore[arg-type]
-    assert found is not None
-    doc_ids = batch.doc_ids
-    assert torch.equal(found["doc_ids"].diff(dim=-1) != 0, doc_ids.diff(dim=-1) != 0)
-    assert (rows.targets[doc_ids < 0] == IGNORED).all() and bool((doc_ids < 0).any())
+        batch = next(loader)
+        found, ends = pieces(batch), parts()._ends(batch)
+        doc_ids = batch.doc_ids
+    assert found is not None and ends is not None
+    borders = doc_ids.diff(dim=-1) != 0
+    assert torch.equal(found["doc_ids"].diff(dim=-1) != 0, borders) and torch.equal(ends[:, :-1], borders)
     assert torch.equal(found["positions"], batch.positions.long())
+    assert (batch.targets[doc_ids < 0] == IGNORED).all() and bool((doc_ids < 0).any())
+    assert int(((batch.tokens == 279) != ends).sum()) > 0, "ends of text alone would miss some borders"
 
 
-def test_rows_whose_targets_all_count_come_as_they_are(folder: Path) -> None:
+def test_other_rows_have_no_pieces(folder: Path) -> None:
     with Loader(Dataset(folder / "web"), seq_len=16, global_batch=4) as loader:
-        assert feed.feed(loader) is loader
-
-
-def test_a_microbatch_without_a_target_adds_nothing(folder: Path, tmp_path: Path) -> None:
-    tokenizer = Tokenizer.from_file(folder / "tokenizer.json")
-    row = json.dumps({"prompt": WORDS * 8, "answer": "yes"})
-    (tmp_path / "chat.jsonl").write_text((row + "\n") * 12)
-    template = {"text_field": "{prompt}{answer}", "loss_fields": ["answer"]}
-    data = prepare([tmp_path / "chat.jsonl"], tokenizer, tmp_path / "chat", progress=False, **template)  # type: ignore[arg-type]
-    model = Transformer(ModelConfig(vocab_size=280, max_seq_len=16, dim=16, n_layers=1, n_heads=2, inter_dim=32))
-    with Loader(data, seq_len=16, global_batch=16, micro_batch=1, shuffle=False) as loader:
-        losses = [parts().loss(model, rows) for rows, _ in zip(feed.feed(loader), range(16), strict=False)]
-    torch.stack(losses).mean().backward()
-    assert any(loss == 0 for loss in losses) and any(loss > 0 for loss in losses)
-    assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
+        assert pieces(next(loader)) is None
+    tokens = torch.zeros(1, 4, dtype=torch.int64)
+    assert pieces(Rows(tokens, tokens)) is None

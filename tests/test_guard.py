@@ -30,8 +30,8 @@ class Batch(NamedTuple):
     factor: float = 1.0  # of the loss
 
 
-def loss_fn(model: nn.Module, batch: Batch) -> Tensor:
-    return batch.factor * model.loss(batch.tokens, batch.targets)  # type: ignore[operator,no-any-return]
+def loss_fn(model: nn.Module, batch: Batch, totals: Tensor | None = None) -> Tensor:
+    return batch.factor * model.loss(batch.tokens, batch.targets, totals=totals)  # type: ignore[operator,no-any-return]
 
 
 def batches(factors: dict[int, float], *, left_out: tuple[int, ...] = ()) -> Iterator[Batch]:
@@ -205,9 +205,10 @@ def poison(monkeypatch: pytest.MonkeyPatch, *samples: int) -> list[int]:
     """Makes the loss of microbatches no number; returns the list that each microbatch's first sample goes into."""
     original, seen = Parts.loss, []
 
-    def loss(self: Parts, model: nn.Module, rows: object) -> Tensor:
+    def loss(self: Parts, model: nn.Module, rows: object, totals: Tensor) -> Tensor:
         seen.append(rows.sample)  # type: ignore[attr-defined]
-        return original(self, model, rows) * (math.nan if seen[-1] in samples else 1.0)  # type: ignore[arg-type]
+        found = original(self, model, rows, totals)  # type: ignore[arg-type]
+        return found * (math.nan if seen[-1] in samples else 1.0)
 
     monkeypatch.setattr(Parts, "loss", loss)
     return seen

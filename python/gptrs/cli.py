@@ -57,8 +57,9 @@ def main() -> None:
 
 
 def fail(message: str) -> None:
-    """Prints one line on stderr and exits with code 1."""
-    typer.echo(f"error: {message}", err=True)
+    """Prints one line on stderr and exits with code 1; of the ranks of torchrun rank 0 prints it."""
+    if os.environ.get("RANK", "0") == "0":
+        typer.echo(f"error: {message}", err=True)
     sys.exit(1)
 
 

@@ -3,6 +3,7 @@
     checkpoints/step-00000500/
       model.safetensors       parameters and buffers by name; a shared tensor once
       optimizer.safetensors   optimizer state as NAME OF THE PARAMETER/KEY
+      KIND.safetensors        more tensors of the caller as KIND:NAME, like the weights' running mean
       state.json              step, RNG, and what the caller gave: loader state, config, lengths of the logs, versions
       manifest.json           {"version": 1, "files": {name: {"bytes": …, "blake2b": …}}}
       COMMITTED               digest of manifest.json, written last
@@ -11,13 +12,14 @@ Everything is written into a hidden directory, synced, then renamed. A directory
 kill and is passed over; a committed one that does not match its digests was damaged later and is an error. No pickle.
 """
 
+import functools
 import json
 import re
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import safetensors.torch
 import torch
@@ -28,6 +30,13 @@ from gptrs.files import digest, sync_directory, write_synced
 VERSION = 1
 _NAME = re.compile(r"step-\d{8,}")
 _OPTIMIZER_KEY = "/"  # between a parameter's name and the name of its state; parameter names have dots only
+
+
+class HasState(Protocol):
+    """What is saved of an optimizer: its tensors for each parameter."""
+
+    @property
+    def state(self) -> Mapping[Any, Mapping[str, Tensor]]: ...
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -43,15 +52,17 @@ def save(
     *,
     step: int,
     model: nn.Module,
-    optimizer: torch.optim.Optimizer | None,
+    optimizer: "HasState | None",
     state: Mapping[str, Any],
     keep: int,
+    others: Mapping[str, Mapping[str, Tensor]] | None = None,
 ) -> Path:
     """Writes the checkpoint of `step`, then removes all but the `keep` newest; returns its path.
 
     Args:
         optimizer: None for a model that comes from elsewhere.
         state: JSON values of the caller; step and RNG are added.
+        others: more tensors, by kind and name.
     Raises: OSError when the disk is full; earlier checkpoints are then as they were.
     """
     path = directory / f"step-{step:08d}"
@@ -60,7 +71,9 @@ def save(
         directory.mkdir(parents=True, exist_ok=True)
         _remove_unfinished(directory)
         temporary.mkdir()
-        _write(temporary, model, optimizer, {"version": VERSION, "step": step, "rng": rng_state(), **state})
+        _write(
+            temporary, model, optimizer, others or {}, {"version": VERSION, "step": step, "rng": rng_state(), **state}
+        )
         if path.exists():  # the same step again, after a resume from before it
             _discard(path)
         temporary.rename(path)
@@ -83,23 +96,37 @@ def find(directory: Path) -> Found:
     return Found(newest=newest, uncommitted=tuple(p for p in others if newest is None or p.name > newest.name))
 
 
-def load(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+def load(
+    path: Path,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    *,
+    others: Mapping[str, Mapping[str, Tensor]] | None = None,
+) -> dict[str, Any]:
     """Puts a checkpoint into model, optimizer and the random generators; returns its state.
 
+    Args: others: more tensors to fill, by kind and name.
     Raises: ValueError naming the file when one is missing, cut short or changed, or is of another model.
     """
     verify(path)
     state = read_state(path)
     _load_model(path, model)
     _load_optimizer(path, model, optimizer)
+    for kind, tensors in (others or {}).items():
+        _fill(path, kind, named(kind, tensors))
     set_rng_state(state["rng"])
     return state
 
 
-def load_model(path: Path, model: nn.Module) -> dict[str, Any]:
-    """Puts a checkpoint's weights alone into a model, after verifying it; returns its state."""
+def load_model(path: Path, model: nn.Module, *, is_averaged: bool = False) -> dict[str, Any]:
+    """Puts a checkpoint's weights alone into a model, or their running mean; verifies it and returns its state."""
     verify(path)
-    _load_model(path, model)
+    if is_averaged and not (path / "ema.safetensors").is_file():
+        raise ValueError(f"expected the weights' running mean in {path}, found none; hint: train.ema=0.999")
+    if is_averaged:
+        _fill(path, "ema", named("ema", dict(model.named_parameters())))
+    else:
+        _load_model(path, model)
     return read_state(path)
 
 
@@ -145,12 +172,25 @@ def set_rng_state(state: Mapping[str, Any]) -> None:
         torch.cuda.set_rng_state_all([_unhex(text) for text in state["cuda"]])
 
 
-def _write(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer | None, state: Mapping[str, Any]) -> None:
+def named(kind: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Returns other tensors under the names that they have in a checkpoint."""
+    return {f"{kind}:{name}": tensor.detach() for name, tensor in tensors.items()}
+
+
+def _write(
+    path: Path,
+    model: nn.Module,
+    optimizer: HasState | None,
+    others: Mapping[str, Mapping[str, Tensor]],
+    state: Mapping[str, Any],
+) -> None:
     contents: dict[str, Callable[[], bytes]] = {
         "model.safetensors": lambda: safetensors.torch.save(_contiguous(_model_tensors(model))),
         "optimizer.safetensors": lambda: safetensors.torch.save(dict(_optimizer_tensors(model, optimizer))),
         "state.json": lambda: _json(state),
     }
+    for kind, tensors in others.items():
+        contents[f"{kind}.safetensors"] = functools.partial(safetensors.torch.save, _contiguous(named(kind, tensors)))
     entries = {}
     for name, content in contents.items():  # one at a time: a copy of the model or of the optimizer, never of both
         write_synced(path / name, content())
@@ -171,7 +211,7 @@ def _model_tensors(model: nn.Module) -> dict[str, Tensor]:
     return {name: tensor for name, tensor in model.state_dict().items() if name in names}
 
 
-def _optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer | None) -> Iterator[tuple[str, Tensor]]:
+def _optimizer_tensors(model: nn.Module, optimizer: HasState | None) -> Iterator[tuple[str, Tensor]]:
     if optimizer is None:
         return
     for name, parameter in model.named_parameters():
@@ -181,9 +221,12 @@ def _optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer | None
 
 
 def _load_model(path: Path, model: nn.Module) -> None:
-    tensors = safetensors.torch.load_file(path / "model.safetensors")
-    expected = _model_tensors(model)
-    _check_names(path / "model.safetensors", set(expected), set(tensors))
+    _fill(path, "model", _model_tensors(model))
+
+
+def _fill(path: Path, kind: str, expected: Mapping[str, Tensor]) -> None:
+    tensors = safetensors.torch.load_file(path / f"{kind}.safetensors")
+    _check_names(path / f"{kind}.safetensors", set(expected), set(tensors))
     for name, tensor in expected.items():
         if tensor.shape != tensors[name].shape:
             got = f"{tuple(tensors[name].shape)}; hint: the model settings differ from the run's"

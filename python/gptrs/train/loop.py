@@ -3,28 +3,30 @@
     loader ─▶ batch ─▶ loss_fn(model, batch) ─▶ gradient, summed over microbatches ─▶ clip ─▶ AdamW
                                                      every few updates: log · save · evaluate · sample
 
-Unusual here: weights stay fp32 and are rounded to the compute type inside the graph (`objective`), so that gradients
-are summed in fp32 and nothing depends on an ambient autocast. A checkpoint comes before the evaluation and the samples
-of its step; a resumed run begins with those two, so that its logs are those of a run that was never killed. Whether an
-update is made at all, `guard` decides.
+Unusual here: an update takes its microbatches first and counts what its loss is divided by over all of them and over
+all ranks, so that neither their number nor what each leaves out changes it. A checkpoint comes before the evaluation
+and the samples of its step; a resumed run begins with those two, so that its logs are those of one never killed.
+Whether an update is made at all, `guard` decides.
 """
 
+import functools
 import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple, Protocol, TypeVar
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 
-from gptrs.model.moe import Router
+from gptrs.model.loss import counts
 from gptrs.train.config import GuardSettings
+from gptrs.train.distributed import World
 from gptrs.train.guard import Event, Guard, Reading, make_step
-from gptrs.train.optim import clip, set_learning_rate
+from gptrs.train.optim import set_learning_rate
 from gptrs.train.signals import Stopped, StopRequests, stop_requests
+from gptrs.train.spread import LossFn, Spread
 
 
 class HasTokens(Protocol):
@@ -38,7 +40,7 @@ class HasTokens(Protocol):
 
 
 BatchT = TypeVar("BatchT", bound=HasTokens)
-LossFn = Callable[[nn.Module, Any], Tensor]  # (model, batch) → mean loss of the batch
+Counts = Callable[[Any], Tensor]  # batch → what the parts of its loss are divided by, numbers that add up
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -46,7 +48,8 @@ class FitOptions:
     """How long, in which precision, how often to stop."""
 
     steps: int  # optimizer updates
-    accumulation: int = 1  # microbatches of one update; their losses have equal weight
+    accumulation: int = 1  # microbatches of one update on each rank
+    accumulation_at: Callable[[int], int] | None = None  # those of the update after as many; None: always accumulation
     clip: float = 1.0  # largest gradient norm; 0: no clipping
     dtype: torch.dtype = torch.float32  # of the computation; weights, gradients and moments keep their own
     is_compiled: bool = False  # torch.compile of loss and backward
@@ -55,6 +58,10 @@ class FitOptions:
     eval_every: int = 500  # updates
     sample_every: int = 500  # updates
     checkpoint_every: int = 500  # updates
+
+    def at(self, step: int) -> "FitOptions":
+        """The options of the update after `step` others."""
+        return self if self.accumulation_at is None else replace(self, accumulation=self.accumulation_at(step))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -102,6 +109,11 @@ class Stops:
     roll_back: Callable[[Guard], int | None] = _has_no_checkpoint
 
 
+def n_targets(batch: HasTokens) -> Tensor:
+    """What a loss is divided by that has no parts but the targets that count and, for balance, the sequences: (2,)."""
+    return counts(batch.targets)
+
+
 def fit(
     model: nn.Module,
     loader: Iterable[BatchT],
@@ -113,100 +125,78 @@ def fit(
     stops: Stops,
     after_update: Callable[[Tensor], None] | None = None,
     start: Position = Position(),
+    counts: Counts = n_targets,
+    spread: Spread | None = None,
     guard: Guard | None = None,
-    agree: Callable[[int], int] | None = None,
 ) -> Position:
     """Trains from `start` to options.steps or options.max_seconds; returns where it ended.
 
     Args:
-        loader: endless microbatches.
+        loader: endless microbatches, of several ranks each its own.
+        loss_fn: (model, batch, totals) → the batch's share of the update's loss; `totals` is the sum of `counts`.
         learning_rate: of the update that comes next at a position.
         after_update: what moves weights beside the optimizer, once for each of its updates; its argument is 1 where
             the guard leaves the update out, else 0.
+        counts: what the parts of a batch's loss are divided by.
+        spread: the model over several ranks, and its precision; by default on this process alone.
         guard: judge of the updates, with its state; by default one of the default settings.
-        agree: makes one number of those of all processes, 0 when all are 0; None for a process alone.
     Raises: Stopped (a KeyboardInterrupt) after a signal, once the update at hand is done and saved, or at once during
         an evaluation or a sample; ValueError when the guard ends the run, before such weights are saved.
     """
-    loss_of = objective(model, loss_fn, dtype=options.dtype, is_compiled=options.is_compiled)
+    spread = spread or Spread(model, _alone(model), dtype=options.dtype, is_compiled=options.is_compiled)
     batches, clock, position = iter(loader), _Clock(start), start
-    guard = guard or Guard(GuardSettings(), device=next(model.parameters()).device)
+    guard = guard or Guard(GuardSettings(), device=spread.world.device)
     model.train()
     with stop_requests() as requests:
-        book = _Book(clock, guard, options, stops, requests, agree)
+        book = _Book(clock, guard, options, stops, requests, spread.world)
         if start.step:
             book.look(position)
         while not _is_done(position, options):
             lr = learning_rate(position)
             set_learning_rate(optimizer, lr)
             with clock.update():
-                update = _update(model, batches, loss_of, optimizer, options, guard)
+                update = _update(spread, batches, loss_fn, counts, optimizer, guard, options.at(position.step))
                 if after_update is not None:
                     after_update(update.is_left_out)
-            position = book.record(clock.position(), update, lr)
+            position = book.record(update, lr)
             book.look(position)
     return position
 
 
 def objective(
     model: nn.Module, loss_fn: LossFn, *, dtype: torch.dtype, is_compiled: bool = False
-) -> Callable[[Any], Tensor]:
-    """Returns batch → loss, computed with the weights rounded to `dtype`.
-
-    The rounding is a part of the graph: its backward widens each gradient to the weight's own type before it is added,
-    so microbatches sum in fp32. Under torch.compile the casts melt into their neighbours. Routers keep their type, and
-    so does what is not trained by gradients: which experts a token takes does not depend on `dtype`'s rounding of them.
-    """
-    wrapped = _Objective(model, loss_fn)
-    routers = {id(p) for module in model.modules() if isinstance(module, Router) for p in module.parameters()}
-    cast = {name: p.dtype for name, p in wrapped.named_parameters() if p.requires_grad and id(p) not in routers}
-    is_native = all(own == dtype for own in cast.values())
-
-    def loss_of(batch: Any) -> Tensor:
-        loss: Tensor
-        if is_native:
-            loss = wrapped(batch)
-        else:
-            weights = {name: p.to(dtype) for name, p in wrapped.named_parameters() if name in cast}
-            loss = functional_call(wrapped, weights, (batch,))
-        return loss
-
-    return torch.compile(loss_of, dynamic=False) if is_compiled else loss_of
-
-
-class _Objective(nn.Module):
-    """A loss function as a module, so that functional_call can exchange the weights under any method it calls."""
-
-    def __init__(self, model: nn.Module, loss_fn: LossFn) -> None:
-        super().__init__()
-        self.model = model
-        self.loss_fn = loss_fn
-
-    def forward(self, batch: Any) -> Tensor:
-        return self.loss_fn(self.model, batch)
+) -> Callable[..., Tensor]:
+    """Returns (batch, totals) → loss, computed with the weights rounded to `dtype` as `Objective` does."""
+    spread = Spread(model, _alone(model), dtype=dtype, is_compiled=is_compiled)
+    return functools.partial(spread.loss, loss_fn)
 
 
 @torch.no_grad()
 def mean_loss(
-    model: nn.Module, batches: Iterable[HasTokens], *, loss_fn: LossFn, dtype: torch.dtype
+    model: nn.Module,
+    batches: Iterable[HasTokens],
+    *,
+    loss_fn: LossFn,
+    dtype: torch.dtype,
+    spread: Spread | None = None,
 ) -> tuple[float, int]:
-    """Returns the mean loss of a target over all batches, in eval mode, and the number of targets.
+    """Returns the mean loss of a target that counts over all batches, in eval mode, and the number of such targets.
 
-    Batches may differ in size; every target must count (no -100).
+    Batches may differ in size. Of several ranks each gives its own batches, as many as every other.
     """
-    loss_of = objective(model, loss_fn, dtype=dtype)
+    spread = spread or Spread(model, _alone(model), dtype=dtype)
     was_training = model.training
     model.eval()
     try:
-        total: Tensor | float = 0.0
-        n_targets = 0
+        sums = torch.zeros(2, dtype=torch.float64, device=_device(model))
         for batch in batches:
-            n = batch.targets.numel()
-            total = total + loss_of(batch).double() * n
-            n_targets += n
+            found = counts(batch.targets)
+            loss = spread.loss(loss_fn, batch, found.clamp(min=1)).double()
+            sums += torch.stack((loss * found[0], found[0].double()))
     finally:
         model.train(was_training)
-    return float(total) / n_targets, n_targets
+    total, n = spread.world.sum(sums).tolist()
+    return total / n, int(n)
 
 
 class _Sums(NamedTuple):
@@ -219,27 +209,37 @@ class _Sums(NamedTuple):
 
 
 def _update(
-    model: nn.Module,
+    spread: Spread,
     batches: Iterator[HasTokens],
-    loss_of: Callable[[Any], Tensor],
+    loss_fn: LossFn,
+    counts: Counts,
     optimizer: torch.optim.Optimizer,
-    options: FitOptions,
     guard: Guard,
+    options: FitOptions,
 ) -> _Sums:
     """Makes one optimizer update, or leaves it out."""
-    n_tokens = 0
-    total = torch.zeros((), device=next(model.parameters()).device)
-    for _ in range(options.accumulation):
-        batch = next(batches)
-        loss = loss_of(batch) / options.accumulation
-        loss.backward()  # type: ignore[no-untyped-call]
-        total += loss.detach()
-        n_tokens += batch.tokens.numel()
-    grad_norm = clip(model.parameters(), options.clip)
+    microbatches = [next(batches) for _ in range(options.accumulation)]
+    totals = spread.world.sum(torch.stack([counts(batch) for batch in microbatches]).sum(dim=0))
+    losses = []
+    for i, batch in enumerate(microbatches):
+        with spread.microbatch(is_last=i + 1 == len(microbatches)):
+            loss = spread.loss(loss_fn, batch, totals)
+            loss.backward()  # type: ignore[no-untyped-call]
+        losses.append(loss.detach())
+    total, grad_norm = spread.world.sum(torch.stack(losses).sum()), spread.clip(options.clip)
     is_left_out = guard.judge(total, grad_norm)
     make_step(optimizer, is_left_out)
     optimizer.zero_grad(set_to_none=True)
+    n_tokens = sum(batch.tokens.numel() for batch in microbatches) * spread.world.data_size
     return _Sums(total, grad_norm, n_tokens, is_left_out)
+
+
+def _alone(model: nn.Module) -> World:
+    return World.alone(_device(model))
+
+
+def _device(model: nn.Module) -> torch.device:
+    return next(model.parameters()).device
 
 
 class _Book:
@@ -252,25 +252,29 @@ class _Book:
         options: FitOptions,
         stops: Stops,
         requests: StopRequests,
-        agree: Callable[[int], int] | None,
+        world: World,
     ) -> None:
         self.clock = clock
         self.guard = guard
         self.options = options
         self.stops = stops
         self.requests = requests
-        self.agree = agree
-        self._saved_step = clock.position().step
+        self.world = world
+        self._saved_step = clock.step
         self._is_save_due = False
 
-    def record(self, position: Position, update: _Sums, lr: float) -> Position:
-        """Logs and saves where it is due, or goes back to a checkpoint; then obeys a request to stop."""
-        options, step = self.options, position.step
+    def record(self, update: _Sums, lr: float) -> Position:
+        """Logs and saves where it is due, or goes back to a checkpoint; then obeys a request to stop.
+
+        Returns where the run stands then.
+        """
+        options, step = self.options, self.clock.step
+        elapsed_s, number = self.world.agreed(self.clock.elapsed_s(), self.requests.number or 0)
+        position = Position(step=step, elapsed_s=elapsed_s)
         self.clock.n_tokens += update.n_tokens
         is_last = _is_done(position, options)
         is_logged = is_last or step % options.log_every == 0
         is_read = is_logged or self.guard.is_due(step, options.log_every)
-        number = self._stop_number(is_read)
         self._is_save_due |= is_last or number != 0 or step % options.checkpoint_every == 0
         if is_read or self._is_save_due:
             loss, grad_norm = self.clock.wait(update)
@@ -291,7 +295,7 @@ class _Book:
     def look(self, position: Position) -> None:
         """Evaluates and samples where it is due. A request to stop ends that at once: the weights are saved."""
         try:
-            if self.agree is None:
+            if self.world.size == 1:
                 with self.requests.at_once():
                     self._look(position)
             else:
@@ -305,7 +309,7 @@ class _Book:
     def _look(self, position: Position) -> None:
         is_last = _is_done(position, self.options)
         if is_last or position.step % self.options.eval_every == 0:
-            self._try("evaluation", self.stops.evaluate, position, is_fatal=is_last or self.agree is not None)
+            self._try("evaluation", self.stops.evaluate, position, is_fatal=is_last or self.world.size > 1)
         if is_last or position.step % self.options.sample_every == 0:
             self._try("sampling", self.stops.sample, position, is_fatal=False)
 
@@ -337,16 +341,9 @@ class _Book:
             text = f"no checkpoint to go back to at step {position.step}: training goes on without that update"
             self.stops.tell(Event(step=position.step, name="no rollback", text=text))
             return None
-        self.clock.back_to(step)
+        self.clock.step = step
         self._saved_step, self._is_save_due = step, False
-        return self.clock.position()
-
-    def _stop_number(self, is_read: bool) -> int:
-        """The signal to obey after this update, 0 for none. Processes agree where they wait for each other anyway."""
-        number = self.requests.number or 0
-        if self.agree is None:
-            return number
-        return self.agree(number) if is_read else 0
+        return Position(step=step, elapsed_s=position.elapsed_s)
 
     def _stopped(self, number: int, position: Position) -> Stopped:
         is_saved = self._saved_step == position.step
@@ -363,7 +360,7 @@ class _Clock:
     """Training time, and the pace of the updates alone."""
 
     def __init__(self, start: Position) -> None:
-        self._step = start.step
+        self.step = start.step
         self._zero = time.perf_counter() - start.elapsed_s
         self._busy_s = 0.0
         self._n_updates = 0
@@ -374,14 +371,11 @@ class _Clock:
         start = time.perf_counter()
         yield
         self._busy_s += time.perf_counter() - start
-        self._step += 1
+        self.step += 1
         self._n_updates += 1
 
-    def back_to(self, step: int) -> None:
-        self._step = step
-
-    def position(self) -> Position:
-        return Position(step=self._step, elapsed_s=time.perf_counter() - self._zero)
+    def elapsed_s(self) -> float:
+        return time.perf_counter() - self._zero
 
     def wait(self, update: _Sums) -> tuple[float, float]:
         """Returns loss and gradient norm; on CUDA this waits for the updates that are still queued, which counts."""

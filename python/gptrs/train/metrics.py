@@ -7,6 +7,7 @@ metrics.jsonl has one JSON object a line, by `kind`:
             max_violation                                           of the layer whose busiest expert has the most over
                                                                     the mean load, in multiples of that
     eval    step, val_loss, bits_per_byte, n_targets, time_s        loss in nats for a token
+            ema_val_loss                                            that of the weights' running mean, with train.ema
     event   step, event, text, …                                    something out of the ordinary: its name, what
                                                                     happened, and values that belong to the name
 """

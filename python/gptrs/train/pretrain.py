@@ -9,25 +9,31 @@ directories it may use is said in `rundir`.
 import dataclasses
 import warnings
 from collections.abc import Callable, Iterable
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
+from torch import Tensor
 
 from gptrs import config as configs
 from gptrs import report, trace
 from gptrs.model import Transformer, count
-from gptrs.train import checkpoint, corpus, feed, metrics, resume, rundir
+from gptrs.train import checkpoint, corpus, distributed, feed, metrics, resume, rundir
+from gptrs.train.average import Average
 from gptrs.train.config import PretrainConfig
 from gptrs.train.corpus import Corpus
 from gptrs.train.device import device_of, dtype_of
+from gptrs.train.distributed import World
 from gptrs.train.guard import Event, Guard
 from gptrs.train.looks import Looks
 from gptrs.train.loop import FitOptions, Position, Stops, Update, fit
-from gptrs.train.optim import adamw
+from gptrs.train.optim import optimizer_of
 from gptrs.train.parts import Parts
 from gptrs.train.schedule import learning_rate, stand
 from gptrs.train.signals import leaving_at_once
+from gptrs.train.spread import Spread
 
 SENTENCE = "A true friend accepts you"  # the report follows the model through it
 
@@ -59,18 +65,26 @@ def run(config: PretrainConfig, *, is_fresh: bool = False, allow: Iterable[str] 
     """
     if not (config.data.text or config.data.is_prepared):
         raise ValueError("data.text is required, got nothing; hint: data.text=FILE")
-    with leaving_at_once(), rundir.claim(config.run.path, config, is_fresh=is_fresh, allow=allow):
-        device = device_of(config.run)
-        if config.run.threads:
-            torch.set_num_threads(config.run.threads)
-        session = _Session(config, _corpus(config), device)
-        rundir.settle(config.run.path, config)
+    if config.run.threads:
+        torch.set_num_threads(config.run.threads)
+    with leaving_at_once(), ExitStack() as stack:
+        world = stack.enter_context(distributed.join(config.parallel, device_of(config.run)))
+        with world.together():
+            config.train.rows(world.data_size)
+            if world.is_main:
+                stack.enter_context(rundir.claim(config.run.path, config, is_fresh=is_fresh, allow=allow))
+        data = world.main_first(lambda: _corpus(config, world))
+        with world.together():
+            session = _Session(config, data, world)
+            if world.is_main:
+                rundir.settle(config.run.path, config)
         try:
             session.train()
             result = session.finish()
         finally:
             session.close()
-        rundir.finish(config.run.path, dataclasses.asdict(result))
+        if world.is_main:
+            rundir.finish(config.run.path, dataclasses.asdict(result))
     session.say_result(result)
     return result
 
@@ -78,47 +92,49 @@ def run(config: PretrainConfig, *, is_fresh: bool = False, allow: Iterable[str] 
 class _Session:
     """One process's part of a run: what fit() needs, and what happens at its stops."""
 
-    def __init__(self, config: PretrainConfig, data: Corpus, device: torch.device) -> None:
+    def __init__(self, config: PretrainConfig, data: Corpus, world: World) -> None:
+        device = world.device
         self.config = config
         self.corpus = data
-        self.device = device
+        self.world = world
         self.dir = config.run.path
         self.dtype = dtype_of(config.run, device)
         self.model_config = config.model.resolve(vocab_size=data.tokenizer.vocab_size, seq_len=config.train.seq_len)
-        self.model = Transformer(self.model_config, seed=config.run.seed).to(device)
+        self.model = Transformer(self.model_config, seed=config.run.seed)
         self.mixtures = [mixture for _, mixture in self.model.experts()]
-        self.parts = _parts(config, data)
-        self.weights_before = self.model.embed.token.weight.detach().cpu().clone()  # (V, C)
-        beta1, beta2 = config.optim.betas
-        self.optimizer = adamw(
-            self.model,
-            lr=config.optim.lr,
-            weight_decay=config.optim.weight_decay,
-            betas=(beta1, beta2),
-            eps=config.optim.eps,
-        )
-        self.loader = feed.loader(config, data.train, device)
+        self.parts = _parts(config, data, world)
+        self.weights_before = self.model.embed.token.weight.detach().clone()  # (V, C)
+        self.spread = Spread(self.model, world, dtype=self.dtype, is_compiled=config.run.compile)
+        self.optimizer = optimizer_of(self.model, config.optim)
+        self.spread.split_groups(self.optimizer)
+        train = config.train
+        self.average: Average | None = None
+        if train.ema is not None:
+            self.average = Average(self.model, decay=train.ema, is_corrected=train.is_ema_corrected)
+        self.loader = feed.loader(config, data.train, world)
         self.environment = metrics.environment(device)
         self.peak, self.peak_name = metrics.peak_flops(device, self.dtype)
         self.flops_per_token = count.flops_per_token(self.model_config, config.train.seq_len, has_further=True)
         self.display = metrics.Display(steps=config.train.steps, peak=self.peak_name)
-        self.looks = Looks(config, data, self.model, self.parts, device=device, dtype=self.dtype)
+        self.looks = Looks(config, data, self.spread, self.parts, dtype=self.dtype)
+        self.looks.average = self.average
         self.guard = Guard(config.guard, device=device)
         self.left_out: list[list[int]] = []  # [first, end) of the samples that a rollback went past
         self.changes: list[resume.Change] = []  # of the config, since the newest checkpoint
         self.look_step, self.look_lengths = -1, {"metrics.jsonl": 0, "samples.txt": 0}
+        self.looks.display = self.display
         self.position, lengths = self._restore()
         self._open_logs(lengths, self.position.step)
-        self.looks.display = self.display
         self.beside: rundir.Outcome | str | None = None
 
     def train(self) -> None:
-        self._say_start()
-        self.display.start()
+        if self.world.is_main:
+            self._say_start()
+            self.display.start()
         try:
             self.position = fit(
                 self.model,
-                feed.feed(self.loader),
+                self.loader,
                 loss_fn=self.parts.loss,
                 optimizer=self.optimizer,
                 learning_rate=self._learning_rate,
@@ -131,13 +147,16 @@ class _Session:
                     tell=self._tell,
                     roll_back=self._roll_back,
                 ),
-                after_update=lambda is_left_out: self.parts.after_update(self.mixtures, is_left_out),
+                after_update=self._after_update,
                 start=self.position,
+                counts=self.parts.counts,
+                spread=self.spread,
                 guard=self.guard,
             )
         except KeyboardInterrupt as error:
             self.display.stop()
-            self.display.say(f"{error or 'stopped'}; hint: the same command goes on from the newest checkpoint")
+            if self.world.is_main:
+                self.display.say(f"{error or 'stopped'}; hint: the same command goes on from the newest checkpoint")
             raise
         finally:
             self.display.stop()
@@ -154,9 +173,10 @@ class _Session:
             is_capped=self.position.step < self.config.train.steps,
             n_params=count.n_params(self.model_config),
         )
-        if self.config.run.beside:
-            self.beside = rundir.beside(self._outcome(result), Path(self.config.run.beside))
-        report.write(self.dir / "report.html", self._facts(result))
+        if (model := self.spread.whole()) is not None:
+            if self.config.run.beside:
+                self.beside = rundir.beside(self._outcome(result), Path(self.config.run.beside))
+            report.write(self.dir / "report.html", self._facts(result, model))
         return result
 
     def close(self) -> None:
@@ -164,6 +184,8 @@ class _Session:
         self._close_logs()
 
     def say_result(self, result: Result) -> None:
+        if not self.world.is_main:
+            return
         say = self.display.say
         for prompt, text in self.looks.samples:
             say(f"── sample, prompt {prompt!r}\n{prompt}{text}\n")
@@ -186,30 +208,52 @@ class _Session:
             say(f"[{section}] {', '.join(f'{key} = {configs.short(value)}' for key, value in values.items())}")
         vocabulary = f"vocabulary {data.tokenizer.vocab_size:,}"
         say(f"train {data.train.n_tokens:,} tokens, val {data.val.n_tokens:,} tokens, {vocabulary}")
-        n = sum(parameter.numel() for parameter in self.model.parameters())
+        n, ranks = count.n_params(self.model_config), self.world
         say(f"model {n:,} parameters, {str(self.dtype).removeprefix('torch.')}, seed {self.config.run.seed}")
-        per_step = train.global_batch * train.seq_len
-        epochs = train.steps * per_step / data.train.n_tokens
-        say(f"{train.steps} steps of {per_step:,} tokens ({epochs:.1f} epochs), from step {self.position.step}")
+        if ranks.size > 1:
+            mesh = dataclasses.asdict(ranks.sizes)
+            say(f"{ranks.size} ranks: {', '.join(f'{name} {n}' for name, n in mesh.items() if n > 1)}")
+        epochs = train.rows_before(train.steps) * train.seq_len / data.train.n_tokens
+        sizes = sorted({train.rows_at(0) * train.seq_len, train.global_batch * train.seq_len})
+        size = " to ".join(f"{n:,}" for n in sizes)
+        say(f"{train.steps} steps of {size} tokens ({epochs:.1f} epochs), from step {self.position.step}")
 
     def _restore(self) -> tuple[Position, dict[str, int]]:
         """Returns where the run stands and how long its logs were then, after loading the newest checkpoint."""
-        torch.manual_seed(self.config.run.seed)  # dropout
+        torch.manual_seed(self.config.run.seed + self.world.data_rank)  # dropout
         found = checkpoint.find(self.dir / "checkpoints")
         for path in found.uncommitted:
             origin = found.newest or "the beginning"
             warnings.warn(f"checkpoint {path} was never finished; going on from {origin}", stacklevel=2)
         if found.newest is None:
             return Position(), {"metrics.jsonl": 0, "samples.txt": 0}
-        state = checkpoint.load(found.newest, self.model, self.optimizer)
+        state = self._load(found.newest)
         self.loader.load_state_dict(state["loader"])
         self.guard.load_state_dict(state["guard"])
         self.left_out = state["left_out"]
         self.changes = resume.changes(configs.build(PretrainConfig, state["config"]), self.config)
         return Position(step=state["step"], elapsed_s=state["elapsed_s"]), state["lengths"]
 
+    def _load(self, path: Path) -> dict[str, Any]:
+        """Puts a checkpoint into this rank's parts of the model and the optimizer; returns its state."""
+        state = self._load_tensors(path)
+        if self.average is not None:
+            self.average.step = state["step"]
+        return state
+
+    def _load_tensors(self, path: Path) -> dict[str, Any]:
+        if not self.spread.is_divided:
+            return checkpoint.load(path, self.model, self.optimizer, others=self._others())
+        plain = Transformer(self.model_config)
+        optimizer = optimizer_of(plain, self.config.optim)
+        state = checkpoint.load(path, plain, optimizer)
+        self.spread.take(plain, optimizer, self.optimizer)
+        return state
+
     def _open_logs(self, lengths: dict[str, int], step: int) -> None:
         """Opens the logs at the lengths that they had at a step; what was written after it is forgotten."""
+        if not self.world.is_main:
+            return
         self.log_file = metrics.MetricsLog(self.dir, length=lengths["metrics.jsonl"], step=step)
         self.samples_file = metrics.cut(self.dir / "samples.txt", lengths["samples.txt"])
         self.looks.log_file, self.looks.samples_file = self.log_file, self.samples_file
@@ -218,16 +262,17 @@ class _Session:
             self._tell(Event(step=step, name="config changed", text=resume.sentence(self.changes), values=values))
 
     def _close_logs(self) -> None:
-        self.log_file.close()
-        self.samples_file.close()
+        if self.world.is_main:
+            self.log_file.close()
+            self.samples_file.close()
 
     def _roll_back(self, guard: Guard) -> int | None:
         """Goes back to the newest checkpoint and on behind the samples that were drawn since."""
-        found = checkpoint.find(self.dir / "checkpoints")
-        if found.newest is None:
+        newest = self.world.main_first(lambda: checkpoint.find(self.dir / "checkpoints").newest)
+        if newest is None:
             return None
-        state = checkpoint.load(found.newest, self.model, self.optimizer)
-        step, samples = state["step"], [state["loader"]["next_sample"], self.loader.next_sample]
+        state = self._load(newest)
+        step, samples = int(state["step"]), [state["loader"]["next_sample"], self.loader.next_sample]
         guard.rolled_back(state["guard"], step)
         self.left_out = [*state["left_out"], samples]
         self._close_logs()
@@ -235,15 +280,16 @@ class _Session:
         self.look_step = -1
         text = f"back to step {step}, past samples {samples[0]} to {samples[1] - 1}"
         self._tell(Event(step=step, name="rollback", text=text, values={"samples": samples}))
-        return int(step)
+        return step
 
     def _tell(self, event: Event) -> None:
-        self.log_file.event(event.step, event.name, event.text, event.values)
-        self.display.say(event.text)
+        if self.world.is_main:
+            self.log_file.event(event.step, event.name, event.text, event.values)
+            self.display.say(event.text)
 
     def _look(self, look: Callable[[Position, bool], None], position: Position, is_last: bool) -> None:
         """Evaluates or samples. A checkpoint after a look that was cut off has the logs as they were before it."""
-        if position.step != self.look_step:
+        if self.world.is_main and position.step != self.look_step:
             self.look_step, self.look_lengths = position.step, self._lengths()
         look(position, is_last)
 
@@ -254,7 +300,8 @@ class _Session:
         train = self.config.train
         return FitOptions(
             steps=train.steps,
-            accumulation=train.accumulation,
+            accumulation=train.accumulation(self.world.data_size),
+            accumulation_at=lambda step: train.accumulation(self.world.data_size, step),
             clip=self.config.optim.clip,
             dtype=self.dtype,
             is_compiled=self.config.run.compile,
@@ -265,6 +312,15 @@ class _Session:
             checkpoint_every=train.checkpoint_every,
         )
 
+    def _after_update(self, is_left_out: Tensor) -> None:
+        self.parts.after_update(self.mixtures, is_left_out)
+        if self.average is not None:
+            self.average.update()
+
+    def _others(self) -> dict[str, dict[str, Tensor]]:
+        """What a checkpoint has beside model and optimizer."""
+        return {} if self.average is None else {"ema": self.average.means}
+
     def _learning_rate(self, position: Position) -> float:
         schedule, options = self.config.schedule, self._options()
         return learning_rate(
@@ -273,10 +329,17 @@ class _Session:
             min_lr=schedule.min_lr,
             warmup_steps=schedule.warmup_steps,
             steps=options.steps,
+            kind=schedule.kind,
+            decay=schedule.decay,
+            decay_share=schedule.decay_share,
+            stages=schedule.stages,
         )
 
     def _log(self, update: Update) -> None:
-        mfu, parts = update.tokens_per_s * self.flops_per_token / self.peak if self.peak else None, self.parts.log()
+        parts = self.parts.log()
+        if not self.world.is_main:
+            return
+        mfu = update.tokens_per_s * self.flops_per_token / (self.peak * self.world.size) if self.peak else None
         self.log_file.write(
             "train",
             update.step,
@@ -298,6 +361,10 @@ class _Session:
         )
 
     def _save(self, position: Position) -> None:
+        gathered = self.spread.gather(self.optimizer)
+        if gathered is None:
+            return
+        model, optimizer = gathered
         state = {
             "elapsed_s": position.elapsed_s,
             "loader": self.loader.state_dict(),
@@ -312,14 +379,15 @@ class _Session:
         checkpoint.save(
             self.dir / "checkpoints",
             step=position.step,
-            model=self.model,
-            optimizer=self.optimizer,
+            model=model,
+            optimizer=optimizer,
             state=state,
             keep=self.config.train.keep_checkpoints,
+            others=self._others(),
         )
 
-    def _facts(self, result: Result) -> report.Facts:
-        tokenizer, model = self.corpus.tokenizer, self.model
+    def _facts(self, result: Result, model: Transformer) -> report.Facts:
+        tokenizer = self.corpus.tokenizer
         data, ids = self.corpus, self.corpus.frequent_words(10)
         after = model.embed.token.weight.detach().cpu()  # (V, C)
         return report.Facts(
@@ -340,7 +408,7 @@ class _Session:
             neighbours=trace.neighbours(self.weights_before, after, tokenizer, ids),
             environment=self.environment,
             config=configs.dumps(self.config),
-            usage=self.looks.usage(),
+            usage=self.looks.usage(model),
             runs=None if self.beside is None else (self._outcome(result), self.beside),
         )
 
@@ -354,8 +422,10 @@ class _Session:
         )
 
 
-def _corpus(config: PretrainConfig) -> Corpus:
+def _corpus(config: PretrainConfig, world: World) -> Corpus:
     data, tokenizer = config.data, config.tokenizer
+    if not world.is_main:
+        return corpus.made(config.run.path, feed.training_data(data) if data.is_prepared else None, data.val)
     if data.is_prepared and data.val and tokenizer.path:
         return corpus.from_datasets(feed.training_data(data), data.val, tokenizer.path, config.run.path)
     return corpus.from_text(
@@ -371,7 +441,7 @@ def _corpus(config: PretrainConfig) -> Corpus:
     )
 
 
-def _parts(config: PretrainConfig, data: Corpus) -> Parts:
+def _parts(config: PretrainConfig, data: Corpus, world: World) -> Parts:
     train, eot_id = config.train, data.tokenizer.eot_id
     if train.attention == "documents" and eot_id is None:
         raise ValueError(
@@ -384,4 +454,6 @@ def _parts(config: PretrainConfig, data: Corpus) -> Parts:
         bias_speed=train.bias_speed,
         attention=train.attention,
         eot_id=eot_id,
+        world=world,
+        n_further=config.model.resolve(vocab_size=data.tokenizer.vocab_size, seq_len=train.seq_len).n_mtp_layers,
     )

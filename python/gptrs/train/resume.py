@@ -19,6 +19,7 @@ FIXED = {  # pattern of keys → why the state of a run does not fit another val
     "tokenizer.*": "its ids are of that vocabulary",
     "model.dropout": "",  # has no weights
     "model.*": "its weights are of that model",
+    "optim.name": "its moments are of that optimizer",
     "run.seed": "it decides the order of the rows",
     "train.seq_len": "its place in the data counts rows of that length",
 }
