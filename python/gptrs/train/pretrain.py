@@ -319,7 +319,7 @@ class _Session:
     def _lengths(self) -> dict[str, int]:
         if not self.world.is_main:
             return {}
-        return {"metrics.jsonl": self.log_file.length(), "samples.txt": metrics.sync(self.samples_file)}
+        return {"metrics.jsonl": self.log_file.length(), "samples.txt": metrics.flushed(self.samples_file)}
 
     def _options(self) -> FitOptions:
         train = self.config.train
@@ -439,7 +439,8 @@ class _Session:
             "model": dataclasses.asdict(self.model_config),
             "environment": self.environment,
         }
-        self.keeper.save(position.step, state)
+        logs = ("metrics.jsonl", "samples.txt") if self.world.is_main else ()
+        self.keeper.save(position.step, state, logs=[self.dir / name for name in logs])
         self.changes = []
 
     def _say_not_saved(self, step: int, error: OSError) -> None:

@@ -76,6 +76,7 @@ class Part:
     share: Share
     state: Mapping[str, Any]  # the first process's counts, but for the random states
     keep: int  # newest checkpoints that stay
+    logs: Sequence[Path] = ()  # of which `state` knows the lengths
 
 
 def share_of(tensors: Tensors, group: dist.ProcessGroup, orders: Mapping[str, Order] | None = None) -> Share:
@@ -228,7 +229,7 @@ class _Writer(HuggingFaceStorageWriter):
         files = {result.index.fqn: Written(*result.storage_data) for of_rank in results for result in of_rank}
         state = {key: value for key, value in self.part.state.items() if key != "rng"}
         files["state.json"] = write_synced(self.temporary / "state.json", manifest.as_json(state))
-        manifest.commit(self.temporary, manifest.path_of(self.part.directory, self.part.step), files)
+        manifest.commit(self.temporary, manifest.path_of(self.part.directory, self.part.step), files, self.part.logs)
         manifest.prune(self.part.directory, self.part.keep)
 
     def clean(self) -> None:
