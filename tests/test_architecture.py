@@ -56,7 +56,7 @@ EXCHANGE = ("hf_config", "hf_tensors", "hf", "gguf", "gguf_file", "gguf_read", "
 # other.
 TRAIN = (
     "schedule", "settings", "config", "device", "rundir", "corpus", "parts", "average", "muon", "optim", "checkpoint",
-    "metrics", "loop", "looks", "pretrain",
+    "metrics", "loop", "looks", "find_lr", "pretrain",
 )  # fmt: skip
 PICKLES = "gptrs.exchange.torch_file"  # reads tensors out of them by an explicit command, with weights_only
 WITHOUT_TORCH = (

@@ -147,13 +147,19 @@ def train_command(
     ],
     overrides: Overrides = None,
     fresh: Fresh = False,
+    find_lr: Annotated[
+        bool, typer.Option("--find-lr", help="Train nothing: search a learning rate in about 100 updates.")
+    ] = False,
 ) -> None:
     """Train a model as a config says; the same command on an unfinished run goes on where it stood."""
     require_torch("train")
     from gptrs.train import config as train_config
     from gptrs.train import pretrain
 
-    pretrain.run(train_config.load(config, overrides or ()), is_fresh=fresh)
+    if find_lr:
+        pretrain.find_rate(train_config.load(config, overrides or ()))
+    else:
+        pretrain.run(train_config.load(config, overrides or ()), is_fresh=fresh)
 
 
 @app.command("demo")

@@ -18,7 +18,7 @@ from gptrs import config as configs
 from gptrs import report, trace
 from gptrs.loader import Loader
 from gptrs.model import Transformer, count
-from gptrs.train import checkpoint, corpus, metrics, rundir
+from gptrs.train import checkpoint, corpus, find_lr, metrics, rundir
 from gptrs.train.average import Average
 from gptrs.train.config import PretrainConfig
 from gptrs.train.corpus import Corpus
@@ -69,6 +69,26 @@ def run(config: PretrainConfig, *, is_fresh: bool = False) -> Result:
         rundir.finish(config.run.path, dataclasses.asdict(result))
     session.say_result(result)
     return result
+
+
+def find_rate(config: PretrainConfig) -> find_lr.Suggestion:
+    """Searches the learning rate for the start of a run, in a directory of its own beside the run's; prints it last.
+
+    Raises: ValueError and OSError as `run`; ValueError when the loss never falls.
+    """
+    path = config.run.path
+    side = path.with_name(f"{path.name}-find-lr")
+    run = dataclasses.replace(config.run, dir=str(side))
+    config = dataclasses.replace(config, run=run, train=dataclasses.replace(config.train, steps=find_lr.N_UPDATES))
+    with rundir.claim(side, config, is_fresh=True):
+        device = device_of(config.run)
+        if config.run.threads:
+            torch.set_num_threads(config.run.threads)
+        session = _Session(config, _corpus(config), device)
+        try:
+            return session.find_rate()
+        finally:
+            session.close()
 
 
 class _Session:
@@ -132,6 +152,27 @@ class _Session:
             raise
         finally:
             self.display.stop()
+
+    def find_rate(self) -> find_lr.Suggestion:
+        """Trains with a rising rate until the loss rises too; writes what was found and returns it."""
+        self.display.start()
+        try:
+            search = find_lr.search(
+                self.model,
+                self.loader,
+                loss_fn=self.parts.loss,
+                optimizer=self.optimizer,
+                options=self._options(),
+                after_update=self._after_update,
+                show=self._show,
+            )
+        finally:
+            self.display.stop()
+        found = search.suggestion()
+        find_lr.write(self.dir, search, found)
+        for line in find_lr.lines(self.dir, found):
+            self.display.say(line)
+        return found
 
     def finish(self) -> Result:
         """Writes report.html and returns the result."""
@@ -252,6 +293,9 @@ class _Session:
             time_s=round(update.time_s, 3),
             **parts,
         )
+        self._show(update, mfu=mfu, parts=parts)
+
+    def _show(self, update: Update, *, mfu: float | None = None, parts: dict[str, float] | None = None) -> None:
         self.display.update(
             update.step,
             loss=update.loss,
