@@ -47,7 +47,8 @@ IN_ORDER = (
 GENERATION = ("gptrs.sampling", "gptrs.speculate", "gptrs.decoding", "gptrs.generate")
 # Inside gptrs.model, only what stands before the importer.
 MODEL = (
-    "config", "count", "memory", "embedding", "rope", "norm", "cache", "attend", "attention", "mla", "feed_forward",
+    "config", "count", "memory", "ranks", "embedding", "rope", "norm", "cache", "attend", "attention", "mla",
+    "feed_forward",
     "expert_by_expert", "moe", "loss", "transformer",
 )  # fmt: skip
 # Inside gptrs.exchange likewise.
@@ -55,8 +56,9 @@ EXCHANGE = ("hf_config", "hf_tensors", "hf", "gguf", "gguf_file", "gguf_read", "
 # Inside gptrs.train likewise: settings, what a run is made of, the loop, and the stages, which know nothing of each
 # other.
 TRAIN = (
-    "schedule", "settings", "config", "device", "rundir", "corpus", "parts", "average", "muon", "optim", "checkpoint",
-    "metrics", "loop", "looks", "find_lr", "pretrain",
+    "schedule", "settings", "config", "device", "distributed", "rundir", "corpus", "parts", "average", "muon", "optim",
+    "cuts", "fsdp", "spread", "tensorfile", "snapshot", "manifest", "rng", "shards", "checkpoint", "saver", "keeper",
+    "metrics", "loop", "looks", "pretrain", "find_lr",
 )  # fmt: skip
 PICKLES = "gptrs.exchange.torch_file"  # reads tensors out of them by an explicit command, with weights_only
 WITHOUT_TORCH = (

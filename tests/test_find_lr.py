@@ -92,7 +92,7 @@ def test_a_search_leaves_its_files_beside_the_run_which_is_not_in_its_way(text: 
     pretrain.run(tiny(text, run, f"optim.lr={found['lr']}", "schedule.min_lr=0", "train.steps=1"))
     first = metrics.read(run / "metrics.jsonl")[0]
     assert found["losses"][0] == first["loss"], "the run begins as the search began"
-    again = pretrain.find_rate(tiny(text, run))  # not refused, and the same
+    again = find_lr.find_rate(tiny(text, run))  # not refused, and the same
     assert again.lr == found["lr"]
 
 

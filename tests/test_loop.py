@@ -25,8 +25,8 @@ class Batch(NamedTuple):
     targets: Tensor
 
 
-def next_token_loss(model: nn.Module, batch: Batch) -> Tensor:
-    return model.loss(batch.tokens, batch.targets)  # type: ignore[operator,no-any-return]
+def next_token_loss(model: nn.Module, batch: Batch, totals: Tensor | None = None) -> Tensor:
+    return model.loss(batch.tokens, batch.targets, totals=totals)  # type: ignore[operator,no-any-return]
 
 
 def batches(seed: int = 0, rows: int = 4, start: int = 0) -> Iterator[Batch]:

@@ -50,8 +50,9 @@ def main() -> None:
 
 
 def fail(message: str) -> None:
-    """Prints one line on stderr and exits with code 1."""
-    typer.echo(f"error: {message}", err=True)
+    """Prints one line on stderr and exits with code 1; of the ranks of torchrun rank 0 prints it."""
+    if os.environ.get("RANK", "0") == "0":
+        typer.echo(f"error: {message}", err=True)
     sys.exit(1)
 
 
@@ -157,7 +158,9 @@ def train_command(
     from gptrs.train import pretrain
 
     if find_lr:
-        pretrain.find_rate(train_config.load(config, overrides or ()))
+        from gptrs.train.find_lr import find_rate
+
+        find_rate(train_config.load(config, overrides or ()))
     else:
         pretrain.run(train_config.load(config, overrides or ()), is_fresh=fresh)
 

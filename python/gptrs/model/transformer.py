@@ -26,7 +26,7 @@ from gptrs.model.cache import KVCache, LatentCache
 from gptrs.model.config import ModelConfig
 from gptrs.model.embedding import Embedding
 from gptrs.model.feed_forward import feed_forward
-from gptrs.model.loss import IGNORED, linear_cross_entropy
+from gptrs.model.loss import IGNORED, further_targets, linear_cross_entropy
 from gptrs.model.mla import LatentAttention
 from gptrs.model.moe import Experts, MoE, Router, Use
 from gptrs.model.norm import norm
@@ -182,6 +182,7 @@ class Transformer(nn.Module):
         positions: Tensor | None = None,
         doc_ids: Tensor | None = None,
         ends: Tensor | None = None,
+        totals: Tensor | None = None,
         mtp_weight: float = 0.3,
         balance_weight: float = 1e-4,
     ) -> Tensor:
@@ -190,11 +191,11 @@ class Transformer(nn.Module):
         Args:
             tokens, positions, doc_ids: as `hidden`.
             targets: (B, T), the id that follows each position; -100 where a position does not count.
-            ends: as `losses`.
+            ends, totals: as `losses`.
             mtp_weight: λ of the further tokens' mean cross-entropy. balance_weight: α of the balance terms' sum.
         Source: arXiv 2412.19437, equations 17, 24 and 25, and section 4.2 for the weights.
         """
-        losses = self.losses(tokens, targets, positions=positions, doc_ids=doc_ids, ends=ends)
+        losses = self.losses(tokens, targets, positions=positions, doc_ids=doc_ids, ends=ends, totals=totals)
         loss = losses["next"]
         if "further" in losses:
             loss = loss + mtp_weight * losses["further"]
@@ -203,12 +204,18 @@ class Transformer(nn.Module):
         return loss
 
     def next_loss(
-        self, tokens: Tensor, targets: Tensor, *, positions: Tensor | None = None, doc_ids: Tensor | None = None
+        self,
+        tokens: Tensor,
+        targets: Tensor,
+        *,
+        positions: Tensor | None = None,
+        doc_ids: Tensor | None = None,
+        total: Tensor | None = None,
     ) -> Tensor:
-        """The mean next-token cross-entropy alone, by which models compare; arguments as in `loss`."""
-        return linear_cross_entropy(
-            self.hidden(tokens, positions=positions, doc_ids=doc_ids), self.head_weight, targets
-        )
+        """The mean next-token cross-entropy alone, by which models compare; arguments as in `loss`, total as in
+        `linear_cross_entropy`."""
+        hidden = self.hidden(tokens, positions=positions, doc_ids=doc_ids)
+        return linear_cross_entropy(hidden, self.head_weight, targets, total)
 
     def losses(
         self,
@@ -218,6 +225,7 @@ class Transformer(nn.Module):
         positions: Tensor | None = None,
         doc_ids: Tensor | None = None,
         ends: Tensor | None = None,
+        totals: Tensor | None = None,
     ) -> dict[str, Tensor]:
         """The parts of `loss` before they are weighted: "next", and where the model has them, "further", "balance".
 
@@ -225,23 +233,26 @@ class Transformer(nn.Module):
             ends: (B, T), whether a token is its document's last. A further token counts where it and all tokens on the
                 way to it are of one document; "next" counts where its target does. By default where doc_ids change;
                 whether a row's last token is an end, doc_ids do not tell, and its target decides alone.
+            totals: (2 + n_mtp_layers,), `counts` of the larger batch that this one is a part of: the parts are then its
+                shares of that batch's, and add up to them. By default this batch's own.
         """
         hidden, uses = self._run(tokens, cache=None, positions=positions, doc_ids=doc_ids)
-        losses = {"next": linear_cross_entropy(hidden, self.head_weight, targets)}
+        own = None if totals is None else totals[0]
+        losses = {"next": linear_cross_entropy(hidden, self.head_weight, targets, own)}
         if ends is None and doc_ids is not None:
             ends = F.pad(doc_ids.diff(dim=-1) != 0, (0, 1))  # (B, T)
         if self.further and tokens.shape[1] > 1:
             further = []
             for depth, (states, use) in enumerate(self.further_states(hidden, tokens, positions, doc_ids), start=1):
-                expected = targets[:, depth:]  # (B, T - depth)
-                if ends is not None:
-                    expected = expected.masked_fill(crosses_an_end(ends, depth), IGNORED)
-                loss = linear_cross_entropy(states, self.head_weight, expected)
+                expected = further_targets(targets, depth, ends)  # (B, T - depth)
+                own = None if totals is None else totals[depth]
+                loss = linear_cross_entropy(states, self.head_weight, expected, own)
                 further.append(torch.where((expected != IGNORED).any(), loss, 0.0))  # rows of nothing but short ones
                 uses += [] if use is None else [use]
             losses["further"] = torch.stack(further).mean()
         if uses:
-            losses["balance"] = torch.stack([use.balance for use in uses]).sum()
+            balance = torch.stack([use.balance for use in uses]).sum()
+            losses["balance"] = balance if totals is None else balance * len(tokens) / totals[-1]
         return losses
 
     def hidden(
@@ -388,12 +399,3 @@ class Transformer(nn.Module):
                 f"expected at most max_seq_len ({limit}) tokens with learned positions, got {T}; "
                 f"hint: shorten the input or train with max_seq_len={T} or position='sinusoidal'"
             )
-
-
-def crosses_an_end(ends: Tensor, depth: int) -> Tensor:
-    """Where the token depth + 1 behind a position is another document's: (B, T) booleans → (B, T - depth).
-
-    Example: ends (0, 0, 1, 0) and depth 1 give (0, 1, 1).
-    """
-    n_ended = ends.cumsum(dim=-1)  # (B, T), up to each position and with it
-    return n_ended[:, depth:] > (n_ended - ends.long())[:, :-depth]

@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Literal
 
 from gptrs import config
-from gptrs.train.schedule import DEEPSEEK_STAGES, Decay, Kind, batch_rows, rows_before
+from gptrs.model import memory
+from gptrs.train.schedule import DEEPSEEK_STAGES, Decay, Kind, batch_rows, learning_rate, rows_before
 from gptrs.train.settings import DataSettings, ModelSettings, RunSettings, SampleSettings, TokenizerSettings, require
 
 
@@ -62,6 +63,20 @@ class ScheduleSettings:
         is_rising = len(self.stages) == 3 and list(self.stages) == sorted({*self.stages, 0.0, 1.0})[1:-1]
         require(is_rising, "schedule.stages", "three rising numbers between 0 and 1", list(self.stages))
 
+    def rate(self, step: int, *, peak: float, steps: int) -> float:
+        """Learning rate of update `step` of so many, counted from 0."""
+        return learning_rate(
+            step,
+            peak=peak,
+            min_lr=self.min_lr,
+            warmup_steps=self.warmup_steps,
+            steps=steps,
+            kind=self.kind,
+            decay=self.decay,
+            decay_share=self.decay_share,
+            stages=self.stages,
+        )
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TrainSettings:
@@ -70,7 +85,7 @@ class TrainSettings:
     steps: int  # optimizer updates
     global_batch: int  # rows of one update
     seq_len: int  # positions of a row
-    micro_batch: int | None = None  # rows of one forward; unset: global_batch. Fewer take less memory
+    micro_batch: int | None = None  # rows of one forward on each rank; unset: all of its share. Fewer take less memory
     batch_start: int | None = None  # rows of the first updates, in whole microbatches; unset: global_batch at once
     batch_warmup_steps: int = 0  # updates over which they grow to global_batch
     max_minutes: float | None = None  # training ends there, evaluation included, the rate down by then; unset: none
@@ -79,6 +94,8 @@ class TrainSettings:
     eval_rows: int | None = None  # evenly spread rows of an evaluation, the last excepted; unset: all
     checkpoint_every: int = 500  # updates between checkpoints; the last update always has one
     keep_checkpoints: int = 2  # newest ones that stay on disk
+    keep_best: int = 1  # checkpoints of the least validation loss that stay as well; 0: none
+    checkpoint_async: bool = True  # written beside the training, from a copy of weights and optimizer in CPU memory
     attention: Literal["stream", "documents"] = "stream"  # what a position of a row reads: all before it, or its own
     # document alone, whose positions then begin at 0. Further tokens are never taught across a document's end
     mtp_weight: float = 0.3  # of the further tokens' loss, where the model predicts some
@@ -99,7 +116,7 @@ class TrainSettings:
             "keep_checkpoints",
         ):
             require(getattr(self, name) >= 1, f"train.{name}", "at least 1", getattr(self, name))
-        for name in ("mtp_weight", "balance_weight", "bias_speed"):
+        for name in ("keep_best", "mtp_weight", "balance_weight", "bias_speed"):
             require(getattr(self, name) >= 0, f"train.{name}", "0 or more", getattr(self, name))
         require(self.eval_rows is None or self.eval_rows >= 1, "train.eval_rows", "at least 1", self.eval_rows)
         require(self.ema is None or 0 < self.ema < 1, "train.ema", "between 0 and 1", self.ema)
@@ -112,21 +129,34 @@ class TrainSettings:
 
         self._check_growth()
 
-    @property
-    def accumulation(self) -> int:
-        """Microbatches of one update, once the batch has grown."""
-        return self.global_batch // (self.micro_batch or self.global_batch)
+    def rows(self, data_size: int = 1) -> int:
+        """Rows of one forward on each of `data_size` ranks that read different ones.
 
-    def rows_at(self, step: int, *, world_size: int = 1) -> int:
+        Raises: ValueError when the global batch cannot be divided among them.
+        """
+        micro = self.micro_batch or max(self.global_batch // data_size, 1)
+        if self.global_batch % (micro * data_size):
+            below = max(self.global_batch // (micro * data_size), 1) * micro * data_size
+            ranks = f"{data_size} ranks that read {micro} rows at a time"
+            got = f"got {self.global_batch}; hint: train.global_batch={below}"
+            raise ValueError(f"train.global_batch must be a multiple of {micro * data_size}, for {ranks}, {got}")
+        return micro
+
+    def accumulation(self, data_size: int = 1, step: int | None = None) -> int:
+        """Forwards of each rank in update `step`, counted from 0, or once the batch has grown."""
+        rows = self.global_batch if step is None else self.rows_at(step, data_size=data_size)
+        return rows // (self.rows(data_size) * data_size)
+
+    def rows_at(self, step: int, *, data_size: int = 1) -> int:
         """Rows of update `step`, counted from 0, over all ranks."""
-        return batch_rows(step, **self._growth(world_size))
+        return batch_rows(step, **self._growth(data_size))
 
-    def rows_before(self, step: int, *, world_size: int = 1) -> int:
+    def rows_before(self, step: int, *, data_size: int = 1) -> int:
         """Rows of all updates before `step`."""
-        return rows_before(step, **self._growth(world_size))
+        return rows_before(step, **self._growth(data_size))
 
-    def _growth(self, world_size: int) -> dict[str, int]:
-        start, unit = self.batch_start or self.global_batch, (self.micro_batch or self.global_batch) * world_size
+    def _growth(self, data_size: int) -> dict[str, int]:
+        start, unit = self.batch_start or self.global_batch, self.rows(data_size) * data_size
         return {"start": start, "full": self.global_batch, "warmup_steps": self.batch_warmup_steps, "unit": unit}
 
     def _check_growth(self) -> None:
@@ -144,6 +174,53 @@ class TrainSettings:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Sizes:
+    """How many ranks stand along each dimension of the mesh; their product is all of them."""
+
+    replicate: int = 1  # hold the same weights and read different rows
+    shard: int = 1  # hold a part of each weight each and read different rows
+    expert: int = 1  # hold different routed experts and read different rows
+    tensor: int = 1  # hold a part of each matrix and read the same rows
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ParallelSettings:
+    """[parallel]: how the ranks that torchrun starts share the work; one process needs nothing of it."""
+
+    data: Literal["auto", "ddp", "fsdp", "hsdp"] = "auto"  # ddp: whole weights on each rank; fsdp: a part of them each;
+    # hsdp: parts inside groups of `shard` ranks, groups alike. auto: ddp, or with `shard` fsdp or hsdp
+    shard: int | None = None  # ranks that share the weights; unset: all for fsdp, those of a machine for hsdp
+    expert: int = 1  # ranks that share the routed experts
+    tensor: int = 1  # ranks that share each matrix, heads and inner widths
+    timeout_s: float = 600.0  # seconds after which a rank that does not come or answer ends the run
+
+    def __post_init__(self) -> None:
+        for name in ("expert", "tensor"):
+            require(getattr(self, name) >= 1, f"parallel.{name}", "at least 1", getattr(self, name))
+        require(self.shard is None or self.shard >= 1, "parallel.shard", "at least 1", self.shard)
+        require(self.timeout_s > 0, "parallel.timeout_s", "positive", self.timeout_s)
+        if self.data == "ddp" and (self.shard or 1) > 1:
+            raise ValueError(f"parallel.data=ddp shares no weights, got parallel.shard={self.shard}; hint: hsdp")
+
+    def sizes(self, world_size: int, *, per_machine: int) -> Sizes:
+        """Returns the mesh of so many ranks, `per_machine` of them on each machine.
+
+        Raises: ValueError when the ranks cannot be divided so.
+        """
+        inner = self.expert * self.tensor
+        if world_size % inner:
+            got = f"got {world_size}; hint: torchrun --nproc-per-node {inner * -(-world_size // inner)}"
+            raise ValueError(f"parallel.expert · parallel.tensor ({inner}) must divide the number of ranks, {got}")
+        outer = world_size // inner
+        shard = self.shard or {"fsdp": outer, "hsdp": max(per_machine // inner, 1)}.get(self.data, 1)
+        if outer % shard or (self.data == "fsdp" and shard != outer):
+            expected = f"the {outer} ranks that read different rows with the same experts"
+            verb = "be" if self.data == "fsdp" else "divide"
+            raise ValueError(f"parallel.shard must {verb} {expected}, got {shard}; hint: parallel.shard={outer}")
+        return Sizes(replicate=outer // shard, shard=shard, expert=self.expert, tensor=self.tensor)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class PretrainConfig:
     """A pre-training run, from raw text to a trained model."""
 
@@ -154,6 +231,7 @@ class PretrainConfig:
     optim: OptimSettings
     schedule: ScheduleSettings = ScheduleSettings()
     train: TrainSettings
+    parallel: ParallelSettings = ParallelSettings()
     sample: SampleSettings = field(default_factory=SampleSettings)
 
     def __post_init__(self) -> None:
@@ -169,6 +247,7 @@ class PretrainConfig:
         if self.train.seq_len <= model.n_mtp_layers:
             got = f"got {self.train.seq_len}; hint: train.seq_len={model.n_mtp_layers + 1}"
             raise ValueError(f"train.seq_len must exceed the {model.n_mtp_layers} further tokens predicted, {got}")
+        memory.check_split(model, expert=self.parallel.expert, tensor=self.parallel.tensor)
         if self.data.train and not self.tokenizer.path:
             raise ValueError(
                 "data.train needs the tokenizer that prepared it, got none; hint: tokenizer.path=tokenizer.json"

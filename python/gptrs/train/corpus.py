@@ -19,6 +19,7 @@ from gptrs import holdout
 from gptrs.dataset import Dataset, prepare
 from gptrs.files import digest, write_atomic
 from gptrs.holdout import Source
+from gptrs.model.loss import IGNORED
 from gptrs.tokenizer import Tokenizer
 
 _BLOCK = 1 << 22  # tokens counted at a time
@@ -121,22 +122,44 @@ def from_datasets(train: str, val: str, tokenizer_path: str, directory: Path) ->
     return _corpus(tokenizer, datasets[0], datasets[1], ())
 
 
+def made(directory: Path, train: str | None, val: str | None) -> Corpus:
+    """Returns the corpus that another process of the run has made in its directory, without its sources.
+
+    Args: train, val: prepared datasets, if the run was given some.
+    """
+    tokenizer = Tokenizer.from_file(directory / "tokenizer.json")
+    data = directory / "data"
+    return _corpus(tokenizer, Dataset(train or data / "train"), Dataset(val or data / "val"), ())
+
+
 def rows(
-    dataset: Dataset, *, seq_len: int, batch: int, device: torch.device, n_rows: int | None = None
+    dataset: Dataset,
+    *,
+    seq_len: int,
+    batch: int,
+    device: torch.device,
+    n_rows: int | None = None,
+    rank: int = 0,
+    world_size: int = 1,
 ) -> Iterator[Rows]:
     """Yields every row of the dataset in order, so that each token but the first is a target once; or `n_rows` of them,
     evenly spread.
 
-    What remains after the full rows comes as one shorter row.
+    What remains after the full rows comes as one shorter row. Of several ranks each takes every world_size-th batch;
+    those that would have one less than others read their first again, with no target that counts.
     """
     n_full = (dataset.n_tokens - 1) // seq_len
     n_taken = n_full if n_rows is None else min(n_rows, n_full)
     starts = [i * n_full // n_taken * seq_len for i in range(n_taken)]
-    for first in range(0, n_taken, batch):
-        yield _rows([dataset.read(start, seq_len + 1) for start in starts[first : first + batch]], device)
+    pieces = [[(start, seq_len) for start in starts[first : first + batch]] for first in range(0, n_taken, batch)]
     rest = dataset.n_tokens - 1 - n_full * seq_len
     if rest and (n_rows is None or n_rows > n_full):
-        yield _rows([dataset.read(n_full * seq_len, rest + 1)], device)
+        pieces.append([(n_full * seq_len, rest)])
+    for step in range(0, len(pieces), world_size):
+        is_there = step + rank < len(pieces)
+        piece = pieces[step + rank] if is_there else pieces[0]
+        found = _rows([dataset.read(start, length + 1) for start, length in piece], device)
+        yield found if is_there else Rows(found.tokens, torch.full_like(found.targets, IGNORED))
 
 
 def entropy(counts: npt.NDArray[np.int64]) -> float:

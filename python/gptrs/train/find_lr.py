@@ -6,17 +6,19 @@ Source: the range test of arXiv 1506.01186, section 3.3, with an exponential ris
 """
 
 import json
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from gptrs.files import write_atomic
-from gptrs.train.loop import FitOptions, Stops, Update, fit
+from gptrs.train.config import PretrainConfig
+from gptrs.train.loop import Stops, Update
+from gptrs.train.pretrain import Session, opened
 
 LOWEST, HIGHEST = 1e-5, 1.0
 N_UPDATES = 100
@@ -65,51 +67,57 @@ class Search:
         return suggest(self.rates, self.losses)
 
 
-def search(
-    model: nn.Module,
-    loader: Iterable[Any],
-    *,
-    loss_fn: Callable[..., Tensor],
-    options: FitOptions,
-    show: Callable[[Update], None],
-    **given: Any,
-) -> Search:
-    """Trains as `fit` with a rate that rises with each update, until the loss rises too; the model is spoilt.
+def find_rate(config: PretrainConfig) -> Suggestion:
+    """Searches the learning rate for the start of a run, in a directory of its own beside the run's; prints it last.
 
-    Args: show: is told each tenth update; given: what `fit` takes beside these, but no rate and no stops.
-    Raises: KeyboardInterrupt on Ctrl-C, after the update at hand.
+    Raises: ValueError and OSError as `pretrain.run`; ValueError when the loss never falls; KeyboardInterrupt on Ctrl-C.
     """
-    found = Search()
-    n = found.n_updates
+    path = config.run.path
+    own = replace(config.run, dir=str(path.with_name(f"{path.name}-find-lr")))
+    with opened(replace(config, run=own, train=replace(config.train, steps=N_UPDATES)), is_fresh=True) as session:
+        search = _search(session)
+        found = search.suggestion()
+        if session.world.is_main:
+            write(session.dir, search, found)
+            for line in _lines(session.dir, found):
+                session.display.say(line)
+    return found
+
+
+def _search(session: Session) -> Search:
+    """Trains with a rate that rises with each update until the loss rises too; the model is spoilt then."""
+    found, display = Search(), session.display
 
     def log(update: Update) -> None:
         found.losses.append(update.loss)
-        if update.step % 10 == 0:
-            show(update)
+        if session.world.is_main and update.step % 10 == 0:
+            left_s = update.seconds_left
+            display.update(
+                update.step, loss=update.loss, tokens_per_s=update.tokens_per_s, mfu=None, seconds_left=left_s
+            )
         if found.is_over:
             raise _Over
 
-    def number(*of: Any) -> Tensor:  # a loss that is none ends the search, not the program
-        return torch.nan_to_num(loss_fn(*of), nan=LARGE, posinf=LARGE)
+    def loss_fn(*given: Any) -> Tensor:  # a loss that is no number ends the search, not the program
+        return torch.nan_to_num(session.parts.loss(*given), nan=LARGE, posinf=LARGE)
 
     try:
-        fit(
-            model,
-            loader,
-            loss_fn=number,
+        session.fit(
+            loss_fn=loss_fn,
             learning_rate=lambda position: found.rate(position.step),
-            options=replace(options, steps=n, max_seconds=None, log_every=1, checkpoint_every=n),
+            options=replace(session.options(), max_seconds=None, log_every=1, checkpoint_every=found.n_updates),
             stops=Stops(log=log, save=lambda _: None, evaluate=lambda *_: None, sample=lambda *_: None),
-            **given,
         )
     except _Over:
         pass
     except KeyboardInterrupt:
         raise KeyboardInterrupt("the search was stopped, nothing is kept of it") from None
+    finally:
+        display.stop()
     return found
 
 
-def lines(directory: Path, found: Suggestion) -> Iterator[str]:
+def _lines(directory: Path, found: Suggestion) -> Iterator[str]:
     """What a user is told, the suggestion last."""
     yield f"losses of all rates: {directory / 'find-lr.png'}, {directory / 'find-lr.json'}"
     turn = "nowhere" if found.diverging is None else f"at {found.diverging:.1e}"

@@ -3,11 +3,12 @@
     loader ─▶ batch ─▶ loss_fn(model, batch) ─▶ gradient, summed over microbatches ─▶ clip ─▶ AdamW
                                                      every few updates: log · save · evaluate · sample
 
-Unusual here: weights stay fp32 and are rounded to the compute type inside the graph (`objective`), so that gradients
-are summed in fp32 and nothing depends on an ambient autocast. A checkpoint comes before the evaluation and the samples
-of its step; a resumed run begins with those two, so that its logs are those of a run that was never killed.
+Unusual here: an update takes its microbatches first and counts what its loss is divided by over all of them and over
+all ranks, so that neither their number nor what each leaves out changes it. A checkpoint comes before the evaluation
+and the samples of its step; a resumed run begins with those two, so that its logs are those of one never killed.
 """
 
+import functools
 import math
 import signal
 import threading
@@ -20,10 +21,11 @@ from typing import Any, NamedTuple, Protocol, TypeVar
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 
-from gptrs.model.moe import Router
-from gptrs.train.optim import clip, set_learning_rate
+from gptrs.model.loss import counts
+from gptrs.train.distributed import World
+from gptrs.train.optim import set_learning_rate
+from gptrs.train.spread import LossFn, Spread
 
 
 class HasTokens(Protocol):
@@ -37,7 +39,7 @@ class HasTokens(Protocol):
 
 
 BatchT = TypeVar("BatchT", bound=HasTokens)
-LossFn = Callable[[nn.Module, Any], Tensor]  # (model, batch) → mean loss of the batch
+Counts = Callable[[Any], Tensor]  # batch → what the parts of its loss are divided by, numbers that add up
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -45,7 +47,7 @@ class FitOptions:
     """How long, in which precision, how often to stop."""
 
     steps: int  # optimizer updates
-    accumulation: int = 1  # microbatches of one update; their losses have equal weight
+    accumulation: int = 1  # microbatches of one update on each rank
     accumulation_at: Callable[[int], int] | None = None  # those of the update after as many; None: always accumulation
     clip: float = 1.0  # largest gradient norm; 0: no clipping
     dtype: torch.dtype = torch.float32  # of the computation; weights, gradients and moments keep their own
@@ -92,6 +94,11 @@ class Stops:
     sample: Callable[[Position, bool], None]
 
 
+def n_targets(batch: HasTokens) -> Tensor:
+    """What a loss is divided by that has no parts but the targets that count and, for balance, the sequences: (2,)."""
+    return counts(batch.targets)
+
+
 def fit(
     model: nn.Module,
     loader: Iterable[BatchT],
@@ -103,17 +110,22 @@ def fit(
     stops: Stops,
     after_update: Callable[[], None] | None = None,
     start: Position = Position(),
+    counts: Counts = n_targets,
+    spread: Spread | None = None,
 ) -> Position:
     """Trains from `start` to options.steps or options.max_seconds; returns where it ended.
 
     Args:
-        loader: endless microbatches.
+        loader: endless microbatches, of several ranks each its own.
+        loss_fn: (model, batch, totals) → the batch's share of the update's loss; `totals` is the sum of `counts`.
         learning_rate: of the update that comes next at a position.
         after_update: what moves weights beside the optimizer, once for each of its updates.
+        counts: what the parts of a batch's loss are divided by.
+        spread: the model over several ranks, and its precision; by default on this process alone.
     Raises: KeyboardInterrupt after SIGINT or SIGTERM, once the update at hand is done and saved; ValueError when the
         loss is no longer a number, before such weights are saved.
     """
-    loss_of = objective(model, loss_fn, dtype=options.dtype, is_compiled=options.is_compiled)
+    spread = spread or Spread(model, _alone(model), dtype=options.dtype, is_compiled=options.is_compiled)
     batches, clock, position = iter(loader), _Clock(start), start
     model.train()
     with stop_requests() as is_stop_requested:
@@ -123,74 +135,50 @@ def fit(
             lr = learning_rate(position)
             set_learning_rate(optimizer, lr)
             with clock.update():
-                update = _update(model, batches, loss_of, optimizer, options.at(position.step))
+                update = _update(spread, batches, loss_fn, counts, optimizer, options.at(position.step))
                 if after_update is not None:
                     after_update()
-            position = clock.position()
-            _record(clock, position, update, lr, options, stops, is_stopped=is_stop_requested())
+            elapsed_s, is_stopped = spread.world.agreed(clock.elapsed_s(), is_stop_requested())
+            position = Position(step=clock.step, elapsed_s=elapsed_s)
+            _record(clock, position, update, lr, options, stops, is_stopped=is_stopped)
             _look(position, options, stops)
     return position
 
 
 def objective(
     model: nn.Module, loss_fn: LossFn, *, dtype: torch.dtype, is_compiled: bool = False
-) -> Callable[[Any], Tensor]:
-    """Returns batch → loss, computed with the weights rounded to `dtype`.
-
-    The rounding is a part of the graph: its backward widens each gradient to the weight's own type before it is added,
-    so microbatches sum in fp32. Under torch.compile the casts melt into their neighbours. Routers keep their type, and
-    so does what is not trained by gradients: which experts a token takes does not depend on `dtype`'s rounding of them.
-    """
-    wrapped = _Objective(model, loss_fn)
-    routers = {id(p) for module in model.modules() if isinstance(module, Router) for p in module.parameters()}
-    cast = {name: p.dtype for name, p in wrapped.named_parameters() if p.requires_grad and id(p) not in routers}
-    is_native = all(own == dtype for own in cast.values())
-
-    def loss_of(batch: Any) -> Tensor:
-        loss: Tensor
-        if is_native:
-            loss = wrapped(batch)
-        else:
-            weights = {name: p.to(dtype) for name, p in wrapped.named_parameters() if name in cast}
-            loss = functional_call(wrapped, weights, (batch,))
-        return loss
-
-    return torch.compile(loss_of, dynamic=False) if is_compiled else loss_of
-
-
-class _Objective(nn.Module):
-    """A loss function as a module, so that functional_call can exchange the weights under any method it calls."""
-
-    def __init__(self, model: nn.Module, loss_fn: LossFn) -> None:
-        super().__init__()
-        self.model = model
-        self.loss_fn = loss_fn
-
-    def forward(self, batch: Any) -> Tensor:
-        return self.loss_fn(self.model, batch)
+) -> Callable[..., Tensor]:
+    """Returns (batch, totals) → loss, computed with the weights rounded to `dtype` as `Objective` does."""
+    spread = Spread(model, _alone(model), dtype=dtype, is_compiled=is_compiled)
+    return functools.partial(spread.loss, loss_fn)
 
 
 @torch.no_grad()
 def mean_loss(
-    model: nn.Module, batches: Iterable[HasTokens], *, loss_fn: LossFn, dtype: torch.dtype
+    model: nn.Module,
+    batches: Iterable[HasTokens],
+    *,
+    loss_fn: LossFn,
+    dtype: torch.dtype,
+    spread: Spread | None = None,
 ) -> tuple[float, int]:
-    """Returns the mean loss of a target over all batches, in eval mode, and the number of targets.
+    """Returns the mean loss of a target that counts over all batches, in eval mode, and the number of such targets.
 
-    Batches may differ in size; every target must count (no -100).
+    Batches may differ in size. Of several ranks each gives its own batches, as many as every other.
     """
-    loss_of = objective(model, loss_fn, dtype=dtype)
+    spread = spread or Spread(model, _alone(model), dtype=dtype)
     was_training = model.training
     model.eval()
     try:
-        total: Tensor | float = 0.0
-        n_targets = 0
+        sums = torch.zeros(2, dtype=torch.float64, device=_device(model))
         for batch in batches:
-            n = batch.targets.numel()
-            total = total + loss_of(batch).double() * n
-            n_targets += n
+            found = counts(batch.targets)
+            loss = spread.loss(loss_fn, batch, found.clamp(min=1)).double()
+            sums += torch.stack((loss * found[0], found[0].double()))
     finally:
         model.train(was_training)
-    return float(total) / n_targets, n_targets
+    total, n = spread.world.sum(sums).tolist()
+    return total / n, int(n)
 
 
 @contextmanager
@@ -229,25 +217,35 @@ class _Sums(NamedTuple):
 
 
 def _update(
-    model: nn.Module,
+    spread: Spread,
     batches: Iterator[HasTokens],
-    loss_of: Callable[[Any], Tensor],
+    loss_fn: LossFn,
+    counts: Counts,
     optimizer: torch.optim.Optimizer,
     options: FitOptions,
 ) -> _Sums:
     """Makes one optimizer update."""
-    n_tokens = 0
-    total = torch.zeros((), device=next(model.parameters()).device)
-    for _ in range(options.accumulation):
-        batch = next(batches)
-        loss = loss_of(batch) / options.accumulation
-        loss.backward()  # type: ignore[no-untyped-call]
-        total += loss.detach()
-        n_tokens += batch.tokens.numel()
-    grad_norm = clip(model.parameters(), options.clip)
+    microbatches = [next(batches) for _ in range(options.accumulation)]
+    totals = spread.world.sum(torch.stack([counts(batch) for batch in microbatches]).sum(dim=0))
+    losses = []
+    for i, batch in enumerate(microbatches):
+        with spread.microbatch(is_last=i + 1 == len(microbatches)):
+            loss = spread.loss(loss_fn, batch, totals)
+            loss.backward()  # type: ignore[no-untyped-call]
+        losses.append(loss.detach())
+    grad_norm = spread.clip(options.clip)
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
-    return _Sums(total, grad_norm, n_tokens)
+    n_tokens = sum(batch.tokens.numel() for batch in microbatches) * spread.world.data_size
+    return _Sums(spread.world.sum(torch.stack(losses).sum()), grad_norm, n_tokens)
+
+
+def _alone(model: nn.Module) -> World:
+    return World.alone(_device(model))
+
+
+def _device(model: nn.Module) -> torch.device:
+    return next(model.parameters()).device
 
 
 def _record(
@@ -296,7 +294,7 @@ class _Clock:
     """Training time, and the pace of the updates alone."""
 
     def __init__(self, start: Position) -> None:
-        self._step = start.step
+        self.step = start.step
         self._zero = time.perf_counter() - start.elapsed_s
         self._busy_s = 0.0
         self._n_updates = 0
@@ -307,11 +305,11 @@ class _Clock:
         start = time.perf_counter()
         yield
         self._busy_s += time.perf_counter() - start
-        self._step += 1
+        self.step += 1
         self._n_updates += 1
 
-    def position(self) -> Position:
-        return Position(step=self._step, elapsed_s=time.perf_counter() - self._zero)
+    def elapsed_s(self) -> float:
+        return time.perf_counter() - self._zero
 
     def wait(self, update: _Sums) -> tuple[float, float]:
         """Returns loss and gradient norm; on CUDA this waits for the updates that are still queued, which counts."""

@@ -160,7 +160,8 @@ def hidden_matrices(model: nn.Module) -> dict[Tensor, tuple[int, ...]]:
         elif isinstance(module, SwiGLU):
             found[module.up.weight] = (module.up.out_features // 2,) * 2
         elif isinstance(module, Experts):
-            found[module.up] = (module.up.shape[1] // 2,) * 2
+            n = 1 if module.tensor_group is None else module.tensor_group.size()  # which have (gate | value) each
+            found[module.up] = (module.up.shape[1] // (2 * n),) * 2
             found[module.down] = ()
     return {p: sizes for p, sizes in found.items() if p.requires_grad}
 

@@ -7,27 +7,31 @@ directories it may use is said in `rundir`.
 """
 
 import dataclasses
-import warnings
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
-from torch import Tensor
 
 from gptrs import config as configs
 from gptrs import report, trace
 from gptrs.loader import Loader
 from gptrs.model import Transformer, count
-from gptrs.train import checkpoint, corpus, find_lr, metrics, rundir
+from gptrs.train import corpus, distributed, metrics, rundir
 from gptrs.train.average import Average
 from gptrs.train.config import PretrainConfig
 from gptrs.train.corpus import Corpus
 from gptrs.train.device import device_of, dtype_of
+from gptrs.train.distributed import World
+from gptrs.train.keeper import Keeper
 from gptrs.train.looks import Looks
 from gptrs.train.loop import FitOptions, Position, Stops, Update, fit
 from gptrs.train.optim import optimizer_of
 from gptrs.train.parts import Parts
-from gptrs.train.schedule import learning_rate, stand
+from gptrs.train.schedule import stand
+from gptrs.train.spread import Spread
 
 SENTENCE = "A true friend accepts you"  # the report follows the model through it
 
@@ -54,58 +58,55 @@ def run(config: PretrainConfig, *, is_fresh: bool = False) -> Result:
     Raises: ValueError and OSError for what the user can mend, before work starts where it can be known;
         KeyboardInterrupt on Ctrl-C, after a checkpoint.
     """
-    if not (config.data.text or config.data.train):
-        raise ValueError("data.text is required, got nothing; hint: data.text=FILE")
-    with rundir.claim(config.run.path, config, is_fresh=is_fresh):
-        device = device_of(config.run)
-        if config.run.threads:
-            torch.set_num_threads(config.run.threads)
-        session = _Session(config, _corpus(config), device)
-        try:
-            session.train()
-            result = session.finish()
-        finally:
-            session.close()
-        rundir.finish(config.run.path, dataclasses.asdict(result))
+    with opened(config, is_fresh=is_fresh) as session:
+        session.train()
+        result = session.finish()
+        if session.world.is_main:
+            rundir.finish(config.run.path, dataclasses.asdict(result))
     session.say_result(result)
     return result
 
 
-def find_rate(config: PretrainConfig) -> find_lr.Suggestion:
-    """Searches the learning rate for the start of a run, in a directory of its own beside the run's; prints it last.
-
-    Raises: ValueError and OSError as `run`; ValueError when the loss never falls.
-    """
-    path = config.run.path
-    side = path.with_name(f"{path.name}-find-lr")
-    run = dataclasses.replace(config.run, dir=str(side))
-    config = dataclasses.replace(config, run=run, train=dataclasses.replace(config.train, steps=find_lr.N_UPDATES))
-    with rundir.claim(side, config, is_fresh=True):
-        device = device_of(config.run)
-        if config.run.threads:
-            torch.set_num_threads(config.run.threads)
-        session = _Session(config, _corpus(config), device)
+@contextmanager
+def opened(config: PretrainConfig, *, is_fresh: bool) -> Iterator["Session"]:
+    """This rank's session in the run directory, which it holds for as long."""
+    if not (config.data.text or config.data.train):
+        raise ValueError("data.text is required, got nothing; hint: data.text=FILE")
+    if config.run.threads:
+        torch.set_num_threads(config.run.threads)
+    with ExitStack() as stack:
+        world = stack.enter_context(distributed.join(config.parallel, device_of(config.run)))
+        with world.together():
+            config.train.rows(world.data_size)
+            if world.is_main:
+                stack.enter_context(rundir.claim(config.run.path, config, is_fresh=is_fresh))
+        data = world.main_first(lambda: _corpus(config, world))
+        with world.together():
+            session = Session(config, data, world)
         try:
-            return session.find_rate()
+            yield session
         finally:
             session.close()
 
 
-class _Session:
+class Session:
     """One process's part of a run: what fit() needs, and what happens at its stops."""
 
-    def __init__(self, config: PretrainConfig, data: Corpus, device: torch.device) -> None:
+    def __init__(self, config: PretrainConfig, data: Corpus, world: World) -> None:
+        device = world.device
         self.config = config
         self.corpus = data
-        self.device = device
+        self.world = world
         self.dir = config.run.path
         self.dtype = dtype_of(config.run, device)
         self.model_config = config.model.resolve(vocab_size=data.tokenizer.vocab_size, seq_len=config.train.seq_len)
-        self.model = Transformer(self.model_config, seed=config.run.seed).to(device)
+        self.model = Transformer(self.model_config, seed=config.run.seed)
         self.mixtures = [mixture for _, mixture in self.model.experts()]
-        self.parts = _parts(config, data)
-        self.weights_before = self.model.embed.token.weight.detach().cpu().clone()  # (V, C)
+        self.parts = _parts(config, data, world)
+        self.weights_before = self.model.embed.token.weight.detach().clone()  # (V, C)
+        self.spread = Spread(self.model, world, dtype=self.dtype, is_compiled=config.run.compile)
         self.optimizer = optimizer_of(self.model, config.optim)
+        self.spread.split_groups(self.optimizer)
         train = config.train
         self.average: Average | None = None
         if train.ema is not None:
@@ -114,7 +115,9 @@ class _Session:
             data.train,
             seq_len=config.train.seq_len,
             global_batch=config.train.global_batch,
-            micro_batch=config.train.micro_batch,
+            micro_batch=config.train.rows(world.data_size),
+            rank=world.data_rank,
+            world_size=world.data_size,
             seed=config.run.seed,
             device=str(device),
         )
@@ -122,57 +125,62 @@ class _Session:
         self.peak, self.peak_name = metrics.peak_flops(device, self.dtype)
         self.flops_per_token = count.flops_per_token(self.model_config, config.train.seq_len, has_further=True)
         self.display = metrics.Display(steps=config.train.steps, peak=self.peak_name)
-        self.looks = Looks(config, data, self.model, self.parts, device=device, dtype=self.dtype)
+        self.looks = Looks(config, data, self.spread, self.parts, dtype=self.dtype)
         self.looks.average = self.average
+        self.keeper = Keeper(
+            self.dir / "checkpoints",
+            self.spread,
+            self.optimizer,
+            self.average,
+            train=train,
+            seed=config.run.seed,
+            on_failure=self._say_not_saved,
+        )
         self.position, lengths = self._restore()
-        self.log_file = metrics.MetricsLog(self.dir, length=lengths["metrics.jsonl"], step=self.position.step)
-        self.samples_file = metrics.cut(self.dir / "samples.txt", lengths["samples.txt"])
-        self.looks.log_file, self.looks.samples_file = self.log_file, self.samples_file
-        self.looks.display = self.display
+        if world.is_main:
+            self.log_file = metrics.MetricsLog(self.dir, length=lengths["metrics.jsonl"], step=self.position.step)
+            self.samples_file = metrics.cut(self.dir / "samples.txt", lengths["samples.txt"])
+            self.looks.log_file, self.looks.samples_file = self.log_file, self.samples_file
+            self.looks.display = self.display
         self.beside: rundir.Outcome | str | None = None
 
     def train(self) -> None:
-        self._say_start()
-        self.display.start()
+        if self.world.is_main:
+            self._say_start()
+            self.display.start()
         try:
-            self.position = fit(
-                self.model,
-                self.loader,
+            self.position = self.fit(
                 loss_fn=self.parts.loss,
-                optimizer=self.optimizer,
                 learning_rate=self._learning_rate,
-                options=self._options(),
-                stops=Stops(log=self._log, save=self._save, evaluate=self.looks.evaluate, sample=self.looks.sample),
-                after_update=self._after_update,
+                options=self.options(),
+                stops=Stops(log=self._log, save=self._save, evaluate=self._evaluate, sample=self.looks.sample),
                 start=self.position,
             )
+            self.keeper.saver.finish()
         except KeyboardInterrupt as error:
+            if error.args:  # a second signal waits for nothing
+                self.keeper.saver.finish()
             self.display.stop()
-            self.display.say(f"{error or 'stopped'}; hint: the same command goes on from the newest checkpoint")
+            if self.world.is_main:
+                self.display.say(f"{error or 'stopped'}; hint: the same command goes on from the newest checkpoint")
+            raise
+        except Exception:
+            self.keeper.saver.wait()
             raise
         finally:
             self.display.stop()
 
-    def find_rate(self) -> find_lr.Suggestion:
-        """Trains with a rising rate until the loss rises too; writes what was found and returns it."""
-        self.display.start()
-        try:
-            search = find_lr.search(
-                self.model,
-                self.loader,
-                loss_fn=self.parts.loss,
-                optimizer=self.optimizer,
-                options=self._options(),
-                after_update=self._after_update,
-                show=self._show,
-            )
-        finally:
-            self.display.stop()
-        found = search.suggestion()
-        find_lr.write(self.dir, search, found)
-        for line in find_lr.lines(self.dir, found):
-            self.display.say(line)
-        return found
+    def fit(self, **given: Any) -> Position:
+        """`fit` with what all of a session's trainings share."""
+        return fit(
+            self.model,
+            self.loader,
+            optimizer=self.optimizer,
+            after_update=self._after_update,
+            counts=self.parts.counts,
+            spread=self.spread,
+            **given,
+        )
 
     def finish(self) -> Result:
         """Writes report.html and returns the result."""
@@ -186,17 +194,21 @@ class _Session:
             is_capped=self.position.step < self.config.train.steps,
             n_params=count.n_params(self.model_config),
         )
-        if self.config.run.beside:
-            self.beside = rundir.beside(self._outcome(result), Path(self.config.run.beside))
-        report.write(self.dir / "report.html", self._facts(result))
+        if (model := self.spread.whole()) is not None:
+            if self.config.run.beside:
+                self.beside = rundir.beside(self._outcome(result), Path(self.config.run.beside))
+            report.write(self.dir / "report.html", self._facts(result, model))
         return result
 
     def close(self) -> None:
         self.loader.close()
-        self.log_file.close()
-        self.samples_file.close()
+        if self.world.is_main:
+            self.log_file.close()
+            self.samples_file.close()
 
     def say_result(self, result: Result) -> None:
+        if not self.world.is_main:
+            return
         say = self.display.say
         for prompt, text in self.looks.samples:
             say(f"── sample, prompt {prompt!r}\n{prompt}{text}\n")
@@ -219,8 +231,11 @@ class _Session:
             say(f"[{section}] {', '.join(f'{key} = {configs.short(value)}' for key, value in values.items())}")
         vocabulary = f"vocabulary {data.tokenizer.vocab_size:,}"
         say(f"train {data.train.n_tokens:,} tokens, val {data.val.n_tokens:,} tokens, {vocabulary}")
-        n = sum(parameter.numel() for parameter in self.model.parameters())
+        n, ranks = count.n_params(self.model_config), self.world
         say(f"model {n:,} parameters, {str(self.dtype).removeprefix('torch.')}, seed {self.config.run.seed}")
+        if ranks.size > 1:
+            mesh = dataclasses.asdict(ranks.sizes)
+            say(f"{ranks.size} ranks: {', '.join(f'{name} {n}' for name, n in mesh.items() if n > 1)}")
         epochs = train.rows_before(train.steps) * train.seq_len / data.train.n_tokens
         sizes = sorted({train.rows_at(0) * train.seq_len, train.global_batch * train.seq_len})
         size = " to ".join(f"{n:,}" for n in sizes)
@@ -228,25 +243,18 @@ class _Session:
 
     def _restore(self) -> tuple[Position, dict[str, int]]:
         """Returns where the run stands and how long its logs were then, after loading the newest checkpoint."""
-        torch.manual_seed(self.config.run.seed)  # dropout
-        found = checkpoint.find(self.dir / "checkpoints")
-        for path in found.uncommitted:
-            origin = found.newest or "the beginning"
-            warnings.warn(f"checkpoint {path} was never finished; going on from {origin}", stacklevel=2)
-        if found.newest is None:
+        state = self.keeper.restore()
+        if state is None:
             return Position(), {"metrics.jsonl": 0, "samples.txt": 0}
-        state = checkpoint.load(found.newest, self.model, self.optimizer, others=self._others())
-        if self.average is not None:
-            self.average.step = state["step"]
         self.loader.load_state_dict(state["loader"])
         return Position(step=state["step"], elapsed_s=state["elapsed_s"]), state["lengths"]
 
-    def _options(self) -> FitOptions:
+    def options(self) -> FitOptions:
         train = self.config.train
         return FitOptions(
             steps=train.steps,
-            accumulation=train.accumulation,
-            accumulation_at=lambda step: train.rows_at(step) // (train.micro_batch or train.global_batch),
+            accumulation=train.accumulation(self.world.data_size),
+            accumulation_at=lambda step: train.accumulation(self.world.data_size, step),
             clip=self.config.optim.clip,
             dtype=self.dtype,
             is_compiled=self.config.run.compile,
@@ -262,26 +270,16 @@ class _Session:
         if self.average is not None:
             self.average.update()
 
-    def _others(self) -> dict[str, dict[str, Tensor]]:
-        """What a checkpoint has beside model and optimizer."""
-        return {} if self.average is None else {"ema": self.average.means}
-
     def _learning_rate(self, position: Position) -> float:
-        schedule, options = self.config.schedule, self._options()
-        return learning_rate(
-            stand(position.step, steps=options.steps, elapsed_s=position.elapsed_s, max_seconds=options.max_seconds),
-            peak=self.config.optim.lr,
-            min_lr=schedule.min_lr,
-            warmup_steps=schedule.warmup_steps,
-            steps=options.steps,
-            kind=schedule.kind,
-            decay=schedule.decay,
-            decay_share=schedule.decay_share,
-            stages=schedule.stages,
-        )
+        options, elapsed_s = self.options(), position.elapsed_s
+        step = stand(position.step, steps=options.steps, elapsed_s=elapsed_s, max_seconds=options.max_seconds)
+        return self.config.schedule.rate(step, peak=self.config.optim.lr, steps=options.steps)
 
     def _log(self, update: Update) -> None:
-        mfu, parts = update.tokens_per_s * self.flops_per_token / self.peak if self.peak else None, self.parts.log()
+        parts = self.parts.log()
+        if not self.world.is_main:
+            return
+        mfu = update.tokens_per_s * self.flops_per_token / (self.peak * self.world.size) if self.peak else None
         self.log_file.write(
             "train",
             update.step,
@@ -293,9 +291,6 @@ class _Session:
             time_s=round(update.time_s, 3),
             **parts,
         )
-        self._show(update, mfu=mfu, parts=parts)
-
-    def _show(self, update: Update, *, mfu: float | None = None, parts: dict[str, float] | None = None) -> None:
         self.display.update(
             update.step,
             loss=update.loss,
@@ -306,7 +301,9 @@ class _Session:
         )
 
     def _save(self, position: Position) -> None:
-        lengths = {"metrics.jsonl": self.log_file.length(), "samples.txt": metrics.sync(self.samples_file)}
+        lengths = {}
+        if self.world.is_main:
+            lengths = {"metrics.jsonl": self.log_file.length(), "samples.txt": metrics.sync(self.samples_file)}
         state = {
             "elapsed_s": position.elapsed_s,
             "loader": self.loader.state_dict(),
@@ -315,18 +312,20 @@ class _Session:
             "model": dataclasses.asdict(self.model_config),
             "environment": self.environment,
         }
-        checkpoint.save(
-            self.dir / "checkpoints",
-            step=position.step,
-            model=self.model,
-            optimizer=self.optimizer,
-            state=state,
-            keep=self.config.train.keep_checkpoints,
-            others=self._others(),
-        )
+        self.keeper.save(position.step, state)
 
-    def _facts(self, result: Result) -> report.Facts:
-        tokenizer, model = self.corpus.tokenizer, self.model
+    def _evaluate(self, position: Position, is_last: bool) -> None:
+        if is_last:
+            self.keeper.saver.finish()  # before what may go wrong now
+        self.looks.evaluate(position, is_last)
+        self.keeper.saver.mark(position.step, self.looks.val_loss)
+
+    def _say_not_saved(self, step: int, error: OSError) -> None:
+        self.log_file.write("save_failed", step, errno=float(error.errno or 0))
+        self.display.say(f"step {step}  not saved, training goes on: {error.strerror or error}")
+
+    def _facts(self, result: Result, model: Transformer) -> report.Facts:
+        tokenizer = self.corpus.tokenizer
         data, ids = self.corpus, self.corpus.frequent_words(10)
         after = model.embed.token.weight.detach().cpu()  # (V, C)
         return report.Facts(
@@ -347,7 +346,7 @@ class _Session:
             neighbours=trace.neighbours(self.weights_before, after, tokenizer, ids),
             environment=self.environment,
             config=configs.dumps(self.config),
-            usage=self.looks.usage(),
+            usage=self.looks.usage(model),
             runs=None if self.beside is None else (self._outcome(result), self.beside),
         )
 
@@ -361,8 +360,10 @@ class _Session:
         )
 
 
-def _corpus(config: PretrainConfig) -> Corpus:
+def _corpus(config: PretrainConfig, world: World) -> Corpus:
     data, tokenizer = config.data, config.tokenizer
+    if not world.is_main:
+        return corpus.made(config.run.path, data.train, data.val)
     if data.train and data.val and tokenizer.path:
         return corpus.from_datasets(data.train, data.val, tokenizer.path, config.run.path)
     return corpus.from_text(
@@ -378,7 +379,7 @@ def _corpus(config: PretrainConfig) -> Corpus:
     )
 
 
-def _parts(config: PretrainConfig, data: Corpus) -> Parts:
+def _parts(config: PretrainConfig, data: Corpus, world: World) -> Parts:
     train, eot_id = config.train, data.tokenizer.eot_id
     if train.attention == "documents" and eot_id is None:
         raise ValueError(
@@ -391,4 +392,6 @@ def _parts(config: PretrainConfig, data: Corpus) -> Parts:
         bias_speed=train.bias_speed,
         attention=train.attention,
         eot_id=eot_id,
+        world=world,
+        n_further=config.model.resolve(vocab_size=data.tokenizer.vocab_size, seq_len=train.seq_len).n_mtp_layers,
     )
