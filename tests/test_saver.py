@@ -1,9 +1,12 @@
 """Saving beside the training: what is written is the state of its step, and nothing goes wrong in silence."""
 
+import dataclasses
 import errno
 import itertools
+import math
 import os
 import random
+import shutil
 import signal
 import threading
 import time
@@ -14,7 +17,9 @@ from typing import Any
 import pytest
 import torch
 
+from gptrs.cli_model import open_model
 from gptrs.model import ModelConfig, Transformer
+from gptrs.tokenizer import Tokenizer
 from gptrs.train import checkpoint, manifest
 from gptrs.train.optim import adamw
 from gptrs.train.saver import Saver
@@ -226,10 +231,34 @@ def test_the_best_stay_beside_the_newest(tmp_path: Path, monkeypatch: pytest.Mon
     assert found.newest == tmp_path / "step-00000006" and found.best == tmp_path / "step-00000002"
     assert manifest.read_best(tmp_path) == {"step-00000002": 3.0, "step-00000004": 3.5}
     saver.mark(99, 0.0)  # was never saved
+    saver.mark(6, math.nan)
     assert checkpoint.find(tmp_path) == found
     saver.mark(6, 1.0)  # another look at it
     assert checkpoint.find(tmp_path).best == tmp_path / "step-00000006"
     assert manifest.read_best(tmp_path) == {"step-00000006": 1.0, "step-00000002": 3.0}
+
+
+def test_a_model_is_opened_though_the_run_removes_its_checkpoint_meanwhile(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, saver = make(), Saver(tmp_path / "checkpoints", keep=2)
+    for step in (1, 2):
+        set_to(step, *run)
+        saver.save(step=step, model=run[0], optimizer=run[1], state={"model": dataclasses.asdict(CONFIG)})
+    saver.finish()
+    Tokenizer.train_from_iterator(["a b c"], 257, progress=False).save(tmp_path / "tokenizer.json")
+    load_model, newest = checkpoint.load_model, tmp_path / "checkpoints" / "step-00000002"
+
+    def removed(path: Path, model: Transformer, **options: bool) -> dict[str, Any]:
+        if path == newest:
+            shutil.rmtree(path)
+        return load_model(path, model, **options)
+
+    monkeypatch.setattr(checkpoint, "load_model", removed)
+    model, _ = open_model(str(tmp_path), None, "cpu")
+    assert all((parameter == 1).all() for parameter in model.parameters())
+    with pytest.raises(ValueError, match="damaged checkpoint"):
+        open_model(None, str(newest), "cpu")
 
 
 def test_a_changed_mark_of_the_best_is_found(tmp_path: Path) -> None:

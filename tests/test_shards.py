@@ -1,11 +1,13 @@
 """Checkpoints by many processes: any number of them reads what any number wrote, and an error of one is everybody's."""
 
+import dataclasses
 import errno
 import json
 import math
 import os
 import random
 import re
+import shutil
 import signal
 import time
 import traceback
@@ -23,7 +25,10 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor, Shard, distribute_tensor
 
+from gptrs.cli_model import open_model
+from gptrs.exchange.hf import export_hf, import_hf
 from gptrs.model import ModelConfig, Transformer
+from gptrs.tokenizer import Tokenizer
 from gptrs.train import checkpoint, tensorfile
 from gptrs.train.optim import adamw
 from gptrs.train.saver import Saver
@@ -188,7 +193,7 @@ WAYS: dict[str, Callable[[nn.Module], dict[str, Order] | None]] = {
 def save(directory: Path, step: int, run: Run, group: Group | None) -> None:
     set_to(step, *run)
     saver = Saver(directory, keep=2, group=group, orders=run.orders)
-    saver.save(step=step, model=run.model, optimizer=run.optimizer, state={"note": "yes"})
+    saver.save(step=step, model=run.model, optimizer=run.optimizer, state={"model": dataclasses.asdict(CONFIG)})
     saver.finish()
 
 
@@ -222,7 +227,7 @@ def test_any_number_of_processes_and_any_split_reads_any_checkpoint(
     if n == 1:
         for path in checkpoints(saved):
             check(path, make())
-            assert checkpoint.read_state(path)["note"] == "yes"
+            assert checkpoint.read_state(path)["model"]["dim"] == 12
         return
 
     def work(group: Group) -> None:
@@ -262,6 +267,24 @@ def test_the_weights_alone_are_read_from_pieces(saved: Path) -> None:
         step = checkpoint.load_model(path, model)["step"]
         for name, parameter in model.named_parameters():
             assert torch.equal(parameter, value_of(name, parameter.shape, step))
+
+
+def test_a_run_of_many_processes_is_exported_without_its_optimizer(saved: Path, tmp_path: Path) -> None:
+    (path,) = (path for path in checkpoints(saved) if path.parent.name == "parts-4")
+    copy = tmp_path / "run" / "checkpoints" / path.name
+    shutil.copytree(path, copy)
+    Tokenizer.train_from_iterator(["a b c"], 256, special_tokens=[], progress=False).save(
+        tmp_path / "run/tokenizer.json"
+    )
+    for file in copy.glob("optimizer-*"):
+        file.write_bytes(b"?" * file.stat().st_size)
+    model, _ = open_model(str(tmp_path / "run"), None, "cpu")
+    export_hf(model, tmp_path / "out")
+    again = dict(import_hf(tmp_path / "out").named_parameters())
+    step = int(path.name[5:])
+    for name, parameter in model.named_parameters():
+        assert torch.equal(parameter, value_of(name, parameter.shape, step)), name
+        assert torch.equal(parameter, again[name]), name
 
 
 def test_each_process_goes_on_with_its_random_numbers_and_others_begin_fixed_ones(tmp_path: Path) -> None:
@@ -356,6 +379,16 @@ def test_a_full_disk_of_one_process_is_known_to_all_and_training_goes_on(tmp_pat
 
     together(tmp_path, 2, work)
     assert [path.name for path in directory.iterdir()] == ["step-00000003"]
+
+
+def test_a_place_that_cannot_be_written_is_known_to_all_before_training(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+
+    def work(group: Group) -> None:
+        with pytest.raises(OSError, match=r"cannot write checkpoints into .*file: .*; hint: run\.dir="):
+            Saver(tmp_path / "file", keep=1, group=group)
+
+    together(tmp_path, 2, work)
 
 
 def kill_one(tmp_path: Path, calls: list[tuple[str, int]]) -> None:

@@ -137,12 +137,14 @@ def _verify(path: Path, group: "ProcessGroup | None") -> None:
         return
     from gptrs.train import shards
 
-    problem, rank, size = None, group.rank(), group.size()
+    problem: Exception | None = None
+    rank, size = group.rank(), group.size()
     try:
         verify(path, lambda number, name: number % size == rank)
     except (ValueError, OSError) as error:
-        problem = str(error)
-    shards.agree(problem, group)
+        problem = error
+    if (first := shards.first_of_all(problem, group)) is not None:
+        raise first
 
 
 def _contents(path: Path, kind: str) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:
@@ -183,7 +185,7 @@ def _read(
     elif tensors:
         from gptrs.train import shards
 
-        shards.read(path, tensors, group, orders)
+        shards.read(path, manifest.tensor_files(path, kind), tensors, group, orders)
 
 
 def _load_optimizer(

@@ -11,8 +11,18 @@ from typing import Literal
 
 from gptrs import config
 from gptrs.model import memory
+from gptrs.model.config import ModelConfig
 from gptrs.train.schedule import DEEPSEEK_STAGES, Decay, Kind, batch_rows, learning_rate, rows_before
-from gptrs.train.settings import DataSettings, ModelSettings, RunSettings, SampleSettings, TokenizerSettings, require
+from gptrs.train.settings import (
+    DataSettings,
+    LogSettings,
+    ModelSettings,
+    RunSettings,
+    SampleSettings,
+    SpeedSettings,
+    TokenizerSettings,
+    require,
+)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -231,8 +241,10 @@ class PretrainConfig:
     optim: OptimSettings
     schedule: ScheduleSettings = ScheduleSettings()
     train: TrainSettings
+    speed: SpeedSettings = field(default_factory=SpeedSettings)
     parallel: ParallelSettings = ParallelSettings()
     sample: SampleSettings = field(default_factory=SampleSettings)
+    log: LogSettings = field(default_factory=LogSettings)
 
     def __post_init__(self) -> None:
         if self.schedule.min_lr > self.optim.lr:
@@ -247,11 +259,24 @@ class PretrainConfig:
         if self.train.seq_len <= model.n_mtp_layers:
             got = f"got {self.train.seq_len}; hint: train.seq_len={model.n_mtp_layers + 1}"
             raise ValueError(f"train.seq_len must exceed the {model.n_mtp_layers} further tokens predicted, {got}")
+        if self.speed.cuda_graphs:
+            self._check_graphs(model)
         memory.check_split(model, expert=self.parallel.expert, tensor=self.parallel.tensor)
         if self.data.train and not self.tokenizer.path:
             raise ValueError(
                 "data.train needs the tokenizer that prepared it, got none; hint: tokenizer.path=tokenizer.json"
             )
+
+    def _check_graphs(self, model: ModelConfig) -> None:
+        """What is read between updates must not lie in a graph's memory: gradients, loads, further losses."""
+        if not (self.run.compile and self.speed.compile == "whole"):
+            got = f"got run.compile={self.run.compile}, speed.compile={self.speed.compile}"
+            raise ValueError(f"speed.cuda_graphs needs run.compile=true and speed.compile=whole, {got}".lower())
+        if (n := self.train.accumulation()) > 1:
+            raise ValueError(f"speed.cuda_graphs needs one microbatch for an update, got {n}")
+        if model.n_routed_experts or model.n_mtp_layers:
+            got = f"got {model.n_routed_experts} experts and {model.n_mtp_layers} further tokens"
+            raise ValueError(f"speed.cuda_graphs needs a dense model without further tokens, {got}")
 
 
 def load(source: str | Path, overrides: Sequence[str] = ()) -> PretrainConfig:

@@ -105,7 +105,7 @@ def _search(session: Session) -> Search:
         session.fit(
             loss_fn=loss_fn,
             learning_rate=lambda position: found.rate(position.step),
-            options=replace(session.options(), max_seconds=None, log_every=1, checkpoint_every=found.n_updates),
+            changes={"max_seconds": None, "log_every": 1, "checkpoint_every": found.n_updates},
             stops=Stops(log=log, save=lambda _: None, evaluate=lambda *_: None, sample=lambda *_: None),
         )
     except _Over:

@@ -7,22 +7,23 @@ directories it may use is said in `rundir`.
 """
 
 import dataclasses
-from collections.abc import Iterator
+import math
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor, nn
 
 from gptrs import config as configs
-from gptrs import report, trace
 from gptrs.loader import Loader
 from gptrs.model import Transformer, count
-from gptrs.train import corpus, distributed, metrics, rundir
+from gptrs.train import corpus, distributed, metrics, rundir, speed, trackers
 from gptrs.train.average import Average
 from gptrs.train.config import PretrainConfig
-from gptrs.train.corpus import Corpus
+from gptrs.train.corpus import Corpus, Rows
 from gptrs.train.device import device_of, dtype_of
 from gptrs.train.distributed import World
 from gptrs.train.keeper import Keeper
@@ -30,10 +31,11 @@ from gptrs.train.looks import Looks
 from gptrs.train.loop import FitOptions, Position, Stops, Update, fit
 from gptrs.train.optim import optimizer_of
 from gptrs.train.parts import Parts
+from gptrs.train.profiler import Profiler
+from gptrs.train.reports import Reports
 from gptrs.train.schedule import stand
 from gptrs.train.spread import Spread
-
-SENTENCE = "A true friend accepts you"  # the report follows the model through it
+from gptrs.train.stats import Statistics, Values
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -72,6 +74,7 @@ def opened(config: PretrainConfig, *, is_fresh: bool) -> Iterator["Session"]:
     """This rank's session in the run directory, which it holds for as long."""
     if not (config.data.text or config.data.train):
         raise ValueError("data.text is required, got nothing; hint: data.text=FILE")
+    trackers.require(config.log.trackers)
     if config.run.threads:
         torch.set_num_threads(config.run.threads)
     with ExitStack() as stack:
@@ -103,8 +106,9 @@ class Session:
         self.model = Transformer(self.model_config, seed=config.run.seed)
         self.mixtures = [mixture for _, mixture in self.model.experts()]
         self.parts = _parts(config, data, world)
-        self.weights_before = self.model.embed.token.weight.detach().clone()  # (V, C)
-        self.spread = Spread(self.model, world, dtype=self.dtype, is_compiled=config.run.compile)
+        weights_before = self.model.embed.token.weight.detach().clone()  # (V, C)
+        speed.prepare(self.model, config.speed, device=device)
+        self.spread = Spread(self.model, world, dtype=self.dtype, **speed.compilation(config.run, config.speed))
         self.optimizer = optimizer_of(self.model, config.optim)
         self.spread.split_groups(self.optimizer)
         train = config.train
@@ -136,24 +140,30 @@ class Session:
             seed=config.run.seed,
             on_failure=self._say_not_saved,
         )
+        self.looks.display = self.display
+        self.reports = Reports(config, data, weights_before, self.looks, environment=self.environment)
         self.position, lengths = self._restore()
         if world.is_main:
             self.log_file = metrics.MetricsLog(self.dir, length=lengths["metrics.jsonl"], step=self.position.step)
             self.samples_file = metrics.cut(self.dir / "samples.txt", lengths["samples.txt"])
             self.looks.log_file, self.looks.samples_file = self.log_file, self.samples_file
-            self.looks.display = self.display
+        self.statistics = self._statistics()
+        self.profiler = Profiler(self.dir, updates=config.log.profile if world.is_main else (), say=self.display.say)
+        self.trackers: trackers.Trackers | None = None
+        self.is_finished = False
         self.beside: rundir.Outcome | str | None = None
 
     def train(self) -> None:
         if self.world.is_main:
             self._say_start()
+            self._start_trackers()
             self.display.start()
         try:
             self.position = self.fit(
                 loss_fn=self.parts.loss,
                 learning_rate=self._learning_rate,
-                options=self.options(),
-                stops=Stops(log=self._log, save=self._save, evaluate=self._evaluate, sample=self.looks.sample),
+                stops=Stops(log=self._log, save=self._save, evaluate=self._evaluate, sample=self._sample),
+                watch=self._watch,
                 start=self.position,
             )
             self.keeper.saver.finish()
@@ -170,12 +180,13 @@ class Session:
         finally:
             self.display.stop()
 
-    def fit(self, **given: Any) -> Position:
-        """`fit` with what all of a session's trainings share."""
+    def fit(self, *, changes: Mapping[str, Any] | None = None, **given: Any) -> Position:
+        """`fit` with what all trainings of a session share. Args: changes: of its options."""
         return fit(
             self.model,
             self.loader,
             optimizer=self.optimizer,
+            options=dataclasses.replace(self._options(), **(changes or {})),
             after_update=self._after_update,
             counts=self.parts.counts,
             spread=self.spread,
@@ -184,23 +195,19 @@ class Session:
 
     def finish(self) -> Result:
         """Writes report.html and returns the result."""
-        result = Result(
-            dir=str(self.dir),
-            steps=self.position.step,
-            val_loss=self.looks.val_loss,
-            unigram_entropy=self.corpus.unigram_entropy,
-            bits_per_byte=self.corpus.bits_per_byte(self.looks.val_loss),
-            seconds=self.position.elapsed_s,
-            is_capped=self.position.step < self.config.train.steps,
-            n_params=count.n_params(self.model_config),
-        )
+        result = self._result(self.position)
         if (model := self.spread.whole()) is not None:
+            values = dataclasses.asdict(result)
             if self.config.run.beside:
-                self.beside = rundir.beside(self._outcome(result), Path(self.config.run.beside))
-            report.write(self.dir / "report.html", self._facts(result, model))
+                self.beside = rundir.beside(self.reports.outcome(values), Path(self.config.run.beside))
+            self.reports.finish(values, model, self.beside)
+        self.is_finished = True
         return result
 
     def close(self) -> None:
+        self.profiler.flush(is_end=True)
+        if self.trackers is not None:
+            self.trackers.close(is_finished=self.is_finished)
         self.loader.close()
         if self.world.is_main:
             self.log_file.close()
@@ -223,6 +230,30 @@ class Session:
         say(f"unigram entropy {result.unigram_entropy:.4f}")
         say(f"bits per byte {result.bits_per_byte:.4f}")
         say(f"val loss {result.val_loss:.4f}")
+
+    def _result(self, position: Position) -> Result:
+        """What the run has come to at a position behind an evaluation."""
+        return Result(
+            dir=str(self.dir),
+            steps=position.step,
+            val_loss=self.looks.val_loss,
+            unigram_entropy=self.corpus.unigram_entropy,
+            bits_per_byte=self.corpus.bits_per_byte(self.looks.val_loss),
+            seconds=position.elapsed_s,
+            is_capped=position.step < self.config.train.steps,
+            n_params=count.n_params(self.model_config),
+        )
+
+    def _start_trackers(self) -> None:
+        log, run = self.config.log, self.config.run
+        self.trackers = self.log_file.trackers = trackers.start(
+            log.trackers,
+            project=log.project,
+            name=run.name,
+            directory=self.dir,
+            config=configs.to_dict(self.config),
+            say=self.display.say,
+        )
 
     def _say_start(self) -> None:
         say, data, train = self.display.say, self.corpus, self.config.train
@@ -249,7 +280,7 @@ class Session:
         self.loader.load_state_dict(state["loader"])
         return Position(step=state["step"], elapsed_s=state["elapsed_s"]), state["lengths"]
 
-    def options(self) -> FitOptions:
+    def _options(self) -> FitOptions:
         train = self.config.train
         return FitOptions(
             steps=train.steps,
@@ -257,7 +288,6 @@ class Session:
             accumulation_at=lambda step: train.accumulation(self.world.data_size, step),
             clip=self.config.optim.clip,
             dtype=self.dtype,
-            is_compiled=self.config.run.compile,
             max_seconds=None if train.max_minutes is None else 60 * train.max_minutes,
             log_every=train.log_every,
             eval_every=train.eval_every,
@@ -271,15 +301,58 @@ class Session:
             self.average.update()
 
     def _learning_rate(self, position: Position) -> float:
-        options, elapsed_s = self.options(), position.elapsed_s
+        options, elapsed_s = self._options(), position.elapsed_s
         step = stand(position.step, steps=options.steps, elapsed_s=elapsed_s, max_seconds=options.max_seconds)
         return self.config.schedule.rate(step, peak=self.config.optim.lr, steps=options.steps)
+
+    def _evaluate(self, position: Position, is_last: bool) -> None:
+        if is_last:
+            self.keeper.saver.finish()  # before what may go wrong now
+        self.looks.evaluate(position, is_last)
+        self.keeper.saver.mark(position.step, self.looks.val_loss)
+        is_sampled = position.step % self._options().sample_every == 0
+        if not (is_last or is_sampled):
+            self._report(position)
+
+    def _sample(self, position: Position, is_last: bool) -> None:
+        self.looks.sample(position, is_last)
+        if not (is_last or math.isnan(self.looks.val_loss)):
+            self._report(position)
+
+    def _report(self, position: Position) -> None:
+        if self.world.is_main:
+            self.reports.on_the_way(dataclasses.asdict(self._result(position)) | {"is_capped": False})
+
+    @contextmanager
+    def _watch(self, step: int) -> Iterator[None]:
+        with self.profiler.watch(step), self.statistics.watch(step):
+            yield
+
+    def _statistics(self) -> Statistics:
+        def all_blocks(model: nn.Module, rows: Rows) -> Tensor:
+            assert isinstance(model, Transformer)
+            return model.losses(rows.tokens, rows.targets, **self.parts.documents(rows.tokens))["next"]
+
+        return Statistics(
+            self.spread,
+            self.optimizer,
+            rows=self.looks.first_rows(),
+            loss_fn=all_blocks,
+            loads=lambda: self.parts.loads,
+            every=self.config.log.stats_every,
+            write=self._write_statistics,
+        )
+
+    def _write_statistics(self, step: int, values: Values) -> None:
+        if self.world.is_main:
+            self.log_file.write("stats", step, **values)
 
     def _log(self, update: Update) -> None:
         parts = self.parts.log()
         if not self.world.is_main:
             return
         mfu = update.tokens_per_s * self.flops_per_token / (self.peak * self.world.size) if self.peak else None
+        memory = metrics.memory(self.world.device)
         self.log_file.write(
             "train",
             update.step,
@@ -289,6 +362,7 @@ class Session:
             tokens_per_s=round(update.tokens_per_s, 1),
             mfu=mfu,
             time_s=round(update.time_s, 3),
+            memory_bytes=memory[0],
             **parts,
         )
         self.display.update(
@@ -298,7 +372,9 @@ class Session:
             mfu=mfu,
             seconds_left=update.seconds_left,
             parts=parts,
+            memory=memory,
         )
+        self.profiler.flush()
 
     def _save(self, position: Position) -> None:
         lengths = {}
@@ -314,50 +390,9 @@ class Session:
         }
         self.keeper.save(position.step, state)
 
-    def _evaluate(self, position: Position, is_last: bool) -> None:
-        if is_last:
-            self.keeper.saver.finish()  # before what may go wrong now
-        self.looks.evaluate(position, is_last)
-        self.keeper.saver.mark(position.step, self.looks.val_loss)
-
     def _say_not_saved(self, step: int, error: OSError) -> None:
         self.log_file.write("save_failed", step, errno=float(error.errno or 0))
         self.display.say(f"step {step}  not saved, training goes on: {error.strerror or error}")
-
-    def _facts(self, result: Result, model: Transformer) -> report.Facts:
-        tokenizer = self.corpus.tokenizer
-        data, ids = self.corpus, self.corpus.frequent_words(10)
-        after = model.embed.token.weight.detach().cpu()  # (V, C)
-        return report.Facts(
-            name=self.config.run.name,
-            result=dataclasses.asdict(result),
-            sources=data.sources,
-            tokenizer=tokenizer,
-            train=data.train,
-            val=data.val,
-            n_bytes=(corpus.n_text_bytes(data.train), corpus.n_text_bytes(data.val)),
-            model=self.model_config,
-            parts=count.of_model(model),
-            lines=metrics.read(self.dir / "metrics.jsonl"),
-            samples=self.looks.samples,
-            sentence=SENTENCE,
-            guesses=trace.guesses(model, tokenizer, SENTENCE),
-            gradients=trace.gradients(model, tokenizer, SENTENCE),
-            neighbours=trace.neighbours(self.weights_before, after, tokenizer, ids),
-            environment=self.environment,
-            config=configs.dumps(self.config),
-            usage=self.looks.usage(model),
-            runs=None if self.beside is None else (self._outcome(result), self.beside),
-        )
-
-    def _outcome(self, result: Result) -> rundir.Outcome:
-        return rundir.Outcome(
-            name=self.config.run.name,
-            result=dataclasses.asdict(result),
-            lines=metrics.read(self.dir / "metrics.jsonl"),
-            tokenizer=self.corpus.tokenizer.digest,
-            data=(self.corpus.train.fingerprint, self.corpus.val.fingerprint),
-        )
 
 
 def _corpus(config: PretrainConfig, world: World) -> Corpus:

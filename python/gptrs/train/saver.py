@@ -8,6 +8,7 @@ must succeed. Of many processes each has a thread, and these meet in a process g
 """
 
 import errno
+import math
 import tempfile
 import threading
 from collections.abc import Callable, Mapping
@@ -58,8 +59,13 @@ class Saver:
         self._error: Exception | None = None  # of the save under way or the one before
         self._step = 0  # of that save
         self._losses: dict[int, float] = {}  # by step, not yet noted on the disk
-        if self._is_first:
-            _check_directory(directory)
+        problem = _problem_of(directory) if self._is_first else None
+        if group is not None:
+            from gptrs.train import shards
+
+            problem = shards.first_of_all(problem, group)
+        if problem is not None:
+            raise problem
 
     def save(
         self,
@@ -86,7 +92,8 @@ class Saver:
 
     def mark(self, step: int, loss: float) -> None:
         """Notes the validation loss of a step: the best checkpoints stay. One that is under way is noted later."""
-        self._losses[step] = loss
+        if math.isfinite(loss):
+            self._losses[step] = loss
         if self._thread is None or not self._thread.is_alive():
             self._note_losses()
 
@@ -161,12 +168,13 @@ class Saver:
                     self._on_failure(step, error)
 
 
-def _check_directory(directory: Path) -> None:
+def _problem_of(directory: Path) -> Exception | None:
+    """Returns why nothing can be written into a directory, after making it."""
     try:
         directory.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=directory):
-            pass
+            return None
     except OSError as error:
         hint = "hint: run.dir=… takes another directory"
         text = f"cannot write checkpoints into {directory}: {error.strerror or error}; {hint}"
-        raise OSError(error.errno or errno.EIO, text) from error
+        return OSError(error.errno or errno.EIO, text)

@@ -9,8 +9,9 @@ its own: a piece of a tensor is put together from those files that have some of 
 """
 
 import itertools
+import os
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,6 +21,7 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.default_planner import DefaultLoadPlanner, DefaultSavePlanner
+from torch.distributed.checkpoint.filesystem import FileSystem
 from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader, HuggingFaceStorageWriter
 from torch.distributed.checkpoint.metadata import (
     ChunkStorageMetadata,
@@ -109,33 +111,36 @@ def write(part: Part, group: dist.ProcessGroup) -> None:
         save({}, storage_writer=writer, planner=_SavePlanner(part.share), process_group=group)
     except CheckpointException as error:
         writer.clean()
-        raise _cause(error, manifest.path_of(part.directory, part.step)) from error
+        cause = _cause(error)
+        path = manifest.path_of(part.directory, part.step)
+        raise (manifest.not_saved(path, cause) if isinstance(cause, OSError) else cause) from error
 
 
 def read(
-    path: Path, wanted: dict[str, Tensor], group: dist.ProcessGroup | None, orders: Mapping[str, Order] | None = None
+    path: Path,
+    files: Sequence[Path],
+    wanted: dict[str, Tensor],
+    group: dist.ProcessGroup | None,
+    orders: Mapping[str, Order] | None = None,
 ) -> None:
-    """Fills tensors, or this process's pieces of them, from the files of a checkpoint; all of the group call it."""
+    """Fills tensors, or this process's pieces of them, from some files of a checkpoint; all of the group call it."""
     pieces = {name: _pieces(name, tensor, orders or {}) for name, tensor in wanted.items()}
+    reader = HuggingFaceStorageReader(str(path))
+    reader.fs = _Only(files)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "torch.distributed is disabled")  # one process alone is meant
-        load(
-            {},
-            storage_reader=HuggingFaceStorageReader(str(path)),
-            planner=_LoadPlanner(pieces),
-            process_group=group,
-            no_dist=group is None,
-        )
+        try:
+            planner = _LoadPlanner(pieces)
+            load({}, storage_reader=reader, planner=planner, process_group=group, no_dist=group is None)
+        except CheckpointException as error:
+            raise _cause(error) from error
 
 
-def agree(problem: str | None, group: dist.ProcessGroup | None) -> None:
-    """Raises ValueError on every process when one of them has a problem, with that of the first; all call it."""
-    found: list[str | None] = [problem]
-    if group is not None:
-        found = [None] * group.size()
-        dist.all_gather_object(found, problem, group=group)
-    if first := next((text for text in found if text is not None), None):
-        raise ValueError(first)
+def first_of_all(problem: Exception | None, group: dist.ProcessGroup) -> Exception | None:
+    """Returns the problem of the first process that has one, on every process; all of the group call it."""
+    found: list[Exception | None] = [None] * group.size()
+    dist.all_gather_object(found, problem, group=group)
+    return next((each for each in found if each is not None), None)
 
 
 class _SavePlanner(DefaultSavePlanner):
@@ -172,6 +177,17 @@ class _LoadPlanner(DefaultLoadPlanner):
 
     def lookup_tensor(self, index: MetadataIndex) -> Tensor:
         return self.at[index.fqn, tuple(index.offset or ())]
+
+
+class _Only(FileSystem):
+    """Some files of a folder: reading weights needs no optimizer."""
+
+    def __init__(self, files: Sequence[Path]) -> None:
+        super().__init__()
+        self.files = [str(file) for file in files]
+
+    def ls(self, path: str | os.PathLike[str]) -> list[str]:
+        return self.files
 
 
 class _Writer(HuggingFaceStorageWriter):
@@ -284,9 +300,9 @@ def _bytes_of(item: WriteItem) -> int:
     return data.chunk.sizes.numel() * data.properties.dtype.itemsize
 
 
-def _cause(error: CheckpointException, path: Path) -> Exception:
+def _cause(error: CheckpointException) -> Exception:
     """The error of the first process that has one, as this process would have had it itself."""
     rank, (first, _) = min(error.failures.items(), key=lambda item: item[0])
     if isinstance(first, OSError):
-        return manifest.not_saved(path, OSError(first.errno, f"process {rank}: {first.strerror or first}"))
-    return RuntimeError(f"process {rank} cannot save checkpoint {path}: {type(first).__name__}: {first}")
+        return OSError(first.errno, f"process {rank}: {first.strerror or first}")
+    return RuntimeError(f"process {rank}: {type(first).__name__}: {first}")
