@@ -156,6 +156,9 @@ def train_command(
     ],
     overrides: Overrides = None,
     fresh: Fresh = False,
+    find_lr: Annotated[
+        bool, typer.Option("--find-lr", help="Train nothing: search a learning rate in about 100 updates.")
+    ] = False,
     allow: Allow = None,
 ) -> None:
     """Train a model as a config says; the same command on an unfinished run goes on where it stood."""
@@ -164,7 +167,12 @@ def train_command(
     from gptrs.train import pretrain
 
     with _stop_codes():
-        pretrain.run(train_config.load(config, overrides or ()), is_fresh=fresh, allow=allow or ())
+        if find_lr:
+            from gptrs.train.find_lr import find_rate
+
+            find_rate(train_config.load(config, overrides or ()))
+        else:
+            pretrain.run(train_config.load(config, overrides or ()), is_fresh=fresh, allow=allow or ())
 
 
 @contextmanager

@@ -12,7 +12,7 @@ from typing import Literal
 from gptrs import config
 from gptrs.model import memory
 from gptrs.model.config import ModelConfig
-from gptrs.train.schedule import DEEPSEEK_STAGES, Decay, Kind, batch_rows, rows_before
+from gptrs.train.schedule import DEEPSEEK_STAGES, Decay, Kind, batch_rows, learning_rate, rows_before
 from gptrs.train.settings import (
     DataSettings,
     LogSettings,
@@ -72,6 +72,20 @@ class ScheduleSettings:
         require(0 < share <= 1, "schedule.decay_share", "above 0, at most 1", share)
         is_rising = len(self.stages) == 3 and list(self.stages) == sorted({*self.stages, 0.0, 1.0})[1:-1]
         require(is_rising, "schedule.stages", "three rising numbers between 0 and 1", list(self.stages))
+
+    def rate(self, step: int, *, peak: float, steps: int) -> float:
+        """Learning rate of update `step` of so many, counted from 0."""
+        return learning_rate(
+            step,
+            peak=peak,
+            min_lr=self.min_lr,
+            warmup_steps=self.warmup_steps,
+            steps=steps,
+            kind=self.kind,
+            decay=self.decay,
+            decay_share=self.decay_share,
+            stages=self.stages,
+        )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

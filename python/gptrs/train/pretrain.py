@@ -8,10 +8,11 @@ directories it may use is said in `rundir`.
 
 import dataclasses
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -32,7 +33,7 @@ from gptrs.train.optim import optimizer_of
 from gptrs.train.parts import Parts
 from gptrs.train.profiler import Profiler
 from gptrs.train.reports import Reports
-from gptrs.train.schedule import learning_rate, stand
+from gptrs.train.schedule import stand
 from gptrs.train.signals import leaving_at_once
 from gptrs.train.spread import Spread
 from gptrs.train.stats import Statistics, Values
@@ -63,6 +64,18 @@ def run(config: PretrainConfig, *, is_fresh: bool = False, allow: Iterable[str] 
     Raises: ValueError and OSError for what the user can mend, before work starts where it can be known;
         Stopped (a KeyboardInterrupt) on Ctrl-C, SIGTERM and SIGUSR1, after a checkpoint.
     """
+    with opened(config, is_fresh=is_fresh, allow=allow) as session:
+        session.train()
+        result = session.finish()
+        if session.world.is_main:
+            rundir.finish(config.run.path, dataclasses.asdict(result))
+    session.say_result(result)
+    return result
+
+
+@contextmanager
+def opened(config: PretrainConfig, *, is_fresh: bool, allow: Iterable[str] = ()) -> Iterator["Session"]:
+    """This rank's session in the run directory, which it holds for as long."""
     if not (config.data.text or config.data.is_prepared):
         raise ValueError("data.text is required, got nothing; hint: data.text=FILE")
     trackers.require(config.log.trackers)
@@ -76,21 +89,16 @@ def run(config: PretrainConfig, *, is_fresh: bool = False, allow: Iterable[str] 
                 stack.enter_context(rundir.claim(config.run.path, config, is_fresh=is_fresh, allow=allow))
         data = world.main_first(lambda: _corpus(config, world))
         with world.together():
-            session = _Session(config, data, world)
+            session = Session(config, data, world)
             if world.is_main:
                 rundir.settle(config.run.path, config)
         try:
-            session.train()
-            result = session.finish()
+            yield session
         finally:
             session.close()
-        if world.is_main:
-            rundir.finish(config.run.path, dataclasses.asdict(result))
-    session.say_result(result)
-    return result
 
 
-class _Session:
+class Session:
     """One process's part of a run: what fit() needs, and what happens at its stops."""
 
     def __init__(self, config: PretrainConfig, data: Corpus, world: World) -> None:
@@ -149,13 +157,9 @@ class _Session:
             self._start_trackers()
             self.display.start()
         try:
-            self.position = fit(
-                self.model,
-                self.loader,
+            self.position = self.fit(
                 loss_fn=self.parts.loss,
-                optimizer=self.optimizer,
                 learning_rate=self._learning_rate,
-                options=self._options(),
                 stops=Stops(
                     log=self._log,
                     save=self._save,
@@ -164,11 +168,8 @@ class _Session:
                     tell=self._tell,
                     roll_back=self._roll_back,
                 ),
-                after_update=self._after_update,
                 watch=self._watch,
                 start=self.position,
-                counts=self.parts.counts,
-                spread=self.spread,
                 guard=self.guard,
             )
             self.keeper.saver.finish()
@@ -184,6 +185,19 @@ class _Session:
             raise
         finally:
             self.display.stop()
+
+    def fit(self, *, changes: Mapping[str, Any] | None = None, **given: Any) -> Position:
+        """`fit` with what all trainings of a session share. Args: changes: of its options."""
+        return fit(
+            self.model,
+            self.loader,
+            optimizer=self.optimizer,
+            options=dataclasses.replace(self._options(), **(changes or {})),
+            after_update=self._after_update,
+            counts=self.parts.counts,
+            spread=self.spread,
+            **given,
+        )
 
     def finish(self) -> Result:
         """Writes report.html and returns the result."""
@@ -342,18 +356,9 @@ class _Session:
             self.average.update()
 
     def _learning_rate(self, position: Position) -> float:
-        schedule, options = self.config.schedule, self._options()
-        return learning_rate(
-            stand(position.step, steps=options.steps, elapsed_s=position.elapsed_s, max_seconds=options.max_seconds),
-            peak=self.config.optim.lr,
-            min_lr=schedule.min_lr,
-            warmup_steps=schedule.warmup_steps,
-            steps=options.steps,
-            kind=schedule.kind,
-            decay=schedule.decay,
-            decay_share=schedule.decay_share,
-            stages=schedule.stages,
-        )
+        options, elapsed_s = self._options(), position.elapsed_s
+        step = stand(position.step, steps=options.steps, elapsed_s=elapsed_s, max_seconds=options.max_seconds)
+        return self.config.schedule.rate(step, peak=self.config.optim.lr, steps=options.steps)
 
     def _evaluate(self, position: Position, is_last: bool) -> None:
         self._note_lengths(position)
