@@ -90,7 +90,7 @@ def test_a_stopped_run_goes_on_with_another_number_of_ranks(setting: str, others
     """SIGTERM reaches one rank alone: both save and leave after the same update."""
     pretrain.run(tiny(tmp_path, "one", *DEEPSEEK))
     config = tiny(tmp_path, "many", *DEEPSEEK, setting)
-    original = pretrain._Session._log
+    original = pretrain.Session._log
 
     def stopped() -> None:
         def log(session: Any, update: Any) -> None:
@@ -98,7 +98,7 @@ def test_a_stopped_run_goes_on_with_another_number_of_ranks(setting: str, others
             if update.step == 6 and session.world.rank == 1:
                 os.kill(os.getpid(), signal.SIGTERM)
 
-        pretrain._Session._log = log  # type: ignore[method-assign]
+        pretrain.Session._log = log  # type: ignore[method-assign]
         with pytest.raises(KeyboardInterrupt):
             pretrain.run(config)
 
