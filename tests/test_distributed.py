@@ -23,6 +23,7 @@ from ranks import environment, fork, free_port, on_ranks
 
 torch.set_num_threads(1)
 EOT, ROWS, T = 22, 8, 16
+LR = 3e-3  # at 1e-2, on random tokens, the small DeepSeek doubles any rounding with each update
 MODELS = {
     "gpt": ModelConfig(vocab_size=23, max_seq_len=T, dim=16, n_layers=2, n_heads=4, inter_dim=32),
     "deepseek": ModelConfig.preset(
@@ -45,7 +46,8 @@ def batches(data_rank: int = 0, data_size: int = 1, accumulation: int = 1) -> It
     """A rank's microbatches of the same endless rows; a third of the targets do not count, in some rows most."""
     generator = torch.Generator().manual_seed(0)
     while True:
-        ids = torch.randint(23, (ROWS, T + 1), generator=generator)
+        steps = torch.arange(T + 1) + torch.randint(23, (ROWS, 1), generator=generator)
+        ids = (5 * steps + torch.randint(3, steps.shape, generator=generator)) % 23  # three likely tokens after each
         share = torch.rand(ROWS, 1, generator=generator)
         is_masked = torch.rand(ROWS, T, generator=generator) < share**2
         tokens, targets = ids[:, :-1], ids[:, 1:].masked_fill(is_masked, -100)
@@ -59,14 +61,14 @@ def losses(
     kind: str, world: World, *, dtype: torch.dtype = torch.float64, steps: int = 5, accumulation: int = 1
 ) -> list[float]:
     """The loss and the gradient norm of each update, and the loss of an evaluation behind them."""
-    model = Transformer(MODELS[kind], seed=1).to(dtype)
+    model = Transformer(MODELS[kind], seed=1).to(torch.promote_types(dtype, torch.float32))
     config = model.config
     parts = Parts(
         mtp_weight=0.3, balance_weight=0.01, bias_speed=0.01, attention="stream", eot_id=EOT, world=world,
         n_further=config.n_mtp_layers,
     )  # fmt: skip
     spread = Spread(model, world, dtype=dtype)
-    optimizer = adamw(model, lr=1e-2, weight_decay=0.1, betas=(0.9, 0.95), eps=1e-8)
+    optimizer = adamw(model, lr=LR, weight_decay=0.1, betas=(0.9, 0.95), eps=1e-8)
     spread.split_groups(optimizer)
     found: list[float] = []
 
@@ -83,7 +85,7 @@ def losses(
         loss_fn=parts.loss,
         counts=parts.counts,
         optimizer=optimizer,
-        learning_rate=lambda position: 1e-2,
+        learning_rate=lambda position: LR,
         options=FitOptions(steps=steps, accumulation=accumulation, log_every=1, dtype=dtype),
         stops=Stops(log=log, save=nothing, evaluate=nothing, sample=nothing),
         after_update=lambda: parts.after_update(mixtures),
@@ -136,6 +138,23 @@ def test_every_split_gives_the_losses_of_one_process(size: int, tmp_path: Path) 
     expected = {kind: losses(kind, alone) for kind in MODELS}
     for found in on_ranks(size, tmp_path, lambda world: check(world, expected, torch.float64, 5)):
         assert found and all(difference < 1e-9 for difference in found.values()), found
+
+
+def rounded(world: World, expected: list[float]) -> dict[str, float]:
+    found = {}
+    for settings in ({"data": "ddp"}, {"data": "fsdp"}, {"tensor": 2}, {"expert": 2}):
+        got = losses("deepseek", split(world, **settings), dtype=torch.bfloat16, steps=2, accumulation=2)
+        found[f"{settings}"] = max(abs(a - b) for a, b in zip(got, expected, strict=True))
+    return found
+
+
+def test_in_bf16_every_split_rounds_what_one_process_does(tmp_path: Path) -> None:
+    expected = losses("deepseek", World.alone(torch.device("cpu")), dtype=torch.bfloat16, steps=2)
+    exact = losses("deepseek", World.alone(torch.device("cpu")), dtype=torch.float32, steps=2)
+    noise = max(abs(a - b) for a, b in zip(expected, exact, strict=True))
+    assert noise > 1e-4, "it does round"
+    for found in on_ranks(2, tmp_path, lambda world: rounded(world, expected)):
+        assert all(difference < 3 * noise for difference in found.values()), (found, noise)
 
 
 def parts_and_wholes(world: World) -> list[str]:

@@ -231,7 +231,7 @@ def _divisions(parameter: nn.Parameter) -> Iterator[tuple[str, int]]:
 def _ddp(module: nn.Module, world: World) -> nn.parallel.DistributedDataParallel:
     ids = None if world.device.type == "cpu" else [world.device]
     wrapped = nn.parallel.DistributedDataParallel(
-        module, device_ids=ids, process_group=world.data_group, broadcast_buffers=False, gradient_as_bucket_view=True
+        module, device_ids=ids, process_group=world.data_group, gradient_as_bucket_view=True
     )
     wrapped.register_comm_hook(world.data_group, _sum)
     return wrapped
