@@ -103,6 +103,21 @@ def test_accumulated_microbatches_equal_one_batch() -> None:
         torch.testing.assert_close(one, other, atol=1e-4, rtol=0)
 
 
+def test_a_growing_batch_takes_more_microbatches_of_the_same_stream() -> None:
+    """Updates of 2, 4 and 6 rows read what one batch of each size at its place reads."""
+    sizes = [1, 2, 3]
+    parts, log, _ = run(steps=3, source=batches(rows=2), accumulation=3, accumulation_at=lambda step: sizes[step])
+    stream = [next(batches(rows=rows, start=start)) for rows, start in ((2, 0), (4, 2), (6, 6))]
+    whole, log_whole, _ = run(steps=3, source=iter(stream))
+    assert [u.loss for u in log.updates] == pytest.approx([u.loss for u in log_whole.updates], abs=2e-5)
+    for one, other in zip(whole.parameters(), parts.parameters(), strict=True):
+        torch.testing.assert_close(one, other, atol=1e-4, rtol=0)
+    resumed, log, _ = run(
+        steps=3, source=batches(rows=2, start=6), accumulation_at=lambda step: sizes[step], start=Position(step=2)
+    )
+    assert [u.step for u in log.updates] == [3] and resumed is not parts
+
+
 def test_one_seed_gives_one_run() -> None:
     assert [u.loss for u in run()[1].updates] == [u.loss for u in run()[1].updates]
 

@@ -11,7 +11,16 @@ from typing import Literal
 
 from gptrs import config
 from gptrs.model import memory
-from gptrs.train.settings import DataSettings, ModelSettings, RunSettings, SampleSettings, TokenizerSettings, require
+from gptrs.train.schedule import DEEPSEEK_STAGES, Decay, Kind, batch_rows, rows_before
+from gptrs.train.settings import (
+    DataSettings,
+    LogSettings,
+    ModelSettings,
+    RunSettings,
+    SampleSettings,
+    TokenizerSettings,
+    require,
+)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -44,14 +53,23 @@ class OptimSettings:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ScheduleSettings:
-    """[schedule]: linear warm-up, then a cosine to min_lr at the last step or at train.max_minutes, if earlier."""
+    """[schedule]: linear warm-up, then down to min_lr at the last step or at train.max_minutes, if earlier."""
 
+    kind: Kind = "cosine"  # from the peak on, as "linear"; "wsd" stays at the peak until its decay; "deepseek": V3's
     warmup_steps: int = 100  # updates until the peak
-    min_lr: float = 0.0  # learning rate of the last update; a tenth of the peak is usual
+    min_lr: float = 0.0  # learning rate of the last update; a tenth of the peak is usual, deepseek: a thirtieth
+    decay: Decay = "linear"  # wsd: how the rate comes down; "1-sqrt" falls fast at first
+    decay_share: float = 0.2  # wsd: share of the steps in which it does
+    stages: tuple[float, ...] = DEEPSEEK_STAGES  # deepseek: shares of the steps after which a cosine goes down to a
+    # tenth of the peak, has arrived there, and gives way to min_lr
 
     def __post_init__(self) -> None:
         require(self.warmup_steps >= 0, "schedule.warmup_steps", "0 or more", self.warmup_steps)
         require(self.min_lr >= 0, "schedule.min_lr", "0 or more", self.min_lr)
+        share = self.decay_share
+        require(0 < share <= 1, "schedule.decay_share", "above 0, at most 1", share)
+        is_rising = len(self.stages) == 3 and list(self.stages) == sorted({*self.stages, 0.0, 1.0})[1:-1]
+        require(is_rising, "schedule.stages", "three rising numbers between 0 and 1", list(self.stages))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -62,17 +80,24 @@ class TrainSettings:
     global_batch: int  # rows of one update
     seq_len: int  # positions of a row
     micro_batch: int | None = None  # rows of one forward on each rank; unset: all of its share. Fewer take less memory
+    batch_start: int | None = None  # rows of the first updates, in whole microbatches; unset: global_batch at once
+    batch_warmup_steps: int = 0  # updates over which they grow to global_batch
     max_minutes: float | None = None  # training ends there, evaluation included, the rate down by then; unset: none
     log_every: int = 10  # updates between lines of metrics.jsonl
     eval_every: int = 500  # updates between evaluations; the last update is always evaluated
     eval_rows: int | None = None  # evenly spread rows of an evaluation, the last excepted; unset: all
     checkpoint_every: int = 500  # updates between checkpoints; the last update always has one
     keep_checkpoints: int = 2  # newest ones that stay on disk
+    keep_best: int = 1  # checkpoints of the least validation loss that stay as well; 0: none
+    checkpoint_async: bool = True  # written beside the training, from a copy of weights and optimizer in CPU memory
     attention: Literal["stream", "documents"] = "stream"  # what a position of a row reads: all before it, or its own
     # document alone, whose positions then begin at 0. Further tokens are never taught across a document's end
     mtp_weight: float = 0.3  # of the further tokens' loss, where the model predicts some
     balance_weight: float = 1e-4  # of the experts' balance in each sequence
     bias_speed: float = 1e-3  # by which a router's biases move after each update, towards equal load
+    ema: float | None = None  # decay of the weights' running mean, which is evaluated and saved beside them; 0.999:
+    # of about the last thousand updates. Unset: none
+    is_ema_corrected: bool = True  # the mean begins with the first update, not with the random weights before it
 
     def __post_init__(self) -> None:
         for name in (
@@ -85,15 +110,18 @@ class TrainSettings:
             "keep_checkpoints",
         ):
             require(getattr(self, name) >= 1, f"train.{name}", "at least 1", getattr(self, name))
-        for name in ("mtp_weight", "balance_weight", "bias_speed"):
+        for name in ("keep_best", "mtp_weight", "balance_weight", "bias_speed"):
             require(getattr(self, name) >= 0, f"train.{name}", "0 or more", getattr(self, name))
         require(self.eval_rows is None or self.eval_rows >= 1, "train.eval_rows", "at least 1", self.eval_rows)
+        require(self.ema is None or 0 < self.ema < 1, "train.ema", "between 0 and 1", self.ema)
         require(self.max_minutes is None or self.max_minutes > 0, "train.max_minutes", "positive", self.max_minutes)
         if self.micro_batch is not None and (self.micro_batch < 1 or self.global_batch % self.micro_batch):
             divisors = [d for d in range(1, self.global_batch + 1) if self.global_batch % d == 0]
             nearest = min(divisors, key=lambda d: abs(d - (self.micro_batch or 0)))
             got = f"got {self.micro_batch}; hint: train.micro_batch={nearest}"
             raise ValueError(f"train.micro_batch must divide train.global_batch ({self.global_batch}), {got}")
+
+        self._check_growth()
 
     def rows(self, data_size: int = 1) -> int:
         """Rows of one forward on each of `data_size` ranks that read different ones.
@@ -108,9 +136,35 @@ class TrainSettings:
             raise ValueError(f"train.global_batch must be a multiple of {micro * data_size}, for {ranks}, {got}")
         return micro
 
-    def accumulation(self, data_size: int = 1) -> int:
-        """Forwards of each rank in one update."""
-        return self.global_batch // (self.rows(data_size) * data_size)
+    def accumulation(self, data_size: int = 1, step: int | None = None) -> int:
+        """Forwards of each rank in update `step`, counted from 0, or once the batch has grown."""
+        rows = self.global_batch if step is None else self.rows_at(step, data_size=data_size)
+        return rows // (self.rows(data_size) * data_size)
+
+    def rows_at(self, step: int, *, data_size: int = 1) -> int:
+        """Rows of update `step`, counted from 0, over all ranks."""
+        return batch_rows(step, **self._growth(data_size))
+
+    def rows_before(self, step: int, *, data_size: int = 1) -> int:
+        """Rows of all updates before `step`."""
+        return rows_before(step, **self._growth(data_size))
+
+    def _growth(self, data_size: int) -> dict[str, int]:
+        start, unit = self.batch_start or self.global_batch, self.rows(data_size) * data_size
+        return {"start": start, "full": self.global_batch, "warmup_steps": self.batch_warmup_steps, "unit": unit}
+
+    def _check_growth(self) -> None:
+        require(self.batch_warmup_steps >= 0, "train.batch_warmup_steps", "0 or more", self.batch_warmup_steps)
+        if bool(self.batch_start) != bool(self.batch_warmup_steps):
+            raise ValueError("train.batch_start and train.batch_warmup_steps belong together, got one of them")
+        if self.batch_start is None:
+            return
+        unit = self.micro_batch or self.global_batch
+        if not 0 < self.batch_start <= self.global_batch or self.batch_start % unit:
+            expected = f"a multiple of train.micro_batch ({unit}) and at most train.global_batch ({self.global_batch})"
+            raise ValueError(
+                f"train.batch_start must be {expected}, got {self.batch_start}; hint: smaller microbatches"
+            )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -173,10 +227,14 @@ class PretrainConfig:
     train: TrainSettings
     parallel: ParallelSettings = ParallelSettings()
     sample: SampleSettings = field(default_factory=SampleSettings)
+    log: LogSettings = field(default_factory=LogSettings)
 
     def __post_init__(self) -> None:
         if self.schedule.min_lr > self.optim.lr:
             raise ValueError(f"schedule.min_lr must be at most optim.lr ({self.optim.lr}), got {self.schedule.min_lr}")
+        if self.schedule.kind == "deepseek" and not 0 < self.schedule.min_lr <= self.optim.lr / 10:
+            got = f"got {self.schedule.min_lr}; hint: schedule.min_lr={self.optim.lr / 30:.2g}"
+            raise ValueError(f"schedule.min_lr must be above 0 and at most a tenth of optim.lr for deepseek, {got}")
         model = self.model.resolve(vocab_size=self.tokenizer.vocab_size, seq_len=self.train.seq_len)
         if model.position_limit is not None and self.train.seq_len > model.position_limit:
             got = f"got {self.train.seq_len}; hint: model.max_seq_len={self.train.seq_len}"

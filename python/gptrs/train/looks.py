@@ -13,6 +13,7 @@ from gptrs import trace
 from gptrs.generate import generate
 from gptrs.model import ModelConfig, Transformer
 from gptrs.train import corpus, metrics
+from gptrs.train.average import Average
 from gptrs.train.config import PretrainConfig
 from gptrs.train.corpus import Corpus, Rows
 from gptrs.train.loop import Position, mean_loss
@@ -53,14 +54,14 @@ class Looks:
         self.dir = config.run.path
         self.prompts = [data.tokenizer.encode_ordinary(prompt) for prompt in config.sample.prompts]
         self.max_new_tokens = self._max_new_tokens()
+        self.average: Average | None = None  # of the weights, looked at beside them where there is one
         self.val_loss = math.nan
         self.samples: list[tuple[str, str]] = []
+        self._plots = metrics.Pace()
 
     def evaluate(self, position: Position, is_last: bool) -> None:
-        rows = self._val_rows(None if is_last else self.config.train.eval_rows)
-        loss, n_targets = mean_loss(
-            self.spread.model, rows, loss_fn=self.parts.next_loss, dtype=self.dtype, spread=self.spread
-        )
+        loss, n_targets = self._loss(is_last)
+        averaged = self._averaged_loss(is_last)
         self.val_loss = loss
         if not self.spread.world.is_main:
             return
@@ -71,10 +72,26 @@ class Looks:
             bits_per_byte=self.corpus.bits_per_byte(loss),
             n_targets=n_targets,
             time_s=round(position.elapsed_s, 3),
+            **averaged,
         )
-        self.display.say(f"step {position.step}  val loss {loss:.4f} on {n_targets:,} tokens")
+        mean = "".join(f", of the weights' mean {value:.4f}" for value in averaged.values())
+        self.display.say(f"step {position.step}  val loss {loss:.4f}{mean} on {n_targets:,} tokens")
+        self._plots.do(self._plot, is_last=is_last)
+
+    def _plot(self) -> None:
         lines = metrics.read(self.dir / "metrics.jsonl")
         metrics.plot(self.dir / "loss.png", lines, unigram_entropy=self.corpus.unigram_entropy)
+
+    def _loss(self, is_last: bool) -> tuple[float, int]:
+        rows = self._val_rows(None if is_last else self.config.train.eval_rows)
+        spread = self.spread
+        return mean_loss(spread.model, rows, loss_fn=self.parts.next_loss, dtype=self.dtype, spread=spread)
+
+    def _averaged_loss(self, is_last: bool) -> dict[str, float]:
+        if self.average is None:
+            return {}
+        with self.average.applied():
+            return {"ema_val_loss": self._loss(is_last)[0]}
 
     def sample(self, position: Position, is_last: bool) -> None:
         model = self.spread.whole()
@@ -86,6 +103,11 @@ class Looks:
             text += f"── prompt {prompt!r}\n{prompt}{continuation}\n\n"
         self.samples_file.write(text.encode())
         self.samples_file.flush()
+
+    def first_rows(self) -> Rows:
+        """Returns as many held-out rows as this rank takes at a time, evenly spread: the same ones each time."""
+        train = self.config.train
+        return next(self._val_rows(train.rows(self.spread.world.data_size) * self.spread.world.data_size))
 
     def usage(self, model: Transformer) -> trace.Usage:
         """Returns how experts and further tokens fare on as much held-out text as a look on the way reads.

@@ -14,8 +14,8 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass, replace
 from types import FrameType
 from typing import Any, NamedTuple, Protocol, TypeVar
 
@@ -48,6 +48,7 @@ class FitOptions:
 
     steps: int  # optimizer updates
     accumulation: int = 1  # microbatches of one update on each rank
+    accumulation_at: Callable[[int], int] | None = None  # those of the update after as many; None: always accumulation
     clip: float = 1.0  # largest gradient norm; 0: no clipping
     dtype: torch.dtype = torch.float32  # of the computation; weights, gradients and moments keep their own
     is_compiled: bool = False  # torch.compile of loss and backward
@@ -56,6 +57,10 @@ class FitOptions:
     eval_every: int = 500  # updates
     sample_every: int = 500  # updates
     checkpoint_every: int = 500  # updates
+
+    def at(self, step: int) -> "FitOptions":
+        """The options of the update after `step` others."""
+        return self if self.accumulation_at is None else replace(self, accumulation=self.accumulation_at(step))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -104,6 +109,7 @@ def fit(
     options: FitOptions,
     stops: Stops,
     after_update: Callable[[], None] | None = None,
+    watch: Callable[[int], AbstractContextManager[object]] = nullcontext,
     start: Position = Position(),
     counts: Counts = n_targets,
     spread: Spread | None = None,
@@ -117,6 +123,7 @@ def fit(
         after_update: what moves weights beside the optimizer, once for each of its updates.
         counts: what the parts of a batch's loss are divided by.
         spread: the model over several ranks, and its precision; by default on this process alone.
+        watch: what is open around each update, by its number from 1; the time that it takes counts.
     Raises: KeyboardInterrupt after SIGINT or SIGTERM, once the update at hand is done and saved; ValueError when the
         loss is no longer a number, before such weights are saved.
     """
@@ -129,8 +136,8 @@ def fit(
         while not _is_done(position, options):
             lr = learning_rate(position)
             set_learning_rate(optimizer, lr)
-            with clock.update():
-                update = _update(spread, batches, loss_fn, counts, optimizer, options)
+            with clock.update(), watch(position.step + 1):
+                update = _update(spread, batches, loss_fn, counts, optimizer, options.at(position.step))
                 if after_update is not None:
                     after_update()
             elapsed_s, is_stopped = spread.world.agreed(clock.elapsed_s(), is_stop_requested())

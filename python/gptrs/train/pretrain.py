@@ -7,31 +7,34 @@ directories it may use is said in `rundir`.
 """
 
 import dataclasses
-import warnings
-from contextlib import ExitStack
+import math
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
+from torch import Tensor, nn
 
 from gptrs import config as configs
-from gptrs import report, trace
 from gptrs.loader import Loader
 from gptrs.model import Transformer, count
-from gptrs.train import checkpoint, corpus, distributed, metrics, rundir
+from gptrs.train import corpus, distributed, metrics, rundir, trackers
+from gptrs.train.average import Average
 from gptrs.train.config import PretrainConfig
-from gptrs.train.corpus import Corpus
+from gptrs.train.corpus import Corpus, Rows
 from gptrs.train.device import device_of, dtype_of
 from gptrs.train.distributed import World
+from gptrs.train.keeper import Keeper
 from gptrs.train.looks import Looks
 from gptrs.train.loop import FitOptions, Position, Stops, Update, fit
 from gptrs.train.optim import optimizer_of
 from gptrs.train.parts import Parts
+from gptrs.train.profiler import Profiler
+from gptrs.train.reports import Reports
 from gptrs.train.schedule import learning_rate, stand
 from gptrs.train.spread import Spread
-
-SENTENCE = "A true friend accepts you"  # the report follows the model through it
+from gptrs.train.stats import Statistics, Values
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -58,6 +61,7 @@ def run(config: PretrainConfig, *, is_fresh: bool = False) -> Result:
     """
     if not (config.data.text or config.data.train):
         raise ValueError("data.text is required, got nothing; hint: data.text=FILE")
+    trackers.require(config.log.trackers)
     if config.run.threads:
         torch.set_num_threads(config.run.threads)
     with ExitStack() as stack:
@@ -94,10 +98,14 @@ class _Session:
         self.model = Transformer(self.model_config, seed=config.run.seed)
         self.mixtures = [mixture for _, mixture in self.model.experts()]
         self.parts = _parts(config, data, world)
-        self.weights_before = self.model.embed.token.weight.detach().clone()  # (V, C)
+        weights_before = self.model.embed.token.weight.detach().clone()  # (V, C)
         self.spread = Spread(self.model, world, dtype=self.dtype, is_compiled=config.run.compile)
         self.optimizer = optimizer_of(self.model, config.optim)
         self.spread.split_groups(self.optimizer)
+        train = config.train
+        self.average: Average | None = None
+        if train.ema is not None:
+            self.average = Average(self.model, decay=train.ema, is_corrected=train.is_ema_corrected)
         self.loader = Loader(
             data.train,
             seq_len=config.train.seq_len,
@@ -113,17 +121,33 @@ class _Session:
         self.flops_per_token = count.flops_per_token(self.model_config, config.train.seq_len, has_further=True)
         self.display = metrics.Display(steps=config.train.steps, peak=self.peak_name)
         self.looks = Looks(config, data, self.spread, self.parts, dtype=self.dtype)
+        self.looks.average = self.average
+        self.keeper = Keeper(
+            self.dir / "checkpoints",
+            self.spread,
+            self.optimizer,
+            self.average,
+            train=train,
+            seed=config.run.seed,
+            on_failure=self._say_not_saved,
+        )
+        self.looks.display = self.display
+        self.reports = Reports(config, data, weights_before, self.looks, environment=self.environment)
         self.position, lengths = self._restore()
         if world.is_main:
             self.log_file = metrics.MetricsLog(self.dir, length=lengths["metrics.jsonl"], step=self.position.step)
             self.samples_file = metrics.cut(self.dir / "samples.txt", lengths["samples.txt"])
             self.looks.log_file, self.looks.samples_file = self.log_file, self.samples_file
-            self.looks.display = self.display
+        self.statistics = self._statistics()
+        self.profiler = Profiler(self.dir, updates=config.log.profile if world.is_main else (), say=self.display.say)
+        self.trackers: trackers.Trackers | None = None
+        self.is_finished = False
         self.beside: rundir.Outcome | str | None = None
 
     def train(self) -> None:
         if self.world.is_main:
             self._say_start()
+            self._start_trackers()
             self.display.start()
         try:
             self.position = fit(
@@ -133,39 +157,42 @@ class _Session:
                 optimizer=self.optimizer,
                 learning_rate=self._learning_rate,
                 options=self._options(),
-                stops=Stops(log=self._log, save=self._save, evaluate=self.looks.evaluate, sample=self.looks.sample),
-                after_update=lambda: self.parts.after_update(self.mixtures),
+                stops=Stops(log=self._log, save=self._save, evaluate=self._evaluate, sample=self._sample),
+                after_update=self._after_update,
+                watch=self._watch,
                 start=self.position,
                 counts=self.parts.counts,
                 spread=self.spread,
             )
+            self.keeper.saver.finish()
         except KeyboardInterrupt as error:
+            if error.args:  # a second signal waits for nothing
+                self.keeper.saver.finish()
             self.display.stop()
             if self.world.is_main:
                 self.display.say(f"{error or 'stopped'}; hint: the same command goes on from the newest checkpoint")
+            raise
+        except Exception:
+            self.keeper.saver.wait()
             raise
         finally:
             self.display.stop()
 
     def finish(self) -> Result:
         """Writes report.html and returns the result."""
-        result = Result(
-            dir=str(self.dir),
-            steps=self.position.step,
-            val_loss=self.looks.val_loss,
-            unigram_entropy=self.corpus.unigram_entropy,
-            bits_per_byte=self.corpus.bits_per_byte(self.looks.val_loss),
-            seconds=self.position.elapsed_s,
-            is_capped=self.position.step < self.config.train.steps,
-            n_params=count.n_params(self.model_config),
-        )
+        result = self._result(self.position)
         if (model := self.spread.whole()) is not None:
+            values = dataclasses.asdict(result)
             if self.config.run.beside:
-                self.beside = rundir.beside(self._outcome(result), Path(self.config.run.beside))
-            report.write(self.dir / "report.html", self._facts(result, model))
+                self.beside = rundir.beside(self.reports.outcome(values), Path(self.config.run.beside))
+            self.reports.finish(values, model, self.beside)
+        self.is_finished = True
         return result
 
     def close(self) -> None:
+        self.profiler.flush(is_end=True)
+        if self.trackers is not None:
+            self.trackers.close(is_finished=self.is_finished)
         self.loader.close()
         if self.world.is_main:
             self.log_file.close()
@@ -189,6 +216,30 @@ class _Session:
         say(f"bits per byte {result.bits_per_byte:.4f}")
         say(f"val loss {result.val_loss:.4f}")
 
+    def _result(self, position: Position) -> Result:
+        """What the run has come to at a position behind an evaluation."""
+        return Result(
+            dir=str(self.dir),
+            steps=position.step,
+            val_loss=self.looks.val_loss,
+            unigram_entropy=self.corpus.unigram_entropy,
+            bits_per_byte=self.corpus.bits_per_byte(self.looks.val_loss),
+            seconds=position.elapsed_s,
+            is_capped=position.step < self.config.train.steps,
+            n_params=count.n_params(self.model_config),
+        )
+
+    def _start_trackers(self) -> None:
+        log, run = self.config.log, self.config.run
+        self.trackers = self.log_file.trackers = trackers.start(
+            log.trackers,
+            project=log.project,
+            name=run.name,
+            directory=self.dir,
+            config=configs.to_dict(self.config),
+            say=self.display.say,
+        )
+
     def _say_start(self) -> None:
         say, data, train = self.display.say, self.corpus, self.config.train
         say(f"run {self.dir}: {', '.join(f'{k} {v}' for k, v in self.environment.items())}")
@@ -199,40 +250,27 @@ class _Session:
         n, ranks = count.n_params(self.model_config), self.world
         say(f"model {n:,} parameters, {str(self.dtype).removeprefix('torch.')}, seed {self.config.run.seed}")
         if ranks.size > 1:
-            sizes = dataclasses.asdict(ranks.sizes)
-            say(f"{ranks.size} ranks: {', '.join(f'{name} {n}' for name, n in sizes.items() if n > 1)}")
-        per_step = train.global_batch * train.seq_len
-        epochs = train.steps * per_step / data.train.n_tokens
-        say(f"{train.steps} steps of {per_step:,} tokens ({epochs:.1f} epochs), from step {self.position.step}")
+            mesh = dataclasses.asdict(ranks.sizes)
+            say(f"{ranks.size} ranks: {', '.join(f'{name} {n}' for name, n in mesh.items() if n > 1)}")
+        epochs = train.rows_before(train.steps) * train.seq_len / data.train.n_tokens
+        sizes = sorted({train.rows_at(0) * train.seq_len, train.global_batch * train.seq_len})
+        size = " to ".join(f"{n:,}" for n in sizes)
+        say(f"{train.steps} steps of {size} tokens ({epochs:.1f} epochs), from step {self.position.step}")
 
     def _restore(self) -> tuple[Position, dict[str, int]]:
         """Returns where the run stands and how long its logs were then, after loading the newest checkpoint."""
-        torch.manual_seed(self.config.run.seed + self.world.data_rank)  # dropout
-        found = checkpoint.find(self.dir / "checkpoints")
-        for path in found.uncommitted:
-            origin = found.newest or "the beginning"
-            warnings.warn(f"checkpoint {path} was never finished; going on from {origin}", stacklevel=2)
-        if found.newest is None:
+        state = self.keeper.restore()
+        if state is None:
             return Position(), {"metrics.jsonl": 0, "samples.txt": 0}
-        state = self._load(found.newest)
         self.loader.load_state_dict(state["loader"])
         return Position(step=state["step"], elapsed_s=state["elapsed_s"]), state["lengths"]
-
-    def _load(self, path: Path) -> dict[str, Any]:
-        """Puts a checkpoint into this rank's parts of the model and the optimizer; returns its state."""
-        if not self.spread.is_divided:
-            return checkpoint.load(path, self.model, self.optimizer)
-        plain = Transformer(self.model_config)
-        optimizer = optimizer_of(plain, self.config.optim)
-        state = checkpoint.load(path, plain, optimizer)
-        self.spread.take(plain, optimizer, self.optimizer)
-        return state
 
     def _options(self) -> FitOptions:
         train = self.config.train
         return FitOptions(
             steps=train.steps,
             accumulation=train.accumulation(self.world.data_size),
+            accumulation_at=lambda step: train.accumulation(self.world.data_size, step),
             clip=self.config.optim.clip,
             dtype=self.dtype,
             is_compiled=self.config.run.compile,
@@ -243,6 +281,11 @@ class _Session:
             checkpoint_every=train.checkpoint_every,
         )
 
+    def _after_update(self) -> None:
+        self.parts.after_update(self.mixtures)
+        if self.average is not None:
+            self.average.update()
+
     def _learning_rate(self, position: Position) -> float:
         schedule, options = self.config.schedule, self._options()
         return learning_rate(
@@ -251,13 +294,60 @@ class _Session:
             min_lr=schedule.min_lr,
             warmup_steps=schedule.warmup_steps,
             steps=options.steps,
+            kind=schedule.kind,
+            decay=schedule.decay,
+            decay_share=schedule.decay_share,
+            stages=schedule.stages,
         )
+
+    def _evaluate(self, position: Position, is_last: bool) -> None:
+        if is_last:
+            self.keeper.saver.finish()  # before what may go wrong now
+        self.looks.evaluate(position, is_last)
+        self.keeper.saver.mark(position.step, self.looks.val_loss)
+        is_sampled = position.step % self._options().sample_every == 0
+        if not (is_last or is_sampled):
+            self._report(position)
+
+    def _sample(self, position: Position, is_last: bool) -> None:
+        self.looks.sample(position, is_last)
+        if not (is_last or math.isnan(self.looks.val_loss)):
+            self._report(position)
+
+    def _report(self, position: Position) -> None:
+        if self.world.is_main:
+            self.reports.on_the_way(dataclasses.asdict(self._result(position)) | {"is_capped": False})
+
+    @contextmanager
+    def _watch(self, step: int) -> Iterator[None]:
+        with self.profiler.watch(step), self.statistics.watch(step):
+            yield
+
+    def _statistics(self) -> Statistics:
+        def all_blocks(model: nn.Module, rows: Rows) -> Tensor:
+            assert isinstance(model, Transformer)
+            return model.losses(rows.tokens, rows.targets, **self.parts.documents(rows.tokens))["next"]
+
+        return Statistics(
+            self.spread,
+            self.optimizer,
+            rows=self.looks.first_rows(),
+            loss_fn=all_blocks,
+            loads=lambda: self.parts.loads,
+            every=self.config.log.stats_every,
+            write=self._write_statistics,
+        )
+
+    def _write_statistics(self, step: int, values: Values) -> None:
+        if self.world.is_main:
+            self.log_file.write("stats", step, **values)
 
     def _log(self, update: Update) -> None:
         parts = self.parts.log()
         if not self.world.is_main:
             return
         mfu = update.tokens_per_s * self.flops_per_token / (self.peak * self.world.size) if self.peak else None
+        memory = metrics.memory(self.world.device)
         self.log_file.write(
             "train",
             update.step,
@@ -267,6 +357,7 @@ class _Session:
             tokens_per_s=round(update.tokens_per_s, 1),
             mfu=mfu,
             time_s=round(update.time_s, 3),
+            memory_bytes=memory[0],
             **parts,
         )
         self.display.update(
@@ -276,14 +367,14 @@ class _Session:
             mfu=mfu,
             seconds_left=update.seconds_left,
             parts=parts,
+            memory=memory,
         )
+        self.profiler.flush()
 
     def _save(self, position: Position) -> None:
-        gathered = self.spread.gather(self.optimizer)
-        if gathered is None:
-            return
-        model, optimizer = gathered
-        lengths = {"metrics.jsonl": self.log_file.length(), "samples.txt": metrics.sync(self.samples_file)}
+        lengths = {}
+        if self.world.is_main:
+            lengths = {"metrics.jsonl": self.log_file.length(), "samples.txt": metrics.sync(self.samples_file)}
         state = {
             "elapsed_s": position.elapsed_s,
             "loader": self.loader.state_dict(),
@@ -292,49 +383,11 @@ class _Session:
             "model": dataclasses.asdict(self.model_config),
             "environment": self.environment,
         }
-        checkpoint.save(
-            self.dir / "checkpoints",
-            step=position.step,
-            model=model,
-            optimizer=optimizer,
-            state=state,
-            keep=self.config.train.keep_checkpoints,
-        )
+        self.keeper.save(position.step, state)
 
-    def _facts(self, result: Result, model: Transformer) -> report.Facts:
-        tokenizer = self.corpus.tokenizer
-        data, ids = self.corpus, self.corpus.frequent_words(10)
-        after = model.embed.token.weight.detach().cpu()  # (V, C)
-        return report.Facts(
-            name=self.config.run.name,
-            result=dataclasses.asdict(result),
-            sources=data.sources,
-            tokenizer=tokenizer,
-            train=data.train,
-            val=data.val,
-            n_bytes=(corpus.n_text_bytes(data.train), corpus.n_text_bytes(data.val)),
-            model=self.model_config,
-            parts=count.of_model(model),
-            lines=metrics.read(self.dir / "metrics.jsonl"),
-            samples=self.looks.samples,
-            sentence=SENTENCE,
-            guesses=trace.guesses(model, tokenizer, SENTENCE),
-            gradients=trace.gradients(model, tokenizer, SENTENCE),
-            neighbours=trace.neighbours(self.weights_before, after, tokenizer, ids),
-            environment=self.environment,
-            config=configs.dumps(self.config),
-            usage=self.looks.usage(model),
-            runs=None if self.beside is None else (self._outcome(result), self.beside),
-        )
-
-    def _outcome(self, result: Result) -> rundir.Outcome:
-        return rundir.Outcome(
-            name=self.config.run.name,
-            result=dataclasses.asdict(result),
-            lines=metrics.read(self.dir / "metrics.jsonl"),
-            tokenizer=self.corpus.tokenizer.digest,
-            data=(self.corpus.train.fingerprint, self.corpus.val.fingerprint),
-        )
+    def _say_not_saved(self, step: int, error: OSError) -> None:
+        self.log_file.write("save_failed", step, errno=float(error.errno or 0))
+        self.display.say(f"step {step}  not saved, training goes on: {error.strerror or error}")
 
 
 def _corpus(config: PretrainConfig, world: World) -> Corpus:

@@ -1,4 +1,4 @@
-"""The sections of a config that say what is trained and on what: run, data, tokenizer, model, samples. No torch here.
+"""The sections of a config that say what is trained, on what, and what is told of it. No torch here.
 
 How it is trained stands in `config`. Keys that are unset (None) follow from others, as their comments say.
 """
@@ -157,3 +157,21 @@ class SampleSettings:
         require(self.temperature >= 0, "sample.temperature", "0 or more", self.temperature)
         require(self.top_k is None or self.top_k >= 1, "sample.top_k", "at least 1", self.top_k)
         require(self.top_p is None or 0 < self.top_p <= 1, "sample.top_p", "above 0, at most 1", self.top_p)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LogSettings:
+    """[log]: what a run tells beside metrics.jsonl, TensorBoard, loss.png and report.html, which are always there."""
+
+    trackers: tuple[Literal["wandb", "trackio", "mlflow"], ...] = ()  # that get the same lines; their own settings
+    # (offline, address, account) are in their environment variables
+    project: str = "gptrs"  # under which trackers file the run; MLflow calls it experiment
+    stats_every: int = 0  # updates between looks at gradients, weights, activations and loads; 0: none
+    profile: tuple[int, ...] = ()  # first and last update to trace, as 20,22; empty: none
+
+    def __post_init__(self) -> None:
+        require(len(set(self.trackers)) == len(self.trackers), "log.trackers", "different names", list(self.trackers))
+        require(self.project != "", "log.project", "a name", self.project)
+        require(self.stats_every >= 0, "log.stats_every", "0 (none) or more", self.stats_every)
+        is_range = len(self.profile) == 2 and 1 <= self.profile[0] <= self.profile[1]
+        require(not self.profile or is_range, "log.profile", "a first and a last update, from 1", list(self.profile))
