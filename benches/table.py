@@ -77,6 +77,8 @@ def figure(row: Row) -> str:
     if "percent_of_encode" in row:
         rate, percent = row["mb_per_s"]["median"], row["percent_of_encode"]["median"]
         return f"{rate:.0f} MB/s, {percent:.0f} % of encoding from memory"
+    if "gb_above" in row:
+        return f"{row['gb_above']:.2f} GB above inputs and gradients, {row['seconds']:.0f} s"
     if "m_tokens_per_s" in row:
         return f"{row['m_tokens_per_s']['median']:.0f} M tokens/s"
     if "peak_mb" in row:
