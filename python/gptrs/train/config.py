@@ -15,6 +15,7 @@ from gptrs.model.config import ModelConfig
 from gptrs.train.schedule import DEEPSEEK_STAGES, Decay, Kind, batch_rows, rows_before
 from gptrs.train.settings import (
     DataSettings,
+    LogSettings,
     ModelSettings,
     RunSettings,
     SampleSettings,
@@ -89,6 +90,8 @@ class TrainSettings:
     eval_rows: int | None = None  # evenly spread rows of an evaluation, the last excepted; unset: all
     checkpoint_every: int = 500  # updates between checkpoints; the last update always has one
     keep_checkpoints: int = 2  # newest ones that stay on disk
+    keep_best: int = 1  # checkpoints of the least validation loss that stay as well; 0: none
+    checkpoint_async: bool = True  # written beside the training, from a copy of weights and optimizer in CPU memory
     attention: Literal["stream", "documents"] = "stream"  # what a position of a row reads: all before it, or its own
     # document alone, whose positions then begin at 0. Further tokens are never taught across a document's end
     mtp_weight: float = 0.3  # of the further tokens' loss, where the model predicts some
@@ -109,7 +112,7 @@ class TrainSettings:
             "keep_checkpoints",
         ):
             require(getattr(self, name) >= 1, f"train.{name}", "at least 1", getattr(self, name))
-        for name in ("mtp_weight", "balance_weight", "bias_speed"):
+        for name in ("keep_best", "mtp_weight", "balance_weight", "bias_speed"):
             require(getattr(self, name) >= 0, f"train.{name}", "0 or more", getattr(self, name))
         require(self.eval_rows is None or self.eval_rows >= 1, "train.eval_rows", "at least 1", self.eval_rows)
         require(self.ema is None or 0 < self.ema < 1, "train.ema", "between 0 and 1", self.ema)
@@ -214,6 +217,26 @@ class ParallelSettings:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class GuardSettings:
+    """[guard]: what becomes of an update that cannot be trusted. "skip" leaves it out, "rollback" also takes the run
+    back to its newest checkpoint and past the rows since, "stop" ends the run, "tell" makes it and says so.
+    """
+
+    nonfinite: Literal["skip", "rollback", "stop"] = "skip"  # loss or gradient that is no number: one bad row, mostly
+    spike: Literal["off", "tell", "skip", "rollback", "stop"] = "tell"  # loss far above those before
+    spike_sigmas: float = 6.0  # standard deviations above the mean; noise alone has 6 once in 10⁹ updates
+    spike_window: int = 100  # updates over which mean and deviation run
+    spike_warmup: int = 200  # updates before the first spike
+    max_in_a_row: int = 10  # updates left out one after the other, then the run ends: its weights are no good
+    max_rollbacks: int = 3  # to the same checkpoint, then the run ends
+
+    def __post_init__(self) -> None:
+        require(self.spike_sigmas > 0, "guard.spike_sigmas", "positive", self.spike_sigmas)
+        for name, least in (("spike_window", 2), ("spike_warmup", 2), ("max_in_a_row", 1), ("max_rollbacks", 1)):
+            require(getattr(self, name) >= least, f"guard.{name}", f"at least {least}", getattr(self, name))
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class PretrainConfig:
     """A pre-training run, from raw text to a trained model."""
 
@@ -225,8 +248,10 @@ class PretrainConfig:
     schedule: ScheduleSettings = ScheduleSettings()
     train: TrainSettings
     speed: SpeedSettings = field(default_factory=SpeedSettings)
+    guard: GuardSettings = GuardSettings()
     parallel: ParallelSettings = ParallelSettings()
     sample: SampleSettings = field(default_factory=SampleSettings)
+    log: LogSettings = field(default_factory=LogSettings)
 
     def __post_init__(self) -> None:
         if self.schedule.min_lr > self.optim.lr:
@@ -244,9 +269,10 @@ class PretrainConfig:
         if self.speed.cuda_graphs:
             self._check_graphs(model)
         memory.check_split(model, expert=self.parallel.expert, tensor=self.parallel.tensor)
-        if self.data.train and not self.tokenizer.path:
+        if self.data.is_prepared and not self.tokenizer.path:
+            key = "data.train" if self.data.train else "data.mixture"
             raise ValueError(
-                "data.train needs the tokenizer that prepared it, got none; hint: tokenizer.path=tokenizer.json"
+                f"{key} needs the tokenizer that prepared it, got none; hint: tokenizer.path=tokenizer.json"
             )
 
     def _check_graphs(self, model: ModelConfig) -> None:

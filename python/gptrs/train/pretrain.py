@@ -7,33 +7,35 @@ directories it may use is said in `rundir`.
 """
 
 import dataclasses
-import warnings
-from contextlib import ExitStack
+import math
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from gptrs import config as configs
-from gptrs import report, trace
-from gptrs.loader import Loader
 from gptrs.model import Transformer, count
-from gptrs.train import checkpoint, corpus, distributed, metrics, rundir, speed
+from gptrs.train import corpus, distributed, feed, metrics, resume, rundir, speed, trackers
 from gptrs.train.average import Average
 from gptrs.train.config import PretrainConfig
-from gptrs.train.corpus import Corpus
+from gptrs.train.corpus import Corpus, Rows
 from gptrs.train.device import device_of, dtype_of
 from gptrs.train.distributed import World
+from gptrs.train.guard import Event, Guard
+from gptrs.train.keeper import Keeper
 from gptrs.train.looks import Looks
 from gptrs.train.loop import FitOptions, Position, Stops, Update, fit
 from gptrs.train.optim import optimizer_of
 from gptrs.train.parts import Parts
+from gptrs.train.profiler import Profiler
+from gptrs.train.reports import Reports
 from gptrs.train.schedule import learning_rate, stand
+from gptrs.train.signals import leaving_at_once
 from gptrs.train.spread import Spread
-
-SENTENCE = "A true friend accepts you"  # the report follows the model through it
+from gptrs.train.stats import Statistics, Values
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -50,27 +52,33 @@ class Result:
     n_params: int  # of the model
 
 
-def run(config: PretrainConfig, *, is_fresh: bool = False) -> Result:
+def run(config: PretrainConfig, *, is_fresh: bool = False, allow: Iterable[str] = ()) -> Result:
     """Trains as the config says, fills the run directory and returns the result; prints `val loss X` last.
 
-    Args: is_fresh: removes what an earlier run left in the directory. Otherwise an unfinished run of the same config
-        goes on, and a finished or different one is refused.
+    Args:
+        is_fresh: removes what an earlier run left in the directory. Otherwise an unfinished run of the same config
+            goes on, and a finished or different one is refused.
+        allow: settings (section.key) that may differ from the run's, which then goes on with the new values; a
+            finished one does when that gives it more steps or time.
     Raises: ValueError and OSError for what the user can mend, before work starts where it can be known;
-        KeyboardInterrupt on Ctrl-C, after a checkpoint.
+        Stopped (a KeyboardInterrupt) on Ctrl-C, SIGTERM and SIGUSR1, after a checkpoint.
     """
-    if not (config.data.text or config.data.train):
+    if not (config.data.text or config.data.is_prepared):
         raise ValueError("data.text is required, got nothing; hint: data.text=FILE")
+    trackers.require(config.log.trackers)
     if config.run.threads:
         torch.set_num_threads(config.run.threads)
-    with ExitStack() as stack:
+    with leaving_at_once(), ExitStack() as stack:
         world = stack.enter_context(distributed.join(config.parallel, device_of(config.run)))
         with world.together():
             config.train.rows(world.data_size)
             if world.is_main:
-                stack.enter_context(rundir.claim(config.run.path, config, is_fresh=is_fresh))
+                stack.enter_context(rundir.claim(config.run.path, config, is_fresh=is_fresh, allow=allow))
         data = world.main_first(lambda: _corpus(config, world))
         with world.together():
             session = _Session(config, data, world)
+            if world.is_main:
+                rundir.settle(config.run.path, config)
         try:
             session.train()
             result = session.finish()
@@ -96,7 +104,7 @@ class _Session:
         self.model = Transformer(self.model_config, seed=config.run.seed)
         self.mixtures = [mixture for _, mixture in self.model.experts()]
         self.parts = _parts(config, data, world)
-        self.weights_before = self.model.embed.token.weight.detach().clone()  # (V, C)
+        weights_before = self.model.embed.token.weight.detach().clone()  # (V, C)
         speed.prepare(self.model, config.speed, device=device)
         self.spread = Spread(self.model, world, dtype=self.dtype, **speed.compilation(config.run, config.speed))
         self.optimizer = optimizer_of(self.model, config.optim)
@@ -105,33 +113,40 @@ class _Session:
         self.average: Average | None = None
         if train.ema is not None:
             self.average = Average(self.model, decay=train.ema, is_corrected=train.is_ema_corrected)
-        self.loader = Loader(
-            data.train,
-            seq_len=config.train.seq_len,
-            global_batch=config.train.global_batch,
-            micro_batch=config.train.rows(world.data_size),
-            rank=world.data_rank,
-            world_size=world.data_size,
-            seed=config.run.seed,
-            device=str(device),
-        )
+        self.loader = feed.loader(config, data.train, world)
         self.environment = metrics.environment(device)
         self.peak, self.peak_name = metrics.peak_flops(device, self.dtype)
         self.flops_per_token = count.flops_per_token(self.model_config, config.train.seq_len, has_further=True)
         self.display = metrics.Display(steps=config.train.steps, peak=self.peak_name)
         self.looks = Looks(config, data, self.spread, self.parts, dtype=self.dtype)
         self.looks.average = self.average
+        self.keeper = Keeper(
+            self.dir / "checkpoints",
+            self.spread,
+            self.optimizer,
+            self.average,
+            train=train,
+            seed=config.run.seed,
+            on_failure=self._say_not_saved,
+        )
+        self.looks.display = self.display
+        self.guard = Guard(config.guard, device=device)
+        self.left_out: list[list[int]] = []  # [first, end) of the samples that a rollback went past
+        self.changes: list[resume.Change] = []  # of the config, since the newest checkpoint
+        self.look_step, self.look_lengths = -1, {"metrics.jsonl": 0, "samples.txt": 0}
+        self.reports = Reports(config, data, weights_before, self.looks, environment=self.environment)
         self.position, lengths = self._restore()
-        if world.is_main:
-            self.log_file = metrics.MetricsLog(self.dir, length=lengths["metrics.jsonl"], step=self.position.step)
-            self.samples_file = metrics.cut(self.dir / "samples.txt", lengths["samples.txt"])
-            self.looks.log_file, self.looks.samples_file = self.log_file, self.samples_file
-            self.looks.display = self.display
+        self.trackers: trackers.Trackers | None = None
+        self._open_logs(lengths, self.position.step)
+        self.statistics = self._statistics()
+        self.profiler = Profiler(self.dir, updates=config.log.profile if world.is_main else (), say=self.display.say)
+        self.is_finished = False
         self.beside: rundir.Outcome | str | None = None
 
     def train(self) -> None:
         if self.world.is_main:
             self._say_start()
+            self._start_trackers()
             self.display.start()
         try:
             self.position = fit(
@@ -141,43 +156,52 @@ class _Session:
                 optimizer=self.optimizer,
                 learning_rate=self._learning_rate,
                 options=self._options(),
-                stops=Stops(log=self._log, save=self._save, evaluate=self.looks.evaluate, sample=self.looks.sample),
+                stops=Stops(
+                    log=self._log,
+                    save=self._save,
+                    evaluate=self._evaluate,
+                    sample=self._sample,
+                    tell=self._tell,
+                    roll_back=self._roll_back,
+                ),
                 after_update=self._after_update,
+                watch=self._watch,
                 start=self.position,
                 counts=self.parts.counts,
                 spread=self.spread,
+                guard=self.guard,
             )
+            self.keeper.saver.finish()
         except KeyboardInterrupt as error:
+            if error.args:  # a second signal waits for nothing
+                self.keeper.saver.finish()
             self.display.stop()
             if self.world.is_main:
                 self.display.say(f"{error or 'stopped'}; hint: the same command goes on from the newest checkpoint")
+            raise
+        except Exception:
+            self.keeper.saver.wait()
             raise
         finally:
             self.display.stop()
 
     def finish(self) -> Result:
         """Writes report.html and returns the result."""
-        result = Result(
-            dir=str(self.dir),
-            steps=self.position.step,
-            val_loss=self.looks.val_loss,
-            unigram_entropy=self.corpus.unigram_entropy,
-            bits_per_byte=self.corpus.bits_per_byte(self.looks.val_loss),
-            seconds=self.position.elapsed_s,
-            is_capped=self.position.step < self.config.train.steps,
-            n_params=count.n_params(self.model_config),
-        )
+        result = self._result(self.position)
         if (model := self.spread.whole()) is not None:
+            values = dataclasses.asdict(result)
             if self.config.run.beside:
-                self.beside = rundir.beside(self._outcome(result), Path(self.config.run.beside))
-            report.write(self.dir / "report.html", self._facts(result, model))
+                self.beside = rundir.beside(self.reports.outcome(values), Path(self.config.run.beside))
+            self.reports.finish(values, model, self.beside)
+        self.is_finished = True
         return result
 
     def close(self) -> None:
+        self.profiler.flush(is_end=True)
+        if self.trackers is not None:
+            self.trackers.close(is_finished=self.is_finished)
         self.loader.close()
-        if self.world.is_main:
-            self.log_file.close()
-            self.samples_file.close()
+        self._close_logs()
 
     def say_result(self, result: Result) -> None:
         if not self.world.is_main:
@@ -196,6 +220,30 @@ class _Session:
         say(f"unigram entropy {result.unigram_entropy:.4f}")
         say(f"bits per byte {result.bits_per_byte:.4f}")
         say(f"val loss {result.val_loss:.4f}")
+
+    def _result(self, position: Position) -> Result:
+        """What the run has come to at a position behind an evaluation."""
+        return Result(
+            dir=str(self.dir),
+            steps=position.step,
+            val_loss=self.looks.val_loss,
+            unigram_entropy=self.corpus.unigram_entropy,
+            bits_per_byte=self.corpus.bits_per_byte(self.looks.val_loss),
+            seconds=position.elapsed_s,
+            is_capped=position.step < self.config.train.steps,
+            n_params=count.n_params(self.model_config),
+        )
+
+    def _start_trackers(self) -> None:
+        log, run = self.config.log, self.config.run
+        self.trackers = self.log_file.trackers = trackers.start(
+            log.trackers,
+            project=log.project,
+            name=run.name,
+            directory=self.dir,
+            config=configs.to_dict(self.config),
+            say=self.display.say,
+        )
 
     def _say_start(self) -> None:
         say, data, train = self.display.say, self.corpus, self.config.train
@@ -216,28 +264,62 @@ class _Session:
 
     def _restore(self) -> tuple[Position, dict[str, int]]:
         """Returns where the run stands and how long its logs were then, after loading the newest checkpoint."""
-        torch.manual_seed(self.config.run.seed + self.world.data_rank)  # dropout
-        found = checkpoint.find(self.dir / "checkpoints")
-        for path in found.uncommitted:
-            origin = found.newest or "the beginning"
-            warnings.warn(f"checkpoint {path} was never finished; going on from {origin}", stacklevel=2)
-        if found.newest is None:
+        state = self.keeper.restore()
+        if state is None:
             return Position(), {"metrics.jsonl": 0, "samples.txt": 0}
-        state = self._load(found.newest)
-        if self.average is not None:
-            self.average.step = state["step"]
         self.loader.load_state_dict(state["loader"])
+        self.guard.load_state_dict(state["guard"])
+        self.left_out = state["left_out"]
+        self.changes = resume.changes(configs.build(PretrainConfig, state["config"]), self.config)
         return Position(step=state["step"], elapsed_s=state["elapsed_s"]), state["lengths"]
 
-    def _load(self, path: Path) -> dict[str, Any]:
-        """Puts a checkpoint into this rank's parts of the model and the optimizer; returns its state."""
-        if not self.spread.is_divided:
-            return checkpoint.load(path, self.model, self.optimizer, others=self._others())
-        plain = Transformer(self.model_config)
-        optimizer = optimizer_of(plain, self.config.optim)
-        state = checkpoint.load(path, plain, optimizer)
-        self.spread.take(plain, optimizer, self.optimizer)
-        return state
+    def _open_logs(self, lengths: dict[str, int], step: int) -> None:
+        """Opens the logs at the lengths that they had at a step; what was written after it is forgotten."""
+        if not self.world.is_main:
+            return
+        self.log_file = metrics.MetricsLog(self.dir, length=lengths["metrics.jsonl"], step=step)
+        self.samples_file = metrics.cut(self.dir / "samples.txt", lengths["samples.txt"])
+        self.log_file.trackers = self.trackers
+        self.looks.log_file, self.looks.samples_file = self.log_file, self.samples_file
+        if self.changes:
+            values = {"changes": {change.key: [change.old, change.new] for change in self.changes}}
+            self._tell(Event(step=step, name="config changed", text=resume.sentence(self.changes), values=values))
+
+    def _close_logs(self) -> None:
+        if self.world.is_main:
+            self.log_file.close()
+            self.samples_file.close()
+
+    def _roll_back(self, guard: Guard) -> int | None:
+        """Goes back to the newest checkpoint and on behind the samples that were drawn since."""
+        self.keeper.saver.wait()
+        state = self.keeper.restore()
+        if state is None:
+            return None
+        step, samples = int(state["step"]), [state["loader"]["next_sample"], self.loader.next_sample]
+        guard.rolled_back(state["guard"], step)
+        self.left_out = [*state["left_out"], samples]
+        self._close_logs()
+        self._open_logs(state["lengths"], step)
+        self.look_step = -1
+        text = f"back to step {step}, past samples {samples[0]} to {samples[1] - 1}"
+        self._tell(Event(step=step, name="rollback", text=text, values={"samples": samples}))
+        return step
+
+    def _tell(self, event: Event) -> None:
+        if self.world.is_main:
+            self.log_file.event(event.step, event.name, event.text, event.values)
+            self.display.say(event.text)
+
+    def _note_lengths(self, position: Position) -> None:
+        """A checkpoint after a look that was cut off has the logs as they were before it."""
+        if self.world.is_main and position.step != self.look_step:
+            self.look_step, self.look_lengths = position.step, self._lengths()
+
+    def _lengths(self) -> dict[str, int]:
+        if not self.world.is_main:
+            return {}
+        return {"metrics.jsonl": self.log_file.length(), "samples.txt": metrics.flushed(self.samples_file)}
 
     def _options(self) -> FitOptions:
         train = self.config.train
@@ -254,14 +336,10 @@ class _Session:
             checkpoint_every=train.checkpoint_every,
         )
 
-    def _after_update(self) -> None:
-        self.parts.after_update(self.mixtures)
+    def _after_update(self, is_left_out: Tensor) -> None:
+        self.parts.after_update(self.mixtures, is_left_out)
         if self.average is not None:
             self.average.update()
-
-    def _others(self) -> dict[str, dict[str, Tensor]]:
-        """What a checkpoint has beside model and optimizer."""
-        return {} if self.average is None else {"ema": self.average.means}
 
     def _learning_rate(self, position: Position) -> float:
         schedule, options = self.config.schedule, self._options()
@@ -277,11 +355,56 @@ class _Session:
             stages=schedule.stages,
         )
 
+    def _evaluate(self, position: Position, is_last: bool) -> None:
+        self._note_lengths(position)
+        if is_last:
+            self.keeper.saver.finish()  # before what may go wrong now
+        self.looks.evaluate(position, is_last)
+        self.keeper.saver.mark(position.step, self.looks.val_loss)
+        is_sampled = position.step % self._options().sample_every == 0
+        if not (is_last or is_sampled):
+            self._report(position)
+
+    def _sample(self, position: Position, is_last: bool) -> None:
+        self._note_lengths(position)
+        self.looks.sample(position, is_last)
+        if not (is_last or math.isnan(self.looks.val_loss)):
+            self._report(position)
+
+    def _report(self, position: Position) -> None:
+        if self.world.is_main:
+            self.reports.on_the_way(dataclasses.asdict(self._result(position)) | {"is_capped": False})
+
+    @contextmanager
+    def _watch(self, step: int) -> Iterator[None]:
+        with self.profiler.watch(step), self.statistics.watch(step):
+            yield
+
+    def _statistics(self) -> Statistics:
+        def all_blocks(model: nn.Module, rows: Rows) -> Tensor:
+            assert isinstance(model, Transformer)
+            return model.losses(rows.tokens, rows.targets, **self.parts.documents(rows.tokens))["next"]
+
+        return Statistics(
+            self.spread,
+            self.optimizer,
+            rows=self.looks.first_rows(),
+            loss_fn=all_blocks,
+            loads=lambda: self.parts.loads,
+            every=self.config.log.stats_every,
+            write=self._write_statistics,
+        )
+
+    def _write_statistics(self, step: int, values: Values) -> None:
+        if self.world.is_main:
+            self.log_file.write("stats", step, **values)
+
     def _log(self, update: Update) -> None:
         parts = self.parts.log()
         if not self.world.is_main:
             return
         mfu = update.tokens_per_s * self.flops_per_token / (self.peak * self.world.size) if self.peak else None
+        memory = metrics.memory(self.world.device)
         self.log_file.write(
             "train",
             update.step,
@@ -291,6 +414,7 @@ class _Session:
             tokens_per_s=round(update.tokens_per_s, 1),
             mfu=mfu,
             time_s=round(update.time_s, 3),
+            memory_bytes=memory[0],
             **parts,
         )
         self.display.update(
@@ -300,74 +424,36 @@ class _Session:
             mfu=mfu,
             seconds_left=update.seconds_left,
             parts=parts,
+            memory=memory,
         )
+        self.profiler.flush()
 
     def _save(self, position: Position) -> None:
-        gathered = self.spread.gather(self.optimizer)
-        if gathered is None:
-            return
-        model, optimizer = gathered
-        lengths = {"metrics.jsonl": self.log_file.length(), "samples.txt": metrics.sync(self.samples_file)}
         state = {
             "elapsed_s": position.elapsed_s,
             "loader": self.loader.state_dict(),
-            "lengths": lengths,
+            "guard": self.guard.state_dict(),
+            "left_out": self.left_out,
+            "lengths": self.look_lengths if position.step == self.look_step else self._lengths(),
             "config": configs.to_dict(self.config),
             "model": dataclasses.asdict(self.model_config),
             "environment": self.environment,
         }
-        checkpoint.save(
-            self.dir / "checkpoints",
-            step=position.step,
-            model=model,
-            optimizer=optimizer,
-            state=state,
-            keep=self.config.train.keep_checkpoints,
-            others=self._others(),
-        )
+        logs = ("metrics.jsonl", "samples.txt") if self.world.is_main else ()
+        self.keeper.save(position.step, state, logs=[self.dir / name for name in logs])
+        self.changes = []
 
-    def _facts(self, result: Result, model: Transformer) -> report.Facts:
-        tokenizer = self.corpus.tokenizer
-        data, ids = self.corpus, self.corpus.frequent_words(10)
-        after = model.embed.token.weight.detach().cpu()  # (V, C)
-        return report.Facts(
-            name=self.config.run.name,
-            result=dataclasses.asdict(result),
-            sources=data.sources,
-            tokenizer=tokenizer,
-            train=data.train,
-            val=data.val,
-            n_bytes=(corpus.n_text_bytes(data.train), corpus.n_text_bytes(data.val)),
-            model=self.model_config,
-            parts=count.of_model(model),
-            lines=metrics.read(self.dir / "metrics.jsonl"),
-            samples=self.looks.samples,
-            sentence=SENTENCE,
-            guesses=trace.guesses(model, tokenizer, SENTENCE),
-            gradients=trace.gradients(model, tokenizer, SENTENCE),
-            neighbours=trace.neighbours(self.weights_before, after, tokenizer, ids),
-            environment=self.environment,
-            config=configs.dumps(self.config),
-            usage=self.looks.usage(model),
-            runs=None if self.beside is None else (self._outcome(result), self.beside),
-        )
-
-    def _outcome(self, result: Result) -> rundir.Outcome:
-        return rundir.Outcome(
-            name=self.config.run.name,
-            result=dataclasses.asdict(result),
-            lines=metrics.read(self.dir / "metrics.jsonl"),
-            tokenizer=self.corpus.tokenizer.digest,
-            data=(self.corpus.train.fingerprint, self.corpus.val.fingerprint),
-        )
+    def _say_not_saved(self, step: int, error: OSError) -> None:
+        text = f"step {step} is not saved, training goes on: {error.strerror or error}"
+        self._tell(Event(step=step, name="not saved", text=text, values={"errno": error.errno}))
 
 
 def _corpus(config: PretrainConfig, world: World) -> Corpus:
     data, tokenizer = config.data, config.tokenizer
     if not world.is_main:
-        return corpus.made(config.run.path, data.train, data.val)
-    if data.train and data.val and tokenizer.path:
-        return corpus.from_datasets(data.train, data.val, tokenizer.path, config.run.path)
+        return corpus.made(config.run.path, feed.training_data(data) if data.is_prepared else None, data.val)
+    if data.is_prepared and data.val and tokenizer.path:
+        return corpus.from_datasets(feed.training_data(data), data.val, tokenizer.path, config.run.path)
     return corpus.from_text(
         data.text,
         config.run.path,

@@ -1,4 +1,4 @@
-"""The sections of a config that say what is trained and on what: run, data, tokenizer, model, samples. No torch here.
+"""The sections of a config that say what is trained, on what, and what is told of it. No torch here.
 
 How it is trained stands in `config`. Keys that are unset (None) follow from others, as their comments say.
 """
@@ -60,22 +60,46 @@ class SpeedSettings:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class DataSettings:
-    """[data]: raw text, which the run splits and prepares itself, or two prepared datasets."""
+    """[data]: raw text, which the run splits and prepares itself, or prepared datasets; and how rows come from it."""
 
     text: tuple[str, ...] = ()  # files, folders (*.txt, *.jsonl) or globs to train on and to hold out of
     val_fraction: float = 0.1  # share of the bytes held out: the end of a single file, whole files of several
     text_field: str = "text"  # of a .jsonl line
     train: str | None = None  # prepared dataset, instead of text
-    val: str | None = None  # prepared dataset for evaluation, with train
+    mixture: tuple[str, ...] = ()  # several prepared datasets that are mixed row by row, instead of train
+    weights: tuple[float, ...] = ()  # share of each, of any sum; unset: as they were prepared, else by size
+    max_epochs: int | None = None  # times that a row of the mixture may come; unset: any number
+    val: str | None = None  # prepared dataset for evaluation, with train or mixture
+    pack: Literal["stream", "bestfit"] = "stream"  # documents one after the other across rows, or whole where they fit
+    order: Literal["shuffled", "blocks", "sequential"] = "shuffled"  # of rows; blocks: for disks slow at random reads
 
     def __post_init__(self) -> None:
         require(0 < self.val_fraction < 1, "data.val_fraction", "between 0 and 1", self.val_fraction)
-        if bool(self.train) != bool(self.val):
+        if self.mixture:
+            self._check_mixture()
+        elif self.weights or self.max_epochs is not None:
+            key = "data.weights" if self.weights else "data.max_epochs"
+            raise ValueError(f"{key} belongs to data.mixture, got none; hint: data.mixture=FIRST,SECOND")
+        elif bool(self.train) != bool(self.val):
             raise ValueError("data.train and data.val belong together, got one of them")
-        if self.text and self.train:
-            raise ValueError(
-                "data.text and data.train exclude each other, got both; hint: unset one with data.train=none"
-            )
+        if self.text and (self.train or self.mixture):
+            key = "data.train" if self.train else "data.mixture"
+            raise ValueError(f"data.text and {key} exclude each other, got both; hint: unset one with data.text=")
+
+    def _check_mixture(self) -> None:
+        if self.train or not self.val:
+            got = "data.train too" if self.train else "none"
+            raise ValueError(f"data.mixture needs data.val and no data.train, got {got}; hint: data.val=FOLDER")
+        require(len(set(self.mixture)) == len(self.mixture), "data.mixture", "different datasets", list(self.mixture))
+        is_fit = not self.weights or (len(self.weights) == len(self.mixture) and min(self.weights) >= 0)
+        require(is_fit and sum(self.weights or (1,)) > 0, "data.weights", "a share for each dataset of data.mixture",
+                list(self.weights))  # fmt: skip
+        require(self.max_epochs is None or self.max_epochs >= 1, "data.max_epochs", "at least 1", self.max_epochs)
+
+    @property
+    def is_prepared(self) -> bool:
+        """Whether it names prepared datasets."""
+        return bool(self.train or self.mixture)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -176,3 +200,21 @@ class SampleSettings:
         require(self.temperature >= 0, "sample.temperature", "0 or more", self.temperature)
         require(self.top_k is None or self.top_k >= 1, "sample.top_k", "at least 1", self.top_k)
         require(self.top_p is None or 0 < self.top_p <= 1, "sample.top_p", "above 0, at most 1", self.top_p)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LogSettings:
+    """[log]: what a run tells beside metrics.jsonl, TensorBoard, loss.png and report.html, which are always there."""
+
+    trackers: tuple[Literal["wandb", "trackio", "mlflow"], ...] = ()  # that get the same lines; their own settings
+    # (offline, address, account) are in their environment variables
+    project: str = "gptrs"  # under which trackers file the run; MLflow calls it experiment
+    stats_every: int = 0  # updates between looks at gradients, weights, activations and loads; 0: none
+    profile: tuple[int, ...] = ()  # first and last update to trace, as 20,22; empty: none
+
+    def __post_init__(self) -> None:
+        require(len(set(self.trackers)) == len(self.trackers), "log.trackers", "different names", list(self.trackers))
+        require(self.project != "", "log.project", "a name", self.project)
+        require(self.stats_every >= 0, "log.stats_every", "0 (none) or more", self.stats_every)
+        is_range = len(self.profile) == 2 and 1 <= self.profile[0] <= self.profile[1]
+        require(not self.profile or is_range, "log.profile", "a first and a last update, from 1", list(self.profile))

@@ -11,7 +11,7 @@ or not. Weights stay fp32 and are rounded to the compute type inside the graph, 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -24,16 +24,9 @@ from gptrs.model.ranks import local
 from gptrs.train.cuts import Cut, divide, part, tensor_cuts, whole
 from gptrs.train.distributed import World
 from gptrs.train.fsdp import DIMENSIONS, routers, shard
-from gptrs.train.optim import clip
+from gptrs.train.optim import HasState, clip
 
 LossFn = Callable[..., Tensor]  # (model, batch, totals) → the batch's share of the loss that `totals` divides
-
-
-class HasState(Protocol):
-    """What an optimizer keeps for each parameter."""
-
-    @property
-    def state(self) -> Mapping[Any, Mapping[str, Tensor]]: ...
 
 
 @dataclass(frozen=True, slots=True)
