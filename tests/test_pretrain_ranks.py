@@ -70,7 +70,7 @@ def check(found: list[tuple[str, int, float]], expected: list[tuple[str, int, fl
     ("size", "overrides"),
     [
         (2, ("train.micro_batch=1",)),
-        (2, (*DEEPSEEK, "parallel.data=fsdp", "optim.name=muon")),
+        pytest.param(2, (*DEEPSEEK, "parallel.data=fsdp", "optim.name=muon"), marks=pytest.mark.long),
         (4, (*DEEPSEEK, "parallel.expert=2", "parallel.tensor=2", "optim.name=muon")),
     ],
 )
@@ -85,7 +85,9 @@ def test_a_run_on_several_ranks_is_the_run_of_one(size: int, overrides: tuple[st
     assert straight.val_loss == pytest.approx(losses(tmp_path / "many")[-1][2], abs=1e-5)
 
 
-@pytest.mark.parametrize(("setting", "others"), [("parallel.tensor=2", 4), ("parallel.data=fsdp", 1)])
+@pytest.mark.parametrize(
+    ("setting", "others"), [("parallel.tensor=2", 4), pytest.param("parallel.data=fsdp", 1, marks=pytest.mark.long)]
+)
 def test_a_stopped_run_goes_on_with_another_number_of_ranks(setting: str, others: int, tmp_path: Path) -> None:
     """SIGTERM reaches one rank alone: both save and leave after the same update."""
     pretrain.run(tiny(tmp_path, "one", *DEEPSEEK))
@@ -126,7 +128,7 @@ def test_a_mistake_ends_all_ranks_with_rank_0_s_message(tmp_path: Path, capfd: p
 
 @pytest.mark.long
 def test_torchrun_starts_a_killed_rank_again_and_the_run_goes_on(tmp_path: Path) -> None:
-    overrides = [*TINY, "train.steps=400", "train.checkpoint_every=20", f"data.text={tmp_path / 'text.txt'}"]
+    overrides = [*TINY, "train.steps=120", "train.checkpoint_every=10", f"data.text={tmp_path / 'text.txt'}"]
     tiny(tmp_path, "one")
     command = [
         sys.executable,
@@ -141,7 +143,7 @@ def test_torchrun_starts_a_killed_rank_again_and_the_run_goes_on(tmp_path: Path)
     pretrain.run(load("shakespeare_cpu", [*overrides, "parallel.data=fsdp", f"run.dir={tmp_path / 'one'}"]))
     with subprocess.Popen([*command, f"run.dir={tmp_path / 'many'}"], stdout=subprocess.DEVNULL) as agent:
         end = time.monotonic() + 300
-        while not (tmp_path / "many" / "checkpoints" / "step-00000040").exists():
+        while not (tmp_path / "many" / "checkpoints" / "step-00000020").exists():
             assert time.monotonic() < end and agent.poll() is None
             time.sleep(0.05)
         children = Path(f"/proc/{agent.pid}/task/{agent.pid}/children").read_text().split()
