@@ -6,6 +6,7 @@ from datetime import timedelta
 import pytest
 import torch
 import torch.distributed as dist
+from torch.distributed.tensor import Shard, distribute_tensor
 
 from gptrs.model import ModelConfig, Transformer
 from gptrs.model.loss import counts
@@ -63,8 +64,14 @@ def test_tokens_that_travel_come_to_the_same_sums(world: World) -> None:
     tokens, targets = rows()
     losses = []
     for group in (None, dist.group.WORLD):
-        for _, mixture in model.experts():
-            mixture.experts.expert_group = group
+        for _, mixture in model.experts() if group is not None else ():
+            experts, mesh = mixture.experts, world.mesh
+            assert mesh is not None
+            experts.expert_group = group
+            experts.up, experts.down = (
+                torch.nn.Parameter(distribute_tensor(weight.detach(), mesh["expert"], [Shard(0)]))
+                for weight in (experts.up, experts.down)
+            )
         losses.append(model.loss(tokens, targets))
         losses[-1].backward()  # type: ignore[no-untyped-call]
     assert losses[0].item() == pytest.approx(losses[1].item(), abs=1e-3)

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from gptrs.model.config import ModelConfig
 from gptrs.model.expert_by_expert import expert_by_expert
 from gptrs.model.feed_forward import SwiGLU
-from gptrs.model.ranks import enter, exchange, leave, local
+from gptrs.model.ranks import enter, exchange, leave, part
 
 _ALIGNED = 16  # bytes that the grouped product wants the inner sizes to be a multiple of
 
@@ -93,7 +93,10 @@ class Experts(nn.Module):
     def forward(self, x: Tensor, ids: Tensor, weights: Tensor) -> Tensor:
         """Σ weight·expert(x) of each token: (N, C), (N, A), (N, A) → (N, C)."""
         x, weights = enter(x, self.tensor_group), enter(weights, self.tensor_group)
-        up, down = local(self.up), local(self.down)
+        up: Tensor = self.up
+        down: Tensor = self.down
+        if self.expert_group is not None or self.tensor_group is not None:
+            up, down = part(up), part(down)
         if self.expert_group is None:
             y = _apply(x, ids, weights, up, down)
         else:
