@@ -87,7 +87,7 @@ def losses(
         learning_rate=lambda position: LR,
         options=FitOptions(steps=steps, accumulation=accumulation, log_every=1, dtype=dtype),
         stops=Stops(log=log, save=nothing, evaluate=nothing, sample=nothing),
-        after_update=lambda: parts.after_update(mixtures),
+        after_update=lambda is_left_out: parts.after_update(mixtures, is_left_out),
         spread=spread,
     )
     rows = [next(batches(world.data_rank, world.data_size))]
@@ -223,7 +223,7 @@ def votes(world: World) -> dict[str, Any]:
                     raise OSError(f"no room on {world.rank}")
         except (OSError, ValueError) as error:
             seen[f"{failing}"] = f"{type(error).__name__}: {error}"
-    seen["agreed"] = world.agreed(10.0 + world.rank, world.rank == 1)
+    seen["agreed"] = world.agreed(10.0 + world.rank, 15 * world.rank)
     seen["first"] = world.main_first(lambda: world.rank)
     done = []
     try:
@@ -238,7 +238,7 @@ def test_ranks_decide_together(tmp_path: Path) -> None:
     assert main["sum"] == other["sum"] == [3, 2]
     assert main["(1,)"] == "ValueError: rank 1: no room on 1" and other["(1,)"] == "OSError: no room on 1"
     assert main["(0, 1)"] == "OSError: no room on 0" and other["(0, 1)"] == "OSError: no room on 1"
-    assert main["agreed"] == other["agreed"] == [10.0, True]
+    assert main["agreed"] == other["agreed"] == [10.0, 15]
     assert (main["first"], other["first"]) == (0, 1)
     assert main["failed first"][0] == "ZeroDivisionError" and main["failed first"][2] == 1
     assert other["failed first"][0] == "ValueError" and other["failed first"][2] == 0
@@ -285,7 +285,7 @@ def test_one_process_needs_no_group_and_pays_nothing() -> None:
     with distributed.join(ParallelSettings(), torch.device("cpu"), {}) as world:
         assert world.is_main and (world.size, world.data_size, world.mesh) == (1, 1, None)
         tensor = torch.ones(2)
-        assert world.sum(tensor) is tensor and world.agreed(1.5, True) == (1.5, True)
+        assert world.sum(tensor) is tensor and world.agreed(1.5, 2) == (1.5, 2)
         assert not torch.distributed.is_initialized()
         with pytest.raises(KeyError), world.together():
             raise KeyError

@@ -1,5 +1,6 @@
 """Whole runs on several ranks: the metrics of one process, resumed by another number of them, after a rank's death."""
 
+import errno
 import os
 import signal
 import subprocess
@@ -12,7 +13,7 @@ from typing import Any
 import pytest
 
 from gptrs import cli
-from gptrs.train import metrics, pretrain
+from gptrs.train import checkpoint, metrics, pretrain
 from gptrs.train.config import PretrainConfig, load
 from ranks import environment, fork, free_port
 
@@ -91,7 +92,7 @@ def test_a_stopped_run_goes_on_with_another_number_of_ranks(setting: str, others
     """SIGTERM reaches one rank alone: both save and leave after the same update."""
     pretrain.run(tiny(tmp_path, "one", *DEEPSEEK))
     config = tiny(tmp_path, "many", *DEEPSEEK, setting)
-    original = pretrain._Session._log
+    original = pretrain.Session._log
 
     def stopped() -> None:
         def log(session: Any, update: Any) -> None:
@@ -99,7 +100,7 @@ def test_a_stopped_run_goes_on_with_another_number_of_ranks(setting: str, others
             if update.step == 6 and session.world.rank == 1:
                 os.kill(os.getpid(), signal.SIGTERM)
 
-        pretrain._Session._log = log  # type: ignore[method-assign]
+        pretrain.Session._log = log  # type: ignore[method-assign]
         with pytest.raises(KeyboardInterrupt):
             pretrain.run(config)
 
@@ -171,3 +172,24 @@ def test_the_command_line_runs_on_ranks(tmp_path: Path) -> None:
     assert done.stdout.count("val loss") >= 2 and "2 ranks: replicate 2" in done.stdout
     again = subprocess.run(command, capture_output=True, text=True, timeout=100, check=False)
     assert again.returncode != 0 and again.stderr.count("holds a finished run of this config") == 1
+
+
+def test_a_full_disk_of_one_rank_is_told_and_all_of_them_go_on(tmp_path: Path) -> None:
+    config = tiny(tmp_path, "run", "train.micro_batch=1", "parallel.data=fsdp")
+    original = os.open
+
+    def full(path: Any, *args: Any, **kwargs: Any) -> int:
+        if os.environ["RANK"] == "1" and ".step-00000004.tmp/optimizer" in os.fsdecode(path):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return original(path, *args, **kwargs)
+
+    def run() -> None:
+        os.open = full
+        pretrain.run(config)
+
+    assert on_ranks(2, run) == [0, 0]
+    lines = metrics.read(tmp_path / "run" / "metrics.jsonl")
+    failed = [line for line in lines if line["kind"] == "save_failed"]
+    assert failed == [{"kind": "save_failed", "step": 4, "errno": errno.ENOSPC}]
+    found = checkpoint.find(tmp_path / "run" / "checkpoints")
+    assert found.newest is not None and found.newest.name == "step-00000012" and found.uncommitted == ()

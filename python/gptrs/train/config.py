@@ -11,13 +11,15 @@ from typing import Literal
 
 from gptrs import config
 from gptrs.model import memory
-from gptrs.train.schedule import DEEPSEEK_STAGES, Decay, Kind, batch_rows, rows_before
+from gptrs.model.config import ModelConfig
+from gptrs.train.schedule import DEEPSEEK_STAGES, Decay, Kind, batch_rows, learning_rate, rows_before
 from gptrs.train.settings import (
     DataSettings,
     LogSettings,
     ModelSettings,
     RunSettings,
     SampleSettings,
+    SpeedSettings,
     TokenizerSettings,
     require,
 )
@@ -70,6 +72,20 @@ class ScheduleSettings:
         require(0 < share <= 1, "schedule.decay_share", "above 0, at most 1", share)
         is_rising = len(self.stages) == 3 and list(self.stages) == sorted({*self.stages, 0.0, 1.0})[1:-1]
         require(is_rising, "schedule.stages", "three rising numbers between 0 and 1", list(self.stages))
+
+    def rate(self, step: int, *, peak: float, steps: int) -> float:
+        """Learning rate of update `step` of so many, counted from 0."""
+        return learning_rate(
+            step,
+            peak=peak,
+            min_lr=self.min_lr,
+            warmup_steps=self.warmup_steps,
+            steps=steps,
+            kind=self.kind,
+            decay=self.decay,
+            decay_share=self.decay_share,
+            stages=self.stages,
+        )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -215,6 +231,26 @@ class ParallelSettings:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class GuardSettings:
+    """[guard]: what becomes of an update that cannot be trusted. "skip" leaves it out, "rollback" also takes the run
+    back to its newest checkpoint and past the rows since, "stop" ends the run, "tell" makes it and says so.
+    """
+
+    nonfinite: Literal["skip", "rollback", "stop"] = "skip"  # loss or gradient that is no number: one bad row, mostly
+    spike: Literal["off", "tell", "skip", "rollback", "stop"] = "tell"  # loss far above those before
+    spike_sigmas: float = 6.0  # standard deviations above the mean; noise alone has 6 once in 10⁹ updates
+    spike_window: int = 100  # updates over which mean and deviation run
+    spike_warmup: int = 200  # updates before the first spike
+    max_in_a_row: int = 10  # updates left out one after the other, then the run ends: its weights are no good
+    max_rollbacks: int = 3  # to the same checkpoint, then the run ends
+
+    def __post_init__(self) -> None:
+        require(self.spike_sigmas > 0, "guard.spike_sigmas", "positive", self.spike_sigmas)
+        for name, least in (("spike_window", 2), ("spike_warmup", 2), ("max_in_a_row", 1), ("max_rollbacks", 1)):
+            require(getattr(self, name) >= least, f"guard.{name}", f"at least {least}", getattr(self, name))
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class PretrainConfig:
     """A pre-training run, from raw text to a trained model."""
 
@@ -225,6 +261,8 @@ class PretrainConfig:
     optim: OptimSettings
     schedule: ScheduleSettings = ScheduleSettings()
     train: TrainSettings
+    speed: SpeedSettings = field(default_factory=SpeedSettings)
+    guard: GuardSettings = GuardSettings()
     parallel: ParallelSettings = ParallelSettings()
     sample: SampleSettings = field(default_factory=SampleSettings)
     log: LogSettings = field(default_factory=LogSettings)
@@ -242,11 +280,25 @@ class PretrainConfig:
         if self.train.seq_len <= model.n_mtp_layers:
             got = f"got {self.train.seq_len}; hint: train.seq_len={model.n_mtp_layers + 1}"
             raise ValueError(f"train.seq_len must exceed the {model.n_mtp_layers} further tokens predicted, {got}")
+        if self.speed.cuda_graphs:
+            self._check_graphs(model)
         memory.check_split(model, expert=self.parallel.expert, tensor=self.parallel.tensor)
-        if self.data.train and not self.tokenizer.path:
+        if self.data.is_prepared and not self.tokenizer.path:
+            key = "data.train" if self.data.train else "data.mixture"
             raise ValueError(
-                "data.train needs the tokenizer that prepared it, got none; hint: tokenizer.path=tokenizer.json"
+                f"{key} needs the tokenizer that prepared it, got none; hint: tokenizer.path=tokenizer.json"
             )
+
+    def _check_graphs(self, model: ModelConfig) -> None:
+        """What is read between updates must not lie in a graph's memory: gradients, loads, further losses."""
+        if not (self.run.compile and self.speed.compile == "whole"):
+            got = f"got run.compile={self.run.compile}, speed.compile={self.speed.compile}"
+            raise ValueError(f"speed.cuda_graphs needs run.compile=true and speed.compile=whole, {got}".lower())
+        if (n := self.train.accumulation()) > 1:
+            raise ValueError(f"speed.cuda_graphs needs one microbatch for an update, got {n}")
+        if model.n_routed_experts or model.n_mtp_layers:
+            got = f"got {model.n_routed_experts} experts and {model.n_mtp_layers} further tokens"
+            raise ValueError(f"speed.cuda_graphs needs a dense model without further tokens, {got}")
 
 
 def load(source: str | Path, overrides: Sequence[str] = ()) -> PretrainConfig:

@@ -73,9 +73,20 @@ class Spread:
         parameters that "tensor" ranks share, by name (see `cuts`).
     """
 
-    def __init__(self, model: nn.Module, world: World, *, dtype: torch.dtype, is_compiled: bool = False) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        world: World,
+        *,
+        dtype: torch.dtype,
+        is_compiled: bool = False,
+        is_whole: bool = True,
+        mode: str | None = None,
+    ) -> None:
         """Divides the model among the ranks, in place, and moves it to their devices.
 
+        Args: is_whole: compiles loss and backward as one, not block by block; FSDP2 always has blocks. mode: of
+            torch.compile.
         Raises: ValueError when its sizes cannot be divided so.
         """
         self.model = model
@@ -89,7 +100,7 @@ class Spread:
             divide(model, world)
         self._module: nn.Module = Objective(model, dtype=None if is_sharded else dtype)
         if is_compiled and not is_sharded:
-            self._module.compile(dynamic=False)
+            self._module.compile(dynamic=False, mode=mode) if is_whole else _blocks_of(model)
         if is_sharded:
             assert isinstance(model, Transformer)
             self._sums_rest = shard(self._module, model, world, dtype=dtype, is_compiled=is_compiled)
@@ -178,6 +189,11 @@ class Spread:
         dist.all_reduce(flat, group=self.world.data_group)
         for gradient, total in zip(gradients, torch.split(flat, [g.numel() for g in gradients]), strict=True):
             gradient.copy_(total.view_as(gradient))
+
+
+def _blocks_of(model: nn.Module) -> None:
+    assert isinstance(model, Transformer)
+    model.compile_blocks()
 
 
 def _divisions(parameter: nn.Parameter) -> Iterator[tuple[str, int]]:
