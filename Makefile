@@ -78,6 +78,7 @@ bench: $(VENV)/.bench
 	$(BIN)/python benches/bench_seek.py
 	$(BIN)/python benches/bench_prepare.py
 	$(BIN)/python benches/bench_train.py
+	$(BIN)/python -m torch.distributed.run --nproc-per-node 2 benches/bench_parallel.py
 	$(BIN)/python benches/bench_checkpoint.py
 	$(BIN)/python benches/bench_model.py
 	$(BIN)/python benches/learn_ablations.py

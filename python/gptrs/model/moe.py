@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from gptrs.model.config import ModelConfig
 from gptrs.model.expert_by_expert import expert_by_expert
 from gptrs.model.feed_forward import SwiGLU
-from gptrs.model.ranks import enter, exchange, leave, local
+from gptrs.model.ranks import enter, exchange, leave, part
 
 _ALIGNED = 16  # bytes that the grouped product wants the inner sizes to be a multiple of
 
@@ -93,7 +93,10 @@ class Experts(nn.Module):
     def forward(self, x: Tensor, ids: Tensor, weights: Tensor) -> Tensor:
         """Σ weight·expert(x) of each token: (N, C), (N, A), (N, A) → (N, C)."""
         x, weights = enter(x, self.tensor_group), enter(weights, self.tensor_group)
-        up, down = local(self.up), local(self.down)
+        up: Tensor = self.up
+        down: Tensor = self.down
+        if self.expert_group is not None or self.tensor_group is not None:
+            up, down = part(up), part(down)
         if self.expert_group is None:
             y = _apply(x, ids, weights, up, down)
         else:
@@ -109,10 +112,15 @@ def _apply(x: Tensor, ids: Tensor, weights: Tensor, up: Tensor, down: Tensor) ->
     if _goes_by_expert(x):
         return expert_by_expert(x, up, down, weights, order, loads)
     apply = _grouped if _has_grouped_product(x, up, down) else _one_by_one
-    back = torch.empty_like(order).scatter_(0, order, torch.arange(N * A, device=x.device))  # (N·A,), where each went
+    back = _inverse(order)
     rows: Tensor = _Moved.apply(x, order, back, A)  # (N·A, C), expert by expert
     out: Tensor = _Moved.apply(apply(rows, loads, up, down), back, order, 1)  # (N·A, C), token by token
     return (out.view(N, A, -1) * weights.unsqueeze(-1).to(out.dtype)).sum(dim=1)  # (N, C)
+
+
+def _inverse(order: Tensor) -> Tensor:
+    """Where each place went: (n,) → (n,)."""
+    return torch.empty_like(order).scatter_(0, order, torch.arange(len(order), device=order.device))
 
 
 class _Moved(torch.autograd.Function):
@@ -146,12 +154,13 @@ def _apply_afar(x: Tensor, ids: Tensor, weights: Tensor, up: Tensor, down: Tenso
     loads = count_choices(ids.view(1, N * A), n * E).view(n, E)
     arriving = exchange(loads, [1] * n, [1] * n, group)  # (n, E), rows from each rank for each expert here
     sent, received = loads.sum(dim=1).tolist(), arriving.sum(dim=1).tolist()
-    rows = exchange(x.index_select(0, order // A), sent, received, group)  # (M, C)
+    back = _inverse(order)
+    rows = exchange(_Moved.apply(x, order, back, A), sent, received, group)  # (M, C)
     own = torch.arange(E, device=x.device).repeat(n).repeat_interleave(arriving.flatten()).unsqueeze(-1)  # (M, 1)
     out = _apply(rows, own, torch.ones_like(own, dtype=weights.dtype), up, down)  # (M, C)
-    out = exchange(out, received, sent, group)  # (N·A, C)
-    out = out * weights.flatten()[order].unsqueeze(-1).to(out.dtype)
-    return torch.zeros_like(x).index_add(0, order // A, out)
+    out = _Moved.apply(exchange(out, received, sent, group), back, order, 1)  # (N·A, C), token by token
+    y: Tensor = (out.view(N, A, -1) * weights.unsqueeze(-1).to(out.dtype)).sum(dim=1)  # (N, C)
+    return y
 
 
 def _grouped(x: Tensor, loads: Tensor, up: Tensor, down: Tensor) -> Tensor:
