@@ -29,7 +29,7 @@ LAYERS = {
     "gptrs.on_ray": 2, "gptrs.plan": 2, "gptrs.plan_view": 2,
     "gptrs.train": 3, "gptrs.exchange": 3,
     "gptrs.cli": 4, "gptrs.cli_training": 4, "gptrs.cli_data": 4, "gptrs.cli_tasks": 4, "gptrs.cli_model": 4,
-    "gptrs.cli_plan": 4, "gptrs.demo": 4, "gptrs.__main__": 5,
+    "gptrs.cli_plan": 4, "gptrs.cli_runs": 4, "gptrs.demo": 4, "gptrs.__main__": 5,
 }  # fmt: skip
 # In layer 1 outside of gptrs.model, what stands before the importer.
 IN_ORDER = (
@@ -56,10 +56,10 @@ EXCHANGE = ("hf_config", "hf_tensors", "hf", "gguf", "gguf_file", "gguf_read", "
 # Inside gptrs.train likewise: settings, what a run is made of, the loop, and the stages, which know nothing of each
 # other.
 TRAIN = (
-    "schedule", "settings", "config", "device", "speed", "distributed", "rundir", "corpus", "parts", "average", "muon",
-    "optim", "cuts", "fsdp", "spread", "tensorfile", "snapshot", "manifest", "rng", "shards", "checkpoint", "saver",
-    "keeper", "metrics", "loop", "stats", "profiler", "trackers", "looks", "reports", "pretrain",
-    "find_lr",
+    "schedule", "settings", "config", "signals", "device", "speed", "distributed", "resume", "rundir", "runs",
+    "runs_view", "corpus", "feed", "parts", "average", "muon", "optim", "guard", "cuts", "fsdp", "spread", "tensorfile",
+    "snapshot", "manifest", "rng", "shards", "checkpoint", "saver", "keeper", "metrics", "loop", "stats", "profiler",
+    "trackers", "looks", "reports", "pretrain", "find_lr",
 )  # fmt: skip
 PICKLES = "gptrs.exchange.torch_file"  # reads tensors out of them by an explicit command, with weights_only
 WITHOUT_TORCH = (
@@ -71,6 +71,8 @@ WITHOUT_TORCH = (
     "gptrs.model.memory",
     "gptrs.plan",
     "gptrs.plan_view",
+    "gptrs.train.runs",
+    "gptrs.train.runs_view",
     "gptrs.cli",
 )
 

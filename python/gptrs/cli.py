@@ -1,18 +1,20 @@
 """The command line: parse, call, print.
 
 Results go to stdout, progress and messages to stderr. A mistake of the user is one line and exit code 1, a wrong
-command line 2, Ctrl-C 130.
+command line 2, Ctrl-C 130; a run that SIGTERM or SIGUSR1 stopped ends with 75: the same command goes on.
 """
 
 import os
 import sys
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from gptrs import cli_data, cli_model, cli_plan, cli_training
+from gptrs import cli_data, cli_model, cli_plan, cli_runs, cli_training
 from gptrs.cli_data import Pattern, load_tokenizer
 from gptrs.cli_model import require_torch
 
@@ -29,10 +31,16 @@ app.add_typer(tokenizer_app, name="tokenizer")
 app.add_typer(cli_data.app, name="data")
 app.command("prepare")(cli_data.prepare)
 app.command("plan")(cli_plan.plan)
+app.command("runs")(cli_runs.runs_command)
 
 TokenizerFile = Annotated[str, typer.Argument(help="tokenizer.json, *.tiktoken, or a folder.", metavar="TOKENIZER")]
 Overrides = Annotated[list[str] | None, typer.Argument(help="Settings that differ.", metavar="[SECTION.KEY=VALUE…]")]
 Fresh = Annotated[bool, typer.Option("--fresh", help="Remove what an earlier run left in the run directory.")]
+
+Allow = Annotated[
+    list[str] | None,
+    typer.Option(help="A setting that may differ from the unfinished run's; may be repeated.", metavar="SECTION.KEY"),
+]
 
 
 def main() -> None:
@@ -152,18 +160,31 @@ def train_command(
     find_lr: Annotated[
         bool, typer.Option("--find-lr", help="Train nothing: search a learning rate in about 100 updates.")
     ] = False,
+    allow: Allow = None,
 ) -> None:
     """Train a model as a config says; the same command on an unfinished run goes on where it stood."""
     require_torch("train")
     from gptrs.train import config as train_config
     from gptrs.train import pretrain
 
-    if find_lr:
-        from gptrs.train.find_lr import find_rate
+    with _stop_codes():
+        if find_lr:
+            from gptrs.train.find_lr import find_rate
 
-        find_rate(train_config.load(config, overrides or ()))
-    else:
-        pretrain.run(train_config.load(config, overrides or ()), is_fresh=fresh)
+            find_rate(train_config.load(config, overrides or ()))
+        else:
+            pretrain.run(train_config.load(config, overrides or ()), is_fresh=fresh, allow=allow or ())
+
+
+@contextmanager
+def _stop_codes() -> Iterator[None]:
+    """Ends with the exit code of the signal that a run was stopped by."""
+    from gptrs.train.signals import Stopped
+
+    try:
+        yield
+    except Stopped as stopped:
+        raise typer.Exit(stopped.exit_code) from None
 
 
 @app.command("demo")
@@ -178,6 +199,7 @@ def demo_command(
         typer.Option(help="A preset in the place of the small GPT: deepseek-tiny, …; its report shows both."),
     ] = None,
     fresh: Fresh = False,
+    allow: Allow = None,
 ) -> None:
     """Take the source of Python's standard library all the way to a trained model, in some five minutes."""
     require_torch("demo")
@@ -187,7 +209,8 @@ def demo_command(
     files = [word for word in rest or () if "=" not in word]
     if files and not text:
         raise typer.BadParameter(f"expected section.key=value, got {files[0]!r}; hint: gptrs demo --text {files[0]}")
-    demo.run([*text, *files] if text else None, model=model, overrides=overrides, is_fresh=fresh)
+    with _stop_codes():
+        demo.run([*text, *files] if text else None, model=model, overrides=overrides, is_fresh=fresh, allow=allow or ())
 
 
 app.command("generate")(cli_model.generate_command)

@@ -9,7 +9,7 @@ travel to them and back. A bias that only the choice sees, moved after each step
 busy without a gradient of its own.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
@@ -105,14 +105,33 @@ def _apply(x: Tensor, ids: Tensor, weights: Tensor, up: Tensor, down: Tensor) ->
     """`Experts.forward` with the experts of this rank alone."""
     N, A = ids.shape
     order = ids.flatten().argsort(stable=True)  # (N·A,): places of (token, choice), expert by expert
-    tokens = order // A  # (N·A,)
     loads = count_choices(ids.view(1, N * A), up.shape[0]).squeeze(0)  # (E,)
     if _goes_by_expert(x):
         return expert_by_expert(x, up, down, weights, order, loads)
     apply = _grouped if _has_grouped_product(x, up, down) else _one_by_one
-    out = apply(x.index_select(0, tokens), loads, up, down)  # (N·A, C)
-    out = out * weights.flatten()[order].unsqueeze(-1).to(out.dtype)
-    return torch.zeros_like(x).index_add(0, tokens, out)
+    back = torch.empty_like(order).scatter_(0, order, torch.arange(N * A, device=x.device))  # (N·A,), where each went
+    rows: Tensor = _Moved.apply(x, order, back, A)  # (N·A, C), expert by expert
+    out: Tensor = _Moved.apply(apply(rows, loads, up, down), back, order, 1)  # (N·A, C), token by token
+    return (out.view(N, A, -1) * weights.unsqueeze(-1).to(out.dtype)).sum(dim=1)  # (N, C)
+
+
+class _Moved(torch.autograd.Function):
+    """Rows, each n times, in another order: (N, C) → (N·n, C). The gradient comes back the same way, by reading;
+    torch's own would add row by row into zeros, which on a GPU takes turns and sums in no order."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, forth: Tensor, back: Tensor, n: int) -> Tensor:
+        """Args: forth, back: (N·n,), a permutation and its inverse; n: copies of each row, which stand together."""
+        ctx.save_for_backward(back)
+        ctx.n = n
+        return x.index_select(0, forth // n if n > 1 else forth)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        (back,) = ctx.saved_tensors
+        d = grad.index_select(0, back)
+        return d.view(-1, ctx.n, d.shape[-1]).sum(dim=1) if ctx.n > 1 else d, None, None, None
 
 
 @torch.compiler.disable  # type: ignore[untyped-decorator]  # how many rows travel is known only when they do

@@ -232,6 +232,26 @@ class ParallelSettings:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class GuardSettings:
+    """[guard]: what becomes of an update that cannot be trusted. "skip" leaves it out, "rollback" also takes the run
+    back to its newest checkpoint and past the rows since, "stop" ends the run, "tell" makes it and says so.
+    """
+
+    nonfinite: Literal["skip", "rollback", "stop"] = "skip"  # loss or gradient that is no number: one bad row, mostly
+    spike: Literal["off", "tell", "skip", "rollback", "stop"] = "tell"  # loss far above those before
+    spike_sigmas: float = 6.0  # standard deviations above the mean; noise alone has 6 once in 10⁹ updates
+    spike_window: int = 100  # updates over which mean and deviation run
+    spike_warmup: int = 200  # updates before the first spike
+    max_in_a_row: int = 10  # updates left out one after the other, then the run ends: its weights are no good
+    max_rollbacks: int = 3  # to the same checkpoint, then the run ends
+
+    def __post_init__(self) -> None:
+        require(self.spike_sigmas > 0, "guard.spike_sigmas", "positive", self.spike_sigmas)
+        for name, least in (("spike_window", 2), ("spike_warmup", 2), ("max_in_a_row", 1), ("max_rollbacks", 1)):
+            require(getattr(self, name) >= least, f"guard.{name}", f"at least {least}", getattr(self, name))
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class PretrainConfig:
     """A pre-training run, from raw text to a trained model."""
 
@@ -243,6 +263,7 @@ class PretrainConfig:
     schedule: ScheduleSettings = ScheduleSettings()
     train: TrainSettings
     speed: SpeedSettings = field(default_factory=SpeedSettings)
+    guard: GuardSettings = GuardSettings()
     parallel: ParallelSettings = ParallelSettings()
     sample: SampleSettings = field(default_factory=SampleSettings)
     log: LogSettings = field(default_factory=LogSettings)
@@ -263,9 +284,10 @@ class PretrainConfig:
         if self.speed.cuda_graphs:
             self._check_graphs(model)
         memory.check_split(model, expert=self.parallel.expert, tensor=self.parallel.tensor)
-        if self.data.train and not self.tokenizer.path:
+        if self.data.is_prepared and not self.tokenizer.path:
+            key = "data.train" if self.data.train else "data.mixture"
             raise ValueError(
-                "data.train needs the tokenizer that prepared it, got none; hint: tokenizer.path=tokenizer.json"
+                f"{key} needs the tokenizer that prepared it, got none; hint: tokenizer.path=tokenizer.json"
             )
 
     def _check_graphs(self, model: ModelConfig) -> None:

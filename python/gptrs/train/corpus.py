@@ -19,6 +19,7 @@ from gptrs import holdout
 from gptrs.dataset import Dataset, prepare
 from gptrs.files import digest, write_atomic
 from gptrs.holdout import Source
+from gptrs.mixture import Mixture
 from gptrs.model.loss import IGNORED
 from gptrs.tokenizer import Tokenizer
 
@@ -30,7 +31,7 @@ class Corpus:
     """Tokenizer, training part and held-out part."""
 
     tokenizer: Tokenizer
-    train: Dataset
+    train: Dataset | Mixture
     val: Dataset
     sources: tuple[Source, ...]  # empty for prepared datasets
     counts: npt.NDArray[np.int64]  # (V,) how often each id occurs in val
@@ -105,31 +106,31 @@ def from_text(
     return _corpus(tokenizer, encoded[0], encoded[1], sources)
 
 
-def from_datasets(train: str, val: str, tokenizer_path: str, directory: Path) -> Corpus:
-    """Returns the corpus of two prepared datasets and the tokenizer that made them.
+def from_datasets(train: Dataset | Mixture, val: str, tokenizer_path: str, directory: Path) -> Corpus:
+    """Returns the corpus of prepared datasets and the tokenizer that made them.
 
     Raises: ValueError when another tokenizer made one of them.
     """
     tokenizer = Tokenizer.from_file(tokenizer_path)
     tokenizer.save(directory / "tokenizer.json")
-    datasets = [Dataset(train), Dataset(val)]
-    for dataset in datasets:
+    held_out = Dataset(val)
+    for dataset in (*_datasets(train), held_out):
         if dataset.tokenizer_digest != tokenizer.digest:
             expected = f"the tokenizer with digest {dataset.tokenizer_digest[:16]}… that made {dataset.path}"
             raise ValueError(
                 f"expected {expected}, got {tokenizer.digest[:16]}… in {tokenizer_path}; hint: tokenizer.path=…"
             )
-    return _corpus(tokenizer, datasets[0], datasets[1], ())
+    return _corpus(tokenizer, train, held_out, ())
 
 
-def made(directory: Path, train: str | None, val: str | None) -> Corpus:
+def made(directory: Path, train: Dataset | Mixture | None, val: str | None) -> Corpus:
     """Returns the corpus that another process of the run has made in its directory, without its sources.
 
     Args: train, val: prepared datasets, if the run was given some.
     """
     tokenizer = Tokenizer.from_file(directory / "tokenizer.json")
     data = directory / "data"
-    return _corpus(tokenizer, Dataset(train or data / "train"), Dataset(val or data / "val"), ())
+    return _corpus(tokenizer, train or Dataset(data / "train"), Dataset(val or data / "val"), ())
 
 
 def rows(
@@ -171,12 +172,16 @@ def entropy(counts: npt.NDArray[np.int64]) -> float:
     return float(-(shares * np.log(shares)).sum())
 
 
-def n_text_bytes(dataset: Dataset) -> int:
-    """Returns the bytes of the text that a dataset was made of."""
-    return sum(int(shard["n_bytes"]) for shard in dataset.manifest["shards"])
+def n_text_bytes(data: Dataset | Mixture) -> int:
+    """Returns the bytes of the text that datasets were made of."""
+    return sum(int(shard["n_bytes"]) for dataset in _datasets(data) for shard in dataset.manifest["shards"])
 
 
-def _corpus(tokenizer: Tokenizer, train: Dataset, val: Dataset, sources: tuple[Source, ...]) -> Corpus:
+def _datasets(data: Dataset | Mixture) -> tuple[Dataset, ...]:
+    return (data,) if isinstance(data, Dataset) else tuple(data.sources.values())
+
+
+def _corpus(tokenizer: Tokenizer, train: Dataset | Mixture, val: Dataset, sources: tuple[Source, ...]) -> Corpus:
     if val.n_tokens < 2:
         raise ValueError(f"expected two tokens or more to evaluate on in {val.path}, got {val.n_tokens}")
     counts = np.zeros(tokenizer.vocab_size, np.int64)

@@ -99,16 +99,16 @@ class World:
         dist.all_reduce(total)
         return total
 
-    def agreed(self, elapsed_s: float, is_stop_requested: bool) -> tuple[float, bool]:
-        """Returns rank 0's time and whether any rank was asked to stop: the loop's decisions must be one everywhere.
+    def agreed(self, elapsed_s: float, number: int) -> tuple[float, int]:
+        """Returns rank 0's time and the signal that asked any rank to stop: the loop's decisions are one everywhere.
 
         The figures meet on the CPU, so that no rank waits for its GPU.
         """
         if self.size == 1:
-            return elapsed_s, is_stop_requested
-        both = torch.tensor([elapsed_s if self.is_main else 0.0, float(is_stop_requested)], dtype=torch.float64)
-        dist.all_reduce(both)
-        return float(both[0]), bool(both[1] > 0)
+            return elapsed_s, number
+        both = torch.tensor([elapsed_s if self.is_main else 0.0, number], dtype=torch.float64)
+        dist.all_reduce(both, op=dist.ReduceOp.MAX)
+        return float(both[0]), int(both[1])
 
     @contextmanager
     def together(self) -> Iterator[None]:

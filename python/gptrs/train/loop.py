@@ -6,25 +6,26 @@
 Unusual here: an update takes its microbatches first and counts what its loss is divided by over all of them and over
 all ranks, so that neither their number nor what each leaves out changes it. A checkpoint comes before the evaluation
 and the samples of its step; a resumed run begins with those two, so that its logs are those of one never killed.
+Whether an update is made at all, `guard` decides.
 """
 
 import functools
-import math
-import signal
-import threading
 import time
+import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
-from types import FrameType
 from typing import Any, NamedTuple, Protocol, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from gptrs.model.loss import counts
+from gptrs.train.config import GuardSettings
 from gptrs.train.distributed import World
+from gptrs.train.guard import Event, Guard, Reading, make_step
 from gptrs.train.optim import set_learning_rate
+from gptrs.train.signals import Stopped, StopRequests, stop_requests
 from gptrs.train.spread import LossFn, Spread
 
 
@@ -84,14 +85,28 @@ class Update:
     time_s: float  # training time since step 0
 
 
+def _warn(event: Event) -> None:
+    warnings.warn(event.text, stacklevel=2)
+
+
+def _has_no_checkpoint(guard: Guard) -> None:
+    return None
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Stops:
-    """What a stage does at the stops. `is_last`: after this one the run ends."""
+    """What a stage does at the stops. `is_last`: after this one the run ends.
+
+    `tell` hears of what is out of the ordinary. `roll_back` puts the newest checkpoint into everything but the loader,
+    which stays where it is, and returns its step; None when there is no checkpoint.
+    """
 
     log: Callable[[Update], None]
     save: Callable[[Position], None]
     evaluate: Callable[[Position, bool], None]
     sample: Callable[[Position, bool], None]
+    tell: Callable[[Event], None] = _warn
+    roll_back: Callable[[Guard], int | None] = _has_no_checkpoint
 
 
 def n_targets(batch: HasTokens) -> Tensor:
@@ -108,11 +123,12 @@ def fit(
     learning_rate: Callable[[Position], float],
     options: FitOptions,
     stops: Stops,
-    after_update: Callable[[], None] | None = None,
+    after_update: Callable[[Tensor], None] | None = None,
     watch: Callable[[int], AbstractContextManager[object]] = nullcontext,
     start: Position = Position(),
     counts: Counts = n_targets,
     spread: Spread | None = None,
+    guard: Guard | None = None,
 ) -> Position:
     """Trains from `start` to options.steps or options.max_seconds; returns where it ended.
 
@@ -120,30 +136,32 @@ def fit(
         loader: endless microbatches, of several ranks each its own.
         loss_fn: (model, batch, totals) → the batch's share of the update's loss; `totals` is the sum of `counts`.
         learning_rate: of the update that comes next at a position.
-        after_update: what moves weights beside the optimizer, once for each of its updates.
+        after_update: what moves weights beside the optimizer, once for each of its updates; its argument is 1 where
+            the guard leaves the update out, else 0.
         counts: what the parts of a batch's loss are divided by.
         spread: the model over several ranks, and its precision; by default on this process alone.
         watch: what is open around each update, by its number from 1; the time that it takes counts.
-    Raises: KeyboardInterrupt after SIGINT or SIGTERM, once the update at hand is done and saved; ValueError when the
-        loss is no longer a number, before such weights are saved.
+        guard: judge of the updates, with its state; by default one of the default settings.
+    Raises: Stopped (a KeyboardInterrupt) after a signal, once the update at hand is done and saved, or at once during
+        an evaluation or a sample; ValueError when the guard ends the run, before such weights are saved.
     """
     spread = spread or Spread(model, _alone(model), dtype=options.dtype, is_compiled=options.is_compiled)
     batches, clock, position = iter(loader), _Clock(start), start
+    guard = guard or Guard(GuardSettings(), device=spread.world.device)
     model.train()
-    with stop_requests() as is_stop_requested:
+    with stop_requests() as requests:
+        book = _Book(clock, guard, options, stops, requests, spread.world)
         if start.step:
-            _look(position, options, stops)
+            book.look(position)
         while not _is_done(position, options):
             lr = learning_rate(position)
             set_learning_rate(optimizer, lr)
             with clock.update(), watch(position.step + 1):
-                update = _update(spread, batches, loss_fn, counts, optimizer, options.at(position.step))
+                update = _update(spread, batches, loss_fn, counts, optimizer, guard, options.at(position.step))
                 if after_update is not None:
-                    after_update()
-            elapsed_s, is_stopped = spread.world.agreed(clock.elapsed_s(), is_stop_requested())
-            position = Position(step=clock.step, elapsed_s=elapsed_s)
-            _record(clock, position, update, lr, options, stops, is_stopped=is_stopped)
-            _look(position, options, stops)
+                    after_update(update.is_left_out)
+            position = book.record(update, lr)
+            book.look(position)
     return position
 
 
@@ -183,39 +201,13 @@ def mean_loss(
     return total / n, int(n)
 
 
-@contextmanager
-def stop_requests() -> Iterator[Callable[[], bool]]:
-    """Makes SIGINT and SIGTERM a request that the loop asks about; a second one stops at once.
-
-    Outside the main thread signals stay as they are.
-    """
-    if threading.current_thread() is not threading.main_thread():
-        yield lambda: False
-        return
-    numbers = (signal.SIGINT, signal.SIGTERM)
-    before = {number: signal.getsignal(number) for number in numbers}
-    requests: list[int] = []
-
-    def note(number: int, frame: FrameType | None) -> None:
-        requests.append(number)
-        for each in numbers:
-            signal.signal(each, signal.default_int_handler)
-
-    for number in numbers:
-        signal.signal(number, note)
-    try:
-        yield lambda: bool(requests)
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, signal.SIG_DFL if handler is None else handler)  # None: set from outside Python
-
-
 class _Sums(NamedTuple):
     """One update; the tensors are still on the device."""
 
     loss: Tensor
     grad_norm: Tensor
     n_tokens: int
+    is_left_out: Tensor
 
 
 def _update(
@@ -224,9 +216,10 @@ def _update(
     loss_fn: LossFn,
     counts: Counts,
     optimizer: torch.optim.Optimizer,
+    guard: Guard,
     options: FitOptions,
 ) -> _Sums:
-    """Makes one optimizer update."""
+    """Makes one optimizer update, or leaves it out."""
     microbatches = [next(batches) for _ in range(options.accumulation)]
     totals = spread.world.sum(torch.stack([counts(batch) for batch in microbatches]).sum(dim=0))
     losses = []
@@ -235,11 +228,12 @@ def _update(
             loss = spread.loss(loss_fn, batch, totals)
             loss.backward()  # type: ignore[no-untyped-call]
         losses.append(loss.detach())
-    grad_norm = spread.clip(options.clip)
-    optimizer.step()
+    total, grad_norm = spread.world.sum(torch.stack(losses).sum()), spread.clip(options.clip)
+    is_left_out = guard.judge(total, grad_norm)
+    make_step(optimizer, is_left_out)
     optimizer.zero_grad(set_to_none=True)
     n_tokens = sum(batch.tokens.numel() for batch in microbatches) * spread.world.data_size
-    return _Sums(spread.world.sum(torch.stack(losses).sum()), grad_norm, n_tokens)
+    return _Sums(total, grad_norm, n_tokens, is_left_out)
 
 
 def _alone(model: nn.Module) -> World:
@@ -250,41 +244,113 @@ def _device(model: nn.Module) -> torch.device:
     return next(model.parameters()).device
 
 
-def _record(
-    clock: "_Clock",
-    position: Position,
-    update: _Sums,
-    lr: float,
-    options: FitOptions,
-    stops: Stops,
-    *,
-    is_stopped: bool,
-) -> None:
-    """Logs and saves where it is due, then obeys a request to stop."""
-    clock.n_tokens += update.n_tokens
-    is_last = _is_done(position, options)
-    is_saved = is_last or is_stopped or position.step % options.checkpoint_every == 0
-    is_logged = is_last or position.step % options.log_every == 0
-    if is_logged or is_saved:
-        loss, grad_norm = clock.wait(update)
-        if not math.isfinite(loss):
-            text = f"expected a finite loss at step {position.step}, got {loss}"
-            raise ValueError(f"{text}; hint: lower optim.lr (now {lr:.2e}) or start anew with --fresh")
-        if is_logged:
-            stops.log(clock.report(position, loss, lr, grad_norm, options))
-    if is_saved:
-        stops.save(position)
-    if is_stopped:
-        raise KeyboardInterrupt(f"stopped after step {position.step} of {options.steps}, which is saved")
+class _Book:
+    """What happens between two updates: lines, checkpoints, looks; it hears the guard and obeys requests to stop."""
 
+    def __init__(
+        self,
+        clock: "_Clock",
+        guard: Guard,
+        options: FitOptions,
+        stops: Stops,
+        requests: StopRequests,
+        world: World,
+    ) -> None:
+        self.clock = clock
+        self.guard = guard
+        self.options = options
+        self.stops = stops
+        self.requests = requests
+        self.world = world
+        self._saved_step = clock.step
+        self._is_save_due = False
 
-def _look(position: Position, options: FitOptions, stops: Stops) -> None:
-    """Evaluates and samples where it is due."""
-    is_last = _is_done(position, options)
-    if is_last or position.step % options.eval_every == 0:
-        stops.evaluate(position, is_last)
-    if is_last or position.step % options.sample_every == 0:
-        stops.sample(position, is_last)
+    def record(self, update: _Sums, lr: float) -> Position:
+        """Logs and saves where it is due, or goes back to a checkpoint; then obeys a request to stop.
+
+        Returns where the run stands then.
+        """
+        options, step = self.options, self.clock.step
+        elapsed_s, number = self.world.agreed(self.clock.elapsed_s(), self.requests.number or 0)
+        position = Position(step=step, elapsed_s=elapsed_s)
+        self.clock.n_tokens += update.n_tokens
+        is_last = _is_done(position, options)
+        is_logged = is_last or step % options.log_every == 0
+        is_read = is_logged or self.guard.is_due(step, options.log_every)
+        self._is_save_due |= is_last or number != 0 or step % options.checkpoint_every == 0
+        if is_read or self._is_save_due:
+            loss, grad_norm = self.clock.wait(update)
+            reading = self._hear(position, lr)
+            if reading.error or (is_last and not reading.is_finite):
+                raise ValueError(reading.error or f"expected a finite loss at the last step, got {loss}; hint: go on "
+                                 "from the newest checkpoint with a lower optim.lr and --allow optim.lr")  # fmt: skip
+            if reading.is_rollback and (back := self._roll_back(position)) is not None:
+                return back
+            if is_logged and reading.is_finite:
+                self.stops.log(self.clock.report(position, loss, lr, grad_norm, options))
+            if self._is_save_due and (reading.is_sound or is_last):
+                self._save(position)
+        if number:
+            raise self._stopped(number, position)
+        return position
+
+    def look(self, position: Position) -> None:
+        """Evaluates and samples where it is due. A request to stop ends that at once: the weights are saved."""
+        try:
+            if self.world.size == 1:
+                with self.requests.at_once():
+                    self._look(position)
+            else:
+                self._look(position)
+        except Stopped as stopped:
+            reading = self._hear(position, lr=0.0)
+            if self._saved_step != position.step and reading.is_sound and not (reading.is_rollback or reading.error):
+                self._save(position)
+            raise self._stopped(stopped.number, position) from None
+
+    def _look(self, position: Position) -> None:
+        is_last = _is_done(position, self.options)
+        if is_last or position.step % self.options.eval_every == 0:
+            self._try("evaluation", self.stops.evaluate, position, is_fatal=is_last or self.world.size > 1)
+        if is_last or position.step % self.options.sample_every == 0:
+            self._try("sampling", self.stops.sample, position, is_fatal=False)
+
+    def _try(self, name: str, look: Callable[[Position, bool], None], position: Position, *, is_fatal: bool) -> None:
+        """Looks; what goes wrong there is told and ends no training, unless the run's result needs it."""
+        try:
+            look(position, _is_done(position, self.options))
+        except Exception as error:
+            if is_fatal:
+                raise
+            text = f"{name} at step {position.step} failed: {type(error).__name__}: {error}; training goes on"
+            self.stops.tell(Event(step=position.step, name=f"{name} failed", text=text))
+
+    def _hear(self, position: Position, lr: float) -> Reading:
+        reading = self.guard.read(position.step, lr)
+        for event in reading.events:
+            self.stops.tell(event)
+        return reading
+
+    def _save(self, position: Position) -> None:
+        self.stops.save(position)
+        self.guard.saved()
+        self._saved_step, self._is_save_due = position.step, False
+
+    def _roll_back(self, position: Position) -> Position | None:
+        """Returns where the newest checkpoint stands, once everything but the loader is there."""
+        step = self.stops.roll_back(self.guard)
+        if step is None:
+            text = f"no checkpoint to go back to at step {position.step}: training goes on without that update"
+            self.stops.tell(Event(step=position.step, name="no rollback", text=text))
+            return None
+        self.clock.step = step
+        self._saved_step, self._is_save_due = step, False
+        return Position(step=step, elapsed_s=position.elapsed_s)
+
+    def _stopped(self, number: int, position: Position) -> Stopped:
+        is_saved = self._saved_step == position.step
+        state = "which is saved" if is_saved else "which is not saved, as its update was left out"
+        return Stopped(number, f"stopped after step {position.step} of {self.options.steps}, {state}")
 
 
 def _is_done(position: Position, options: FitOptions) -> bool:

@@ -8,8 +8,10 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
+from gptrs.loader import Batch
 from gptrs.model import Transformer
 from gptrs.model.loss import counts
 from gptrs.model.moe import MoE, max_violation, rebalance
@@ -49,7 +51,7 @@ class Parts:
     def loss(self, model: nn.Module, rows: Rows, totals: Tensor | None = None) -> Tensor:
         """The training loss of some rows, in nats for a token; given the `counts` of an update their share."""
         assert isinstance(model, Transformer)
-        given: dict[str, Any] = {**self.documents(rows.tokens)}
+        given: dict[str, Any] = {**self._seen(rows)}
         given |= {"ends": self._ends(rows), "totals": totals, "z_weight": self.z_weight}
         losses = model.losses(rows.tokens, rows.targets, **given)
         if len(losses) > 1 and model.training:
@@ -74,8 +76,11 @@ class Parts:
         assert self.eot_id is not None, "checked before the run"
         return documents(tokens == self.eot_id)
 
-    def after_update(self, mixtures: list[MoE]) -> None:
-        """Moves the routers' biases by the loads of the update's microbatches, and closes its means."""
+    def after_update(self, mixtures: list[MoE], is_left_out: Tensor | None = None) -> None:
+        """Moves the routers' biases by the loads of the update's microbatches, and closes its means.
+
+        Args: is_left_out: 1 where the optimizer made no step: biases then stay too.
+        """
         self.means, self.sums = self.sums, {}
         own = [mixture.take_loads() for mixture in mixtures]
         loads = [each for each in own if each is not None]
@@ -83,7 +88,8 @@ class Parts:
         self.loads = list(self._sum(torch.stack(loads))) if loads else []
         for mixture, each in zip(mixtures, self.loads, strict=True):
             if mixture.router.bias is not None:
-                rebalance(mixture.router, each, speed=self.bias_speed)
+                counted = each if is_left_out is None else each * (1 - is_left_out).to(each.dtype)  # of 0 none moves
+                rebalance(mixture.router, counted, speed=self.bias_speed)
 
     def log(self) -> dict[str, float]:
         """What metrics.jsonl says of the last update beside its loss: nothing for a model without such parts."""
@@ -103,10 +109,28 @@ class Parts:
 
     def _ends(self, rows: Rows) -> Tensor | None:
         """Which tokens are their document's last, (B, T); None where documents have no border."""
+        if (packed := pieces(rows)) is not None:
+            return F.pad(packed["doc_ids"].diff(dim=-1) != 0, (0, 1))
         return None if self.eot_id is None else rows.tokens == self.eot_id
+
+    def _seen(self, rows: Rows) -> dict[str, Tensor]:
+        if self.attention == "documents" and (packed := pieces(rows)) is not None:
+            return packed
+        return self.documents(rows.tokens)
 
     def _sum(self, tensor: Tensor) -> Tensor:
         return tensor if self.world is None else self.world.sum(tensor)
+
+
+def pieces(rows: Rows) -> dict[str, Tensor] | None:
+    """What `documents` says, of the pieces of packed rows, which their loader knows; None for other rows.
+
+    A piece of a document that goes on in another row has no end-of-text token to be found by.
+    """
+    if not isinstance(rows, Batch) or rows.loader.pack == "stream":
+        return None
+    positions = rows.positions  # (B, T)
+    return {"doc_ids": (positions == 0).cumsum(dim=-1) - 1, "positions": positions.long()}
 
 
 def documents(ends: Tensor) -> dict[str, Tensor]:

@@ -8,7 +8,7 @@ directories it may use is said in `rundir`.
 
 import dataclasses
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,14 +18,14 @@ import torch
 from torch import Tensor, nn
 
 from gptrs import config as configs
-from gptrs.loader import Loader
 from gptrs.model import Transformer, count
-from gptrs.train import corpus, distributed, metrics, rundir, speed, trackers
+from gptrs.train import corpus, distributed, feed, metrics, resume, rundir, speed, trackers
 from gptrs.train.average import Average
 from gptrs.train.config import PretrainConfig
 from gptrs.train.corpus import Corpus, Rows
 from gptrs.train.device import device_of, dtype_of
 from gptrs.train.distributed import World
+from gptrs.train.guard import Event, Guard
 from gptrs.train.keeper import Keeper
 from gptrs.train.looks import Looks
 from gptrs.train.loop import FitOptions, Position, Stops, Update, fit
@@ -34,6 +34,7 @@ from gptrs.train.parts import Parts
 from gptrs.train.profiler import Profiler
 from gptrs.train.reports import Reports
 from gptrs.train.schedule import stand
+from gptrs.train.signals import leaving_at_once
 from gptrs.train.spread import Spread
 from gptrs.train.stats import Statistics, Values
 
@@ -52,15 +53,18 @@ class Result:
     n_params: int  # of the model
 
 
-def run(config: PretrainConfig, *, is_fresh: bool = False) -> Result:
+def run(config: PretrainConfig, *, is_fresh: bool = False, allow: Iterable[str] = ()) -> Result:
     """Trains as the config says, fills the run directory and returns the result; prints `val loss X` last.
 
-    Args: is_fresh: removes what an earlier run left in the directory. Otherwise an unfinished run of the same config
-        goes on, and a finished or different one is refused.
+    Args:
+        is_fresh: removes what an earlier run left in the directory. Otherwise an unfinished run of the same config
+            goes on, and a finished or different one is refused.
+        allow: settings (section.key) that may differ from the run's, which then goes on with the new values; a
+            finished one does when that gives it more steps or time.
     Raises: ValueError and OSError for what the user can mend, before work starts where it can be known;
-        KeyboardInterrupt on Ctrl-C, after a checkpoint.
+        Stopped (a KeyboardInterrupt) on Ctrl-C, SIGTERM and SIGUSR1, after a checkpoint.
     """
-    with opened(config, is_fresh=is_fresh) as session:
+    with opened(config, is_fresh=is_fresh, allow=allow) as session:
         session.train()
         result = session.finish()
         if session.world.is_main:
@@ -70,22 +74,24 @@ def run(config: PretrainConfig, *, is_fresh: bool = False) -> Result:
 
 
 @contextmanager
-def opened(config: PretrainConfig, *, is_fresh: bool) -> Iterator["Session"]:
+def opened(config: PretrainConfig, *, is_fresh: bool, allow: Iterable[str] = ()) -> Iterator["Session"]:
     """This rank's session in the run directory, which it holds for as long."""
-    if not (config.data.text or config.data.train):
+    if not (config.data.text or config.data.is_prepared):
         raise ValueError("data.text is required, got nothing; hint: data.text=FILE")
     trackers.require(config.log.trackers)
     if config.run.threads:
         torch.set_num_threads(config.run.threads)
-    with ExitStack() as stack:
+    with leaving_at_once(), ExitStack() as stack:
         world = stack.enter_context(distributed.join(config.parallel, device_of(config.run)))
         with world.together():
             config.train.rows(world.data_size)
             if world.is_main:
-                stack.enter_context(rundir.claim(config.run.path, config, is_fresh=is_fresh))
+                stack.enter_context(rundir.claim(config.run.path, config, is_fresh=is_fresh, allow=allow))
         data = world.main_first(lambda: _corpus(config, world))
         with world.together():
             session = Session(config, data, world)
+            if world.is_main:
+                rundir.settle(config.run.path, config)
         try:
             yield session
         finally:
@@ -115,16 +121,7 @@ class Session:
         self.average: Average | None = None
         if train.ema is not None:
             self.average = Average(self.model, decay=train.ema, is_corrected=train.is_ema_corrected)
-        self.loader = Loader(
-            data.train,
-            seq_len=config.train.seq_len,
-            global_batch=config.train.global_batch,
-            micro_batch=config.train.rows(world.data_size),
-            rank=world.data_rank,
-            world_size=world.data_size,
-            seed=config.run.seed,
-            device=str(device),
-        )
+        self.loader = feed.loader(config, data.train, world)
         self.environment = metrics.environment(device)
         self.peak, self.peak_name = metrics.peak_flops(device, self.dtype)
         self.flops_per_token = count.flops_per_token(self.model_config, config.train.seq_len, has_further=True)
@@ -141,15 +138,16 @@ class Session:
             on_failure=self._say_not_saved,
         )
         self.looks.display = self.display
+        self.guard = Guard(config.guard, device=device)
+        self.left_out: list[list[int]] = []  # [first, end) of the samples that a rollback went past
+        self.changes: list[resume.Change] = []  # of the config, since the newest checkpoint
+        self.look_step, self.look_lengths = -1, {"metrics.jsonl": 0, "samples.txt": 0}
         self.reports = Reports(config, data, weights_before, self.looks, environment=self.environment)
         self.position, lengths = self._restore()
-        if world.is_main:
-            self.log_file = metrics.MetricsLog(self.dir, length=lengths["metrics.jsonl"], step=self.position.step)
-            self.samples_file = metrics.cut(self.dir / "samples.txt", lengths["samples.txt"])
-            self.looks.log_file, self.looks.samples_file = self.log_file, self.samples_file
+        self.trackers: trackers.Trackers | None = None
+        self._open_logs(lengths, self.position.step)
         self.statistics = self._statistics()
         self.profiler = Profiler(self.dir, updates=config.log.profile if world.is_main else (), say=self.display.say)
-        self.trackers: trackers.Trackers | None = None
         self.is_finished = False
         self.beside: rundir.Outcome | str | None = None
 
@@ -162,9 +160,17 @@ class Session:
             self.position = self.fit(
                 loss_fn=self.parts.loss,
                 learning_rate=self._learning_rate,
-                stops=Stops(log=self._log, save=self._save, evaluate=self._evaluate, sample=self._sample),
+                stops=Stops(
+                    log=self._log,
+                    save=self._save,
+                    evaluate=self._evaluate,
+                    sample=self._sample,
+                    tell=self._tell,
+                    roll_back=self._roll_back,
+                ),
                 watch=self._watch,
                 start=self.position,
+                guard=self.guard,
             )
             self.keeper.saver.finish()
         except KeyboardInterrupt as error:
@@ -209,9 +215,7 @@ class Session:
         if self.trackers is not None:
             self.trackers.close(is_finished=self.is_finished)
         self.loader.close()
-        if self.world.is_main:
-            self.log_file.close()
-            self.samples_file.close()
+        self._close_logs()
 
     def say_result(self, result: Result) -> None:
         if not self.world.is_main:
@@ -278,7 +282,58 @@ class Session:
         if state is None:
             return Position(), {"metrics.jsonl": 0, "samples.txt": 0}
         self.loader.load_state_dict(state["loader"])
+        self.guard.load_state_dict(state["guard"])
+        self.left_out = state["left_out"]
+        self.changes = resume.changes(configs.build(PretrainConfig, state["config"]), self.config)
         return Position(step=state["step"], elapsed_s=state["elapsed_s"]), state["lengths"]
+
+    def _open_logs(self, lengths: dict[str, int], step: int) -> None:
+        """Opens the logs at the lengths that they had at a step; what was written after it is forgotten."""
+        if not self.world.is_main:
+            return
+        self.log_file = metrics.MetricsLog(self.dir, length=lengths["metrics.jsonl"], step=step)
+        self.samples_file = metrics.cut(self.dir / "samples.txt", lengths["samples.txt"])
+        self.log_file.trackers = self.trackers
+        self.looks.log_file, self.looks.samples_file = self.log_file, self.samples_file
+        if self.changes:
+            values = {"changes": {change.key: [change.old, change.new] for change in self.changes}}
+            self._tell(Event(step=step, name="config changed", text=resume.sentence(self.changes), values=values))
+
+    def _close_logs(self) -> None:
+        if self.world.is_main:
+            self.log_file.close()
+            self.samples_file.close()
+
+    def _roll_back(self, guard: Guard) -> int | None:
+        """Goes back to the newest checkpoint and on behind the samples that were drawn since."""
+        self.keeper.saver.wait()
+        state = self.keeper.restore()
+        if state is None:
+            return None
+        step, samples = int(state["step"]), [state["loader"]["next_sample"], self.loader.next_sample]
+        guard.rolled_back(state["guard"], step)
+        self.left_out = [*state["left_out"], samples]
+        self._close_logs()
+        self._open_logs(state["lengths"], step)
+        self.look_step = -1
+        text = f"back to step {step}, past samples {samples[0]} to {samples[1] - 1}"
+        self._tell(Event(step=step, name="rollback", text=text, values={"samples": samples}))
+        return step
+
+    def _tell(self, event: Event) -> None:
+        if self.world.is_main:
+            self.log_file.event(event.step, event.name, event.text, event.values)
+            self.display.say(event.text)
+
+    def _note_lengths(self, position: Position) -> None:
+        """A checkpoint after a look that was cut off has the logs as they were before it."""
+        if self.world.is_main and position.step != self.look_step:
+            self.look_step, self.look_lengths = position.step, self._lengths()
+
+    def _lengths(self) -> dict[str, int]:
+        if not self.world.is_main:
+            return {}
+        return {"metrics.jsonl": self.log_file.length(), "samples.txt": metrics.flushed(self.samples_file)}
 
     def _options(self) -> FitOptions:
         train = self.config.train
@@ -295,8 +350,8 @@ class Session:
             checkpoint_every=train.checkpoint_every,
         )
 
-    def _after_update(self) -> None:
-        self.parts.after_update(self.mixtures)
+    def _after_update(self, is_left_out: Tensor) -> None:
+        self.parts.after_update(self.mixtures, is_left_out)
         if self.average is not None:
             self.average.update()
 
@@ -306,6 +361,7 @@ class Session:
         return self.config.schedule.rate(step, peak=self.config.optim.lr, steps=options.steps)
 
     def _evaluate(self, position: Position, is_last: bool) -> None:
+        self._note_lengths(position)
         if is_last:
             self.keeper.saver.finish()  # before what may go wrong now
         self.looks.evaluate(position, is_last)
@@ -315,6 +371,7 @@ class Session:
             self._report(position)
 
     def _sample(self, position: Position, is_last: bool) -> None:
+        self._note_lengths(position)
         self.looks.sample(position, is_last)
         if not (is_last or math.isnan(self.looks.val_loss)):
             self._report(position)
@@ -378,30 +435,31 @@ class Session:
         self.profiler.flush()
 
     def _save(self, position: Position) -> None:
-        lengths = {}
-        if self.world.is_main:
-            lengths = {"metrics.jsonl": self.log_file.length(), "samples.txt": metrics.sync(self.samples_file)}
         state = {
             "elapsed_s": position.elapsed_s,
             "loader": self.loader.state_dict(),
-            "lengths": lengths,
+            "guard": self.guard.state_dict(),
+            "left_out": self.left_out,
+            "lengths": self.look_lengths if position.step == self.look_step else self._lengths(),
             "config": configs.to_dict(self.config),
             "model": dataclasses.asdict(self.model_config),
             "environment": self.environment,
         }
-        self.keeper.save(position.step, state)
+        logs = ("metrics.jsonl", "samples.txt") if self.world.is_main else ()
+        self.keeper.save(position.step, state, logs=[self.dir / name for name in logs])
+        self.changes = []
 
     def _say_not_saved(self, step: int, error: OSError) -> None:
-        self.log_file.write("save_failed", step, errno=float(error.errno or 0))
-        self.display.say(f"step {step}  not saved, training goes on: {error.strerror or error}")
+        text = f"step {step} is not saved, training goes on: {error.strerror or error}"
+        self._tell(Event(step=step, name="not saved", text=text, values={"errno": error.errno}))
 
 
 def _corpus(config: PretrainConfig, world: World) -> Corpus:
     data, tokenizer = config.data, config.tokenizer
     if not world.is_main:
-        return corpus.made(config.run.path, data.train, data.val)
-    if data.train and data.val and tokenizer.path:
-        return corpus.from_datasets(data.train, data.val, tokenizer.path, config.run.path)
+        return corpus.made(config.run.path, feed.training_data(data) if data.is_prepared else None, data.val)
+    if data.is_prepared and data.val and tokenizer.path:
+        return corpus.from_datasets(feed.training_data(data), data.val, tokenizer.path, config.run.path)
     return corpus.from_text(
         data.text,
         config.run.path,
