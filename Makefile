@@ -84,6 +84,7 @@ bench: $(VENV)/.bench
 	$(BIN)/python benches/learn_ablations.py
 	$(BIN)/python benches/learn_costs.py
 	$(BIN)/python benches/bench_quality.py
+	$(BIN)/python benches/bench_muon.py deepseek_tiny
 
 build: $(VENV)/.dev
 	rm -rf dist

@@ -26,7 +26,7 @@ from gptrs.model.cache import KVCache, LatentCache
 from gptrs.model.config import ModelConfig
 from gptrs.model.embedding import Embedding
 from gptrs.model.feed_forward import feed_forward
-from gptrs.model.loss import IGNORED, further_targets, linear_cross_entropy
+from gptrs.model.loss import IGNORED, further_targets, linear_cross_entropy, linear_cross_entropy_z
 from gptrs.model.mla import LatentAttention
 from gptrs.model.moe import Experts, MoE, Router, Use
 from gptrs.model.norm import norm
@@ -234,6 +234,7 @@ class Transformer(nn.Module):
         doc_ids: Tensor | None = None,
         ends: Tensor | None = None,
         totals: Tensor | None = None,
+        z_weight: float = 0.0,
     ) -> dict[str, Tensor]:
         """The parts of `loss` before they are weighted: "next", and where the model has them, "further", "balance".
 
@@ -243,9 +244,15 @@ class Transformer(nn.Module):
                 whether a row's last token is an end, doc_ids do not tell, and its target decides alone.
             totals: (2 + n_mtp_layers,), `counts` of the larger batch that this one is a part of: the parts are then its
                 shares of that batch's, and add up to them. By default this batch's own.
+            z_weight: of the mean log²Z of the next token's logits; then "next" has it in it, and "z" is that mean, to
+                look at.
         """
         hidden, uses = self._run(tokens, cache=None, positions=positions, doc_ids=doc_ids)
-        losses = {"next": self._head_loss(hidden, targets, None if totals is None else totals[0])}
+        own = None if totals is None else totals[0]
+        loss, z = linear_cross_entropy_z(
+            hidden, self.head_weight, targets, own, z_weight=z_weight, multiple=self.vocab_multiple
+        )
+        losses = {"next": loss} if z is None else {"next": loss, "z": z}
         if ends is None and doc_ids is not None:
             ends = F.pad(doc_ids.diff(dim=-1) != 0, (0, 1))  # (B, T)
         if self.further and tokens.shape[1] > 1:

@@ -111,6 +111,7 @@ class TrainSettings:
     mtp_weight: float = 0.3  # of the further tokens' loss, where the model predicts some
     balance_weight: float = 1e-4  # of the experts' balance in each sequence
     bias_speed: float = 1e-3  # by which a router's biases move after each update, towards equal load
+    z_loss: float = 0.0  # weight of the mean log²Z of the next token's logits, which holds them near 0; 1e-4 is usual
     ema: float | None = None  # decay of the weights' running mean, which is evaluated and saved beside them; 0.999:
     # of about the last thousand updates. Unset: none
     is_ema_corrected: bool = True  # the mean begins with the first update, not with the random weights before it
@@ -126,7 +127,7 @@ class TrainSettings:
             "keep_checkpoints",
         ):
             require(getattr(self, name) >= 1, f"train.{name}", "at least 1", getattr(self, name))
-        for name in ("keep_best", "mtp_weight", "balance_weight", "bias_speed"):
+        for name in ("keep_best", "mtp_weight", "balance_weight", "bias_speed", "z_loss"):
             require(getattr(self, name) >= 0, f"train.{name}", "0 or more", getattr(self, name))
         require(self.eval_rows is None or self.eval_rows >= 1, "train.eval_rows", "at least 1", self.eval_rows)
         require(self.ema is None or 0 < self.ema < 1, "train.ema", "between 0 and 1", self.ema)

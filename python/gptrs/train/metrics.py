@@ -6,6 +6,7 @@ metrics.jsonl has one JSON object a line, by `kind`:
                                                                     what the process holds
             next_loss, further_loss, balance_loss                   parts of `loss` before they are weighted, where the
                                                                     model predicts further tokens or has experts
+            z_loss                                                  mean log²Z, where train.z_loss weighs it
             max_violation                                           of the layer whose busiest expert has the most over
                                                                     the mean load, in multiples of that
     eval    step, val_loss, bits_per_byte, n_targets, time_s        loss in nats for a token
@@ -61,7 +62,8 @@ CUDA_PEAKS = (
     ("T4", 65e12),
 )
 _SHORT = {
-    "next_loss": "next", "further_loss": "further", "balance_loss": "balance", "max_violation": "MaxVio",
+    "next_loss": "next", "further_loss": "further", "balance_loss": "balance", "z_loss": "log²Z",
+    "max_violation": "MaxVio",
 }  # fmt: skip
 CURVE_POINTS = 100  # means of neighbouring losses in loss.png: single small batches scatter
 

@@ -388,7 +388,8 @@ class Session:
     def _statistics(self) -> Statistics:
         def all_blocks(model: nn.Module, rows: Rows) -> Tensor:
             assert isinstance(model, Transformer)
-            return model.losses(rows.tokens, rows.targets, **self.parts.documents(rows.tokens))["next"]
+            documents: dict[str, Any] = {**self.parts.documents(rows.tokens)}
+            return model.losses(rows.tokens, rows.targets, **documents)["next"]
 
         return Statistics(
             self.spread,
@@ -487,4 +488,5 @@ def _parts(config: PretrainConfig, data: Corpus, world: World) -> Parts:
         eot_id=eot_id,
         world=world,
         n_further=config.model.resolve(vocab_size=data.tokenizer.vocab_size, seq_len=train.seq_len).n_mtp_layers,
+        z_weight=train.z_loss,
     )
