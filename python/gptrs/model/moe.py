@@ -124,8 +124,11 @@ def _inverse(order: Tensor) -> Tensor:
 
 
 class _Moved(torch.autograd.Function):
-    """Rows, each n times, in another order: (N, C) → (N·n, C). The gradient comes back the same way, by reading;
-    torch's own would add row by row into zeros, which on a GPU takes turns and sums in no order."""
+    """Rows, each n times, in another order: (N, C) → (N·n, C).
+
+    The gradient comes back the same way, by reading. That of torch would add row by row into zeros, for which a GPU's
+    threads wait for each other and which sums in no order.
+    """
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, forth: Tensor, back: Tensor, n: int) -> Tensor:
