@@ -27,9 +27,10 @@ help:
 demo: $(VENV)/.train
 	$(BIN)/gptrs demo
 
+# Two files of tests at a time, in the order of their names; a file's tests stay together, for what they share.
 test: $(VENV)/.dev
 	cargo test --workspace --quiet
-	$(BIN)/python -m pytest -m 'not gpu and not long'
+	$(BIN)/python -m pytest -m 'not gpu and not long' -n 2 --dist loadfile --no-loadscope-reorder
 
 test-long: $(VENV)/.dev
 	cargo test --workspace --release --quiet -- --include-ignored
@@ -77,6 +78,7 @@ bench: $(VENV)/.bench
 	$(BIN)/python benches/bench_seek.py
 	$(BIN)/python benches/bench_prepare.py
 	$(BIN)/python benches/bench_train.py
+	$(BIN)/python benches/bench_checkpoint.py
 	$(BIN)/python benches/bench_model.py
 	$(BIN)/python benches/learn_ablations.py
 	$(BIN)/python benches/learn_costs.py

@@ -47,16 +47,19 @@ IN_ORDER = (
 GENERATION = ("gptrs.sampling", "gptrs.speculate", "gptrs.decoding", "gptrs.generate")
 # Inside gptrs.model, only what stands before the importer.
 MODEL = (
-    "config", "count", "memory", "embedding", "rope", "norm", "cache", "attend", "attention", "mla", "feed_forward",
-    "expert_by_expert", "moe", "loss", "transformer",
+    "config", "count", "memory", "ranks", "embedding", "rope", "norm", "cache", "attend", "attention", "mla",
+    "feed_forward",
+    "expert_by_expert", "moe", "loss", "fp8", "transformer",
 )  # fmt: skip
 # Inside gptrs.exchange likewise.
 EXCHANGE = ("hf_config", "hf_tensors", "hf", "gguf", "gguf_file", "gguf_read", "llama2c", "torch_file")
 # Inside gptrs.train likewise: settings, what a run is made of, the loop, and the stages, which know nothing of each
 # other.
 TRAIN = (
-    "settings", "config", "schedule", "device", "rundir", "runs", "runs_view", "corpus", "parts", "optim", "checkpoint",
-    "metrics", "loop", "stats", "profiler", "trackers", "looks", "reports", "pretrain",
+    "schedule", "settings", "config", "signals", "device", "speed", "distributed", "resume", "rundir", "runs",
+    "runs_view", "corpus", "feed", "parts", "average", "muon", "optim", "guard", "cuts", "fsdp", "spread", "tensorfile",
+    "snapshot", "manifest", "rng", "shards", "checkpoint", "saver", "keeper", "metrics", "loop", "stats", "profiler",
+    "trackers", "looks", "reports", "pretrain", "find_lr",
 )  # fmt: skip
 PICKLES = "gptrs.exchange.torch_file"  # reads tensors out of them by an explicit command, with weights_only
 WITHOUT_TORCH = (

@@ -371,7 +371,7 @@ def test_training_on_datasets_of_another_tokenizer(dataset: Dataset, tok: Tokeni
     with pytest.raises(
         ValueError, match=rf"{dataset.tokenizer_digest[:16]}.*{tok.digest[:16]}.*t\.json; hint: "
     ) as end:
-        from_datasets(str(dataset.path), str(dataset.path), str(tmp_path / "t.json"), tmp_path)
+        from_datasets(dataset, str(dataset.path), str(tmp_path / "t.json"), tmp_path)
     assert str(dataset.path) in str(end.value)
 
 

@@ -189,12 +189,48 @@ def test_shakespeare_cpu_is_nanogpt_s_published_setting() -> None:
         (["data.text=t", "data.train=a", "data.val=b"], r"data.text and data.train exclude each other"),
         (["run.name=a/b"], r"run.name must be a file name, got 'a/b'"),
         (["train.steps=0"], r"train.steps must be at least 1, got 0"),
+        (["train.keep_best=-1"], r"train.keep_best must be 0 or more, got -1"),
+        (["train.checkpoint_async=2"], r"train.checkpoint_async"),
         (['sample.prompts=[""]'], r"sample.prompts must be texts that are not empty"),
     ],
 )
 def test_settings_that_do_not_fit_together_are_refused(overrides: list[str], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         load("shakespeare_cpu", overrides)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["optim.name=sgd"], 'optim.name must be "adamw" or "muon", got \'sgd\''),
+        (["optim.momentum=1"], "optim.momentum must be from 0 to below 1, got 1.0"),
+        (["optim.matrix_lr=1e-2"], "optim.matrix_lr is Muon's, optim.name is adamw .*hint: optim.name=muon"),
+        (["schedule.decay_share=0"], "schedule.decay_share must be above 0, at most 1, got 0.0"),
+        (["schedule.stages=0.5,0.4,0.9"], r"schedule.stages must be three rising numbers between 0 and 1, got"),
+        (["schedule.stages=0.5,0.6"], r"schedule.stages must be three rising numbers between 0 and 1, got"),
+        (
+            ["schedule.kind=deepseek", "schedule.min_lr=0"],
+            "at most a tenth of optim.lr for deepseek, got 0.0 .*; hint: ",
+        ),
+        (["train.batch_start=4"], "train.batch_start and train.batch_warmup_steps belong together, got one of them"),
+        (
+            ["train.batch_start=3", "train.batch_warmup_steps=5", "train.micro_batch=2"],
+            r"train.batch_start must be a multiple of train.micro_batch \(2\) and at most .* \(12\), got 3",
+        ),
+        (["train.batch_start=4", "train.batch_warmup_steps=5"], r"a multiple of train.micro_batch \(12\)"),
+    ],
+)
+def test_settings_of_optimizer_schedule_and_batch_are_checked(overrides: list[str], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        load("shakespeare_cpu", overrides)
+
+
+def test_a_growing_batch_is_counted_in_whole_microbatches() -> None:
+    growing = ["train.batch_start=4", "train.batch_warmup_steps=8", "train.micro_batch=2"]
+    train = load("shakespeare_cpu", growing).train
+    assert [train.rows_at(step) for step in (0, 1, 2, 7, 8, 99)] == [4, 4, 6, 10, 12, 12]
+    assert train.rows_before(10) == sum(train.rows_at(step) for step in range(10))
+    assert load("shakespeare_cpu").train.rows_at(0) == 12
 
 
 def test_the_model_follows_a_preset_or_explicit_sizes() -> None:

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from gptrs.model import ModelConfig, Transformer, next_token_loss
-from gptrs.model.transformer import crosses_an_end
+from gptrs.model.loss import crosses_an_end
 
 CONFIG = ModelConfig(
     vocab_size=23, max_seq_len=64, dim=32, n_layers=2, n_heads=2, inter_dim=48, position="rope", norm="rms",

@@ -21,6 +21,7 @@ CONFIG = ModelConfig.preset(
 
 def parts(**settings: object) -> Parts:
     given = {"mtp_weight": 0.5, "balance_weight": 0.25, "bias_speed": 0.01, "attention": "stream", "eot_id": EOT}
+    given["n_further"] = CONFIG.n_mtp_layers
     return Parts(**given | settings)  # type: ignore[arg-type]
 
 
@@ -92,8 +93,10 @@ def test_a_log_has_the_means_of_the_last_update_s_microbatches() -> None:
     model, step = Transformer(CONFIG).train(), parts()
     mixtures = [mixture for _, mixture in model.experts()]
     seen = []
+    totals = sum(step.counts(rows(seed=seed)) for seed in range(3))
+    assert isinstance(totals, torch.Tensor)
     for seed in range(3):
-        step.loss(model, rows(seed=seed))
+        step.loss(model, rows(seed=seed), totals)
         batch = rows(seed=seed)
         seen.append(model.eval().losses(batch.tokens, batch.targets, ends=batch.tokens == EOT))
         model.train()

@@ -29,8 +29,8 @@ def make(**values: object) -> Config:
     return Config(train=Section(**values))  # type: ignore[arg-type]
 
 
-def begin(directory: Path, **values: object) -> None:
-    with rundir.claim(directory, make(**values), is_fresh=False):
+def begin(directory: Path, *, allow: tuple[str, ...] = (), **values: object) -> None:
+    with rundir.claim(directory, make(**values), is_fresh=False, allow=allow):
         pass
 
 
@@ -58,7 +58,7 @@ def test_the_same_config_goes_on_and_leaves_what_is_there(tmp_path: Path) -> Non
     assert files(tmp_path) == {"config.toml", "metrics.jsonl", ".lock"}
 
 
-def test_another_config_is_refused_and_its_first_difference_named(tmp_path: Path) -> None:
+def test_another_config_is_refused_and_every_difference_named(tmp_path: Path) -> None:
     begin(tmp_path)
     with pytest.raises(
         ValueError, match=r"holds a run with train\.steps = 3, this one has 4; hint: --fresh .*run\.dir=…"
@@ -66,11 +66,47 @@ def test_another_config_is_refused_and_its_first_difference_named(tmp_path: Path
         begin(tmp_path, steps=4)
     with pytest.raises(ValueError, match=r"train\.words = \[\], this one has \['aaa.*…; hint"):
         begin(tmp_path, words=("a" * 1000,))
+    message = (
+        r"holds a run with train\.steps = 3, this one has 4; train\.words = \[\], this one has \['a'\]; hint: "
+        r"--fresh .*, --allow train\.steps --allow train\.words goes on with the new values$"
+    )
+    with pytest.raises(ValueError, match=message):
+        begin(tmp_path, steps=4, words=("a",))
+
+
+def test_allowed_changes_are_stored_once_the_run_has_gone_on(tmp_path: Path) -> None:
+    begin(tmp_path)
+    before = (tmp_path / "config.toml").read_bytes()
+    with pytest.raises(ValueError, match=r"holds a run with train\.words = .*hint"):
+        begin(tmp_path, steps=4, words=("a",), allow=("train.steps",))
+    with rundir.claim(tmp_path, make(steps=4), is_fresh=False, allow=("train.steps",)):
+        assert (tmp_path / "config.toml").read_bytes() == before
+        rundir.settle(tmp_path, make(steps=4))
+    begin(tmp_path, steps=4)
+
+
+def test_a_finished_run_goes_on_with_more_steps_alone(tmp_path: Path) -> None:
+    begin(tmp_path)
+    rundir.finish(tmp_path, {"steps": 3, "is_capped": False, "seconds": 60.0})
+    for steps in (3, 2):
+        with pytest.raises(ValueError, match=r"a finished run of this config; .*a larger train\.steps with --allow"):
+            begin(tmp_path, steps=steps, allow=("train.steps",))
+    begin(tmp_path, steps=4, allow=("train.steps",))
+    assert rundir.is_finished(tmp_path), "until its state was found to fit"
+    rundir.settle(tmp_path, make(steps=4))
+    assert not rundir.is_finished(tmp_path)
+
+
+def test_a_place_that_cannot_be_written_is_one_clear_error(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("x")
+    message = r"cannot write to the run directory .*run: Not a directory; hint: give leave there, or run\.dir=…"
+    with pytest.raises(OSError, match=message):
+        begin(tmp_path / "file" / "run")
 
 
 def test_a_finished_run_is_refused(tmp_path: Path) -> None:
     begin(tmp_path)
-    rundir.finish(tmp_path, {"val_loss": 1.5})
+    rundir.finish(tmp_path, {"val_loss": 1.5, "steps": 3})
     assert rundir.is_finished(tmp_path)
     with pytest.raises(ValueError, match="holds a finished run of this config; hint: --fresh"):
         begin(tmp_path)

@@ -9,9 +9,11 @@ import torch
 from torch import Tensor, nn
 
 from gptrs.model import ModelConfig, Transformer
+from gptrs.train.distributed import World
 from gptrs.train.loop import FitOptions, Stops, fit
 from gptrs.train.optim import adamw
 from gptrs.train.parts import Parts
+from gptrs.train.spread import Spread
 from gptrs.train.stats import Statistics, Values, largest_score
 
 torch.set_num_threads(1)
@@ -48,11 +50,10 @@ def run(config: ModelConfig, *, every: int, steps: int = 6, dtype: torch.dtype =
         return model.losses(rows.tokens, rows.targets)["next"]  # type: ignore[operator,no-any-return]
 
     statistics = Statistics(
-        model,
+        Spread(model, World.alone(torch.device("cpu")), dtype=dtype),
         optimizer,
         rows=next(batches()),
         loss_fn=all_blocks,
-        dtype=dtype,
         loads=lambda: parts.loads,
         every=every,
         write=found.__setitem__,
@@ -66,7 +67,7 @@ def run(config: ModelConfig, *, every: int, steps: int = 6, dtype: torch.dtype =
         options=FitOptions(steps=steps, log_every=1, dtype=dtype, clip=1.0),
         stops=Stops(log=lambda u: losses.append(u.loss), save=lambda p: None, evaluate=lambda *a: None,
                     sample=lambda *a: None),
-        after_update=lambda: parts.after_update([mixture for _, mixture in model.experts()]),
+        after_update=lambda is_left_out: parts.after_update([mixture for _, mixture in model.experts()], is_left_out),
         watch=statistics.watch,
     )  # fmt: skip
     return {"model": model, "optimizer": optimizer, "losses": losses, "found": found}
@@ -144,8 +145,8 @@ def test_an_update_that_is_not_made_has_no_statistics() -> None:
     found: dict[int, Values] = {}
     optimizer = adamw(model, lr=LR, weight_decay=0.0, betas=(0.9, 0.99), eps=1e-8)
     statistics = Statistics(
-        model, optimizer, rows=next(batches()), loss_fn=lambda m, r: m.losses(*r)["next"], dtype=torch.float32,
-        loads=lambda: (), every=1, write=found.__setitem__,
+        Spread(model, World.alone(torch.device("cpu")), dtype=torch.float32), optimizer, rows=next(batches()),
+        loss_fn=lambda m, r: m.losses(*r)["next"], loads=lambda: (), every=1, write=found.__setitem__,
     )  # fmt: skip
     with statistics.watch(1):
         pass

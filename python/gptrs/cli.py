@@ -1,12 +1,14 @@
 """The command line: parse, call, print.
 
 Results go to stdout, progress and messages to stderr. A mistake of the user is one line and exit code 1, a wrong
-command line 2, Ctrl-C 130.
+command line 2, Ctrl-C 130; a run that SIGTERM or SIGUSR1 stopped ends with 75: the same command goes on.
 """
 
 import os
 import sys
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
@@ -36,6 +38,11 @@ TokenizerFile = Annotated[str, typer.Argument(help="tokenizer.json, *.tiktoken, 
 Overrides = Annotated[list[str] | None, typer.Argument(help="Settings that differ.", metavar="[SECTION.KEY=VALUE…]")]
 Fresh = Annotated[bool, typer.Option("--fresh", help="Remove what an earlier run left in the run directory.")]
 
+Allow = Annotated[
+    list[str] | None,
+    typer.Option(help="A setting that may differ from the unfinished run's; may be repeated.", metavar="SECTION.KEY"),
+]
+
 
 def main() -> None:
     """Runs the command line and exits."""
@@ -53,8 +60,9 @@ def main() -> None:
 
 
 def fail(message: str) -> None:
-    """Prints one line on stderr and exits with code 1."""
-    typer.echo(f"error: {message}", err=True)
+    """Prints one line on stderr and exits with code 1; of the ranks of torchrun rank 0 prints it."""
+    if os.environ.get("RANK", "0") == "0":
+        typer.echo(f"error: {message}", err=True)
     sys.exit(1)
 
 
@@ -150,13 +158,34 @@ def train_command(
     ],
     overrides: Overrides = None,
     fresh: Fresh = False,
+    find_lr: Annotated[
+        bool, typer.Option("--find-lr", help="Train nothing: search a learning rate in about 100 updates.")
+    ] = False,
+    allow: Allow = None,
 ) -> None:
     """Train a model as a config says; the same command on an unfinished run goes on where it stood."""
     require_torch("train")
     from gptrs.train import config as train_config
     from gptrs.train import pretrain
 
-    pretrain.run(train_config.load(config, overrides or ()), is_fresh=fresh)
+    with _stop_codes():
+        if find_lr:
+            from gptrs.train.find_lr import find_rate
+
+            find_rate(train_config.load(config, overrides or ()))
+        else:
+            pretrain.run(train_config.load(config, overrides or ()), is_fresh=fresh, allow=allow or ())
+
+
+@contextmanager
+def _stop_codes() -> Iterator[None]:
+    """Ends with the exit code of the signal that a run was stopped by."""
+    from gptrs.train.signals import Stopped
+
+    try:
+        yield
+    except Stopped as stopped:
+        raise typer.Exit(stopped.exit_code) from None
 
 
 @app.command("demo")
@@ -171,6 +200,7 @@ def demo_command(
         typer.Option(help="A preset in the place of the small GPT: deepseek-tiny, …; its report shows both."),
     ] = None,
     fresh: Fresh = False,
+    allow: Allow = None,
 ) -> None:
     """Take the source of Python's standard library all the way to a trained model, in some five minutes."""
     require_torch("demo")
@@ -180,7 +210,8 @@ def demo_command(
     files = [word for word in rest or () if "=" not in word]
     if files and not text:
         raise typer.BadParameter(f"expected section.key=value, got {files[0]!r}; hint: gptrs demo --text {files[0]}")
-    demo.run([*text, *files] if text else None, model=model, overrides=overrides, is_fresh=fresh)
+    with _stop_codes():
+        demo.run([*text, *files] if text else None, model=model, overrides=overrides, is_fresh=fresh, allow=allow or ())
 
 
 app.command("generate")(cli_model.generate_command)

@@ -20,6 +20,7 @@ _GGUF_TYPES: dict[str, Literal["F32", "F16", "BF16", "Q8_0"]] = {
     "float32": "F32", "float16": "F16", "bfloat16": "BF16", "q8_0": "Q8_0",
 }  # fmt: skip
 Checkpoint = Annotated[str | None, typer.Option(help="One checkpoint in a run directory.")]
+Averaged = Annotated[bool, typer.Option("--ema", help="Take the running mean of the weights (train.ema).")]
 
 
 def require_torch(command: str) -> None:
@@ -56,12 +57,13 @@ def generate_command(
     is_compiled: Annotated[bool, typer.Option("--compile", help="Compile the model's pass over new tokens.")] = False,
     seed: Annotated[int | None, typer.Option(help="The same seed writes the same text.")] = None,
     device: Annotated[str, typer.Option(help="cpu or cuda; auto takes cuda when there is one.")] = "auto",
+    ema: Averaged = False,
 ) -> None:
     """Write on from a prompt with a trained model, character by character as they come."""
     require_torch("generate")
     from gptrs.generate import stream_tokens
 
-    model, tokenizer = open_model(run, checkpoint, device)
+    model, tokenizer = open_model(run, checkpoint, device, is_averaged=ema)
     ids = tokenizer.encode(prompt, allowed_special="all")
     limit = model.config.position_limit
     room = 200 if limit is None else min(200, max(limit - len(ids), 1))
@@ -206,6 +208,7 @@ def export_command(
         Literal["float32", "bfloat16", "float16", "q8_0"],
         typer.Option(help="The type of the weights; q8_0, 8 bits, in GGUF files alone."),
     ] = "float32",
+    ema: Averaged = False,
 ) -> None:
     """Write a trained model and its tokenizer for Hugging Face transformers or llama.cpp."""
     require_torch("export")
@@ -218,7 +221,7 @@ def export_command(
 
     from gptrs.exchange import gguf, hf
 
-    model, tokenizer = open_model(run, checkpoint, "cpu")
+    model, tokenizer = open_model(run, checkpoint, "cpu", is_averaged=ema)
     if is_gguf:
         gguf.export_gguf(model, out, tokenizer=tokenizer, dtype=_GGUF_TYPES[dtype])
         n_bytes = Path(out).stat().st_size
@@ -228,11 +231,10 @@ def export_command(
     typer.echo(f"{out}: {n_bytes:,} bytes")
 
 
-def open_model(run: str | None, checkpoint: str | None, device: str) -> tuple["Transformer", "Tokenizer"]:
-    """The model of a checkpoint, by default the newest of a run, and the run's tokenizer."""
-    import torch
-
-    from gptrs.model import ModelConfig, Transformer
+def open_model(
+    run: str | None, checkpoint: str | None, device: str, *, is_averaged: bool = False
+) -> tuple["Transformer", "Tokenizer"]:
+    """The model of a checkpoint, by default the newest of a run, or its weights' mean, and the run's tokenizer."""
     from gptrs.train import checkpoint as checkpoints
 
     if (run is None) == (checkpoint is None):
@@ -244,14 +246,30 @@ def open_model(run: str | None, checkpoint: str | None, device: str) -> tuple["T
             f"expected a finished checkpoint in {folder / 'checkpoints'}, found none; hint: gptrs train"
         )
     tokenizer = load_tokenizer(str(folder / "tokenizer.json"), None)
-    checkpoints.verify(path)
+    try:
+        return _model_of(path, device, is_averaged=is_averaged).eval(), tokenizer
+    except (OSError, ValueError):
+        if checkpoint is not None or path.exists():
+            raise
+    # A run that trains removed it meanwhile: it has a newer one.
+    return open_model(run, checkpoint, device, is_averaged=is_averaged)
+
+
+def _model_of(path: Path, device: str, *, is_averaged: bool) -> "Transformer":
+    """The model of a checkpoint; what belongs to the optimizer is not read."""
+    import torch
+
+    from gptrs.model import ModelConfig, Transformer
+    from gptrs.train import checkpoint as checkpoints
+
+    checkpoints.verify(path, lambda number, name: name == "state.json")
     config = ModelConfig(**checkpoints.read_state(path)["model"])
     name = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
     if name != "cpu" and not (name.startswith("cuda") and torch.cuda.is_available()):
         raise ValueError(f"device must be auto, cpu or a CUDA device that is there, got {device!r}")
     model = Transformer(config).to(name)
-    checkpoints.load_model(path, model)
-    return model.eval(), tokenizer
+    checkpoints.load_model(path, model, is_averaged=is_averaged)
+    return model
 
 
 def _write(text: str) -> None:

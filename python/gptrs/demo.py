@@ -25,20 +25,22 @@ def run(
     model: str | None = None,
     overrides: Sequence[str] = (),
     is_fresh: bool = False,
+    allow: Sequence[str] = (),
 ) -> pretrain.Result:
     """Trains the demo model on the user's text, by default on the standard library, and prints what it writes.
 
     A demo that was cut off goes on; a finished one is made anew, since its directory is its own.
 
     Args: text: files, folders or globs; model: a preset in the place of the small GPT, with a directory of its own and
-        a report that shows both runs; overrides: `section.key=value`.
+        a report that shows both runs; overrides: `section.key=value`; allow: settings that may differ from those of a
+        demo that was cut off.
     Raises: ValueError for an unknown preset, naming the nearest, or one that this machine cannot train.
     """
     config = configured(text, overrides, model)
     if not is_fresh and rundir.is_finished(config.run.path):
         print(f"{config.run.path} holds a finished demo; starting it anew")
         is_fresh = True
-    return pretrain.run(config, is_fresh=is_fresh)
+    return pretrain.run(config, is_fresh=is_fresh, allow=allow)
 
 
 def configured(text: Sequence[str] | None, overrides: Sequence[str], model: str | None = None) -> PretrainConfig:

@@ -199,7 +199,7 @@ class Loader:
             seq_len,
             dtype=next(iter(self._sources.values())).dtype,
             n_marks=self.n_cu_seqlens if documents else 0,
-            has_own_targets=bool(self._plans) or any(d.has_loss_bits for d in self._sources.values()),
+            has_own_targets=self.has_ignored,
             n_kept=2 * prefetch,
         )
         # Behind a mixture's stages the iteration ends; where a source has given all it may, it fails.
@@ -235,6 +235,11 @@ class Loader:
         elif most is None:
             most = max(_core.max_documents(d.core, self.seq_len) for d in self._sources.values())
         return self.micro_batch * most + 1
+
+    @property
+    def has_ignored(self) -> bool:
+        """Whether some targets may be -100: those of packed rows and of datasets with loss bits."""
+        return bool(self._plans) or any(dataset.has_loss_bits for dataset in self._sources.values())
 
     @property
     def padding(self) -> float:

@@ -77,6 +77,16 @@ class Mixture:
         lines = "".join(f"{name}\n{dataset.fingerprint}\n" for name, dataset in self.sources.items())
         return hashlib.sha256(lines.encode()).hexdigest()
 
+    @property
+    def n_tokens(self) -> int:
+        """Tokens of all sources."""
+        return sum(dataset.n_tokens for dataset in self.sources.values())
+
+    @property
+    def n_documents(self) -> int:
+        """Documents of all sources."""
+        return sum(dataset.n_documents for dataset in self.sources.values())
+
     def __repr__(self) -> str:
         return f"Mixture({self.sources!r}, stages={self.stages!r}, max_epochs={self.max_epochs!r})"
 

@@ -15,6 +15,7 @@ from gptrs import chart, model_report, stats_report
 from gptrs.dataset import Dataset
 from gptrs.files import write_atomic
 from gptrs.holdout import Source
+from gptrs.mixture import Mixture
 from gptrs.model import count, memory
 from gptrs.model.config import ModelConfig
 from gptrs.page import Markup, bar, details, page, percent, table, tiles, token_span
@@ -37,7 +38,7 @@ class Facts:
     result: dict[str, Any]  # val_loss, unigram_entropy, bits_per_byte, seconds, steps, is_capped
     sources: Sequence[Source]  # empty for prepared datasets
     tokenizer: Tokenizer
-    train: Dataset
+    train: Dataset | Mixture
     val: Dataset
     n_bytes: tuple[int, int]  # text of train and val
     model: ModelConfig

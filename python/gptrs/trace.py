@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from gptrs.model import Transformer
+from gptrs.model.loss import crosses_an_end
 from gptrs.model.moe import Use
-from gptrs.model.transformer import crosses_an_end
 from gptrs.tokenizer import Tokenizer
 
 

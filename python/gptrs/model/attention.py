@@ -43,7 +43,7 @@ class Attention(nn.Module):
             cache: keys and values of earlier positions; those of x are appended.
             turns: rotations of the positions of x, where they are rotary.
         """
-        B, T, C = x.shape
+        B, T, _ = x.shape
         q, k, v = self._projected(x)  # (B, H, T, D), (B, K, T, D) twice
         if turns is not None:
             q, k = rotate(q, turns), rotate(k, turns)
@@ -54,7 +54,7 @@ class Attention(nn.Module):
                 is_causal = False  # the one query sees every position
         dropout = self.dropout if self.training else 0.0
         out = attend(q, k, v, mask=mask, is_causal=is_causal, dropout=dropout, scale=self.scale)  # (B, H, T, D)
-        y: Tensor = self.output(out.transpose(1, 2).reshape(B, T, C))  # (B, T, C)
+        y: Tensor = self.output(out.transpose(1, 2).reshape(B, T, -1))  # (B, T, C)
         return y
 
     def weights(self, x: Tensor, *, turns: Tensor | None = None) -> Tensor:

@@ -169,7 +169,9 @@ def rank(
 
     Raises: ValueError when the model cannot be divided so.
     """
-    _check_split(config, data=data, expert=expert, tensor=tensor)
+    if data < 1:
+        raise ValueError(f"data parallelism must be at least 1, got {data}")
+    check_split(config, expert=expert, tensor=tensor)
     held = trained = optimizer = biases = 0
     for weight in count.weights(config):
         n, holders = weight.n_params, data * expert
@@ -206,12 +208,15 @@ def _attention_bytes(config: ModelConfig, tensor: int) -> int:
     return 2 * (latents + H * (2 * D + config.qk_nope_head_dim + 3 * V)) + 4 * H
 
 
-def _check_split(config: ModelConfig, *, data: int, expert: int, tensor: int) -> None:
-    for name, n in (("data", data), ("expert", expert), ("tensor", tensor)):
+def check_split(config: ModelConfig, *, expert: int, tensor: int) -> None:
+    """Raises ValueError when a model's experts, heads or inner widths cannot be shared so."""
+    for name, n in (("expert", expert), ("tensor", tensor)):
         if n < 1:
             raise ValueError(f"{name} parallelism must be at least 1, got {n}")
-    if tensor > 1 and config.kv_heads % tensor:
-        raise ValueError(f"tensor parallelism ({tensor}) must divide the kv heads ({config.kv_heads})")
+    widths = {"kv heads": config.kv_heads, "inter_dim": config.inter_dim, "moe_inter_dim": config.moe_inter_dim}
+    for name, n in widths.items():
+        if n % tensor:
+            raise ValueError(f"tensor parallelism ({tensor}) must divide the {name} ({n})")
     E = config.n_routed_experts
     if expert > 1 and E == 0:
         raise ValueError(f"expert parallelism ({expert}) needs experts, got n_routed_experts=0; hint: use 1")

@@ -11,6 +11,7 @@ costs less, for few the absorbed one; both give the same numbers.
 """
 
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -19,6 +20,7 @@ from gptrs.model.attention import causal_weights
 from gptrs.model.cache import LatentCache
 from gptrs.model.config import ModelConfig
 from gptrs.model.norm import norm
+from gptrs.model.ranks import enter
 from gptrs.model.rope import rotate, softmax_scale
 
 
@@ -50,6 +52,7 @@ class LatentAttention(nn.Module):
         self.kv_norm = norm(config, self.rank)
         self.kv_up = nn.Linear(self.rank, H * (self.nope + self.v_dim), bias=False)
         self.output = nn.Linear(H * self.v_dim, C, bias=has_bias)
+        self.group: dist.ProcessGroup | None = None  # ranks that share the heads
 
     def forward(
         self,
@@ -116,6 +119,7 @@ class LatentAttention(nn.Module):
         B, _, S, _ = latent.shape
         H = self.n_heads
         latent, key = torch.split(latent, [self.rank, self.rope], dim=-1)  # (B, 1, S, R), (B, 1, S, rope)
+        key = enter(key, self.group)
         up = self.kv_up(latent.squeeze(1)).view(B, S, H, self.nope + self.v_dim).transpose(1, 2)  # (B, H, S, nope + v)
         k_nope, v = torch.split(up, [self.nope, self.v_dim], dim=-1)
         return torch.cat((k_nope, key.expand(-1, H, -1, -1)), dim=-1), v

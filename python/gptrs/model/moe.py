@@ -4,19 +4,22 @@
     x ─shared experts──────────────────────────────────────────────────────────────┴▶ + ─▶ y
 
 No token is dropped, however many choose an expert: tokens are sorted by expert, and each stretch is multiplied by its
-own matrices, all in one grouped product or, on the CPU, one after the other. A bias that only the choice sees, moved
-after each step towards equal load, keeps the experts busy without a gradient of its own.
+own matrices, all in one grouped product or, on the CPU, one after the other. Where ranks share the experts, tokens
+travel to them and back. A bias that only the choice sees, moved after each step towards equal load, keeps the experts
+busy without a gradient of its own.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gptrs.model.config import ModelConfig
 from gptrs.model.expert_by_expert import expert_by_expert
 from gptrs.model.feed_forward import SwiGLU
+from gptrs.model.ranks import enter, exchange, leave, local
 
 _ALIGNED = 16  # bytes that the grouped product wants the inner sizes to be a multiple of
 
@@ -73,40 +76,98 @@ class Router(nn.Module):
 
 
 class Experts(nn.Module):
-    """E SwiGLU layers of moe_inter_dim, stacked: up (E, 2·m, C), rows ordered (gate | up); down (E, C, m)."""
+    """E SwiGLU layers of moe_inter_dim, stacked.
+
+    Attributes: up: (E, 2·m, C), rows ordered (gate | up); down: (E, C, m); expert_group, tensor_group: the ranks that
+        share the experts, and the inner width of each, or None.
+    """
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         E, C, m = config.n_routed_experts, config.dim, config.moe_inter_dim
         self.up = nn.Parameter(torch.empty(E, 2 * m, C))
         self.down = nn.Parameter(torch.empty(E, C, m))
+        self.expert_group: dist.ProcessGroup | None = None
+        self.tensor_group: dist.ProcessGroup | None = None
 
     def forward(self, x: Tensor, ids: Tensor, weights: Tensor) -> Tensor:
         """Σ weight·expert(x) of each token: (N, C), (N, A), (N, A) → (N, C)."""
-        N, A = ids.shape
-        order = ids.flatten().argsort(stable=True)  # (N·A,): places of (token, choice), expert by expert
-        tokens = order // A  # (N·A,)
-        loads = count_choices(ids.view(1, N * A), self.up.shape[0]).squeeze(0)  # (E,)
-        if _goes_by_expert(x):
-            return expert_by_expert(x, self.up, self.down, weights, order, loads)
-        apply = self._grouped if _has_grouped_product(x, self.up, self.down) else self._one_by_one
-        out = apply(x.index_select(0, tokens), loads)  # (N·A, C)
-        out = out * weights.flatten()[order].unsqueeze(-1).to(out.dtype)
-        return torch.zeros_like(x).index_add(0, tokens, out)
+        x, weights = enter(x, self.tensor_group), enter(weights, self.tensor_group)
+        up, down = local(self.up), local(self.down)
+        if self.expert_group is None:
+            y = _apply(x, ids, weights, up, down)
+        else:
+            y = _apply_afar(x, ids, weights, up, down, self.expert_group)
+        return leave(y, self.tensor_group)
 
-    def _grouped(self, x: Tensor, loads: Tensor) -> Tensor:
-        """(N·A, C), sorted by expert → (N·A, C), all experts in one product for each matrix."""
-        ends = loads.cumsum(0).to(torch.int32)  # (E,)
-        gate, up = F.grouped_mm(x, self.up.transpose(-2, -1), offs=ends).chunk(2, dim=-1)  # (N·A, m) each
-        return F.grouped_mm(F.silu(gate) * up, self.down.transpose(-2, -1), offs=ends)
 
-    def _one_by_one(self, x: Tensor, loads: Tensor) -> Tensor:
-        """The same, expert after expert."""
-        out = []
-        for stretch, up, down in zip(torch.split(x, loads.tolist()), self.up, self.down, strict=True):
-            gate, high = F.linear(stretch, up).chunk(2, dim=-1)
-            out.append(F.linear(F.silu(gate) * high, down))
-        return torch.cat(out)
+def _apply(x: Tensor, ids: Tensor, weights: Tensor, up: Tensor, down: Tensor) -> Tensor:
+    """`Experts.forward` with the experts of this rank alone."""
+    N, A = ids.shape
+    order = ids.flatten().argsort(stable=True)  # (N·A,): places of (token, choice), expert by expert
+    loads = count_choices(ids.view(1, N * A), up.shape[0]).squeeze(0)  # (E,)
+    if _goes_by_expert(x):
+        return expert_by_expert(x, up, down, weights, order, loads)
+    apply = _grouped if _has_grouped_product(x, up, down) else _one_by_one
+    back = torch.empty_like(order).scatter_(0, order, torch.arange(N * A, device=x.device))  # (N·A,), where each went
+    rows: Tensor = _Moved.apply(x, order, back, A)  # (N·A, C), expert by expert
+    out: Tensor = _Moved.apply(apply(rows, loads, up, down), back, order, 1)  # (N·A, C), token by token
+    return (out.view(N, A, -1) * weights.unsqueeze(-1).to(out.dtype)).sum(dim=1)  # (N, C)
+
+
+class _Moved(torch.autograd.Function):
+    """Rows, each n times, in another order: (N, C) → (N·n, C). The gradient comes back the same way, by reading;
+    torch's own would add row by row into zeros, which on a GPU takes turns and sums in no order."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, forth: Tensor, back: Tensor, n: int) -> Tensor:
+        """Args: forth, back: (N·n,), a permutation and its inverse; n: copies of each row, which stand together."""
+        ctx.save_for_backward(back)
+        ctx.n = n
+        return x.index_select(0, forth // n if n > 1 else forth)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        (back,) = ctx.saved_tensors
+        d = grad.index_select(0, back)
+        return d.view(-1, ctx.n, d.shape[-1]).sum(dim=1) if ctx.n > 1 else d, None, None, None
+
+
+@torch.compiler.disable  # type: ignore[untyped-decorator]  # how many rows travel is known only when they do
+def _apply_afar(x: Tensor, ids: Tensor, weights: Tensor, up: Tensor, down: Tensor, group: dist.ProcessGroup) -> Tensor:
+    """The same with E / n experts on each of the group's n ranks: tokens go there, their sums come back.
+
+    Every token arrives, whatever the loads: ranks tell each other first how many rows come for which expert.
+    """
+    N, A = ids.shape
+    n, E = group.size(), len(up)  # E: of this rank
+    order = ids.flatten().argsort(stable=True)  # (N·A,), expert by expert and so rank by rank
+    loads = count_choices(ids.view(1, N * A), n * E).view(n, E)
+    arriving = exchange(loads, [1] * n, [1] * n, group)  # (n, E), rows from each rank for each expert here
+    sent, received = loads.sum(dim=1).tolist(), arriving.sum(dim=1).tolist()
+    rows = exchange(x.index_select(0, order // A), sent, received, group)  # (M, C)
+    own = torch.arange(E, device=x.device).repeat(n).repeat_interleave(arriving.flatten()).unsqueeze(-1)  # (M, 1)
+    out = _apply(rows, own, torch.ones_like(own, dtype=weights.dtype), up, down)  # (M, C)
+    out = exchange(out, received, sent, group)  # (N·A, C)
+    out = out * weights.flatten()[order].unsqueeze(-1).to(out.dtype)
+    return torch.zeros_like(x).index_add(0, order // A, out)
+
+
+def _grouped(x: Tensor, loads: Tensor, up: Tensor, down: Tensor) -> Tensor:
+    """(N·A, C), sorted by expert → (N·A, C), all experts in one product for each matrix."""
+    ends = loads.cumsum(0).to(torch.int32)  # (E,)
+    gate, high = F.grouped_mm(x, up.transpose(-2, -1), offs=ends).chunk(2, dim=-1)  # (N·A, m) each
+    return F.grouped_mm(F.silu(gate) * high, down.transpose(-2, -1), offs=ends)
+
+
+def _one_by_one(x: Tensor, loads: Tensor, up: Tensor, down: Tensor) -> Tensor:
+    """The same, expert after expert."""
+    out = []
+    for stretch, wide, narrow in zip(torch.split(x, loads.tolist()), up, down, strict=True):
+        gate, high = F.linear(stretch, wide).chunk(2, dim=-1)
+        out.append(F.linear(F.silu(gate) * high, narrow))
+    return torch.cat(out)
 
 
 class MoE(nn.Module):
@@ -197,4 +258,5 @@ def _goes_by_expert(x: Tensor) -> bool:
 def _has_grouped_product(x: Tensor, *matrices: Tensor) -> bool:
     """Whether `grouped_mm` takes these: float32 or bfloat16, inner sizes a multiple of 16 bytes, on that device."""
     is_aligned = all(size * x.element_size() % _ALIGNED == 0 for matrix in matrices for size in matrix.shape[1:])
-    return x.dtype in (torch.float32, torch.bfloat16) and is_aligned and x.device.type in ("cpu", "cuda")
+    is_known = x.dtype in (torch.float32, torch.bfloat16) and x.device.type in ("cpu", "cuda")
+    return is_known and is_aligned and len(x) > 0  # no row may come to a rank's experts

@@ -19,6 +19,8 @@ from gptrs import holdout
 from gptrs.dataset import Dataset, prepare
 from gptrs.files import digest, write_atomic
 from gptrs.holdout import Source
+from gptrs.mixture import Mixture
+from gptrs.model.loss import IGNORED
 from gptrs.tokenizer import Tokenizer
 
 _BLOCK = 1 << 22  # tokens counted at a time
@@ -29,7 +31,7 @@ class Corpus:
     """Tokenizer, training part and held-out part."""
 
     tokenizer: Tokenizer
-    train: Dataset
+    train: Dataset | Mixture
     val: Dataset
     sources: tuple[Source, ...]  # empty for prepared datasets
     counts: npt.NDArray[np.int64]  # (V,) how often each id occurs in val
@@ -104,39 +106,61 @@ def from_text(
     return _corpus(tokenizer, encoded[0], encoded[1], sources)
 
 
-def from_datasets(train: str, val: str, tokenizer_path: str, directory: Path) -> Corpus:
-    """Returns the corpus of two prepared datasets and the tokenizer that made them.
+def from_datasets(train: Dataset | Mixture, val: str, tokenizer_path: str, directory: Path) -> Corpus:
+    """Returns the corpus of prepared datasets and the tokenizer that made them.
 
     Raises: ValueError when another tokenizer made one of them.
     """
     tokenizer = Tokenizer.from_file(tokenizer_path)
     tokenizer.save(directory / "tokenizer.json")
-    datasets = [Dataset(train), Dataset(val)]
-    for dataset in datasets:
+    held_out = Dataset(val)
+    for dataset in (*_datasets(train), held_out):
         if dataset.tokenizer_digest != tokenizer.digest:
             expected = f"the tokenizer with digest {dataset.tokenizer_digest[:16]}… that made {dataset.path}"
             raise ValueError(
                 f"expected {expected}, got {tokenizer.digest[:16]}… in {tokenizer_path}; hint: tokenizer.path=…"
             )
-    return _corpus(tokenizer, datasets[0], datasets[1], ())
+    return _corpus(tokenizer, train, held_out, ())
+
+
+def made(directory: Path, train: Dataset | Mixture | None, val: str | None) -> Corpus:
+    """Returns the corpus that another process of the run has made in its directory, without its sources.
+
+    Args: train, val: prepared datasets, if the run was given some.
+    """
+    tokenizer = Tokenizer.from_file(directory / "tokenizer.json")
+    data = directory / "data"
+    return _corpus(tokenizer, train or Dataset(data / "train"), Dataset(val or data / "val"), ())
 
 
 def rows(
-    dataset: Dataset, *, seq_len: int, batch: int, device: torch.device, n_rows: int | None = None
+    dataset: Dataset,
+    *,
+    seq_len: int,
+    batch: int,
+    device: torch.device,
+    n_rows: int | None = None,
+    rank: int = 0,
+    world_size: int = 1,
 ) -> Iterator[Rows]:
     """Yields every row of the dataset in order, so that each token but the first is a target once; or `n_rows` of them,
     evenly spread.
 
-    What remains after the full rows comes as one shorter row.
+    What remains after the full rows comes as one shorter row. Of several ranks each takes every world_size-th batch;
+    those that would have one less than others read their first again, with no target that counts.
     """
     n_full = (dataset.n_tokens - 1) // seq_len
     n_taken = n_full if n_rows is None else min(n_rows, n_full)
     starts = [i * n_full // n_taken * seq_len for i in range(n_taken)]
-    for first in range(0, n_taken, batch):
-        yield _rows([dataset.read(start, seq_len + 1) for start in starts[first : first + batch]], device)
+    pieces = [[(start, seq_len) for start in starts[first : first + batch]] for first in range(0, n_taken, batch)]
     rest = dataset.n_tokens - 1 - n_full * seq_len
     if rest and (n_rows is None or n_rows > n_full):
-        yield _rows([dataset.read(n_full * seq_len, rest + 1)], device)
+        pieces.append([(n_full * seq_len, rest)])
+    for step in range(0, len(pieces), world_size):
+        is_there = step + rank < len(pieces)
+        piece = pieces[step + rank] if is_there else pieces[0]
+        found = _rows([dataset.read(start, length + 1) for start, length in piece], device)
+        yield found if is_there else Rows(found.tokens, torch.full_like(found.targets, IGNORED))
 
 
 def entropy(counts: npt.NDArray[np.int64]) -> float:
@@ -148,12 +172,16 @@ def entropy(counts: npt.NDArray[np.int64]) -> float:
     return float(-(shares * np.log(shares)).sum())
 
 
-def n_text_bytes(dataset: Dataset) -> int:
-    """Returns the bytes of the text that a dataset was made of."""
-    return sum(int(shard["n_bytes"]) for shard in dataset.manifest["shards"])
+def n_text_bytes(data: Dataset | Mixture) -> int:
+    """Returns the bytes of the text that datasets were made of."""
+    return sum(int(shard["n_bytes"]) for dataset in _datasets(data) for shard in dataset.manifest["shards"])
 
 
-def _corpus(tokenizer: Tokenizer, train: Dataset, val: Dataset, sources: tuple[Source, ...]) -> Corpus:
+def _datasets(data: Dataset | Mixture) -> tuple[Dataset, ...]:
+    return (data,) if isinstance(data, Dataset) else tuple(data.sources.values())
+
+
+def _corpus(tokenizer: Tokenizer, train: Dataset | Mixture, val: Dataset, sources: tuple[Source, ...]) -> Corpus:
     if val.n_tokens < 2:
         raise ValueError(f"expected two tokens or more to evaluate on in {val.path}, got {val.n_tokens}")
     counts = np.zeros(tokenizer.vocab_size, np.int64)

@@ -13,10 +13,12 @@ from gptrs import trace
 from gptrs.generate import generate
 from gptrs.model import ModelConfig, Transformer
 from gptrs.train import corpus, metrics
+from gptrs.train.average import Average
 from gptrs.train.config import PretrainConfig
 from gptrs.train.corpus import Corpus, Rows
 from gptrs.train.loop import Position, mean_loss
 from gptrs.train.parts import Parts
+from gptrs.train.spread import Spread
 
 DEFAULT_NEW_TOKENS = 200
 
@@ -36,30 +38,33 @@ class Looks:
         self,
         config: PretrainConfig,
         data: Corpus,
-        model: Transformer,
+        spread: Spread,
         parts: Parts,
         *,
-        device: torch.device,
         dtype: torch.dtype,
     ) -> None:
         """Raises: ValueError when the prompts and the new tokens do not fit the learned positions."""
         self.config = config
         self.corpus = data
-        self.model = model
-        self.model_config: ModelConfig = model.config
+        self.spread = spread
+        assert isinstance(spread.model, Transformer)
+        self.model_config: ModelConfig = spread.model.config
         self.parts = parts
-        self.device = device
         self.dtype = dtype
         self.dir = config.run.path
         self.prompts = [data.tokenizer.encode_ordinary(prompt) for prompt in config.sample.prompts]
         self.max_new_tokens = self._max_new_tokens()
+        self.average: Average | None = None  # of the weights, looked at beside them where there is one
         self.val_loss = math.nan
         self.samples: list[tuple[str, str]] = []
         self._plots = metrics.Pace()
 
     def evaluate(self, position: Position, is_last: bool) -> None:
-        rows = self._val_rows(None if is_last else self.config.train.eval_rows)
-        loss, n_targets = mean_loss(self.model, rows, loss_fn=self.parts.next_loss, dtype=self.dtype)
+        loss, n_targets = self._loss(is_last)
+        averaged = self._averaged_loss(is_last)
+        self.val_loss = loss
+        if not self.spread.world.is_main:
+            return
         self.log_file.write(
             "eval",
             position.step,
@@ -67,17 +72,32 @@ class Looks:
             bits_per_byte=self.corpus.bits_per_byte(loss),
             n_targets=n_targets,
             time_s=round(position.elapsed_s, 3),
+            **averaged,
         )
-        self.display.say(f"step {position.step}  val loss {loss:.4f} on {n_targets:,} tokens")
-        self.val_loss = loss
+        mean = "".join(f", of the weights' mean {value:.4f}" for value in averaged.values())
+        self.display.say(f"step {position.step}  val loss {loss:.4f}{mean} on {n_targets:,} tokens")
         self._plots.do(self._plot, is_last=is_last)
 
     def _plot(self) -> None:
         lines = metrics.read(self.dir / "metrics.jsonl")
         metrics.plot(self.dir / "loss.png", lines, unigram_entropy=self.corpus.unigram_entropy)
 
+    def _loss(self, is_last: bool) -> tuple[float, int]:
+        rows = self._val_rows(None if is_last else self.config.train.eval_rows)
+        spread = self.spread
+        return mean_loss(spread.model, rows, loss_fn=self.parts.next_loss, dtype=self.dtype, spread=spread)
+
+    def _averaged_loss(self, is_last: bool) -> dict[str, float]:
+        if self.average is None:
+            return {}
+        with self.average.applied():
+            return {"ema_val_loss": self._loss(is_last)[0]}
+
     def sample(self, position: Position, is_last: bool) -> None:
-        self.samples = self._continuations()
+        model = self.spread.whole()
+        if model is None:
+            return
+        self.samples = self._continuations(model)
         text = f"── step {position.step}\n"
         for prompt, continuation in self.samples:
             text += f"── prompt {prompt!r}\n{prompt}{continuation}\n\n"
@@ -85,21 +105,24 @@ class Looks:
         self.samples_file.flush()
 
     def first_rows(self) -> Rows:
-        """Returns as many held-out rows as the model takes at a time, evenly spread: the same ones each time."""
+        """Returns as many held-out rows as this rank takes at a time, evenly spread: the same ones each time."""
         train = self.config.train
-        return next(self._val_rows(train.micro_batch or train.global_batch))
+        return next(self._val_rows(train.rows(self.spread.world.data_size) * self.spread.world.data_size))
 
-    def usage(self) -> trace.Usage:
-        """Returns how experts and further tokens fare on as much held-out text as a look on the way reads."""
-        rows = self._val_rows(self.config.train.eval_rows)
+    def usage(self, model: Transformer) -> trace.Usage:
+        """Returns how experts and further tokens fare on as much held-out text as a look on the way reads.
+
+        Args: model: as `Spread.whole` gives it to rank 0, which alone reads here.
+        """
+        rows = self._val_rows(self.config.train.eval_rows, is_shared=False)
         pairs = ((batch.tokens, batch.targets) for batch in rows)
-        return trace.usage(self.model, pairs, eot_id=self.parts.eot_id, documents=self.parts.documents)
+        return trace.usage(model, pairs, eot_id=self.parts.eot_id, documents=self.parts.documents)
 
-    def _continuations(self) -> list[tuple[str, str]]:
+    def _continuations(self, model: Transformer) -> list[tuple[str, str]]:
         sample, tokenizer = self.config.sample, self.corpus.tokenizer
         stop = () if tokenizer.eot_id is None else (tokenizer.eot_id,)
         found = generate(
-            self.model,
+            model,
             self.prompts,
             max_new_tokens=self.max_new_tokens,
             temperature=sample.temperature,
@@ -122,7 +145,15 @@ class Looks:
             raise ValueError(f"{expected}, got {longest} and {wanted}; hint: sample.max_new_tokens={max(room, 1)}")
         return wanted
 
-    def _val_rows(self, n_rows: int | None) -> Iterator[Rows]:
-        train = self.config.train
-        batch = train.micro_batch or train.global_batch
-        return corpus.rows(self.corpus.val, seq_len=train.seq_len, batch=batch, device=self.device, n_rows=n_rows)
+    def _val_rows(self, n_rows: int | None, *, is_shared: bool = True) -> Iterator[Rows]:
+        """Rows of the held-out part; shared among the data ranks, or all of them."""
+        train, world = self.config.train, self.spread.world
+        return corpus.rows(
+            self.corpus.val,
+            seq_len=train.seq_len,
+            batch=train.rows(world.data_size),
+            device=world.device,
+            n_rows=n_rows,
+            rank=world.data_rank if is_shared else 0,
+            world_size=world.data_size if is_shared else 1,
+        )

@@ -3,27 +3,30 @@
     loader ─▶ batch ─▶ loss_fn(model, batch) ─▶ gradient, summed over microbatches ─▶ clip ─▶ AdamW
                                                      every few updates: log · save · evaluate · sample
 
-Unusual here: weights stay fp32 and are rounded to the compute type inside the graph (`objective`), so that gradients
-are summed in fp32 and nothing depends on an ambient autocast. A checkpoint comes before the evaluation and the samples
-of its step; a resumed run begins with those two, so that its logs are those of a run that was never killed.
+Unusual here: an update takes its microbatches first and counts what its loss is divided by over all of them and over
+all ranks, so that neither their number nor what each leaves out changes it. A checkpoint comes before the evaluation
+and the samples of its step; a resumed run begins with those two, so that its logs are those of one never killed.
+Whether an update is made at all, `guard` decides.
 """
 
-import math
-import signal
-import threading
+import functools
 import time
+import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass
-from types import FrameType
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple, Protocol, TypeVar
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 
-from gptrs.model.moe import Router
-from gptrs.train.optim import clip, set_learning_rate
+from gptrs.model.loss import counts
+from gptrs.train.config import GuardSettings
+from gptrs.train.distributed import World
+from gptrs.train.guard import Event, Guard, Reading, make_step
+from gptrs.train.optim import set_learning_rate
+from gptrs.train.signals import Stopped, StopRequests, stop_requests
+from gptrs.train.spread import LossFn, Spread
 
 
 class HasTokens(Protocol):
@@ -37,7 +40,7 @@ class HasTokens(Protocol):
 
 
 BatchT = TypeVar("BatchT", bound=HasTokens)
-LossFn = Callable[[nn.Module, Any], Tensor]  # (model, batch) → mean loss of the batch
+Counts = Callable[[Any], Tensor]  # batch → what the parts of its loss are divided by, numbers that add up
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -45,15 +48,20 @@ class FitOptions:
     """How long, in which precision, how often to stop."""
 
     steps: int  # optimizer updates
-    accumulation: int = 1  # microbatches of one update; their losses have equal weight
+    accumulation: int = 1  # microbatches of one update on each rank
+    accumulation_at: Callable[[int], int] | None = None  # those of the update after as many; None: always accumulation
     clip: float = 1.0  # largest gradient norm; 0: no clipping
     dtype: torch.dtype = torch.float32  # of the computation; weights, gradients and moments keep their own
-    is_compiled: bool = False  # torch.compile of loss and backward
+    is_compiled: bool = False  # torch.compile of loss and backward as one
     max_seconds: float | None = None  # training ends after the update that passes this time
     log_every: int = 10  # updates
     eval_every: int = 500  # updates
     sample_every: int = 500  # updates
     checkpoint_every: int = 500  # updates
+
+    def at(self, step: int) -> "FitOptions":
+        """The options of the update after `step` others."""
+        return self if self.accumulation_at is None else replace(self, accumulation=self.accumulation_at(step))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -77,14 +85,33 @@ class Update:
     time_s: float  # training time since step 0
 
 
+def _warn(event: Event) -> None:
+    warnings.warn(event.text, stacklevel=2)
+
+
+def _has_no_checkpoint(guard: Guard) -> None:
+    return None
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Stops:
-    """What a stage does at the stops. `is_last`: after this one the run ends."""
+    """What a stage does at the stops. `is_last`: after this one the run ends.
+
+    `tell` hears of what is out of the ordinary. `roll_back` puts the newest checkpoint into everything but the loader,
+    which stays where it is, and returns its step; None when there is no checkpoint.
+    """
 
     log: Callable[[Update], None]
     save: Callable[[Position], None]
     evaluate: Callable[[Position, bool], None]
     sample: Callable[[Position, bool], None]
+    tell: Callable[[Event], None] = _warn
+    roll_back: Callable[[Guard], int | None] = _has_no_checkpoint
+
+
+def n_targets(batch: HasTokens) -> Tensor:
+    """What a loss is divided by that has no parts but the targets that count and, for balance, the sequences: (2,)."""
+    return counts(batch.targets)
 
 
 def fit(
@@ -96,125 +123,82 @@ def fit(
     learning_rate: Callable[[Position], float],
     options: FitOptions,
     stops: Stops,
-    after_update: Callable[[], None] | None = None,
+    after_update: Callable[[Tensor], None] | None = None,
     watch: Callable[[int], AbstractContextManager[object]] = nullcontext,
     start: Position = Position(),
+    counts: Counts = n_targets,
+    spread: Spread | None = None,
+    guard: Guard | None = None,
 ) -> Position:
     """Trains from `start` to options.steps or options.max_seconds; returns where it ended.
 
     Args:
-        loader: endless microbatches.
+        loader: endless microbatches, of several ranks each its own.
+        loss_fn: (model, batch, totals) → the batch's share of the update's loss; `totals` is the sum of `counts`.
         learning_rate: of the update that comes next at a position.
-        after_update: what moves weights beside the optimizer, once for each of its updates.
+        after_update: what moves weights beside the optimizer, once for each of its updates; its argument is 1 where
+            the guard leaves the update out, else 0.
+        counts: what the parts of a batch's loss are divided by.
+        spread: the model over several ranks, and its precision; by default on this process alone.
         watch: what is open around each update, by its number from 1; the time that it takes counts.
-    Raises: KeyboardInterrupt after SIGINT or SIGTERM, once the update at hand is done and saved; ValueError when the
-        loss is no longer a number, before such weights are saved.
+        guard: judge of the updates, with its state; by default one of the default settings.
+    Raises: Stopped (a KeyboardInterrupt) after a signal, once the update at hand is done and saved, or at once during
+        an evaluation or a sample; ValueError when the guard ends the run, before such weights are saved.
     """
-    loss_of = objective(model, loss_fn, dtype=options.dtype, is_compiled=options.is_compiled)
+    spread = spread or Spread(model, _alone(model), dtype=options.dtype, is_compiled=options.is_compiled)
     batches, clock, position = iter(loader), _Clock(start), start
+    guard = guard or Guard(GuardSettings(), device=spread.world.device)
     model.train()
-    with stop_requests() as is_stop_requested:
+    with stop_requests() as requests:
+        book = _Book(clock, guard, options, stops, requests, spread.world)
         if start.step:
-            _look(position, options, stops)
+            book.look(position)
         while not _is_done(position, options):
             lr = learning_rate(position)
             set_learning_rate(optimizer, lr)
             with clock.update(), watch(position.step + 1):
-                update = _update(model, batches, loss_of, optimizer, options)
+                update = _update(spread, batches, loss_fn, counts, optimizer, guard, options.at(position.step))
                 if after_update is not None:
-                    after_update()
-            position = clock.position()
-            _record(clock, position, update, lr, options, stops, is_stopped=is_stop_requested())
-            _look(position, options, stops)
+                    after_update(update.is_left_out)
+            position = book.record(update, lr)
+            book.look(position)
     return position
 
 
 def objective(
     model: nn.Module, loss_fn: LossFn, *, dtype: torch.dtype, is_compiled: bool = False
-) -> Callable[[Any], Tensor]:
-    """Returns batch → loss, computed with the weights rounded to `dtype`.
-
-    The rounding is a part of the graph: its backward widens each gradient to the weight's own type before it is added,
-    so microbatches sum in fp32. Under torch.compile the casts melt into their neighbours. Routers keep their type, and
-    so does what is not trained by gradients: which experts a token takes does not depend on `dtype`'s rounding of them.
-    """
-    wrapped = _Objective(model, loss_fn)
-    routers = {id(p) for module in model.modules() if isinstance(module, Router) for p in module.parameters()}
-    cast = {name: p.dtype for name, p in wrapped.named_parameters() if p.requires_grad and id(p) not in routers}
-    is_native = all(own == dtype for own in cast.values())
-
-    def loss_of(batch: Any) -> Tensor:
-        loss: Tensor
-        if is_native:
-            loss = wrapped(batch)
-        else:
-            weights = {name: p.to(dtype) for name, p in wrapped.named_parameters() if name in cast}
-            loss = functional_call(wrapped, weights, (batch,))
-        return loss
-
-    return torch.compile(loss_of, dynamic=False) if is_compiled else loss_of
-
-
-class _Objective(nn.Module):
-    """A loss function as a module, so that functional_call can exchange the weights under any method it calls."""
-
-    def __init__(self, model: nn.Module, loss_fn: LossFn) -> None:
-        super().__init__()
-        self.model = model
-        self.loss_fn = loss_fn
-
-    def forward(self, batch: Any) -> Tensor:
-        return self.loss_fn(self.model, batch)
+) -> Callable[..., Tensor]:
+    """Returns (batch, totals) → loss, computed with the weights rounded to `dtype` as `Objective` does."""
+    spread = Spread(model, _alone(model), dtype=dtype, is_compiled=is_compiled)
+    return functools.partial(spread.loss, loss_fn)
 
 
 @torch.no_grad()
 def mean_loss(
-    model: nn.Module, batches: Iterable[HasTokens], *, loss_fn: LossFn, dtype: torch.dtype
+    model: nn.Module,
+    batches: Iterable[HasTokens],
+    *,
+    loss_fn: LossFn,
+    dtype: torch.dtype,
+    spread: Spread | None = None,
 ) -> tuple[float, int]:
-    """Returns the mean loss of a target over all batches, in eval mode, and the number of targets.
+    """Returns the mean loss of a target that counts over all batches, in eval mode, and the number of such targets.
 
-    Batches may differ in size; every target must count (no -100).
+    Batches may differ in size. Of several ranks each gives its own batches, as many as every other.
     """
-    loss_of = objective(model, loss_fn, dtype=dtype)
+    spread = spread or Spread(model, _alone(model), dtype=dtype)
     was_training = model.training
     model.eval()
     try:
-        total: Tensor | float = 0.0
-        n_targets = 0
+        sums = torch.zeros(2, dtype=torch.float64, device=_device(model))
         for batch in batches:
-            n = batch.targets.numel()
-            total = total + loss_of(batch).double() * n
-            n_targets += n
+            found = counts(batch.targets)
+            loss = spread.loss(loss_fn, batch, found.clamp(min=1)).double()
+            sums += torch.stack((loss * found[0], found[0].double()))
     finally:
         model.train(was_training)
-    return float(total) / n_targets, n_targets
-
-
-@contextmanager
-def stop_requests() -> Iterator[Callable[[], bool]]:
-    """Makes SIGINT and SIGTERM a request that the loop asks about; a second one stops at once.
-
-    Outside the main thread signals stay as they are.
-    """
-    if threading.current_thread() is not threading.main_thread():
-        yield lambda: False
-        return
-    numbers = (signal.SIGINT, signal.SIGTERM)
-    before = {number: signal.getsignal(number) for number in numbers}
-    requests: list[int] = []
-
-    def note(number: int, frame: FrameType | None) -> None:
-        requests.append(number)
-        for each in numbers:
-            signal.signal(each, signal.default_int_handler)
-
-    for number in numbers:
-        signal.signal(number, note)
-    try:
-        yield lambda: bool(requests)
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, signal.SIG_DFL if handler is None else handler)  # None: set from outside Python
+    total, n = spread.world.sum(sums).tolist()
+    return total / n, int(n)
 
 
 class _Sums(NamedTuple):
@@ -223,65 +207,150 @@ class _Sums(NamedTuple):
     loss: Tensor
     grad_norm: Tensor
     n_tokens: int
+    is_left_out: Tensor
 
 
 def _update(
-    model: nn.Module,
+    spread: Spread,
     batches: Iterator[HasTokens],
-    loss_of: Callable[[Any], Tensor],
+    loss_fn: LossFn,
+    counts: Counts,
     optimizer: torch.optim.Optimizer,
+    guard: Guard,
     options: FitOptions,
 ) -> _Sums:
-    """Makes one optimizer update."""
-    n_tokens = 0
-    total = torch.zeros((), device=next(model.parameters()).device)
-    for _ in range(options.accumulation):
-        batch = next(batches)
-        loss = loss_of(batch) / options.accumulation
-        loss.backward()  # type: ignore[no-untyped-call]
-        total += loss.detach()
-        n_tokens += batch.tokens.numel()
-    grad_norm = clip(model.parameters(), options.clip)
-    optimizer.step()
+    """Makes one optimizer update, or leaves it out."""
+    microbatches = [next(batches) for _ in range(options.accumulation)]
+    totals = spread.world.sum(torch.stack([counts(batch) for batch in microbatches]).sum(dim=0))
+    losses = []
+    for i, batch in enumerate(microbatches):
+        with spread.microbatch(is_last=i + 1 == len(microbatches)):
+            loss = spread.loss(loss_fn, batch, totals)
+            loss.backward()  # type: ignore[no-untyped-call]
+        losses.append(loss.detach())
+    total, grad_norm = spread.world.sum(torch.stack(losses).sum()), spread.clip(options.clip)
+    is_left_out = guard.judge(total, grad_norm)
+    make_step(optimizer, is_left_out)
     optimizer.zero_grad(set_to_none=True)
-    return _Sums(total, grad_norm, n_tokens)
+    n_tokens = sum(batch.tokens.numel() for batch in microbatches) * spread.world.data_size
+    return _Sums(total, grad_norm, n_tokens, is_left_out)
 
 
-def _record(
-    clock: "_Clock",
-    position: Position,
-    update: _Sums,
-    lr: float,
-    options: FitOptions,
-    stops: Stops,
-    *,
-    is_stopped: bool,
-) -> None:
-    """Logs and saves where it is due, then obeys a request to stop."""
-    clock.n_tokens += update.n_tokens
-    is_last = _is_done(position, options)
-    is_saved = is_last or is_stopped or position.step % options.checkpoint_every == 0
-    is_logged = is_last or position.step % options.log_every == 0
-    if is_logged or is_saved:
-        loss, grad_norm = clock.wait(update)
-        if not math.isfinite(loss):
-            text = f"expected a finite loss at step {position.step}, got {loss}"
-            raise ValueError(f"{text}; hint: lower optim.lr (now {lr:.2e}) or start anew with --fresh")
-        if is_logged:
-            stops.log(clock.report(position, loss, lr, grad_norm, options))
-    if is_saved:
-        stops.save(position)
-    if is_stopped:
-        raise KeyboardInterrupt(f"stopped after step {position.step} of {options.steps}, which is saved")
+def _alone(model: nn.Module) -> World:
+    return World.alone(_device(model))
 
 
-def _look(position: Position, options: FitOptions, stops: Stops) -> None:
-    """Evaluates and samples where it is due."""
-    is_last = _is_done(position, options)
-    if is_last or position.step % options.eval_every == 0:
-        stops.evaluate(position, is_last)
-    if is_last or position.step % options.sample_every == 0:
-        stops.sample(position, is_last)
+def _device(model: nn.Module) -> torch.device:
+    return next(model.parameters()).device
+
+
+class _Book:
+    """What happens between two updates: lines, checkpoints, looks; it hears the guard and obeys requests to stop."""
+
+    def __init__(
+        self,
+        clock: "_Clock",
+        guard: Guard,
+        options: FitOptions,
+        stops: Stops,
+        requests: StopRequests,
+        world: World,
+    ) -> None:
+        self.clock = clock
+        self.guard = guard
+        self.options = options
+        self.stops = stops
+        self.requests = requests
+        self.world = world
+        self._saved_step = clock.step
+        self._is_save_due = False
+
+    def record(self, update: _Sums, lr: float) -> Position:
+        """Logs and saves where it is due, or goes back to a checkpoint; then obeys a request to stop.
+
+        Returns where the run stands then.
+        """
+        options, step = self.options, self.clock.step
+        elapsed_s, number = self.world.agreed(self.clock.elapsed_s(), self.requests.number or 0)
+        position = Position(step=step, elapsed_s=elapsed_s)
+        self.clock.n_tokens += update.n_tokens
+        is_last = _is_done(position, options)
+        is_logged = is_last or step % options.log_every == 0
+        is_read = is_logged or self.guard.is_due(step, options.log_every)
+        self._is_save_due |= is_last or number != 0 or step % options.checkpoint_every == 0
+        if is_read or self._is_save_due:
+            loss, grad_norm = self.clock.wait(update)
+            reading = self._hear(position, lr)
+            if reading.error or (is_last and not reading.is_finite):
+                raise ValueError(reading.error or f"expected a finite loss at the last step, got {loss}; hint: go on "
+                                 "from the newest checkpoint with a lower optim.lr and --allow optim.lr")  # fmt: skip
+            if reading.is_rollback and (back := self._roll_back(position)) is not None:
+                return back
+            if is_logged and reading.is_finite:
+                self.stops.log(self.clock.report(position, loss, lr, grad_norm, options))
+            if self._is_save_due and (reading.is_sound or is_last):
+                self._save(position)
+        if number:
+            raise self._stopped(number, position)
+        return position
+
+    def look(self, position: Position) -> None:
+        """Evaluates and samples where it is due. A request to stop ends that at once: the weights are saved."""
+        try:
+            if self.world.size == 1:
+                with self.requests.at_once():
+                    self._look(position)
+            else:
+                self._look(position)
+        except Stopped as stopped:
+            reading = self._hear(position, lr=0.0)
+            if self._saved_step != position.step and reading.is_sound and not (reading.is_rollback or reading.error):
+                self._save(position)
+            raise self._stopped(stopped.number, position) from None
+
+    def _look(self, position: Position) -> None:
+        is_last = _is_done(position, self.options)
+        if is_last or position.step % self.options.eval_every == 0:
+            self._try("evaluation", self.stops.evaluate, position, is_fatal=is_last or self.world.size > 1)
+        if is_last or position.step % self.options.sample_every == 0:
+            self._try("sampling", self.stops.sample, position, is_fatal=False)
+
+    def _try(self, name: str, look: Callable[[Position, bool], None], position: Position, *, is_fatal: bool) -> None:
+        """Looks; what goes wrong there is told and ends no training, unless the run's result needs it."""
+        try:
+            look(position, _is_done(position, self.options))
+        except Exception as error:
+            if is_fatal:
+                raise
+            text = f"{name} at step {position.step} failed: {type(error).__name__}: {error}; training goes on"
+            self.stops.tell(Event(step=position.step, name=f"{name} failed", text=text))
+
+    def _hear(self, position: Position, lr: float) -> Reading:
+        reading = self.guard.read(position.step, lr)
+        for event in reading.events:
+            self.stops.tell(event)
+        return reading
+
+    def _save(self, position: Position) -> None:
+        self.stops.save(position)
+        self.guard.saved()
+        self._saved_step, self._is_save_due = position.step, False
+
+    def _roll_back(self, position: Position) -> Position | None:
+        """Returns where the newest checkpoint stands, once everything but the loader is there."""
+        step = self.stops.roll_back(self.guard)
+        if step is None:
+            text = f"no checkpoint to go back to at step {position.step}: training goes on without that update"
+            self.stops.tell(Event(step=position.step, name="no rollback", text=text))
+            return None
+        self.clock.step = step
+        self._saved_step, self._is_save_due = step, False
+        return Position(step=step, elapsed_s=position.elapsed_s)
+
+    def _stopped(self, number: int, position: Position) -> Stopped:
+        is_saved = self._saved_step == position.step
+        state = "which is saved" if is_saved else "which is not saved, as its update was left out"
+        return Stopped(number, f"stopped after step {position.step} of {self.options.steps}, {state}")
 
 
 def _is_done(position: Position, options: FitOptions) -> bool:
@@ -293,7 +362,7 @@ class _Clock:
     """Training time, and the pace of the updates alone."""
 
     def __init__(self, start: Position) -> None:
-        self._step = start.step
+        self.step = start.step
         self._zero = time.perf_counter() - start.elapsed_s
         self._busy_s = 0.0
         self._n_updates = 0
@@ -304,11 +373,11 @@ class _Clock:
         start = time.perf_counter()
         yield
         self._busy_s += time.perf_counter() - start
-        self._step += 1
+        self.step += 1
         self._n_updates += 1
 
-    def position(self) -> Position:
-        return Position(step=self._step, elapsed_s=time.perf_counter() - self._zero)
+    def elapsed_s(self) -> float:
+        return time.perf_counter() - self._zero
 
     def wait(self, update: _Sums) -> tuple[float, float]:
         """Returns loss and gradient norm; on CUDA this waits for the updates that are still queued, which counts."""

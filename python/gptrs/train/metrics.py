@@ -9,7 +9,10 @@ metrics.jsonl has one JSON object a line, by `kind`:
             max_violation                                           of the layer whose busiest expert has the most over
                                                                     the mean load, in multiples of that
     eval    step, val_loss, bits_per_byte, n_targets, time_s        loss in nats for a token
+            ema_val_loss                                            that of the weights' running mean, with train.ema
     stats   step, KIND/LAYER/PART, …                                every log.stats_every updates; kinds in `stats`
+    event   step, event, text, …                                    something out of the ordinary: its name, what
+                                                                    happened, and values that belong to the name
 """
 
 import json
@@ -169,9 +172,16 @@ class MetricsLog:
         if self.trackers is not None:
             self.trackers.write(kind, step, numbers)
 
+    def event(self, step: int, name: str, text: str, values: Mapping[str, Any]) -> None:
+        """Adds what is out of the ordinary; the file has it when this returns."""
+        self._file.write(json.dumps({"kind": "event", "step": step, "event": name, "text": text, **values}).encode())
+        self._file.write(b"\n")
+        self._file.flush()
+        self._board.add_text(f"event/{name}", text, step)
+
     def length(self) -> int:
-        """Returns the bytes written so far, on the disk."""
-        return sync(self._file)
+        """Returns the bytes written so far; whoever notes them sees to it that the disk has them."""
+        return flushed(self._file)
 
     def close(self) -> None:
         self._file.close()
@@ -192,10 +202,9 @@ def cut(path: Path, length: int) -> IO[bytes]:
     return file
 
 
-def sync(file: IO[bytes]) -> int:
-    """Returns the length of a file that was appended to, once the disk has it."""
+def flushed(file: IO[bytes]) -> int:
+    """Returns the length of a file that was appended to, once a kill of this process leaves it; a power cut may not."""
     file.flush()
-    os.fsync(file.fileno())
     return file.tell()
 
 

@@ -8,10 +8,14 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
+from gptrs.loader import Batch
 from gptrs.model import Transformer
+from gptrs.model.loss import counts
 from gptrs.model.moe import MoE, max_violation, rebalance
+from gptrs.train.distributed import World
 
 
 class Rows(Protocol):
@@ -33,17 +37,22 @@ class Parts:
     bias_speed: float
     attention: Literal["stream", "documents"]
     eot_id: int | None  # the token that ends each document; None: documents have no border
-    sums: dict[str, Tensor] = field(default_factory=dict)  # of the microbatches since the last update
-    n_summed: int = 0
+    world: World | None = None  # of the ranks that share each update; None: this process alone
+    n_further: int = 0  # further tokens that the model predicts
+    sums: dict[str, Tensor] = field(default_factory=dict)  # of the microbatches' shares since the last update
     means: dict[str, Tensor] = field(default_factory=dict)  # of the last update
     loads: list[Tensor] = field(default_factory=list)  # (E,) of each mixture in the last update
 
-    def loss(self, model: nn.Module, rows: Rows) -> Tensor:
-        """The training loss of some rows, in nats for a token."""
+    def counts(self, rows: Rows) -> Tensor:
+        """What the parts of the loss of some rows are divided by: targets, those of further tokens, sequences."""
+        return counts(rows.targets, ends=self._ends(rows), n_further=self.n_further)
+
+    def loss(self, model: nn.Module, rows: Rows, totals: Tensor | None = None) -> Tensor:
+        """The training loss of some rows, in nats for a token; given the `counts` of an update their share."""
         assert isinstance(model, Transformer)
-        ends = None if self.eot_id is None else rows.tokens == self.eot_id  # (B, T)
-        losses = model.losses(rows.tokens, rows.targets, ends=ends, **self.documents(rows.tokens))
-        if len(losses) > 1:
+        given = self._seen(rows)
+        losses = model.losses(rows.tokens, rows.targets, ends=self._ends(rows), totals=totals, **given)
+        if len(losses) > 1 and model.training:
             self._note(losses)
         loss = losses["next"]
         if "further" in losses:
@@ -52,10 +61,11 @@ class Parts:
             loss = loss + self.balance_weight * losses["balance"]
         return loss
 
-    def next_loss(self, model: nn.Module, rows: Rows) -> Tensor:
+    def next_loss(self, model: nn.Module, rows: Rows, totals: Tensor | None = None) -> Tensor:
         """The mean cross-entropy of the rows' next tokens alone."""
         assert isinstance(model, Transformer)
-        return model.next_loss(rows.tokens, rows.targets, **self.documents(rows.tokens))
+        total = None if totals is None else totals[0]
+        return model.next_loss(rows.tokens, rows.targets, total=total, **self.documents(rows.tokens))
 
     def documents(self, tokens: Tensor) -> dict[str, Tensor]:
         """What a model is told about the documents of its rows: nothing when attention reads the stream."""
@@ -64,20 +74,27 @@ class Parts:
         assert self.eot_id is not None, "checked before the run"
         return documents(tokens == self.eot_id)
 
-    def after_update(self, mixtures: list[MoE]) -> None:
-        """Moves the routers' biases by the loads of the update's microbatches, and closes its means."""
-        self.means = {name: total / self.n_summed for name, total in self.sums.items()}
-        self.sums, self.n_summed, self.loads = {}, 0, []
-        for mixture in mixtures:
-            loads = mixture.take_loads()
-            assert loads is not None, "every update runs every mixture"
+    def after_update(self, mixtures: list[MoE], is_left_out: Tensor | None = None) -> None:
+        """Moves the routers' biases by the loads of the update's microbatches, and closes its means.
+
+        Args: is_left_out: 1 where the optimizer made no step: biases then stay too.
+        """
+        self.means, self.sums = self.sums, {}
+        own = [mixture.take_loads() for mixture in mixtures]
+        loads = [each for each in own if each is not None]
+        assert len(loads) == len(mixtures), "every update runs every mixture"
+        self.loads = list(self._sum(torch.stack(loads))) if loads else []
+        for mixture, each in zip(mixtures, self.loads, strict=True):
             if mixture.router.bias is not None:
-                rebalance(mixture.router, loads, speed=self.bias_speed)
-            self.loads.append(loads)
+                counted = each if is_left_out is None else each * (1 - is_left_out).to(each.dtype)  # of 0 none moves
+                rebalance(mixture.router, counted, speed=self.bias_speed)
 
     def log(self) -> dict[str, float]:
         """What metrics.jsonl says of the last update beside its loss: nothing for a model without such parts."""
-        found = {f"{name}_loss": value.item() for name, value in self.means.items()}
+        if not self.means:
+            return {}
+        means = self._sum(torch.stack(list(self.means.values()))).tolist()
+        found = {f"{name}_loss": value for name, value in zip(self.means, means, strict=True)}
         if self.loads:
             found["max_violation"] = round(max(map(max_violation, self.loads)), 4)
         return found
@@ -85,7 +102,31 @@ class Parts:
     def _note(self, losses: dict[str, Any]) -> None:
         for name, value in losses.items():
             self.sums[name] = self.sums.get(name, 0.0) + value.detach()
-        self.n_summed += 1
+
+    def _ends(self, rows: Rows) -> Tensor | None:
+        """Which tokens are their document's last, (B, T); None where documents have no border."""
+        if (packed := pieces(rows)) is not None:
+            return F.pad(packed["doc_ids"].diff(dim=-1) != 0, (0, 1))
+        return None if self.eot_id is None else rows.tokens == self.eot_id
+
+    def _seen(self, rows: Rows) -> dict[str, Tensor]:
+        if self.attention == "documents" and (packed := pieces(rows)) is not None:
+            return packed
+        return self.documents(rows.tokens)
+
+    def _sum(self, tensor: Tensor) -> Tensor:
+        return tensor if self.world is None else self.world.sum(tensor)
+
+
+def pieces(rows: Rows) -> dict[str, Tensor] | None:
+    """What `documents` says, of the pieces of packed rows, which their loader knows; None for other rows.
+
+    A piece of a document that goes on in another row has no end-of-text token to be found by.
+    """
+    if not isinstance(rows, Batch) or rows.loader.pack == "stream":
+        return None
+    positions = rows.positions  # (B, T)
+    return {"doc_ids": (positions == 0).cumsum(dim=-1) - 1, "positions": positions.long()}
 
 
 def documents(ends: Tensor) -> dict[str, Tensor]:

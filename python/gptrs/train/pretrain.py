@@ -8,30 +8,35 @@ directories it may use is said in `rundir`.
 
 import dataclasses
 import math
-import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from gptrs import config as configs
-from gptrs.loader import Loader
 from gptrs.model import Transformer, count
-from gptrs.train import checkpoint, corpus, metrics, rundir, trackers
+from gptrs.train import corpus, distributed, feed, metrics, resume, rundir, speed, trackers
+from gptrs.train.average import Average
 from gptrs.train.config import PretrainConfig
 from gptrs.train.corpus import Corpus, Rows
 from gptrs.train.device import device_of, dtype_of
+from gptrs.train.distributed import World
+from gptrs.train.guard import Event, Guard
+from gptrs.train.keeper import Keeper
 from gptrs.train.looks import Looks
 from gptrs.train.loop import FitOptions, Position, Stops, Update, fit
-from gptrs.train.optim import adamw
+from gptrs.train.optim import optimizer_of
 from gptrs.train.parts import Parts
 from gptrs.train.profiler import Profiler
 from gptrs.train.reports import Reports
-from gptrs.train.schedule import learning_rate, stand
-from gptrs.train.stats import Statistics
+from gptrs.train.schedule import stand
+from gptrs.train.signals import leaving_at_once
+from gptrs.train.spread import Spread
+from gptrs.train.stats import Statistics, Values
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -48,109 +53,160 @@ class Result:
     n_params: int  # of the model
 
 
-def run(config: PretrainConfig, *, is_fresh: bool = False) -> Result:
+def run(config: PretrainConfig, *, is_fresh: bool = False, allow: Iterable[str] = ()) -> Result:
     """Trains as the config says, fills the run directory and returns the result; prints `val loss X` last.
 
-    Args: is_fresh: removes what an earlier run left in the directory. Otherwise an unfinished run of the same config
-        goes on, and a finished or different one is refused.
+    Args:
+        is_fresh: removes what an earlier run left in the directory. Otherwise an unfinished run of the same config
+            goes on, and a finished or different one is refused.
+        allow: settings (section.key) that may differ from the run's, which then goes on with the new values; a
+            finished one does when that gives it more steps or time.
     Raises: ValueError and OSError for what the user can mend, before work starts where it can be known;
-        KeyboardInterrupt on Ctrl-C, after a checkpoint.
+        Stopped (a KeyboardInterrupt) on Ctrl-C, SIGTERM and SIGUSR1, after a checkpoint.
     """
-    if not (config.data.text or config.data.train):
-        raise ValueError("data.text is required, got nothing; hint: data.text=FILE")
-    trackers.require(config.log.trackers)
-    with rundir.claim(config.run.path, config, is_fresh=is_fresh):
-        device = device_of(config.run)
-        if config.run.threads:
-            torch.set_num_threads(config.run.threads)
-        session = _Session(config, _corpus(config), device)
-        try:
-            session.train()
-            result = session.finish()
-        finally:
-            session.close()
-        rundir.finish(config.run.path, dataclasses.asdict(result))
+    with opened(config, is_fresh=is_fresh, allow=allow) as session:
+        session.train()
+        result = session.finish()
+        if session.world.is_main:
+            rundir.finish(config.run.path, dataclasses.asdict(result))
     session.say_result(result)
     return result
 
 
-class _Session:
+@contextmanager
+def opened(config: PretrainConfig, *, is_fresh: bool, allow: Iterable[str] = ()) -> Iterator["Session"]:
+    """This rank's session in the run directory, which it holds for as long."""
+    if not (config.data.text or config.data.is_prepared):
+        raise ValueError("data.text is required, got nothing; hint: data.text=FILE")
+    trackers.require(config.log.trackers)
+    if config.run.threads:
+        torch.set_num_threads(config.run.threads)
+    with leaving_at_once(), ExitStack() as stack:
+        world = stack.enter_context(distributed.join(config.parallel, device_of(config.run)))
+        with world.together():
+            config.train.rows(world.data_size)
+            if world.is_main:
+                stack.enter_context(rundir.claim(config.run.path, config, is_fresh=is_fresh, allow=allow))
+        data = world.main_first(lambda: _corpus(config, world))
+        with world.together():
+            session = Session(config, data, world)
+            if world.is_main:
+                rundir.settle(config.run.path, config)
+        try:
+            yield session
+        finally:
+            session.close()
+
+
+class Session:
     """One process's part of a run: what fit() needs, and what happens at its stops."""
 
-    def __init__(self, config: PretrainConfig, data: Corpus, device: torch.device) -> None:
+    def __init__(self, config: PretrainConfig, data: Corpus, world: World) -> None:
+        device = world.device
         self.config = config
         self.corpus = data
-        self.device = device
+        self.world = world
         self.dir = config.run.path
         self.dtype = dtype_of(config.run, device)
         self.model_config = config.model.resolve(vocab_size=data.tokenizer.vocab_size, seq_len=config.train.seq_len)
-        self.model = Transformer(self.model_config, seed=config.run.seed).to(device)
+        self.model = Transformer(self.model_config, seed=config.run.seed)
         self.mixtures = [mixture for _, mixture in self.model.experts()]
-        self.parts = _parts(config, data)
-        beta1, beta2 = config.optim.betas
-        self.optimizer = adamw(
-            self.model,
-            lr=config.optim.lr,
-            weight_decay=config.optim.weight_decay,
-            betas=(beta1, beta2),
-            eps=config.optim.eps,
-        )
-        self.loader = Loader(
-            data.train,
-            seq_len=config.train.seq_len,
-            global_batch=config.train.global_batch,
-            micro_batch=config.train.micro_batch,
-            seed=config.run.seed,
-            device=str(device),
-        )
+        self.parts = _parts(config, data, world)
+        weights_before = self.model.embed.token.weight.detach().clone()  # (V, C)
+        speed.prepare(self.model, config.speed, device=device)
+        self.spread = Spread(self.model, world, dtype=self.dtype, **speed.compilation(config.run, config.speed))
+        self.optimizer = optimizer_of(self.model, config.optim)
+        self.spread.split_groups(self.optimizer)
+        train = config.train
+        self.average: Average | None = None
+        if train.ema is not None:
+            self.average = Average(self.model, decay=train.ema, is_corrected=train.is_ema_corrected)
+        self.loader = feed.loader(config, data.train, world)
         self.environment = metrics.environment(device)
         self.peak, self.peak_name = metrics.peak_flops(device, self.dtype)
         self.flops_per_token = count.flops_per_token(self.model_config, config.train.seq_len, has_further=True)
         self.display = metrics.Display(steps=config.train.steps, peak=self.peak_name)
-        self.looks = Looks(config, data, self.model, self.parts, device=device, dtype=self.dtype)
+        self.looks = Looks(config, data, self.spread, self.parts, dtype=self.dtype)
+        self.looks.average = self.average
+        self.keeper = Keeper(
+            self.dir / "checkpoints",
+            self.spread,
+            self.optimizer,
+            self.average,
+            train=train,
+            seed=config.run.seed,
+            on_failure=self._say_not_saved,
+        )
         self.looks.display = self.display
-        self.reports = Reports(config, data, self.model, self.looks, environment=self.environment)
+        self.guard = Guard(config.guard, device=device)
+        self.left_out: list[list[int]] = []  # [first, end) of the samples that a rollback went past
+        self.changes: list[resume.Change] = []  # of the config, since the newest checkpoint
+        self.look_step, self.look_lengths = -1, {"metrics.jsonl": 0, "samples.txt": 0}
+        self.reports = Reports(config, data, weights_before, self.looks, environment=self.environment)
         self.position, lengths = self._restore()
-        self.log_file = metrics.MetricsLog(self.dir, length=lengths["metrics.jsonl"], step=self.position.step)
-        self.samples_file = metrics.cut(self.dir / "samples.txt", lengths["samples.txt"])
-        self.looks.log_file, self.looks.samples_file = self.log_file, self.samples_file
-        self.statistics = self._statistics()
-        self.profiler = Profiler(self.dir, updates=config.log.profile, say=self.display.say)
         self.trackers: trackers.Trackers | None = None
+        self._open_logs(lengths, self.position.step)
+        self.statistics = self._statistics()
+        self.profiler = Profiler(self.dir, updates=config.log.profile if world.is_main else (), say=self.display.say)
         self.is_finished = False
         self.beside: rundir.Outcome | str | None = None
 
     def train(self) -> None:
-        self._say_start()
-        self._start_trackers()
-        self.display.start()
+        if self.world.is_main:
+            self._say_start()
+            self._start_trackers()
+            self.display.start()
         try:
-            self.position = fit(
-                self.model,
-                self.loader,
+            self.position = self.fit(
                 loss_fn=self.parts.loss,
-                optimizer=self.optimizer,
                 learning_rate=self._learning_rate,
-                options=self._options(),
-                stops=Stops(log=self._log, save=self._save, evaluate=self._evaluate, sample=self._sample),
-                after_update=lambda: self.parts.after_update(self.mixtures),
+                stops=Stops(
+                    log=self._log,
+                    save=self._save,
+                    evaluate=self._evaluate,
+                    sample=self._sample,
+                    tell=self._tell,
+                    roll_back=self._roll_back,
+                ),
                 watch=self._watch,
                 start=self.position,
+                guard=self.guard,
             )
+            self.keeper.saver.finish()
         except KeyboardInterrupt as error:
+            if error.args:  # a second signal waits for nothing
+                self.keeper.saver.finish()
             self.display.stop()
-            self.display.say(f"{error or 'stopped'}; hint: the same command goes on from the newest checkpoint")
+            if self.world.is_main:
+                self.display.say(f"{error or 'stopped'}; hint: the same command goes on from the newest checkpoint")
+            raise
+        except Exception:
+            self.keeper.saver.wait()
             raise
         finally:
             self.display.stop()
 
+    def fit(self, *, changes: Mapping[str, Any] | None = None, **given: Any) -> Position:
+        """`fit` with what all trainings of a session share. Args: changes: of its options."""
+        return fit(
+            self.model,
+            self.loader,
+            optimizer=self.optimizer,
+            options=dataclasses.replace(self._options(), **(changes or {})),
+            after_update=self._after_update,
+            counts=self.parts.counts,
+            spread=self.spread,
+            **given,
+        )
+
     def finish(self) -> Result:
         """Writes report.html and returns the result."""
         result = self._result(self.position)
-        if self.config.run.beside:
-            own = self.reports.outcome(dataclasses.asdict(result))
-            self.beside = rundir.beside(own, Path(self.config.run.beside))
-        self.reports.finish(dataclasses.asdict(result), self.beside)
+        if (model := self.spread.whole()) is not None:
+            values = dataclasses.asdict(result)
+            if self.config.run.beside:
+                self.beside = rundir.beside(self.reports.outcome(values), Path(self.config.run.beside))
+            self.reports.finish(values, model, self.beside)
         self.is_finished = True
         return result
 
@@ -159,10 +215,11 @@ class _Session:
         if self.trackers is not None:
             self.trackers.close(is_finished=self.is_finished)
         self.loader.close()
-        self.log_file.close()
-        self.samples_file.close()
+        self._close_logs()
 
     def say_result(self, result: Result) -> None:
+        if not self.world.is_main:
+            return
         say = self.display.say
         for prompt, text in self.looks.samples:
             say(f"── sample, prompt {prompt!r}\n{prompt}{text}\n")
@@ -209,33 +266,83 @@ class _Session:
             say(f"[{section}] {', '.join(f'{key} = {configs.short(value)}' for key, value in values.items())}")
         vocabulary = f"vocabulary {data.tokenizer.vocab_size:,}"
         say(f"train {data.train.n_tokens:,} tokens, val {data.val.n_tokens:,} tokens, {vocabulary}")
-        n = sum(parameter.numel() for parameter in self.model.parameters())
+        n, ranks = count.n_params(self.model_config), self.world
         say(f"model {n:,} parameters, {str(self.dtype).removeprefix('torch.')}, seed {self.config.run.seed}")
-        per_step = train.global_batch * train.seq_len
-        epochs = train.steps * per_step / data.train.n_tokens
-        say(f"{train.steps} steps of {per_step:,} tokens ({epochs:.1f} epochs), from step {self.position.step}")
+        if ranks.size > 1:
+            mesh = dataclasses.asdict(ranks.sizes)
+            say(f"{ranks.size} ranks: {', '.join(f'{name} {n}' for name, n in mesh.items() if n > 1)}")
+        epochs = train.rows_before(train.steps) * train.seq_len / data.train.n_tokens
+        sizes = sorted({train.rows_at(0) * train.seq_len, train.global_batch * train.seq_len})
+        size = " to ".join(f"{n:,}" for n in sizes)
+        say(f"{train.steps} steps of {size} tokens ({epochs:.1f} epochs), from step {self.position.step}")
 
     def _restore(self) -> tuple[Position, dict[str, int]]:
         """Returns where the run stands and how long its logs were then, after loading the newest checkpoint."""
-        torch.manual_seed(self.config.run.seed)  # dropout
-        found = checkpoint.find(self.dir / "checkpoints")
-        for path in found.uncommitted:
-            origin = found.newest or "the beginning"
-            warnings.warn(f"checkpoint {path} was never finished; going on from {origin}", stacklevel=2)
-        if found.newest is None:
+        state = self.keeper.restore()
+        if state is None:
             return Position(), {"metrics.jsonl": 0, "samples.txt": 0}
-        state = checkpoint.load(found.newest, self.model, self.optimizer)
         self.loader.load_state_dict(state["loader"])
+        self.guard.load_state_dict(state["guard"])
+        self.left_out = state["left_out"]
+        self.changes = resume.changes(configs.build(PretrainConfig, state["config"]), self.config)
         return Position(step=state["step"], elapsed_s=state["elapsed_s"]), state["lengths"]
+
+    def _open_logs(self, lengths: dict[str, int], step: int) -> None:
+        """Opens the logs at the lengths that they had at a step; what was written after it is forgotten."""
+        if not self.world.is_main:
+            return
+        self.log_file = metrics.MetricsLog(self.dir, length=lengths["metrics.jsonl"], step=step)
+        self.samples_file = metrics.cut(self.dir / "samples.txt", lengths["samples.txt"])
+        self.log_file.trackers = self.trackers
+        self.looks.log_file, self.looks.samples_file = self.log_file, self.samples_file
+        if self.changes:
+            values = {"changes": {change.key: [change.old, change.new] for change in self.changes}}
+            self._tell(Event(step=step, name="config changed", text=resume.sentence(self.changes), values=values))
+
+    def _close_logs(self) -> None:
+        if self.world.is_main:
+            self.log_file.close()
+            self.samples_file.close()
+
+    def _roll_back(self, guard: Guard) -> int | None:
+        """Goes back to the newest checkpoint and on behind the samples that were drawn since."""
+        self.keeper.saver.wait()
+        state = self.keeper.restore()
+        if state is None:
+            return None
+        step, samples = int(state["step"]), [state["loader"]["next_sample"], self.loader.next_sample]
+        guard.rolled_back(state["guard"], step)
+        self.left_out = [*state["left_out"], samples]
+        self._close_logs()
+        self._open_logs(state["lengths"], step)
+        self.look_step = -1
+        text = f"back to step {step}, past samples {samples[0]} to {samples[1] - 1}"
+        self._tell(Event(step=step, name="rollback", text=text, values={"samples": samples}))
+        return step
+
+    def _tell(self, event: Event) -> None:
+        if self.world.is_main:
+            self.log_file.event(event.step, event.name, event.text, event.values)
+            self.display.say(event.text)
+
+    def _note_lengths(self, position: Position) -> None:
+        """A checkpoint after a look that was cut off has the logs as they were before it."""
+        if self.world.is_main and position.step != self.look_step:
+            self.look_step, self.look_lengths = position.step, self._lengths()
+
+    def _lengths(self) -> dict[str, int]:
+        if not self.world.is_main:
+            return {}
+        return {"metrics.jsonl": self.log_file.length(), "samples.txt": metrics.flushed(self.samples_file)}
 
     def _options(self) -> FitOptions:
         train = self.config.train
         return FitOptions(
             steps=train.steps,
-            accumulation=train.accumulation,
+            accumulation=train.accumulation(self.world.data_size),
+            accumulation_at=lambda step: train.accumulation(self.world.data_size, step),
             clip=self.config.optim.clip,
             dtype=self.dtype,
-            is_compiled=self.config.run.compile,
             max_seconds=None if train.max_minutes is None else 60 * train.max_minutes,
             log_every=train.log_every,
             eval_every=train.eval_every,
@@ -243,29 +350,35 @@ class _Session:
             checkpoint_every=train.checkpoint_every,
         )
 
+    def _after_update(self, is_left_out: Tensor) -> None:
+        self.parts.after_update(self.mixtures, is_left_out)
+        if self.average is not None:
+            self.average.update()
+
     def _learning_rate(self, position: Position) -> float:
-        schedule, options = self.config.schedule, self._options()
-        return learning_rate(
-            stand(position.step, steps=options.steps, elapsed_s=position.elapsed_s, max_seconds=options.max_seconds),
-            peak=self.config.optim.lr,
-            min_lr=schedule.min_lr,
-            warmup_steps=schedule.warmup_steps,
-            steps=options.steps,
-        )
+        options, elapsed_s = self._options(), position.elapsed_s
+        step = stand(position.step, steps=options.steps, elapsed_s=elapsed_s, max_seconds=options.max_seconds)
+        return self.config.schedule.rate(step, peak=self.config.optim.lr, steps=options.steps)
 
     def _evaluate(self, position: Position, is_last: bool) -> None:
+        self._note_lengths(position)
+        if is_last:
+            self.keeper.saver.finish()  # before what may go wrong now
         self.looks.evaluate(position, is_last)
+        self.keeper.saver.mark(position.step, self.looks.val_loss)
         is_sampled = position.step % self._options().sample_every == 0
         if not (is_last or is_sampled):
             self._report(position)
 
     def _sample(self, position: Position, is_last: bool) -> None:
+        self._note_lengths(position)
         self.looks.sample(position, is_last)
         if not (is_last or math.isnan(self.looks.val_loss)):
             self._report(position)
 
     def _report(self, position: Position) -> None:
-        self.reports.on_the_way(dataclasses.asdict(self._result(position)) | {"is_capped": False})
+        if self.world.is_main:
+            self.reports.on_the_way(dataclasses.asdict(self._result(position)) | {"is_capped": False})
 
     @contextmanager
     def _watch(self, step: int) -> Iterator[None]:
@@ -278,19 +391,25 @@ class _Session:
             return model.losses(rows.tokens, rows.targets, **self.parts.documents(rows.tokens))["next"]
 
         return Statistics(
-            self.model,
+            self.spread,
             self.optimizer,
             rows=self.looks.first_rows(),
             loss_fn=all_blocks,
-            dtype=self.dtype,
             loads=lambda: self.parts.loads,
             every=self.config.log.stats_every,
-            write=lambda step, values: self.log_file.write("stats", step, **values),
+            write=self._write_statistics,
         )
 
+    def _write_statistics(self, step: int, values: Values) -> None:
+        if self.world.is_main:
+            self.log_file.write("stats", step, **values)
+
     def _log(self, update: Update) -> None:
-        mfu, parts = update.tokens_per_s * self.flops_per_token / self.peak if self.peak else None, self.parts.log()
-        memory = metrics.memory(self.device)
+        parts = self.parts.log()
+        if not self.world.is_main:
+            return
+        mfu = update.tokens_per_s * self.flops_per_token / (self.peak * self.world.size) if self.peak else None
+        memory = metrics.memory(self.world.device)
         self.log_file.write(
             "train",
             update.step,
@@ -315,29 +434,31 @@ class _Session:
         self.profiler.flush()
 
     def _save(self, position: Position) -> None:
-        lengths = {"metrics.jsonl": self.log_file.length(), "samples.txt": metrics.sync(self.samples_file)}
         state = {
             "elapsed_s": position.elapsed_s,
             "loader": self.loader.state_dict(),
-            "lengths": lengths,
+            "guard": self.guard.state_dict(),
+            "left_out": self.left_out,
+            "lengths": self.look_lengths if position.step == self.look_step else self._lengths(),
             "config": configs.to_dict(self.config),
             "model": dataclasses.asdict(self.model_config),
             "environment": self.environment,
         }
-        checkpoint.save(
-            self.dir / "checkpoints",
-            step=position.step,
-            model=self.model,
-            optimizer=self.optimizer,
-            state=state,
-            keep=self.config.train.keep_checkpoints,
-        )
+        logs = ("metrics.jsonl", "samples.txt") if self.world.is_main else ()
+        self.keeper.save(position.step, state, logs=[self.dir / name for name in logs])
+        self.changes = []
+
+    def _say_not_saved(self, step: int, error: OSError) -> None:
+        text = f"step {step} is not saved, training goes on: {error.strerror or error}"
+        self._tell(Event(step=step, name="not saved", text=text, values={"errno": error.errno}))
 
 
-def _corpus(config: PretrainConfig) -> Corpus:
+def _corpus(config: PretrainConfig, world: World) -> Corpus:
     data, tokenizer = config.data, config.tokenizer
-    if data.train and data.val and tokenizer.path:
-        return corpus.from_datasets(data.train, data.val, tokenizer.path, config.run.path)
+    if not world.is_main:
+        return corpus.made(config.run.path, feed.training_data(data) if data.is_prepared else None, data.val)
+    if data.is_prepared and data.val and tokenizer.path:
+        return corpus.from_datasets(feed.training_data(data), data.val, tokenizer.path, config.run.path)
     return corpus.from_text(
         data.text,
         config.run.path,
@@ -351,7 +472,7 @@ def _corpus(config: PretrainConfig) -> Corpus:
     )
 
 
-def _parts(config: PretrainConfig, data: Corpus) -> Parts:
+def _parts(config: PretrainConfig, data: Corpus, world: World) -> Parts:
     train, eot_id = config.train, data.tokenizer.eot_id
     if train.attention == "documents" and eot_id is None:
         raise ValueError(
@@ -364,4 +485,6 @@ def _parts(config: PretrainConfig, data: Corpus) -> Parts:
         bias_speed=train.bias_speed,
         attention=train.attention,
         eot_id=eot_id,
+        world=world,
+        n_further=config.model.resolve(vocab_size=data.tokenizer.vocab_size, seq_len=train.seq_len).n_mtp_layers,
     )

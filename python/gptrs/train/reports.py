@@ -3,6 +3,8 @@
 from collections.abc import Mapping
 from typing import Any
 
+from torch import Tensor
+
 from gptrs import config as configs
 from gptrs import report, trace
 from gptrs.model import Transformer, count
@@ -15,18 +17,17 @@ SENTENCE = "A true friend accepts you"  # the report follows the model through i
 
 
 class Reports:
-    """The reports of one run; made before its weights move, which the last one compares with what they became."""
+    """The reports of one run; `weights_before` are the token vectors that the last one compares with theirs."""
 
     def __init__(
-        self, config: PretrainConfig, data: Corpus, model: Transformer, looks: Looks, *, environment: dict[str, str]
+        self, config: PretrainConfig, data: Corpus, weights_before: Tensor, looks: Looks, *, environment: dict[str, str]
     ) -> None:
         self.config = config
         self.corpus = data
-        self.model = model
         self.looks = looks
         self.environment = environment
         self.path = config.run.path / "report.html"
-        self.weights_before = model.embed.token.weight.detach().cpu().clone()  # (V, C)
+        self.weights_before = weights_before  # (V, C)
         self._pace = metrics.Pace()
 
     def on_the_way(self, result: Mapping[str, Any]) -> None:
@@ -34,16 +35,16 @@ class Reports:
         usage, n_steps = trace.Usage(n_tokens=0), self.config.train.steps
         self._pace.do(lambda: report.write(self.path, self._facts(result, usage=usage, n_steps=n_steps)))
 
-    def finish(self, result: Mapping[str, Any], beside: rundir.Outcome | str | None) -> None:
-        """Writes the whole report."""
-        tokenizer, model = self.corpus.tokenizer, self.model
+    def finish(self, result: Mapping[str, Any], model: Transformer, beside: rundir.Outcome | str | None) -> None:
+        """Writes the whole report. Args: model: with all of its weights."""
+        tokenizer = self.corpus.tokenizer
         after = model.embed.token.weight.detach().cpu()  # (V, C)
         facts = self._facts(
             result,
             guesses=trace.guesses(model, tokenizer, SENTENCE),
             gradients=trace.gradients(model, tokenizer, SENTENCE),
             neighbours=trace.neighbours(self.weights_before, after, tokenizer, self.corpus.frequent_words(10)),
-            usage=self.looks.usage(),
+            usage=self.looks.usage(model),
             runs=None if beside is None else (self.outcome(result), beside),
         )
         report.write(self.path, facts)
@@ -68,8 +69,8 @@ class Reports:
             train=data.train,
             val=data.val,
             n_bytes=(corpus.n_text_bytes(data.train), corpus.n_text_bytes(data.val)),
-            model=self.model.config,
-            parts=count.of_model(self.model),
+            model=self.looks.model_config,
+            parts=count.parameters(self.looks.model_config),
             lines=metrics.read(self.config.run.path / "metrics.jsonl"),
             samples=self.looks.samples,
             sentence=SENTENCE,

@@ -7,7 +7,7 @@ report.html  trackers.json, wandb/ and profile/ (where the config asks)  result.
 import fcntl
 import json
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +16,8 @@ from typing import Any
 from gptrs import config as configs
 from gptrs.dataset import Dataset
 from gptrs.files import temporary_of, write_atomic
+from gptrs.mixture import Mixture
+from gptrs.train import resume
 
 CONFIG = "config.toml"
 RESULT = "result.json"
@@ -27,12 +29,14 @@ FILES = (
 
 
 @contextmanager
-def claim(directory: Path, config: Any, *, is_fresh: bool) -> Iterator[None]:
+def claim(directory: Path, config: Any, *, is_fresh: bool, allow: Iterable[str] = ()) -> Iterator[None]:
     """Holds the directory for one process, with the resolved config in it: a new run's, or the same one's to go on.
 
-    Raises: ValueError when it holds a finished run, another run or other files; OSError when a process works there.
+    Args: allow: settings (section.key) that may differ from the run's; `settle` then stores them.
+    Raises: ValueError when it holds a finished run, another run or other files; OSError when a process works there or
+        nothing can be written.
     """
-    directory.mkdir(parents=True, exist_ok=True)
+    _make(directory)
     with (directory / ".lock").open("w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -41,12 +45,20 @@ def claim(directory: Path, config: Any, *, is_fresh: bool) -> Iterator[None]:
         temporary_of(directory / CONFIG).unlink(missing_ok=True)  # of a run that was killed before it was one
         is_run = (directory / CONFIG).is_file()
         if not (is_run and is_fresh):
-            _check(directory, config)
+            _check(directory, config, tuple(allow))
         else:
             clear(directory)
         if is_fresh or not is_run:
             write_atomic(directory / CONFIG, configs.dumps(config).encode())
         yield
+
+
+def settle(directory: Path, config: Any) -> None:
+    """Stores the config that a run goes on with, once its state was found to fit; a finished run is open again."""
+    (directory / RESULT).unlink(missing_ok=True)
+    text = configs.dumps(config).encode()
+    if (directory / CONFIG).read_bytes() != text:
+        write_atomic(directory / CONFIG, text)
 
 
 def is_finished(directory: Path) -> bool:
@@ -76,7 +88,9 @@ def outcome(directory: Path) -> Outcome | None:
         return None
     config = configs.read(directory / CONFIG)
     data = config.get("data", {})
-    train, val = (Dataset(data.get(name) or directory / "data" / name) for name in ("train", "val"))
+    val = Dataset(data.get("val") or directory / "data" / "val")
+    sources = {path: Dataset(path) for path in data.get("mixture", ())}
+    train = Mixture(sources) if sources else Dataset(data.get("train") or directory / "data" / "train")
     return Outcome(
         name=config["run"]["name"],
         result=json.loads((directory / RESULT).read_bytes()),
@@ -110,19 +124,36 @@ def clear(directory: Path) -> None:
             shutil.rmtree(directory / name)
 
 
-def _check(directory: Path, config: Any) -> None:
+def _make(directory: Path) -> None:
+    """Makes the directory, and sees that a file can be written there."""
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        (directory / ".lock").open("a").close()
+    except OSError as error:
+        hint = "hint: give leave there, or run.dir=… takes another directory"
+        text = f"cannot write to the run directory {directory}: {error.strerror or error}; {hint}"
+        raise OSError(error.errno, text) from error
+
+
+def _check(directory: Path, config: Any, allow: tuple[str, ...]) -> None:
     hint = "hint: --fresh starts it anew, run.dir=… takes another directory"
     if not (directory / CONFIG).is_file():
         others = sorted(path.name for path in directory.iterdir() if path.name != ".lock")
         if others:
             raise ValueError(f"expected a run or an empty directory in {directory}, got {others[0]}; hint: run.dir=…")
         return
-    stored = configs.load(type(config), directory / CONFIG)
-    changed = configs.differences(stored, config)
-    if changed:
-        key, old, new = changed[0]
-        raise ValueError(
-            f"{directory} holds a run with {key} = {configs.short(old)}, this one has {configs.short(new)}; {hint}"
-        )
-    if is_finished(directory):
-        raise ValueError(f"{directory} holds a finished run of this config; {hint}")
+    found = resume.changes(configs.load(type(config), directory / CONFIG), config)
+    resume.check(found, allow, schema=type(config), where=str(directory), hint=hint)
+    if is_finished(directory) and not _is_longer(found, json.loads((directory / RESULT).read_bytes())):
+        longer = "a larger train.steps with --allow train.steps trains on"
+        raise ValueError(f"{directory} holds a finished run of this config; {hint}, {longer}")
+
+
+def _is_longer(found: Sequence[resume.Change], result: Mapping[str, Any]) -> bool:
+    """Whether changes give a finished run more to do: more steps, or more time where time ended it."""
+    for change in found:
+        if change.key == "train.steps" and change.new > result["steps"]:
+            return True
+        if change.key == "train.max_minutes" and result["is_capped"]:
+            return change.new is None or 60 * change.new > result["seconds"]
+    return False

@@ -25,7 +25,7 @@ class RunSettings:
     beside: str | None = None  # run directory of a finished run that the report shows this one beside
     device: Literal["auto", "cpu", "cuda"] = "auto"  # auto: cuda when there is one
     dtype: Literal["auto", "fp32", "bf16"] = "auto"  # of the computation; auto: bf16 on cuda, else fp32
-    compile: bool = False  # torch.compile: minutes at the start, pays on long CUDA runs
+    compile: bool = False  # torch.compile of what speed.compile says: pays on long CUDA runs
     threads: int = 0  # CPU threads; 0: all cores. Bit-equal losses on the CPU need the same number
 
     def __post_init__(self) -> None:
@@ -40,23 +40,66 @@ class RunSettings:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class SpeedSettings:
+    """[speed]: what makes an update faster or smaller and changes nothing but rounding; what each gained
+    is in docs/log.md."""
+
+    tf32: bool = False  # products of fp32 on CUDA with factors of 10 bits; helps where run.dtype is fp32
+    compile: Literal["blocks", "whole"] = "blocks"  # what run.compile compiles: one block for all of its kind, or loss
+    # and backward as one, which starts more slowly the deeper the model is
+    checkpoint_blocks: int = 0  # every n-th block keeps its input alone and runs again backward; 1: all, 0: none
+    vocab_multiple: int | None = None  # the loss fills the head's rows up to it; unset: 128 on CUDA, else 1 (as it is)
+    cuda_graphs: bool = False  # an update's kernels recorded and started at once; dense models, one microbatch
+    fp8: bool = False  # products of the blocks in 8 bits, training alone; pays from about a billion parameters
+
+    def __post_init__(self) -> None:
+        require(self.checkpoint_blocks >= 0, "speed.checkpoint_blocks", "0 (none) or more", self.checkpoint_blocks)
+        is_multiple = self.vocab_multiple is None or self.vocab_multiple >= 1
+        require(is_multiple, "speed.vocab_multiple", "at least 1", self.vocab_multiple)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class DataSettings:
-    """[data]: raw text, which the run splits and prepares itself, or two prepared datasets."""
+    """[data]: raw text, which the run splits and prepares itself, or prepared datasets; and how rows come from it."""
 
     text: tuple[str, ...] = ()  # files, folders (*.txt, *.jsonl) or globs to train on and to hold out of
     val_fraction: float = 0.1  # share of the bytes held out: the end of a single file, whole files of several
     text_field: str = "text"  # of a .jsonl line
     train: str | None = None  # prepared dataset, instead of text
-    val: str | None = None  # prepared dataset for evaluation, with train
+    mixture: tuple[str, ...] = ()  # several prepared datasets that are mixed row by row, instead of train
+    weights: tuple[float, ...] = ()  # share of each, of any sum; unset: as they were prepared, else by size
+    max_epochs: int | None = None  # times that a row of the mixture may come; unset: any number
+    val: str | None = None  # prepared dataset for evaluation, with train or mixture
+    pack: Literal["stream", "bestfit"] = "stream"  # documents one after the other across rows, or whole where they fit
+    order: Literal["shuffled", "blocks", "sequential"] = "shuffled"  # of rows; blocks: for disks slow at random reads
 
     def __post_init__(self) -> None:
         require(0 < self.val_fraction < 1, "data.val_fraction", "between 0 and 1", self.val_fraction)
-        if bool(self.train) != bool(self.val):
+        if self.mixture:
+            self._check_mixture()
+        elif self.weights or self.max_epochs is not None:
+            key = "data.weights" if self.weights else "data.max_epochs"
+            raise ValueError(f"{key} belongs to data.mixture, got none; hint: data.mixture=FIRST,SECOND")
+        elif bool(self.train) != bool(self.val):
             raise ValueError("data.train and data.val belong together, got one of them")
-        if self.text and self.train:
-            raise ValueError(
-                "data.text and data.train exclude each other, got both; hint: unset one with data.train=none"
-            )
+        if self.text and (self.train or self.mixture):
+            key = "data.train" if self.train else "data.mixture"
+            raise ValueError(f"data.text and {key} exclude each other, got both; hint: unset one with data.text=")
+
+    def _check_mixture(self) -> None:
+        if self.train or not self.val:
+            got = "data.train too" if self.train else "none"
+            raise ValueError(f"data.mixture needs data.val and no data.train, got {got}; hint: data.val=FOLDER")
+        require(len(set(self.mixture)) == len(self.mixture), "data.mixture", "different datasets", list(self.mixture))
+        is_fit = not self.weights or (len(self.weights) == len(self.mixture) and min(self.weights) >= 0)
+        require(is_fit and sum(self.weights or (1,)) > 0, "data.weights", "a share for each dataset of data.mixture",
+                list(self.weights))  # fmt: skip
+        require(self.max_epochs is None or self.max_epochs >= 1, "data.max_epochs", "at least 1", self.max_epochs)
+
+    @property
+    def is_prepared(self) -> bool:
+        """Whether it names prepared datasets."""
+        return bool(self.train or self.mixture)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -18,7 +18,8 @@ from torch import Tensor, nn
 
 from gptrs.model import Transformer, count
 from gptrs.model.moe import max_violation
-from gptrs.train.loop import HasTokens, LossFn, objective
+from gptrs.train.loop import HasTokens
+from gptrs.train.spread import LossFn, Spread
 
 OUTSIDE = "outside"  # of the layers: embeddings, last norm, head
 Values = dict[str, float | list[float]]
@@ -37,22 +38,25 @@ class Statistics:
 
     def __init__(
         self,
-        model: Transformer,
+        spread: Spread,
         optimizer: torch.optim.Optimizer,
         *,
         rows: HasTokens,
         loss_fn: LossFn,
-        dtype: torch.dtype,
         loads: Callable[[], Sequence[Tensor]],
         every: int,
         write: Callable[[int, Values], None],
     ) -> None:
-        """Args: rows, loss_fn: what the activations are of; loads: (E,) of each mixture in the last update."""
-        self.model = model
+        """Every rank makes one; several have their own rows.
+
+        Args: rows, loss_fn: what the activations are of; loads: (E,) of each mixture in the last update.
+        """
+        assert isinstance(spread.model, Transformer)
+        self.spread = spread
+        self.model = spread.model
         self.optimizer = optimizer
         self.rows = rows
         self.loss_fn = loss_fn
-        self.dtype = dtype
         self.loads = loads
         self.every = every
         self.write = write
@@ -98,7 +102,7 @@ class Statistics:
                     hooks.callback(handle.remove)
             self.model.eval()
             try:
-                objective(self.model, self.loss_fn, dtype=self.dtype)(self.rows)
+                self.spread.loss(self.loss_fn, self.rows)
             finally:
                 self.model.train(was_training)
         return {name: found[name] for name in sorted(found, key=lambda name: name.partition("/")[0])}

@@ -1,0 +1,252 @@
+"""The processes of a run: who they are, how they are arranged, and what they decide and add up together.
+
+    torchrun ─ RANK, WORLD_SIZE ─▶ World ─ mesh: replicate × shard × expert × tensor ranks
+                                             └───── data ranks, which read different rows
+
+Unusual here: a mistake that one rank alone sees is voted on before anybody raises (`together`), so that all ranks leave
+with the same message and none waits for another that is gone. Messages travel through torchrun's key-value store as
+text, nothing is pickled. One process alone (`World.alone`) has no process group, and every method of it is free.
+"""
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import TYPE_CHECKING, Protocol, Self, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.distributed import PrefixStore, Store, TCPStore  # type: ignore[attr-defined]
+
+from gptrs.train.config import ParallelSettings, Sizes
+
+if TYPE_CHECKING:
+    from torch.distributed.device_mesh import DeviceMesh
+
+T = TypeVar("T")
+NAMES = ("replicate", "shard", "expert", "tensor")  # dimensions of the mesh; ranks along the last are neighbours
+_FOREVER = timedelta(days=30)  # how long ranks wait for what rank 0 prepares: reading raw text takes hours
+
+
+class Env(Protocol):
+    """Environment variables, as torchrun sets them."""
+
+    def get(self, name: str, default: str, /) -> str: ...
+    def __contains__(self, name: object, /) -> bool: ...
+
+
+@dataclass(kw_only=True)
+class World:
+    """The ranks of a run, seen from one of them.
+
+    Attributes:
+        rank, size: this process, of so many.
+        device: what it computes on.
+        sizes: ranks along each dimension of the mesh.
+        mesh: the ranks by their place, dimensions "replicate", "shard", "expert", "tensor"; None for one process.
+    """
+
+    rank: int
+    size: int
+    device: torch.device
+    sizes: Sizes
+    mesh: "DeviceMesh | None" = None
+    store: Store | None = None
+    data_group: dist.ProcessGroup | None = None  # ranks with this one's place in "tensor"; they read different rows
+    n_votes: int = 0
+
+    @classmethod
+    def alone(cls, device: torch.device) -> Self:
+        """Returns the world of a single process."""
+        return cls(rank=0, size=1, device=device, sizes=Sizes())
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this is the rank that writes and speaks."""
+        return self.rank == 0
+
+    @property
+    def data_size(self) -> int:
+        """How many ranks read different rows: all but those along "tensor"."""
+        return self.size // self.sizes.tensor
+
+    @property
+    def data_rank(self) -> int:
+        """This rank's place among them; "tensor" is the mesh's last dimension."""
+        return self.rank // self.sizes.tensor
+
+    def place(self) -> dict[str, int]:
+        """Returns where this rank stands along each dimension of the mesh."""
+        if self.mesh is None:
+            return dict.fromkeys(NAMES, 0)
+        return dict(zip(NAMES, self.mesh.get_coordinate() or (), strict=True))
+
+    def sum(self, tensor: Tensor) -> Tensor:
+        """Returns the sum of a small tensor over the data ranks, the same bits on each."""
+        if self.data_size == 1:
+            return tensor
+        total = tensor.detach().clone()
+        dist.all_reduce(total, group=self.data_group)
+        return total
+
+    def sum_of_all(self, tensor: Tensor) -> Tensor:
+        """Returns the sum over all ranks, those of "tensor" too."""
+        if self.size == 1:
+            return tensor
+        total = tensor.detach().clone()
+        dist.all_reduce(total)
+        return total
+
+    def agreed(self, elapsed_s: float, number: int) -> tuple[float, int]:
+        """Returns rank 0's time and the signal that asked any rank to stop: the loop's decisions are one everywhere.
+
+        The figures meet on the CPU, so that no rank waits for its GPU.
+        """
+        if self.size == 1:
+            return elapsed_s, number
+        both = torch.tensor([elapsed_s if self.is_main else 0.0, number], dtype=torch.float64)
+        dist.all_reduce(both, op=dist.ReduceOp.MAX)
+        return float(both[0]), int(both[1])
+
+    @contextmanager
+    def together(self) -> Iterator[None]:
+        """Ends the block on all ranks or on none: an error of one becomes an error of all.
+
+        Raises: what the block raised, on its rank; elsewhere ValueError with that text, from the lowest such rank.
+        """
+        error: Exception | None = None
+        try:
+            yield
+        except Exception as raised:
+            error = raised
+        self._vote(error)
+
+    def _vote(self, error: Exception | None) -> None:
+        if self.size == 1 or self.store is None:
+            if error is not None:
+                raise error
+            return
+        self.n_votes += 1
+        if error is not None:
+            self.store.set(f"vote/{self.n_votes}/{self.rank}", _text(error))
+        first = torch.tensor(self.size if error is None else self.rank)
+        dist.all_reduce(first, op=dist.ReduceOp.MIN)
+        if (rank := int(first)) == self.size:
+            return
+        text = self.store.get(f"vote/{self.n_votes}/{rank}").decode()
+        dist.barrier()  # nobody leaves, and takes the store away, before all have read
+        raise error or ValueError(text if rank == 0 else f"rank {rank}: {text}")
+
+    def main_first(self, work: Callable[[], T]) -> T:
+        """Returns what `work` returns, which rank 0 does before the others begin, however long that takes.
+
+        Raises: as `together`; when rank 0 fails, the others do not begin.
+        """
+        if self.store is None:
+            return work()
+        key = f"first/{self.n_votes}"
+        if self.is_main:
+            with self.together():
+                try:
+                    result = work()
+                except Exception as error:
+                    self.store.set(key, _text(error))
+                    raise
+                self.store.set(key, "")
+            return result
+        self.store.wait([key], _FOREVER)
+        has_failed = bool(self.store.get(key))
+        with self.together():
+            if not has_failed:
+                result = work()
+        return result
+
+
+@contextmanager
+def join(settings: ParallelSettings, device: torch.device, env: Env = os.environ) -> Iterator[World]:
+    """Enters the world that torchrun started this process in, or that of one process, and leaves it at the end.
+
+    Raises: ValueError when its size does not fit the settings; OSError when a rank does not come, naming it, or the
+        port is taken.
+    """
+    size, rank = int(env.get("WORLD_SIZE", "1")), int(env.get("RANK", "0"))
+    sizes = settings.sizes(size, per_machine=int(env.get("LOCAL_WORLD_SIZE", str(size))))
+    if size == 1:
+        yield World.alone(device)
+        return
+    if device.type == "cuda":
+        device = _own_gpu(int(env.get("LOCAL_RANK", "0")))
+    store = _meet(rank, size, settings.timeout_s, env)
+    dist.init_process_group(
+        "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo",
+        store=PrefixStore("group", store),
+        rank=rank,
+        world_size=size,
+        timeout=timedelta(seconds=settings.timeout_s),
+    )
+    try:
+        world = World(rank=rank, size=size, device=device, sizes=sizes, store=store)
+        world.mesh, world.data_group = arrange(sizes, device)
+        yield world
+    finally:
+        dist.destroy_process_group()
+
+
+def _own_gpu(local_rank: int) -> torch.device:
+    n = torch.cuda.device_count()
+    if local_rank >= n:
+        got = f"got {n} of them; hint: torchrun --nproc-per-node {n}"
+        raise ValueError(f"expected a CUDA device for each process of this machine, {local_rank + 1} or more, {got}")
+    torch.cuda.set_device(local_rank)
+    return torch.device("cuda", local_rank)
+
+
+def arrange(sizes: Sizes, device: torch.device) -> "tuple[DeviceMesh, dist.ProcessGroup]":
+    """Returns the mesh, and the group of data ranks that this one belongs to."""
+    from torch.distributed.device_mesh import init_device_mesh
+
+    mesh = init_device_mesh(device.type, tuple(getattr(sizes, name) for name in NAMES), mesh_dim_names=NAMES)
+    return mesh, mesh["replicate", "shard", "expert"]._flatten("data").get_group()
+
+
+def _meet(rank: int, size: int, timeout_s: float, env: Env) -> Store:
+    """Returns the key-value store of all ranks once every one of them has come to it."""
+    host, port = env.get("MASTER_ADDR", "127.0.0.1"), int(env.get("MASTER_PORT", "29500"))
+    is_agents = env.get("TORCHELASTIC_USE_AGENT_STORE", "False") == "True"  # then torchrun itself keeps the store
+    patience = timedelta(seconds=timeout_s)
+    try:
+        found = TCPStore(
+            host, port, None, rank == 0 and not is_agents, timeout=patience, wait_for_workers=False, multi_tenant=True
+        )
+    except dist.DistNetworkError as error:
+        if rank == 0 and not is_agents:
+            hint = "hint: another MASTER_PORT, or torchrun --master-port"
+            text = f"cannot listen on port {port} of {host} for the other ranks: {_first_line(error)}; {hint}"
+            raise OSError(text) from error
+        raise OSError(f"rank 0 did not answer on port {port} of {host} within {timeout_s:g} s") from error
+    # Ranks that torchrun started anew must not read what those before them wrote.
+    store = PrefixStore(f"gptrs/{env.get('TORCHELASTIC_RESTART_COUNT', '0')}", found)
+    store.set(f"here/{rank}", "")
+    _wait_for_all(store, size, timeout_s)
+    return store
+
+
+def _wait_for_all(store: Store, size: int, timeout_s: float) -> None:
+    keys = [f"here/{other}" for other in range(size)]
+    try:
+        store.wait(keys, timedelta(seconds=timeout_s))
+    except dist.DistStoreError as error:
+        missing = [str(other) for other, key in enumerate(keys) if not store.check([key])]
+        names = f"rank{'s' * (len(missing) > 1)} {', '.join(missing)}"
+        hint = "hint: see what ended it there; parallel.timeout_s waits longer"
+        raise OSError(f"expected {size} ranks within {timeout_s:g} s, got none of {names}; {hint}") from error
+
+
+def _text(error: Exception) -> str:
+    return str(error) if isinstance(error, ValueError | OSError) else f"{type(error).__name__}: {error}"
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).partition("\n")[0]

@@ -1,0 +1,54 @@
+"""What a run is fed with: the data that its config names, and a loader of it."""
+
+from typing import Literal
+
+from gptrs.dataset import Dataset
+from gptrs.loader import Loader
+from gptrs.mixture import Mixture
+from gptrs.train.config import PretrainConfig
+from gptrs.train.distributed import World
+from gptrs.train.settings import DataSettings
+
+_SHUFFLES: dict[str, bool | Literal["blocks"]] = {"shuffled": True, "blocks": "blocks", "sequential": False}
+
+
+def training_data(data: DataSettings) -> Dataset | Mixture:
+    """Returns the prepared data that a config trains on."""
+    if data.train:
+        return Dataset(data.train)
+    sources = {path: Dataset(path) for path in data.mixture}
+    weights = dict(zip(sources, data.weights, strict=True)) if data.weights else None
+    return Mixture(sources, weights=weights, max_epochs=data.max_epochs)
+
+
+def loader(config: PretrainConfig, data: Dataset | Mixture, world: World) -> Loader:
+    """Returns the loader of a run; packed rows come with their pieces.
+
+    Raises: ValueError when the data is shorter than a step, or a mixture ends before the last one.
+    """
+    train = config.train
+    made = Loader(
+        data,
+        seq_len=train.seq_len,
+        global_batch=train.global_batch,
+        micro_batch=train.rows(world.data_size),
+        rank=world.data_rank,
+        world_size=world.data_size,
+        seed=config.run.seed,
+        pack=config.data.pack,
+        shuffle=_SHUFFLES[config.data.order],
+        documents=config.data.pack == "bestfit",
+        device=str(world.device),
+    )
+    if made.n_rows < train.global_batch:
+        raise ValueError(
+            f"expected at least the {train.global_batch} rows of a step (train.global_batch) in the training data, got "
+            f"{made.n_rows} of {train.seq_len} tokens; hint: more text, a smaller train.global_batch or train.seq_len"
+        )
+    needed = train.rows_before(train.steps, data_size=world.data_size)
+    if made.n_samples is not None and made.n_samples < needed:
+        raise ValueError(
+            f"expected a mixture of the {needed} rows that train.steps takes, got one that ends after {made.n_samples} "
+            f"by data.max_epochs; hint: train.steps={made.n_samples // train.global_batch}, or a larger data.max_epochs"
+        )
+    return made

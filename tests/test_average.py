@@ -1,0 +1,109 @@
+"""The running mean of weights: the formula, its beginning, what is evaluated, and what a checkpoint keeps."""
+
+from pathlib import Path
+
+import pytest
+import safetensors.torch
+import torch
+from torch import nn
+from typer.testing import CliRunner
+
+from gptrs.cli import app
+from gptrs.model import ModelConfig, Transformer
+from gptrs.train import checkpoint, pretrain
+from gptrs.train.average import Average
+from test_pretrain import lines_of, outcome, text, tiny
+from test_training_options import rewind
+
+__all__ = ["text"]  # the fixture
+
+
+def moved(model: nn.Module, values: list[float], average: Average) -> None:
+    for value in values:
+        with torch.no_grad():
+            for p in model.parameters():
+                p.fill_(value)
+        average.update()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_corrected_mean_weighs_the_updates_alone(dtype: torch.dtype) -> None:
+    model = nn.Linear(2, 2).to(dtype)
+    average = Average(model, decay=0.5)
+    moved(model, [3.0], average)
+    assert average.means["weight"].unique().tolist() == [3.0]
+    moved(model, [6.0, 9.0], average)
+    expected = (0.125 * 3 + 0.25 * 6 + 0.5 * 9) / (0.125 + 0.25 + 0.5)
+    assert average.means["weight"].unique().item() == pytest.approx(expected, rel=1e-6)
+    assert average.means["weight"].dtype == dtype and average.step == 3
+
+
+def test_an_uncorrected_mean_begins_with_the_first_weights() -> None:
+    model = nn.Linear(2, 2)
+    nn.init.constant_(model.weight, 1.0)
+    average = Average(model, decay=0.9, is_corrected=False)
+    moved(model, [2.0, 3.0], average)
+    assert average.means["weight"].unique().item() == pytest.approx(0.81 * 1 + 0.09 * 2 + 0.1 * 3, rel=1e-6)
+
+
+def test_half_precision_weights_have_a_wide_mean_and_come_back_as_they_were() -> None:
+    model = nn.Linear(4, 4).to(torch.bfloat16)
+    average = Average(model, decay=0.999)
+    average.update()
+    before = model.weight.detach().clone()
+    average.means["weight"].add_(1.0)
+    with pytest.raises(KeyError), average.applied():
+        assert (model.weight - before).float().mean().item() == pytest.approx(1.0, abs=0.02)
+        raise KeyError
+    assert torch.equal(model.weight, before) and average.means["weight"].dtype == torch.float32
+
+
+def test_a_run_logs_saves_and_goes_on_with_its_mean(text: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    config = tiny(text, run, "train.ema=0.8", "train.keep_checkpoints=4")
+    pretrain.run(config)
+    straight, lines = outcome(run), [line for line in lines_of(run) if line["kind"] == "eval"]
+    last = sorted((run / "checkpoints").glob("step-*"))[-1]
+    mean = safetensors.torch.load_file(last / "ema.safetensors")
+    rewind(run, 10)
+    pretrain.run(config)
+    assert outcome(run) == straight
+    again = safetensors.torch.load_file(last / "ema.safetensors")
+    assert mean.keys() == again.keys() and all(torch.equal(mean[name], again[name]) for name in mean)
+
+    model = Transformer(ModelConfig(**checkpoint.read_state(last)["model"]))
+    checkpoint.load_model(last, model, is_averaged=True)
+    rows = list(_held_out(run))
+    model.requires_grad_(False)
+    losses = [model.eval().next_loss(tokens, targets) * targets.numel() for tokens, targets in rows]
+    n = sum(targets.numel() for _, targets in rows)
+    assert lines[-1]["ema_val_loss"] == pytest.approx(float(sum(losses)) / n, rel=1e-5)
+    assert lines[-1]["ema_val_loss"] != pytest.approx(lines[-1]["val_loss"], rel=1e-4)
+
+    for flags in ([], ["--ema"]):
+        done = CliRunner().invoke(app, ["export", "--run", str(run), "--out", str(tmp_path / f"out{flags}"), *flags])
+        assert done.exit_code == 0, done.output
+    exported = [
+        safetensors.torch.load_file(tmp_path / f"out{flags}" / "model.safetensors") for flags in ([], ["--ema"])
+    ]
+    name = "transformer.ln_f.weight"
+    assert torch.equal(exported[1][name], mean["ema:norm.weight"])
+    assert not torch.equal(exported[0][name], exported[1][name])
+
+
+def _held_out(run: Path):
+    from gptrs.dataset import Dataset
+    from gptrs.train import corpus
+
+    for rows in corpus.rows(Dataset(run / "data/val"), seq_len=16, batch=4, device=torch.device("cpu"), n_rows=None):
+        yield rows.tokens, rows.targets
+
+
+def test_a_checkpoint_without_a_mean_says_so(text: Path, tmp_path: Path) -> None:
+    pretrain.run(tiny(text, tmp_path / "run", "train.steps=2"))
+    path = next((tmp_path / "run" / "checkpoints").glob("step-*"))
+    model = Transformer(ModelConfig(**checkpoint.read_state(path)["model"]))
+    with pytest.raises(
+        ValueError, match=r"expected the weights' running mean in .*, found none; hint: train.ema=0.999"
+    ):
+        checkpoint.load_model(path, model, is_averaged=True)
