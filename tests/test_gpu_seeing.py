@@ -1,4 +1,4 @@
-"""What a run tells on CUDA: memory, statistics, a trace with kernels, and the doctor's lines. Run by `make test-gpu`."""
+"""What a run tells on CUDA: memory, statistics, a trace with kernels, the doctor. Run by `make test-gpu`."""
 
 import gzip
 import json
