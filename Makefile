@@ -85,6 +85,7 @@ bench: $(VENV)/.bench
 	$(BIN)/python benches/bench_seek.py
 	$(BIN)/python benches/bench_prepare.py
 	$(BIN)/python benches/bench_train.py
+	$(BIN)/python benches/bench_checkpoint.py
 	$(BIN)/python benches/bench_model.py
 	$(BIN)/python benches/learn_ablations.py
 	$(BIN)/python benches/learn_costs.py

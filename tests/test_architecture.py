@@ -21,7 +21,7 @@ LAYERS = {
     "gptrs": 4,
     "gptrs._core": 0, "gptrs.config": 0, "gptrs.corpus": 0, "gptrs.files": 0, "gptrs.progress": 0, "gptrs.chart": 0,
     "gptrs.encoded": 0, "gptrs.tiktoken_view": 0, "gptrs.hugging_face_view": 0, "gptrs.pretrained": 0, "gptrs.page": 0,
-    "gptrs.model_report": 1,
+    "gptrs.model_report": 1, "gptrs.stats_report": 1,
     "gptrs.holdout": 1, "gptrs.tokenizer_report": 1, "gptrs.trainer": 1, "gptrs.dataset": 1, "gptrs.tokenizer": 1,
     "gptrs.tasks": 1, "gptrs.mixture": 1, "gptrs.ring": 1, "gptrs.loader": 1, "gptrs.model": 1,
     "gptrs.sampling": 2, "gptrs.speculate": 2, "gptrs.decoding": 2, "gptrs.generate": 2, "gptrs.score": 2,
@@ -49,15 +49,17 @@ GENERATION = ("gptrs.sampling", "gptrs.speculate", "gptrs.decoding", "gptrs.gene
 MODEL = (
     "config", "count", "memory", "ranks", "embedding", "rope", "norm", "cache", "attend", "attention", "mla",
     "feed_forward",
-    "expert_by_expert", "moe", "loss", "transformer",
+    "expert_by_expert", "moe", "loss", "fp8", "transformer",
 )  # fmt: skip
 # Inside gptrs.exchange likewise.
 EXCHANGE = ("hf_config", "hf_tensors", "hf", "gguf", "gguf_file", "gguf_read", "llama2c", "torch_file")
 # Inside gptrs.train likewise: settings, what a run is made of, the loop, and the stages, which know nothing of each
 # other.
 TRAIN = (
-    "schedule", "settings", "config", "signals", "device", "distributed", "resume", "rundir", "corpus", "feed", "parts",
-    "average", "muon", "optim", "guard", "cuts", "fsdp", "spread", "checkpoint", "metrics", "loop", "looks", "pretrain",
+    "schedule", "settings", "config", "signals", "determinism", "device", "speed", "distributed", "resume", "rundir",
+    "corpus", "feed", "parts", "average", "muon", "optim", "guard", "cuts", "fsdp", "spread", "tensorfile",
+    "snapshot", "manifest", "rng", "shards", "checkpoint", "saver", "keeper", "metrics", "loop", "stats", "profiler",
+    "trackers", "looks", "reports", "pretrain",
 )  # fmt: skip
 PICKLES = "gptrs.exchange.torch_file"  # reads tensors out of them by an explicit command, with weights_only
 WITHOUT_TORCH = (

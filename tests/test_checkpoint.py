@@ -12,6 +12,7 @@ import pytest
 import torch
 from torch import nn
 
+from gptrs.files import digest
 from gptrs.model import ModelConfig, Transformer
 from gptrs.train import checkpoint
 from gptrs.train.optim import adamw
@@ -153,6 +154,45 @@ def test_every_flipped_or_missing_byte_is_found_and_its_file_named(saved: Path, 
         checkpoint.load(saved, *make())
     file.write_bytes(whole)
     checkpoint.load(saved, *make())
+
+
+def flip_all(saved: Path, names: list[str], stride: int) -> None:
+    """Flips a bit of every byte, or of some, and cuts the file there: all of it is found."""
+    for name in names:
+        file = saved / name
+        whole = file.read_bytes()
+        for at in range(0, len(whole), stride):
+            for data in (whole[:at] + bytes([whole[at] ^ 1 << at % 8]) + whole[at + 1 :], whole[:at]):
+                file.write_bytes(data)
+                with pytest.raises(ValueError, match="damaged checkpoint"):
+                    checkpoint.verify(saved)
+        file.write_bytes(whole)
+    checkpoint.verify(saved)
+
+
+def test_every_byte_of_the_manifest_and_of_the_marker_counts(saved: Path) -> None:
+    flip_all(saved, ["COMMITTED", "manifest.json"], 1)
+
+
+@pytest.mark.long
+def test_every_byte_of_every_file_counts(saved: Path) -> None:
+    flip_all(saved, [path.name for path in saved.iterdir()], 1)
+
+
+def test_a_file_that_the_manifest_does_not_know_is_no_part_of_it(saved: Path) -> None:
+    """Else a file put beside the others would be read with them."""
+    shutil.copy(saved / "model.safetensors", saved / "model-00002-of-00002.safetensors")
+    with pytest.raises(ValueError, match=r"expected no such file in the manifest for .*00002\.safetensors, got one"):
+        checkpoint.load(saved, *make())
+
+
+def test_a_manifest_names_files_beside_it_and_none_elsewhere(saved: Path) -> None:
+    manifest = json.loads((saved / "manifest.json").read_text())
+    manifest["files"]["../secret"] = manifest["files"].pop("state.json")
+    (saved / "manifest.json").write_text(json.dumps(manifest))
+    (saved / "COMMITTED").write_text(digest(saved / "manifest.json") + "\n")
+    with pytest.raises(ValueError, match=r"expected names of files for .*manifest\.json, got '\.\./secret'"):
+        checkpoint.verify(saved)
 
 
 def test_a_damaged_one_leaves_model_and_optimizer_as_they_were(saved: Path) -> None:

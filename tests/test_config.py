@@ -189,6 +189,8 @@ def test_shakespeare_cpu_is_nanogpt_s_published_setting() -> None:
         (["data.text=t", "data.train=a", "data.val=b"], r"data.text and data.train exclude each other"),
         (["run.name=a/b"], r"run.name must be a file name, got 'a/b'"),
         (["train.steps=0"], r"train.steps must be at least 1, got 0"),
+        (["train.keep_best=-1"], r"train.keep_best must be 0 or more, got -1"),
+        (["train.checkpoint_async=2"], r"train.checkpoint_async"),
         (['sample.prompts=[""]'], r"sample.prompts must be texts that are not empty"),
     ],
 )
@@ -256,3 +258,27 @@ def test_the_settings_need_no_torch() -> None:
 
     code = "import sys, gptrs.train.config as c; c.load('demo'); sys.exit('torch' in sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("log.trackers=wandb,neptune", 'log.trackers[1] must be "wandb" or "trackio" or "mlflow", got \'neptune\''),
+        ("log.trackers=wandb,wandb", "log.trackers must be different names, got ['wandb', 'wandb']"),
+        ("log.project=", "log.project must be a name, got ''"),
+        ("log.stats_every=-1", "log.stats_every must be 0 (none) or more, got -1"),
+        ("log.profile=3", "log.profile must be a first and a last update, from 1, got [3]"),
+        ("log.profile=5,4", "log.profile must be a first and a last update, from 1, got [5, 4]"),
+        ("log.profile=0,4", "log.profile must be a first and a last update, from 1, got [0, 4]"),
+    ],
+)
+def test_what_a_run_tells_is_checked_before_it(override: str, message: str) -> None:
+    with pytest.raises(ValueError) as error:
+        load("shakespeare_cpu", [override])
+    assert message in str(error.value)
+
+
+def test_a_run_tells_what_it_is_asked_to() -> None:
+    log = load("shakespeare_cpu", ["log.trackers=mlflow", "log.stats_every=50", "log.profile=20,22"]).log
+    assert (log.trackers, log.project, log.stats_every, log.profile) == (("mlflow",), "gptrs", 50, (20, 22))
+    assert load("shakespeare_cpu").log.trackers == ()

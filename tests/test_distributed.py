@@ -10,8 +10,10 @@ import torch
 from torch import Tensor
 
 from gptrs.model import ModelConfig, Transformer
-from gptrs.train import distributed
+from gptrs.model.ranks import local
+from gptrs.train import cuts, distributed
 from gptrs.train.config import ParallelSettings, Sizes, TrainSettings
+from gptrs.train.cuts import Cut
 from gptrs.train.distributed import World
 from gptrs.train.loop import FitOptions, Stops, fit, mean_loss
 from gptrs.train.optim import adamw
@@ -24,9 +26,14 @@ EOT, ROWS, T = 22, 8, 16
 MODELS = {
     "gpt": ModelConfig(vocab_size=23, max_seq_len=T, dim=16, n_layers=2, n_heads=4, inter_dim=32),
     "deepseek": ModelConfig.preset(
-        "deepseek-tiny", vocab_size=23, dim=16, n_layers=2, n_heads=4, inter_dim=32, kv_lora_rank=8, moe_inter_dim=8
+        "deepseek-tiny", vocab_size=23, dim=16, n_layers=2, n_heads=4, inter_dim=32, kv_lora_rank=8, moe_inter_dim=8,
+        q_lora_rank=8,
     ),
-}
+    "llama": ModelConfig(
+        vocab_size=23, max_seq_len=T, dim=16, n_layers=1, n_heads=4, n_kv_heads=2, inter_dim=24, position="rope",
+        norm="rms", feed_forward="swiglu", is_head_tied=False,
+    ),
+}  # fmt: skip
 
 
 class Batch(NamedTuple):
@@ -114,8 +121,8 @@ def check(world: World, expected: dict[str, list[float]], dtype: torch.dtype, st
     found = {}
     for settings in SPLITS[world.size]:
         here = split(world, **settings)
-        for kind in MODELS:
-            if "expert" in settings and kind == "gpt":
+        for kind in ("gpt", "deepseek", "llama"):
+            if ("expert" in settings and kind != "deepseek") or ("tensor" not in settings and kind == "llama"):
                 continue
             got = losses(kind, here, dtype=dtype, steps=steps, accumulation=2 if world.size == 2 else 1)
             differences = [abs(a - b) for a, b in zip(got, expected[kind], strict=True)]
@@ -129,6 +136,37 @@ def test_every_split_gives_the_losses_of_one_process(size: int, tmp_path: Path) 
     expected = {kind: losses(kind, alone) for kind in MODELS}
     for found in on_ranks(size, tmp_path, lambda world: check(world, expected, torch.float64, 5)):
         assert found and all(difference < 1e-9 for difference in found.values()), found
+
+
+def parts_and_wholes(world: World) -> list[str]:
+    """The names of parameters that are not what one process has once they are put together again."""
+    wrong = []
+    for settings in ({"data": "fsdp", "tensor": 2}, {"expert": 2, "tensor": 2}, {"data": "hsdp", "shard": 2}):
+        for kind, config in MODELS.items():
+            if "expert" in settings and kind != "deepseek":
+                continue
+            plain = Transformer(config, seed=1)
+            spread = Spread(Transformer(config, seed=1), split(world, **settings), dtype=torch.float32)
+            assert sum(p.numel() for p in spread.model.parameters()) == sum(p.numel() for p in plain.parameters())
+            whole = spread.whole()
+            assert (whole is None) == (world.rank > 0)
+            for name, p in spread.model.named_parameters():
+                cut, expected = spread.cuts.get(name), plain.get_parameter(name)
+                ordered = cuts.reordered(p.detach(), cut, to_plain=True)
+                back = cuts.reordered(ordered, cut, to_plain=False)
+                full = ordered.full_tensor() if hasattr(ordered, "full_tensor") else ordered
+                is_right = torch.equal(full, expected) and torch.equal(local(back), local(p))
+                if not is_right or (whole is not None and not torch.equal(whole.get_parameter(name), expected)):
+                    wrong.append(f"{settings} {kind} {name}")
+    return wrong
+
+
+def test_parts_put_together_are_the_model_of_one_process(tmp_path: Path) -> None:
+    assert on_ranks(4, tmp_path, parts_and_wholes) == [[], [], [], []]
+
+
+def test_pieces_side_by_side_are_dealt_out_one_by_one() -> None:
+    assert Cut(0, (4, 2)).order(2, torch.device("cpu")).tolist() == [0, 1, 4, 2, 3, 5]
 
 
 @pytest.mark.long

@@ -48,7 +48,7 @@ def tiny(folder: Path, directory: Path, *overrides: str) -> PretrainConfig:
 
 
 def lines(directory: Path) -> list[dict[str, Any]]:
-    timed = ("time_s", "tokens_per_s", "mfu")
+    timed = ("time_s", "tokens_per_s", "mfu", "memory_bytes")
     rows = map(json.loads, (directory / "metrics.jsonl").read_text().splitlines())
     return [{key: value for key, value in row.items() if key not in timed} for row in rows]
 

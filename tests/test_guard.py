@@ -215,7 +215,7 @@ def poison(monkeypatch: pytest.MonkeyPatch, *samples: int) -> list[int]:
 
 
 def lines(directory: Path) -> list[dict[str, object]]:
-    timed = ("time_s", "tokens_per_s", "mfu")
+    timed = ("time_s", "tokens_per_s", "mfu", "memory_bytes")
     rows = map(json.loads, (directory / "metrics.jsonl").read_text().splitlines())
     return [{key: value for key, value in row.items() if key not in timed} for row in rows]
 

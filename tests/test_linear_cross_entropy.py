@@ -1,5 +1,8 @@
 """The loss through the head some rows at a time, against the loss of all logits at once."""
 
+import subprocess
+import sys
+
 import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
@@ -20,7 +23,7 @@ def case(dtype=torch.float64, n_ignored=5):
 @pytest.mark.parametrize("rows", [1, 5, 24, 1000])
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-14), (torch.float32, 1e-6)])
 def test_loss_and_gradients_are_those_of_all_logits_at_once(monkeypatch, rows, dtype, tolerance):
-    monkeypatch.setattr(losses, "_CHUNK_BYTES", rows * 40 * dtype.itemsize)
+    monkeypatch.setitem(losses._CHUNK_BYTES, "cpu", rows * 40 * dtype.itemsize)
     hidden, weight, targets = case(dtype)
     loss, expected = losses.linear_cross_entropy(hidden, weight, targets), next_token_loss(hidden @ weight.T, targets)
     assert (loss - expected).abs() <= tolerance * 10
@@ -41,6 +44,76 @@ def test_half_precision_is_summed_in_single():
     ):
         assert got.dtype == torch.bfloat16
         assert (got - wanted).abs().max() < 0.01
+
+
+@pytest.mark.parametrize("columns", [1, 7, 40])
+def test_the_heads_gradient_by_blocks_of_the_vocabulary_is_the_same(monkeypatch, columns):
+    """Each block is rounded once, so it is nearer to the truth than a sum over rows can be."""
+    hidden, weight, targets = case(torch.bfloat16)
+    truth = torch.autograd.grad(next_token_loss(hidden.double() @ weight.double().T, targets), (hidden, weight))
+    monkeypatch.setitem(losses._WIDE_BYTES, "cpu", 0)
+    monkeypatch.setitem(losses._BLOCK_BYTES, "cpu", columns * 24 * 4)
+    loss = losses.linear_cross_entropy(hidden, weight, targets)
+    assert loss.item() == pytest.approx(next_token_loss(hidden @ weight.T, targets).item(), abs=1e-5)
+    for got, wanted in zip(torch.autograd.grad(3.0 * loss, (hidden, weight)), truth, strict=True):
+        assert (got - 3.0 * wanted).norm() < 0.01 * (3.0 * wanted).norm()
+
+
+@pytest.mark.parametrize("multiple", [1, 16, 128])
+def test_rows_that_fill_the_vocabulary_up_have_no_probability(multiple):
+    hidden, weight, targets = case()
+    loss = losses.linear_cross_entropy(hidden, weight, targets, multiple=multiple)
+    expected = next_token_loss(hidden @ weight.T, targets)
+    assert (loss - expected).abs() < 1e-13
+    for got, wanted in zip(
+        torch.autograd.grad(loss, (hidden, weight)), torch.autograd.grad(expected, (hidden, weight)), strict=True
+    ):
+        assert got.shape == wanted.shape and (got - wanted).abs().max() < 1e-14
+
+
+def test_what_is_one_kernel_on_cuda_computes_the_same():
+    hidden, weight, targets = case(n_ignored=0)
+    logits, ids = (hidden @ weight.T).flatten(0, 1).detach(), targets.flatten().unsqueeze(-1)
+    d_logits = torch.cat((logits, torch.zeros(24, 8, dtype=logits.dtype)), dim=-1)  # filled up by 8
+    parts, levels = losses._softmax_less_onehot(d_logits, ids, 40)
+    plain, same_levels, d_plain, total = losses._rows(logits.clone(), ids, 40, True)
+    assert (parts - plain).abs().max() < 1e-13 and (levels - same_levels).abs().max() < 1e-13
+    assert (d_logits[:, :40] - d_plain / total).abs().max() < 1e-14 and not d_logits[:, 40:].any()
+
+
+def test_a_second_backward_pass_is_refused():
+    hidden, weight, targets = case()
+    loss = losses.linear_cross_entropy(hidden, weight, targets)
+    loss.backward(retain_graph=True)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        loss.backward()
+
+
+PEAK = """
+import sys, torch
+from pathlib import Path
+from gptrs.model.loss import linear_cross_entropy, next_token_loss
+torch.set_num_threads(1)
+dtype = getattr(torch, sys.argv[1])
+hidden = torch.randn(1, 1024, 64).to(dtype).requires_grad_()
+weight = torch.randn(100_000, 64).to(dtype).requires_grad_()
+targets = torch.randint(100_000, (1, 1024))
+def peak():
+    return next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("VmHWM")) / 1e3
+next_token_loss(hidden[:, :64] @ weight[:64].T, targets[:, :64] % 64).backward()  # what libraries take
+hidden.grad = weight.grad = None
+Path("/proc/self/clear_refs").write_text("5")
+before = peak()
+linear_cross_entropy(hidden, weight, targets).backward()
+print(peak() - before - (weight.nbytes + hidden.nbytes) / 1e6)
+"""
+
+
+@pytest.mark.parametrize(("dtype", "at_most"), [("float32", 150), ("bfloat16", 250)])
+def test_all_logits_are_never_there(dtype, at_most):
+    """Peak of the process above inputs and gradients, in MB; all logits in 32 bits alone are 410."""
+    done = subprocess.run([sys.executable, "-c", PEAK, dtype], capture_output=True, check=True, timeout=120)
+    assert float(done.stdout) < at_most
 
 
 def test_no_position_that_counts_gives_what_torch_gives():

@@ -63,6 +63,21 @@ def test_tensorboard_gets_the_same_values(tmp_path: Path) -> None:
     assert [event.step for event in events.Scalars("train/mfu")] == [2]
 
 
+def test_lists_are_for_the_file_and_numbers_for_trackers_too(tmp_path: Path) -> None:
+    class Tracker:
+        def write(self, kind: str, step: int, values: object) -> None:
+            seen.append((kind, step, values))
+
+    seen: list[object] = []
+    log = metrics.MetricsLog(tmp_path)
+    log.trackers = Tracker()
+    log.write("stats", 4, **{"loads/1": [0.25, 0.75], "act_max/1": 3.5, "mfu": None})
+    log.close()
+    line = {"kind": "stats", "step": 4, "loads/1": [0.25, 0.75], "act_max/1": 3.5, "mfu": None}
+    assert metrics.read(tmp_path / "metrics.jsonl") == [line]
+    assert seen == [("stats", 4, {"act_max/1": 3.5})]
+
+
 def test_smoothing_averages_equal_runs() -> None:
     assert metrics.smooth([1.0, 3.0, 5.0], 2) == [(0.5, 2.0), (2.0, 5.0)]
     assert metrics.smooth([1.0, 3.0], 10) == [(0.0, 1.0), (1.0, 3.0)]
@@ -102,6 +117,21 @@ def test_the_parts_of_a_loss_stand_behind_it() -> None:
     display.update(10, loss=6.1, tokens_per_s=100, mfu=None, seconds_left=1, parts=parts)
     expected = "step 10/20  loss 6.1000 (next 4.57, further 5.25, balance 1.03, MaxVio 0.40)  100 tokens/s  1 s left"
     assert out.getvalue().splitlines() == [expected]
+
+
+def test_memory_stands_on_the_line_with_what_there_is() -> None:
+    out = io.StringIO()
+    display = metrics.Display(steps=20, peak="peak", console=Console(file=out, width=40))
+    taken = (1_234_000_000, 80_000_000_000)
+    display.update(10, loss=6.1, tokens_per_s=100, mfu=None, seconds_left=1, memory=taken)
+    assert out.getvalue() == "step 10/20  loss 6.1000  100 tokens/s  memory 1.2 of 80.0 GB  1 s left\n"
+
+
+def test_memory_on_the_cpu_is_what_this_process_holds() -> None:
+    before, there = metrics.memory(torch.device("cpu"))
+    held = torch.ones(1 << 26)  # 268 MB
+    after, _ = metrics.memory(torch.device("cpu"))
+    assert 0 < before < there and after - before == pytest.approx(held.nbytes, rel=0.1)
 
 
 def test_on_a_terminal_progress_is_one_line_that_changes() -> None:

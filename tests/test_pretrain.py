@@ -1,5 +1,6 @@
 """A whole run: from text to a model, and again after any kill, with the same bytes."""
 
+import errno
 import itertools
 import json
 import math
@@ -55,14 +56,14 @@ def tiny(text: Path, directory: Path, *overrides: str) -> PretrainConfig:
 
 
 def lines_of(directory: Path) -> list[dict[str, Any]]:
-    """The metrics without what depends on the clock."""
-    timed = ("time_s", "tokens_per_s", "mfu")
+    """The metrics without what depends on the clock or the process."""
+    timed = ("time_s", "tokens_per_s", "mfu", "memory_bytes")
     return [{k: v for k, v in line.items() if k not in timed} for line in metrics.read(directory / "metrics.jsonl")]
 
 
 def outcome(directory: Path) -> dict[str, object]:
     """Everything of a run that must not depend on kills."""
-    last = sorted((directory / "checkpoints").iterdir())[-1]
+    last = sorted((directory / "checkpoints").glob("step-*"))[-1]
     return {
         "metrics": lines_of(directory),
         "weights": (last / "model.safetensors").read_bytes(),
@@ -70,7 +71,7 @@ def outcome(directory: Path) -> dict[str, object]:
         "samples": (directory / "samples.txt").read_bytes(),
         "tokenizer": (directory / "tokenizer.json").read_bytes(),
         "shards": [path.read_bytes() for path in sorted((directory / "data").rglob("*.gts"))],
-        "checkpoints": [path.name for path in sorted((directory / "checkpoints").iterdir())],
+        "checkpoints": [path.name for path in sorted((directory / "checkpoints").glob("step-*"))],
     }
 
 
@@ -221,7 +222,7 @@ def test_ctrl_c_saves_says_how_to_go_on_and_goes_on_exactly(
         time.sleep(0.002)
     os.kill(child, signal.SIGINT)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 130
-    (saved,) = (directory / "checkpoints").iterdir()
+    (saved,) = (directory / "checkpoints").glob("step-*")
     assert 3 <= int(saved.name[5:]) < 20 and not (directory / "result.json").exists()
     pretrain.run(tiny(text, directory))
     assert outcome(directory) == straight
@@ -312,6 +313,58 @@ def test_a_damaged_checkpoint_is_an_error_and_the_hint_helps(
     shutil.rmtree(file.parent)
     pretrain.run(tiny(text, unfinished))
     assert outcome(unfinished) == straight
+
+
+def fill_disk_at(monkeypatch: pytest.MonkeyPatch, step: int) -> None:
+    """Lets no file of a step's checkpoint be made."""
+    original = os.open
+
+    def refuse(path: Any, *args: Any, **kwargs: Any) -> int:
+        if f".step-{step:08d}.tmp" in os.fsdecode(path) and os.fsdecode(path).endswith("optimizer.safetensors"):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return original(path, *args, **kwargs)
+
+    monkeypatch.setattr(os, "open", refuse)
+
+
+@pytest.mark.parametrize("is_async", ["true", "false"])
+def test_a_disk_that_is_full_for_a_while_is_told_and_changes_nothing_else(
+    text: Path, tmp_path: Path, straight: dict[str, object], monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str], is_async: str,
+) -> None:  # fmt: skip
+    directory = tmp_path / "run"
+    fill_disk_at(monkeypatch, 10)
+    pretrain.run(tiny(text, directory, f"train.checkpoint_async={is_async}"))
+    found = outcome(directory)
+    told = [line for line in found["metrics"] if line["kind"] == "save_failed"]  # type: ignore[attr-defined]
+    assert told == [{"kind": "save_failed", "step": 10, "errno": errno.ENOSPC}]
+    assert {**found, "metrics": [line for line in found["metrics"] if line not in told]} == straight  # type: ignore[attr-defined]
+    printed = capsys.readouterr().out
+    assert "step 10  not saved, training goes on: cannot save checkpoint" in printed and "No space left" in printed
+
+
+def test_a_run_whose_last_checkpoint_finds_no_room_ends_in_an_error_and_goes_on_from_the_one_before(
+    text: Path, tmp_path: Path, straight: dict[str, object], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    directory = tmp_path / "run"
+    with monkeypatch.context() as full:
+        fill_disk_at(full, 20)
+        with pytest.raises(OSError, match=r"cannot save checkpoint .*step-00000020: No space left .*; hint: make room"):
+            pretrain.run(tiny(text, directory))
+    assert not (directory / "result.json").exists()
+    pretrain.run(tiny(text, directory))
+    assert outcome(directory) == straight
+
+
+def test_a_run_that_cannot_save_ends_before_it_trains(text: Path, tmp_path: Path) -> None:
+    directory = tmp_path / "run"
+    pretrain.run(tiny(text, directory, "train.steps=1"))
+    (directory / "result.json").unlink()
+    shutil.rmtree(directory / "checkpoints")
+    (directory / "checkpoints").touch()
+    with pytest.raises(OSError, match=r"cannot write checkpoints into .*checkpoints: .*; hint: run\.dir="):
+        pretrain.run(tiny(text, directory, "train.steps=1"))
+    assert len(lines_of(directory)) == 2, "as before"
 
 
 def test_changed_text_is_noticed(text: Path, unfinished: Path) -> None:
@@ -462,7 +515,7 @@ def test_a_model_with_experts_trains_balances_and_goes_on_to_the_same_bytes(text
 
     import safetensors.torch
 
-    last = sorted((tmp_path / "straight" / "checkpoints").iterdir())[-1]
+    last = sorted((tmp_path / "straight" / "checkpoints").glob("step-*"))[-1]
     tensors = safetensors.torch.load_file(last / "model.safetensors")
     for name in ("layers.1.ffn.router.bias", "further.0.block.ffn.router.bias"):
         steps = tensors[name] / 0.01

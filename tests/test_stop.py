@@ -15,7 +15,9 @@ import pytest
 
 from gptrs.train import checkpoint, corpus, looks, metrics, pretrain
 from gptrs.train.config import PretrainConfig, load
+from gptrs.train.keeper import Keeper
 from gptrs.train.parts import Parts
+from gptrs.train.reports import Reports
 from gptrs.train.signals import Stopped, leaving_at_once, stop_requests
 
 WORDS = "a true friend accepts you as you are and you accept a friend who is true to you "
@@ -34,7 +36,7 @@ def tiny(folder: Path, *overrides: str) -> PretrainConfig:
 
 
 def outcome(folder: Path) -> dict[str, object]:
-    timed = ("time_s", "tokens_per_s", "mfu")
+    timed = ("time_s", "tokens_per_s", "mfu", "memory_bytes")
     last = sorted((folder / "run" / "checkpoints").iterdir())[-1]
     rows = map(json.loads, (folder / "run" / "metrics.jsonl").read_text().splitlines())
     return {
@@ -73,12 +75,12 @@ def terminate() -> None:
     [
         ("encode", corpus, "prepare", 2, None),
         ("train", Parts, "loss", 9, 5),  # the second microbatch of update 5 is call 10
-        ("save", checkpoint, "save", 2, 6),
+        ("save", Keeper, "save", 2, 6),
         ("log", metrics.MetricsLog, "write", 2, 2),
         ("evaluate", looks, "mean_loss", 1, 4),  # of a step without a checkpoint
         ("sample", looks, "generate", 2, 8),
         ("last sample", looks, "generate", 3, 10),
-        ("report", pretrain.report, "write", 1, 10),
+        ("report", Reports, "finish", 1, 10),
     ],
 )
 def test_sigterm_in_every_phase(
@@ -141,13 +143,20 @@ def test_ctrl_c_in_an_evaluation_is_no_failed_look(tmp_path: Path, monkeypatch: 
     assert stopped.value.exit_code == 130
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGUSR1, 75), (signal.SIGTERM, 75), (signal.SIGINT, 130)])
+@pytest.mark.parametrize(
+    ("number", "code"),
+    [
+        (signal.SIGUSR1, 75),
+        pytest.param(signal.SIGTERM, 75, marks=pytest.mark.long),
+        pytest.param(signal.SIGINT, 130, marks=pytest.mark.long),
+    ],
+)
 def test_the_command_leaves_with_its_code(number: signal.Signals, code: int, tmp_path: Path) -> None:
     tiny(tmp_path)  # writes the text
     words = [*TINY, "train.steps=100000", f"data.text={tmp_path / 'text.txt'}", f"run.dir={tmp_path / 'run'}"]
     command = [sys.executable, "-m", "gptrs", "train", "shakespeare_cpu", *words]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    log, end = tmp_path / "run" / "metrics.jsonl", time.monotonic() + 60
+    log, end = tmp_path / "run" / "metrics.jsonl", time.monotonic() + 100
     while not (log.exists() and log.read_bytes()) and time.monotonic() < end:
         time.sleep(0.02)
     process.send_signal(number)

@@ -1,4 +1,4 @@
-"""A line chart as SVG text, coloured by the page's CSS variables so that it follows light and dark."""
+"""Line charts and heat maps as SVG text, coloured by the page's CSS variables so that it follows light and dark."""
 
 import math
 from collections.abc import Sequence
@@ -50,6 +50,35 @@ def svg(lines: Sequence[Line], *, x_label: str, y_label: str) -> str:
     )
     parts += [_curve(line, [place(point) for point in line.points]) for line in lines if line.points]
     return "\n".join([*parts, _legend([line for line in lines if line.points]), "</svg>"])
+
+
+def heat(rows: Sequence[tuple[str, Sequence[float | None]]], *, columns: Sequence[float], x_label: str) -> str:
+    """Returns a map of (label, values) rows, darker where a value is larger on a logarithmic scale.
+
+    A value that is None is left blank, one that is not positive is as light as the least.
+    """
+    logs = [math.log(v) for _, row in rows for v in row if v is not None and v > 0]
+    low, high = (min(logs), max(logs)) if logs else (0.0, 0.0)
+    left = 12 + 7 * max(len(label) for label, _ in rows)
+    width, height = (WIDTH - left - RIGHT) / len(columns), 16
+    bottom = height * len(rows)
+    parts = [f'<svg viewBox="0 0 {WIDTH} {bottom + 40}" role="img" aria-label="heat map over {escape(x_label)}">']
+    for i, (label, row) in enumerate(rows):
+        parts.append(f'<text x="{left - 6}" y="{height * i + 12}" text-anchor="end">{escape(label)}</text>')
+        for j, value in enumerate(row):
+            if value is None:
+                continue
+            share = (math.log(value) - low) / (high - low) if value > 0 and high > low else 0.0
+            parts.append(
+                f'<rect x="{left + width * j:.1f}" y="{height * i}" width="{width:.1f}" height="{height - 1}" '
+                f'fill="var(--train)" fill-opacity="{0.06 + 0.94 * share:.2f}">'
+                f"<title>{escape(label)}, {escape(x_label)} {_number(columns[j])}: {value:.4g}</title></rect>"
+            )
+    for j in sorted({0, len(columns) // 2, len(columns) - 1}):
+        at = left + width * (j + 0.5)
+        parts.append(f'<text x="{at:.1f}" y="{bottom + 14}" text-anchor="middle">{_number(columns[j])}</text>')
+    parts.append(f'<text x="{(left + WIDTH - RIGHT) / 2}" y="{bottom + 32}" text-anchor="middle">{escape(x_label)}')
+    return "\n".join([*parts, "</text></svg>"])
 
 
 def means(points: Sequence[Point], n: int = CURVE_POINTS) -> list[Point]:

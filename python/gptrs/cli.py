@@ -47,6 +47,7 @@ def main() -> None:
     # torch's OpenMP threads spin at every barrier by default; beside another busy process a step then takes 3 to 13
     # times as long as when they sleep (docs/log.md). Read once, when torch is imported.
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # its profiler calls a machine without GPU an error
     warnings.showwarning = lambda message, *_args, **_options: typer.echo(f"warning: {message}", err=True)
     try:
         app(prog_name="gptrs")

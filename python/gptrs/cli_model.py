@@ -235,9 +235,6 @@ def open_model(
     run: str | None, checkpoint: str | None, device: str, *, is_averaged: bool = False
 ) -> tuple["Transformer", "Tokenizer"]:
     """The model of a checkpoint, by default the newest of a run, or its weights' mean, and the run's tokenizer."""
-    import torch
-
-    from gptrs.model import ModelConfig, Transformer
     from gptrs.train import checkpoint as checkpoints
 
     if (run is None) == (checkpoint is None):
@@ -249,14 +246,31 @@ def open_model(
             f"expected a finished checkpoint in {folder / 'checkpoints'}, found none; hint: gptrs train"
         )
     tokenizer = load_tokenizer(str(folder / "tokenizer.json"), None)
-    checkpoints.verify(path)
+    try:
+        return _model_of(path, device, is_averaged=is_averaged).eval(), tokenizer
+    except (OSError, ValueError):
+        if checkpoint is not None or path.exists():
+            raise
+    return open_model(
+        run, checkpoint, device, is_averaged=is_averaged
+    )  # a run that trains removed it meanwhile: it has a newer one
+
+
+def _model_of(path: Path, device: str, *, is_averaged: bool) -> "Transformer":
+    """The model of a checkpoint; what belongs to the optimizer is not read."""
+    import torch
+
+    from gptrs.model import ModelConfig, Transformer
+    from gptrs.train import checkpoint as checkpoints
+
+    checkpoints.verify(path, lambda number, name: name == "state.json")
     config = ModelConfig(**checkpoints.read_state(path)["model"])
     name = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
     if name != "cpu" and not (name.startswith("cuda") and torch.cuda.is_available()):
         raise ValueError(f"device must be auto, cpu or a CUDA device that is there, got {device!r}")
     model = Transformer(config).to(name)
     checkpoints.load_model(path, model, is_averaged=is_averaged)
-    return model.eval(), tokenizer
+    return model
 
 
 def _write(text: str) -> None:

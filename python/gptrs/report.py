@@ -1,13 +1,17 @@
-"""report.html: one self-contained page about a run. Every figure in it comes from that run's own files and model."""
+"""report.html: one self-contained page about a run. Every figure in it comes from that run's own files and model.
+
+A run that goes on has one too, without the sections that read the finished model.
+"""
 
 import math
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gptrs import chart, model_report
+from gptrs import chart, model_report, stats_report
 from gptrs.dataset import Dataset
 from gptrs.files import write_atomic
 from gptrs.holdout import Source
@@ -42,13 +46,14 @@ class Facts:
     lines: Sequence[dict[str, Any]]  # of metrics.jsonl
     samples: Sequence[tuple[str, str]]  # (prompt, continuation)
     sentence: str
-    guesses: "Sequence[Guess]"
-    gradients: "Sequence[Reach]"
-    neighbours: "Sequence[Neighbours]"
+    guesses: "Sequence[Guess]" = ()  # these three of a finished run
+    gradients: "Sequence[Reach]" = ()
+    neighbours: "Sequence[Neighbours]" = ()
     environment: dict[str, str]
     config: str  # resolved, as TOML
     usage: "Usage"  # of experts and further tokens, on held-out text
     runs: "tuple[Outcome, Outcome | str] | None" = None  # this one and another, or why there is no other
+    n_steps: int | None = None  # of the whole run, while it goes on
 
 
 def write(path: Path, facts: Facts) -> None:
@@ -59,19 +64,42 @@ def write(path: Path, facts: Facts) -> None:
 def html(facts: Facts) -> str:
     """Returns the page."""
     sections = (
-        ("Result", _result(facts)),
+        ("Result" if facts.n_steps is None else "So far", _standing(facts) + _result(facts)),
         ("Loss", _loss(facts)),
+        *_inside(facts),
         *_of_the_model(facts),
         ("Samples", _samples(facts)),
         ("Data", _data(facts)),
         ("Tokenizer", _tokenizer(facts)),
         ("Parameters", _parameters(facts)),
-        ("One sentence, position by position", _sentence(facts)),
-        ("Where the gradient reaches", _gradients(facts)),
-        ("Neighbours of ten tokens", _neighbours(facts)),
+        *_of_the_weights(facts),
         ("Environment and config", _environment(facts)),
     )
     return page(f"gptrs run {facts.name}", sections)
+
+
+def _standing(facts: Facts) -> str:
+    """Of a run that goes on, how far it is."""
+    if facts.n_steps is None:
+        return ""
+    now = time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime())
+    step = f"<b>Not finished: step {facts.result['steps']:,} of {facts.n_steps:,}</b>, written {now}"
+    return f"<p>{step}. What a finished model does with a sentence comes at the end.</p>"
+
+
+def _inside(facts: Facts) -> Iterator[tuple[str, str]]:
+    if shown := stats_report.statistics(facts.lines):
+        yield "Inside the model on the way", shown
+
+
+def _of_the_weights(facts: Facts) -> Iterator[tuple[str, str]]:
+    """Sections that need the trained model itself."""
+    if facts.guesses:
+        yield "One sentence, position by position", _sentence(facts)
+    if facts.gradients:
+        yield "Where the gradient reaches", _gradients(facts)
+    if facts.neighbours:
+        yield "Neighbours of ten tokens", _neighbours(facts)
 
 
 def _of_the_model(facts: Facts) -> Iterator[tuple[str, str]]:
@@ -122,6 +150,8 @@ def _loss(facts: Facts) -> str:
 
 
 def _samples(facts: Facts) -> str:
+    if not facts.samples:
+        return "<p>None yet.</p>" if facts.n_steps else "<p>None.</p>"
     out = (f"<pre><b>{escape(prompt)}</b>{escape(text)}</pre>" for prompt, text in facts.samples)
     return "<p>The prompt is bold; the rest was written by the trained model.</p>" + "".join(out)
 

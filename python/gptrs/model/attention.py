@@ -62,10 +62,12 @@ class Attention(nn.Module):
 
         To look at: `forward` never holds them. Args: as there.
         """
+        return causal_weights(*self.queries_and_keys(x, turns=turns), self.scale)
+
+    def queries_and_keys(self, x: Tensor, *, turns: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """What scores are products of: (B, H, T, D), (B, K, T, D). Args: as `forward`."""
         q, k, _ = self._projected(x)
-        if turns is not None:
-            q, k = rotate(q, turns), rotate(k, turns)
-        return causal_weights(q, k, self.scale)
+        return (q, k) if turns is None else (rotate(q, turns), rotate(k, turns))
 
     def _projected(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Queries (B, H, T, D), keys and values (B, K, T, D)."""

@@ -183,9 +183,18 @@ def layers_of_model(model: "Transformer") -> dict[str, int]:
     """Parameters of each layer, counted from a built model's tensors; names as in `by_layer`."""
     counts: Counter[str] = Counter()
     for name, tensor in model.named_parameters():
-        first, number = name.split(".")[:2]
-        counts[{"layers": number, "further": f"further {number}"}.get(first, "")] += tensor.numel()
+        counts[place(name)[0]] += tensor.numel()
     return dict(counts)
+
+
+def place(tensor_name: str) -> tuple[str, str]:
+    """The layer and the part of a tensor, as `by_layer` and `parameters` name them.
+
+    Example: layers.3.attn.qkv.weight is in ("3", "attention"), the last norm in ("", "norms").
+    """
+    first, number = tensor_name.split(".")[:2]
+    layer = {"layers": number, "further": f"further {number}"}.get(first, "")
+    return layer, _part_of(tensor_name)
 
 
 def table(config: ModelConfig) -> list[tuple[str, str, str, str, str]]:

@@ -3,8 +3,16 @@
 `linear_cross_entropy` never holds the logits of all positions, by far the largest tensor of a training step: it goes
 through the head some rows at a time, and since the gradient of a cross-entropy follows from its logits alone, takes the
 gradients of states and head in the same pass. What is kept for the backward pass is those two.
+
+    some rows of hidden ─head─▶ logits ─▶ loss, softmax - onehot ─head─▶ gradient of hidden
+                                                   └─ hidden ─▶ + gradient of the head
+
+In 16 bits the gradient of the head is summed in 32. Where that sum would be large, it is made block after block of the
+vocabulary instead, in a second pass that takes the logits of all rows: a third more products, and no wide sum at all.
 """
 
+import functools
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -12,7 +20,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 IGNORED = -100  # target of a position that does not count
-_CHUNK_BYTES = 1 << 26  # of logits that are there at a time; docs/log.md
+_CHUNK_BYTES = {"cpu": 1 << 26, "cuda": 1 << 29}  # of logits that are there at a time, as if in 32 bits; docs/log.md
+_BLOCK_BYTES = {"cpu": 1 << 26, "cuda": 1 << 28}  # the same, where the head's gradient is made block after block
+_WIDE_BYTES = {"cpu": 1 << 26, "cuda": 1 << 28}  # of the head's gradient in 32 bits, at most
 _ALIGNED = 64  # rows: products of 320 at a time take a fifth less time than of 333
 
 
@@ -22,20 +32,30 @@ def next_token_loss(logits: Tensor, targets: Tensor) -> Tensor:
     Args: logits: (B, T, V); targets: (B, T), the id that follows each position. Returns: a scalar.
     """
     B, T, V = logits.shape
-    wide = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    wide = logits.to(_wide(logits.dtype))
     return F.cross_entropy(wide.view(B * T, V), targets.reshape(B * T), ignore_index=IGNORED)
 
 
-def linear_cross_entropy(hidden: Tensor, weight: Tensor, targets: Tensor, total: Tensor | None = None) -> Tensor:
+def linear_cross_entropy(
+    hidden: Tensor, weight: Tensor, targets: Tensor, total: Tensor | None = None, *, multiple: int | None = None
+) -> Tensor:
     """`next_token_loss(hidden @ weight.T, targets)`, with the logits of some rows at a time.
 
-    Args: hidden: (B, T, C); weight: (V, C); targets: (B, T), -100 where a position does not count; total: what the sum
-        over positions is divided by, where these are some of a larger batch; by default those that count here.
-    Returns: a scalar; nan, as there, when no position counts, with gradients of 0.
+    Args:
+        hidden: (B, T, C); weight: (V, C); targets: (B, T), -100 where a position does not count.
+        total: what the sum over positions is divided by, where these are some of a larger batch; by default those that
+            count here.
+        multiple: V is filled up to one of it with rows that have no probability, since products whose sizes are odd
+            take the slow way on CUDA; by default 128 there and 1 elsewhere.
+    Returns: a scalar; nan, as there, when no position counts, with gradients of 0. Its gradients are taken once.
     """
     if not torch.is_grad_enabled():  # then no gradient is worth its time
         hidden, weight = hidden.detach(), weight.detach()
-    loss: Tensor = _LinearCrossEntropy.apply(hidden.flatten(0, 1), weight, targets.flatten(), total)
+    V = weight.shape[0]
+    missing = -V % ((128 if weight.is_cuda else 1) if multiple is None else multiple)
+    if missing:
+        weight = F.pad(weight, (0, 0, 0, missing))
+    loss: Tensor = _LinearCrossEntropy.apply(hidden.flatten(0, 1), weight, targets.flatten(), total, V)
     return loss
 
 
@@ -74,59 +94,161 @@ def crosses_an_end(ends: Tensor, depth: int) -> Tensor:
 class _LinearCrossEntropy(torch.autograd.Function):
     """Source: d loss / d logits = (softmax(logits) - onehot(target)) / n, from the definition of both.
 
-    The softmax's sum s and n stay outside of the big matrix: it becomes exp(logits - max) - s·onehot in the logits'
-    memory, and its rows are divided where they are narrow, in the gradient of states and in the states.
+    The division by n stays outside of the big matrix, and on the CPU the softmax's sum s with it: the matrix becomes
+    exp(logits - max) - s·onehot in the logits' memory, and its rows are divided where they are narrow, in the gradient
+    of states and in the states.
     """
 
     @staticmethod
-    def forward(ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, total_count: Tensor | None) -> Tensor:
-        wide = torch.promote_types(hidden.dtype, torch.float32)
+    def forward(ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, total: Tensor | None, V: int) -> Tensor:
+        wide = _wide(hidden.dtype)
         needs_hidden, needs_weight = ctx.needs_input_grad[:2]
-        counts = targets != IGNORED  # (N,)
-        n = counts.sum() if total_count is None else total_count
+        is_by_blocks = needs_weight and hidden.dtype != wide and _is_large(weight, wide)
+        counted = (targets != IGNORED).unsqueeze(-1)  # (N, 1)
+        ids = targets.unsqueeze(-1).masked_fill(~counted, 0)  # (N, 1)
+        n = counted.sum() if total is None else total
         d_hidden = torch.empty_like(hidden) if needs_hidden else None
-        d_weight = torch.zeros(weight.shape, dtype=wide, device=weight.device) if needs_weight else None
-        loss = torch.zeros((), dtype=wide, device=hidden.device)
-        rows = max(_CHUNK_BYTES // (weight.shape[0] * hidden.element_size()), 1)
-        rows -= rows % _ALIGNED if rows > _ALIGNED else 0
-        memory = _logits_memory(min(rows, len(targets)), hidden, weight)  # (rows, V)
-        for start in range(0, len(targets), rows):
-            part = slice(start, start + rows)
-            x, counted = hidden[part], counts[part].unsqueeze(-1)  # (n, C), (n, 1)
-            ids = targets[part].unsqueeze(-1).masked_fill(~counted, 0)  # (n, 1)
-            logits = torch.mm(x, weight.T, out=memory[: len(x)]).to(wide)  # (n, V)
-            largest, expected = logits.amax(dim=-1, keepdim=True), logits.gather(-1, ids)  # (n, 1) each
-            logits.sub_(largest).exp_()
-            total = logits.sum(dim=-1, keepdim=True)  # (n, 1)
-            loss += (total.log() + largest - expected).masked_fill(~counted, 0.0).sum()
-            if d_hidden is None and d_weight is None:
-                continue
-            d_logits = logits.scatter_add_(-1, ids, -total).to(x.dtype)  # (n, V), n·total times too large
-            share = counted.to(wide) / (n.clamp(min=1) * total)  # (n, 1)
+        d_weight = hidden.new_zeros(weight.shape, dtype=wide) if needs_weight and not is_by_blocks else None
+        levels = hidden.new_empty(ids.shape, dtype=wide)  # (N, 1)
+        loss = hidden.new_zeros((), dtype=wide)
+        for part, memory in _chunks(hidden, weight, _BLOCK_BYTES if is_by_blocks else _CHUNK_BYTES):
+            x = hidden[part]  # (n, C)
+            logits = torch.mm(x, weight.T, out=memory)  # (n, V)
+            losses, levels[part], d_logits, sums = _rows(logits, ids[part], V, needs_hidden or needs_weight)
+            loss += losses.masked_fill(~counted[part], 0.0).sum()
+            share = counted[part].to(wide) / (n.clamp(min=1) * sums)  # (n, 1)
             if d_hidden is not None:
                 d_hidden[part] = share * (d_logits @ weight)
-            if d_weight is not None and x.dtype == wide:
-                d_weight.addmm_(d_logits.T, share * x)  # without a second matrix of the head's size
-            elif d_weight is not None:
-                d_weight += d_logits.T @ (share * x).to(x.dtype)
-        ctx.save_for_backward(d_hidden, d_weight if d_weight is None else d_weight.to(weight.dtype))
+            if d_weight is not None:
+                _add_product(d_weight, d_logits.T, (share * x).to(x.dtype))
+        if is_by_blocks:
+            shared = (counted.to(wide) / n.clamp(min=1) * hidden).to(hidden.dtype)  # (N, C)
+            d_weight = _weight_gradient(hidden, weight, ids, levels, shared)
+        ctx.save_for_backward(d_hidden, None if d_weight is None else d_weight.to(weight.dtype))
         return loss / n
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
-        d_hidden, d_weight = ctx.saved_tensors
-        return (
-            None if d_hidden is None else d_hidden * grad.to(d_hidden.dtype),
-            None if d_weight is None else d_weight * grad.to(d_weight.dtype),
-            None,
-            None,
-        )
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        return *(None if d is None else _times(d, grad) for d in ctx.saved_tensors), None, None, None
 
 
-def _logits_memory(rows: int, hidden: Tensor, weight: Tensor) -> Tensor:
-    """Uninitialised (rows, V); on the CPU row after row of V, which its products are faster with (docs/log.md)."""
-    V = weight.shape[0]
-    if hidden.device.type == "cpu":
-        return hidden.new_empty(V, rows).T
-    return hidden.new_empty(rows, V)
+def _wide(dtype: torch.dtype) -> torch.dtype:
+    return torch.promote_types(dtype, torch.float32)
+
+
+def _is_large(weight: Tensor, wide: torch.dtype) -> bool:
+    return weight.numel() * wide.itemsize > _WIDE_BYTES[_kind(weight)]
+
+
+def _times(d: Tensor, grad: Tensor) -> Tensor:
+    """The product in the memory of `d`: the gradient of a head may be larger than all else. A second backward pass
+    through it is refused by torch, which sees that what it saved has changed."""
+    grad = grad.to(d.dtype)
+    return d * grad if torch.compiler.is_compiling() else d.mul_(grad)
+
+
+def _chunks(hidden: Tensor, weight: Tensor, n_bytes: dict[str, int]) -> Iterator[tuple[slice, Tensor]]:
+    """For each stretch of rows, the slice and uninitialised (n, V) for its logits, always the same memory."""
+    N, V = len(hidden), weight.shape[0]
+    rows = max(n_bytes[_kind(hidden)] // (V * _wide(hidden.dtype).itemsize), 1)
+    rows = min(rows - rows % _ALIGNED if rows > _ALIGNED else rows, N)
+    memory = _logits_memory(rows, V, hidden)  # (rows, V)
+    for start in range(0, N, rows):
+        part = slice(start, min(start + rows, N))
+        yield part, memory[: part.stop - start]
+
+
+def _kind(x: Tensor) -> str:
+    return "cpu" if x.device.type == "cpu" else "cuda"
+
+
+def _logits_memory(rows: int, columns: int, like: Tensor) -> Tensor:
+    """Uninitialised; on the CPU row after row of V, which its products are faster with (docs/log.md)."""
+    return like.new_empty(columns, rows).T if like.device.type == "cpu" else like.new_empty(rows, columns)
+
+
+def _rows(logits: Tensor, ids: Tensor, V: int, needs_gradient: bool) -> tuple[Tensor, Tensor, Tensor, Tensor | float]:
+    """Loss, log Σ exp(logits), and the gradient of the loss times the last one: (n, 1), (n, 1), (n, V), (n, 1) or 1.
+
+    Args: logits: (n, V and what it was filled up by), overwritten where it can be; ids: (n, 1).
+    """
+    if logits.is_cuda:
+        losses, level = _fused(_softmax_less_onehot, logits)(logits, ids, V)
+        return losses, level, logits, 1.0
+    wide = logits.to(_wide(logits.dtype))
+    wide[:, V:] = -torch.inf
+    largest, expected = wide.amax(dim=-1, keepdim=True), wide.gather(-1, ids)  # (n, 1) each
+    total = wide.sub_(largest).exp_().sum(dim=-1, keepdim=True)  # (n, 1)
+    level = total.log() + largest
+    if needs_gradient:
+        wide.scatter_add_(-1, ids, -total)
+    return level - expected, level, wide.to(logits.dtype), total
+
+
+def _weight_gradient(hidden: Tensor, weight: Tensor, ids: Tensor, levels: Tensor, shared: Tensor) -> Tensor:
+    """The gradient of the head, (V, C), block after block: each is one product over all rows, rounded once.
+
+    Args: hidden: (N, C); weight: (V, C); ids, levels: (N, 1); shared: hidden / n where a row counts, else 0.
+    """
+    N, V = len(hidden), weight.shape[0]
+    size = max(_BLOCK_BYTES[_kind(hidden)] // (N * levels.element_size()), 1)
+    d_weight = torch.empty_like(weight)
+    memory = _logits_memory(N, min(size, V), hidden)  # (N, size)
+    for start in range(0, V, size):
+        part = slice(start, min(start + size, V))
+        n = part.stop - start
+        logits = torch.mm(hidden, weight[part].T, out=memory[:, :n])  # (N, n)
+        d_logits = _fused(_softmax_of_block, logits)(logits, ids - start, levels)
+        torch.mm(d_logits.T, shared, out=d_weight[part])
+    return d_weight
+
+
+def _softmax_less_onehot(logits: Tensor, ids: Tensor, V: int) -> tuple[Tensor, Tensor]:
+    """Loss and log Σ exp of rows, (n, 1) each; their gradient takes the place of the logits. To be compiled: one kernel
+    reads a row from the cache three times, where torch's own operations would write it out as often in 32 bits."""
+    columns = torch.arange(logits.shape[1], device=logits.device)
+    wide = logits.to(_wide(logits.dtype)).masked_fill(columns >= V, -torch.inf)  # (n, V)
+    level = wide.logsumexp(dim=-1, keepdim=True)  # (n, 1)
+    losses = level - wide.gather(-1, ids)
+    logits.copy_((wide - level).exp() - (columns == ids).to(wide.dtype))
+    return losses, level
+
+
+def _softmax_of_block(logits: Tensor, ids: Tensor, levels: Tensor) -> Tensor:
+    """The same gradient for some columns of the logits, of which `ids` (N, 1) may be inside or not."""
+    d_logits = logits.to(_wide(logits.dtype)).sub_(levels).exp_()  # (N, n)
+    inside = (ids >= 0) & (ids < logits.shape[1])  # (N, 1)
+    d_logits.scatter_add_(-1, ids.clamp(0, logits.shape[1] - 1), -inside.to(d_logits.dtype))
+    return d_logits.to(logits.dtype)
+
+
+def _add_product(total: Tensor, a: Tensor, b: Tensor) -> None:
+    """Adds a @ b, without a second matrix of this size where torch can."""
+    if total.dtype == a.dtype:
+        total.addmm_(a, b)
+    elif a.is_cuda and not torch.compiler.is_compiling() and _adds_wide(a.device, a.dtype):
+        torch.addmm(total, a, b, out_dtype=total.dtype, out=total)
+    else:
+        total += a @ b
+
+
+@functools.cache
+def _adds_wide(device: torch.device, dtype: torch.dtype) -> bool:
+    """Whether torch adds a product of 16-bit matrices to a 32-bit one in a single kernel, by trying."""
+    one, total = torch.eye(16, device=device, dtype=dtype), torch.ones(16, 16, device=device)
+    try:
+        torch.addmm(total, one, one, out_dtype=total.dtype, out=total)
+    except (RuntimeError, TypeError):
+        return False
+    return torch.equal(total, 1.0 + torch.eye(16, device=device))
+
+
+def _fused(function: Any, x: Tensor) -> Any:
+    """The function as one kernel on CUDA; a compilation that is under way takes it in as it is."""
+    return _compiled(function) if x.is_cuda and not torch.compiler.is_compiling() else function
+
+
+@functools.cache
+def _compiled(function: Any) -> Any:
+    return torch.compile(function, fullgraph=True)

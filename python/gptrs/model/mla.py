@@ -87,9 +87,12 @@ class LatentAttention(nn.Module):
 
     def weights(self, x: Tensor, *, turns: Tensor) -> Tensor:
         """As `Attention.weights`; both forms have the same: (B, H, T, T)."""
+        return causal_weights(*self.queries_and_keys(x, turns=turns), self.scale)
+
+    def queries_and_keys(self, x: Tensor, *, turns: Tensor) -> tuple[Tensor, Tensor]:
+        """As those of `Attention`, of the naive form: (B, H, T, D) each."""
         q = torch.cat(self._queries(x, turns), dim=-1)  # (B, H, T, D)
-        k, _ = self._keys_and_values(self._latent(x, turns))
-        return causal_weights(q, k, self.scale)
+        return q, self._keys_and_values(self._latent(x, turns))[0]
 
     def _queries(self, x: Tensor, turns: Tensor) -> tuple[Tensor, Tensor]:
         B, T, _ = x.shape

@@ -12,7 +12,7 @@ becomes a real one by `to_empty(device=...)` and `init_weights(seed)`.
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -102,7 +102,9 @@ class Transformer(nn.Module):
     Built on torch's default device (`with torch.device("meta")`: shapes only, no memory).
 
     Attributes: embed; layers; norm; head (None when tied to the token embedding); further: n_mtp_layers FurtherTokens;
-        checkpoints_blocks: keep a block's input alone and compute the rest again in the backward pass;
+        checkpoints_blocks: of every how manieth block training keeps the input alone and computes the rest again in the
+            backward pass; 1 or True: of all, 0: of none;
+        vocab_multiple: what the loss fills the head's rows up to, see `linear_cross_entropy`;
         document_attention: what computes attention inside documents: "flex", "sdpa", or "auto", which is flex on CUDA
             where it can (see `sight`) and SDPA elsewhere.
     Example: `Transformer(ModelConfig.preset("gpt2-small"))(tokens).shape == (B, T, 50257)`.
@@ -111,7 +113,9 @@ class Transformer(nn.Module):
     def __init__(self, config: ModelConfig, *, seed: int = 0) -> None:
         super().__init__()
         self.config = config
-        self.checkpoints_blocks = False
+        self.checkpoints_blocks: int = 0
+        self.vocab_multiple: int | None = None
+        self._run_block: Callable[..., tuple[Tensor, Use | None]] = _run_block
         self.document_attention: DocumentAttention = "auto"
         device = torch.get_default_device()
         # Shapes first: torch's own initialisation would cost seconds and draw from the global generator.
@@ -125,6 +129,11 @@ class Transformer(nn.Module):
             self.further = nn.ModuleList(FurtherToken(config, depth) for depth in range(config.n_mtp_layers))
         self.to_empty(device=device)
         self.init_weights(seed)
+
+    def compile_blocks(self, **options: Any) -> None:
+        """Compiles training's pass through a block: once for all blocks of a kind, since the block is an argument like
+        its input. Evaluation and generation stay as they are. Args: options: of torch.compile."""
+        self._run_block = torch.compile(_run_block, dynamic=False, **options)
 
     @torch.no_grad()
     def init_weights(self, seed: int) -> None:
@@ -214,8 +223,7 @@ class Transformer(nn.Module):
     ) -> Tensor:
         """The mean next-token cross-entropy alone, by which models compare; arguments as in `loss`, total as in
         `linear_cross_entropy`."""
-        hidden = self.hidden(tokens, positions=positions, doc_ids=doc_ids)
-        return linear_cross_entropy(hidden, self.head_weight, targets, total)
+        return self._head_loss(self.hidden(tokens, positions=positions, doc_ids=doc_ids), targets, total)
 
     def losses(
         self,
@@ -237,16 +245,14 @@ class Transformer(nn.Module):
                 shares of that batch's, and add up to them. By default this batch's own.
         """
         hidden, uses = self._run(tokens, cache=None, positions=positions, doc_ids=doc_ids)
-        own = None if totals is None else totals[0]
-        losses = {"next": linear_cross_entropy(hidden, self.head_weight, targets, own)}
+        losses = {"next": self._head_loss(hidden, targets, None if totals is None else totals[0])}
         if ends is None and doc_ids is not None:
             ends = F.pad(doc_ids.diff(dim=-1) != 0, (0, 1))  # (B, T)
         if self.further and tokens.shape[1] > 1:
             further = []
             for depth, (states, use) in enumerate(self.further_states(hidden, tokens, positions, doc_ids), start=1):
                 expected = further_targets(targets, depth, ends)  # (B, T - depth)
-                own = None if totals is None else totals[depth]
-                loss = linear_cross_entropy(states, self.head_weight, expected, own)
+                loss = self._head_loss(states, expected, None if totals is None else totals[depth])
                 further.append(torch.where((expected != IGNORED).any(), loss, 0.0))  # rows of nothing but short ones
                 uses += [] if use is None else [use]
             losses["further"] = torch.stack(further).mean()
@@ -254,6 +260,9 @@ class Transformer(nn.Module):
             balance = torch.stack([use.balance for use in uses]).sum()
             losses["balance"] = balance if totals is None else balance * len(tokens) / totals[-1]
         return losses
+
+    def _head_loss(self, hidden: Tensor, targets: Tensor, total: Tensor | None) -> Tensor:
+        return linear_cross_entropy(hidden, self.head_weight, targets, total, multiple=self.vocab_multiple)
 
     def hidden(
         self,
@@ -328,8 +337,11 @@ class Transformer(nn.Module):
         turns = self._turns(positions, x.dtype)
         mask = self._sight(doc_ids, x) if cache is None else cache.mask(tokens.shape[1])
         uses = []
-        for block in self.layers:
-            x, use = self._through(block, x, mask=mask, cache=cache, turns=turns)  # (B, T, C)
+        for layer, block in enumerate(self.layers):
+            if cache is None:
+                x, use = self._through(layer, block, x, mask=mask, turns=turns)  # (B, T, C)
+            else:
+                x, use = block(x, mask=mask, cache=cache, turns=turns)  # (B, T, C)
             uses += [] if use is None else [use]
         return self.norm(x), uses
 
@@ -349,8 +361,9 @@ class Transformer(nn.Module):
             turns = self._turns(positions[..., :n], hidden.dtype)
             mask = self._sight(None if doc_ids is None else doc_ids[:, :n], hidden)
             embedded = self.embed.token(tokens[:, depth:])  # (B, T - depth, C)
-            hidden, use = module(hidden[:, :n], embedded, mask=mask, turns=turns)
             assert isinstance(module, FurtherToken)
+            run = self._run_block if self._is_teaching() else _run_block
+            hidden, use = run(module, hidden[:, :n], embedded, mask=mask, turns=turns)
             self._count(module.block, use)
             yield hidden, use
 
@@ -367,13 +380,18 @@ class Transformer(nn.Module):
         """The mixtures of experts and their names, first layer first, those of further tokens last."""
         return ((name, module) for name, module in self.named_modules() if isinstance(module, MoE))
 
-    def _through(self, block: nn.Module, x: Tensor, **given: Any) -> tuple[Tensor, Use | None]:
-        if self.checkpoints_blocks and self.training and torch.is_grad_enabled():
-            y, use = checkpoint(block, x, use_reentrant=False, **given)
-        else:
+    def _through(self, layer: int, block: nn.Module, x: Tensor, **given: Any) -> tuple[Tensor, Use | None]:
+        if not self._is_teaching():
             y, use = block(x, **given)
+        elif self.checkpoints_blocks and layer % self.checkpoints_blocks == 0:
+            y, use = checkpoint(self._run_block, block, x, use_reentrant=False, **given)
+        else:
+            y, use = self._run_block(block, x, **given)
         self._count(block, use)
         return y, use
+
+    def _is_teaching(self) -> bool:
+        return self.training and torch.is_grad_enabled()
 
     def _count(self, block: nn.Module, use: Use | None) -> None:
         """Adds the loads of a block's experts to what they had since they were last taken, in training."""
@@ -399,3 +417,8 @@ class Transformer(nn.Module):
                 f"expected at most max_seq_len ({limit}) tokens with learned positions, got {T}; "
                 f"hint: shorten the input or train with max_seq_len={T} or position='sinusoidal'"
             )
+
+
+def _run_block(block: nn.Module, *states: Tensor, **given: Any) -> tuple[Tensor, Use | None]:
+    found: tuple[Tensor, Use | None] = block(*states, **given)
+    return found

@@ -11,8 +11,18 @@ from typing import Literal
 
 from gptrs import config
 from gptrs.model import memory
+from gptrs.model.config import ModelConfig
 from gptrs.train.schedule import DEEPSEEK_STAGES, Decay, Kind, batch_rows, rows_before
-from gptrs.train.settings import DataSettings, ModelSettings, RunSettings, SampleSettings, TokenizerSettings, require
+from gptrs.train.settings import (
+    DataSettings,
+    LogSettings,
+    ModelSettings,
+    RunSettings,
+    SampleSettings,
+    SpeedSettings,
+    TokenizerSettings,
+    require,
+)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -80,6 +90,8 @@ class TrainSettings:
     eval_rows: int | None = None  # evenly spread rows of an evaluation, the last excepted; unset: all
     checkpoint_every: int = 500  # updates between checkpoints; the last update always has one
     keep_checkpoints: int = 2  # newest ones that stay on disk
+    keep_best: int = 1  # checkpoints of the least validation loss that stay as well; 0: none
+    checkpoint_async: bool = True  # written beside the training, from a copy of weights and optimizer in CPU memory
     attention: Literal["stream", "documents"] = "stream"  # what a position of a row reads: all before it, or its own
     # document alone, whose positions then begin at 0. Further tokens are never taught across a document's end
     mtp_weight: float = 0.3  # of the further tokens' loss, where the model predicts some
@@ -100,7 +112,7 @@ class TrainSettings:
             "keep_checkpoints",
         ):
             require(getattr(self, name) >= 1, f"train.{name}", "at least 1", getattr(self, name))
-        for name in ("mtp_weight", "balance_weight", "bias_speed"):
+        for name in ("keep_best", "mtp_weight", "balance_weight", "bias_speed"):
             require(getattr(self, name) >= 0, f"train.{name}", "0 or more", getattr(self, name))
         require(self.eval_rows is None or self.eval_rows >= 1, "train.eval_rows", "at least 1", self.eval_rows)
         require(self.ema is None or 0 < self.ema < 1, "train.ema", "between 0 and 1", self.ema)
@@ -236,8 +248,10 @@ class PretrainConfig:
     schedule: ScheduleSettings = ScheduleSettings()
     train: TrainSettings
     guard: GuardSettings = GuardSettings()
+    speed: SpeedSettings = field(default_factory=SpeedSettings)
     parallel: ParallelSettings = ParallelSettings()
     sample: SampleSettings = field(default_factory=SampleSettings)
+    log: LogSettings = field(default_factory=LogSettings)
 
     def __post_init__(self) -> None:
         if self.schedule.min_lr > self.optim.lr:
@@ -252,12 +266,25 @@ class PretrainConfig:
         if self.train.seq_len <= model.n_mtp_layers:
             got = f"got {self.train.seq_len}; hint: train.seq_len={model.n_mtp_layers + 1}"
             raise ValueError(f"train.seq_len must exceed the {model.n_mtp_layers} further tokens predicted, {got}")
+        if self.speed.cuda_graphs:
+            self._check_graphs(model)
         memory.check_split(model, expert=self.parallel.expert, tensor=self.parallel.tensor)
         if self.data.is_prepared and not self.tokenizer.path:
             key = "data.train" if self.data.train else "data.mixture"
             raise ValueError(
                 f"{key} needs the tokenizer that prepared it, got none; hint: tokenizer.path=tokenizer.json"
             )
+
+    def _check_graphs(self, model: ModelConfig) -> None:
+        """What is read between updates must not lie in a graph's memory: gradients, loads, further losses."""
+        if not (self.run.compile and self.speed.compile == "whole"):
+            got = f"got run.compile={self.run.compile}, speed.compile={self.speed.compile}"
+            raise ValueError(f"speed.cuda_graphs needs run.compile=true and speed.compile=whole, {got}".lower())
+        if (n := self.train.accumulation()) > 1:
+            raise ValueError(f"speed.cuda_graphs needs one microbatch for an update, got {n}")
+        if model.n_routed_experts or model.n_mtp_layers:
+            got = f"got {model.n_routed_experts} experts and {model.n_mtp_layers} further tokens"
+            raise ValueError(f"speed.cuda_graphs needs a dense model without further tokens, {got}")
 
 
 def load(source: str | Path, overrides: Sequence[str] = ()) -> PretrainConfig:

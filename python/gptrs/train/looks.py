@@ -57,6 +57,7 @@ class Looks:
         self.average: Average | None = None  # of the weights, looked at beside them where there is one
         self.val_loss = math.nan
         self.samples: list[tuple[str, str]] = []
+        self._plots = metrics.Pace()
 
     def evaluate(self, position: Position, is_last: bool) -> None:
         loss, n_targets = self._loss(is_last)
@@ -75,6 +76,9 @@ class Looks:
         )
         mean = "".join(f", of the weights' mean {value:.4f}" for value in averaged.values())
         self.display.say(f"step {position.step}  val loss {loss:.4f}{mean} on {n_targets:,} tokens")
+        self._plots.do(self._plot, is_last=is_last)
+
+    def _plot(self) -> None:
         lines = metrics.read(self.dir / "metrics.jsonl")
         metrics.plot(self.dir / "loss.png", lines, unigram_entropy=self.corpus.unigram_entropy)
 
@@ -99,6 +103,11 @@ class Looks:
             text += f"── prompt {prompt!r}\n{prompt}{continuation}\n\n"
         self.samples_file.write(text.encode())
         self.samples_file.flush()
+
+    def first_rows(self) -> Rows:
+        """Returns as many held-out rows as this rank takes at a time, evenly spread: the same ones each time."""
+        train = self.config.train
+        return next(self._val_rows(train.rows(self.spread.world.data_size) * self.spread.world.data_size))
 
     def usage(self, model: Transformer) -> trace.Usage:
         """Returns how experts and further tokens fare on as much held-out text as a look on the way reads.

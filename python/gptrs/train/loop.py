@@ -13,7 +13,7 @@ import functools
 import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple, Protocol, TypeVar
 
@@ -52,7 +52,7 @@ class FitOptions:
     accumulation_at: Callable[[int], int] | None = None  # those of the update after as many; None: always accumulation
     clip: float = 1.0  # largest gradient norm; 0: no clipping
     dtype: torch.dtype = torch.float32  # of the computation; weights, gradients and moments keep their own
-    is_compiled: bool = False  # torch.compile of loss and backward
+    is_compiled: bool = False  # torch.compile of loss and backward as one
     max_seconds: float | None = None  # training ends after the update that passes this time
     log_every: int = 10  # updates
     eval_every: int = 500  # updates
@@ -124,6 +124,7 @@ def fit(
     options: FitOptions,
     stops: Stops,
     after_update: Callable[[Tensor], None] | None = None,
+    watch: Callable[[int], AbstractContextManager[object]] = nullcontext,
     start: Position = Position(),
     counts: Counts = n_targets,
     spread: Spread | None = None,
@@ -139,6 +140,7 @@ def fit(
             the guard leaves the update out, else 0.
         counts: what the parts of a batch's loss are divided by.
         spread: the model over several ranks, and its precision; by default on this process alone.
+        watch: what is open around each update, by its number from 1; the time that it takes counts.
         guard: judge of the updates, with its state; by default one of the default settings.
     Raises: Stopped (a KeyboardInterrupt) after a signal, once the update at hand is done and saved, or at once during
         an evaluation or a sample; ValueError when the guard ends the run, before such weights are saved.
@@ -154,7 +156,7 @@ def fit(
         while not _is_done(position, options):
             lr = learning_rate(position)
             set_learning_rate(optimizer, lr)
-            with clock.update():
+            with clock.update(), watch(position.step + 1):
                 update = _update(spread, batches, loss_fn, counts, optimizer, guard, options.at(position.step))
                 if after_update is not None:
                     after_update(update.is_left_out)

@@ -2,12 +2,15 @@
 
 metrics.jsonl has one JSON object a line, by `kind`:
     train   step, loss, lr, grad_norm, tokens_per_s, mfu, time_s    of that update; time_s: training time since step 0
+            memory_bytes                                            allocated on the GPU, at most so far; on the CPU
+                                                                    what the process holds
             next_loss, further_loss, balance_loss                   parts of `loss` before they are weighted, where the
                                                                     model predicts further tokens or has experts
             max_violation                                           of the layer whose busiest expert has the most over
                                                                     the mean load, in multiples of that
     eval    step, val_loss, bits_per_byte, n_targets, time_s        loss in nats for a token
             ema_val_loss                                            that of the weights' running mean, with train.ema
+    stats   step, KIND/LAYER/PART, …                                every log.stats_every updates; kinds in `stats`
     event   step, event, text, …                                    something out of the ordinary: its name, what
                                                                     happened, and values that belong to the name
 """
@@ -16,14 +19,15 @@ import json
 import math
 import os
 import platform
+import resource
 import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from io import BytesIO
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, Protocol
 
 import torch
 from rich.console import Console
@@ -86,6 +90,23 @@ def measured_peak(dtype: torch.dtype, *, size: int = 1024, seconds: float = 0.3)
     return 2 * size**3 / best
 
 
+def memory(device: torch.device) -> tuple[int, int]:
+    """Returns the bytes that a run takes and those there are: on CUDA the most that were allocated so far and the
+    device's, elsewhere what this process holds and the machine's."""
+    if device.type == "cuda":
+        total = torch.cuda.get_device_properties(device).total_memory
+        return torch.cuda.max_memory_allocated(device), total
+    page = os.sysconf("SC_PAGE_SIZE")
+    return _resident_bytes(page), os.sysconf("SC_PHYS_PAGES") * page
+
+
+def _resident_bytes(page: int) -> int:
+    statm = Path("/proc/self/statm")
+    if statm.is_file():
+        return int(statm.read_text(encoding="ascii").split()[1]) * page
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # macOS: bytes, the most so far
+
+
 def environment(device: torch.device) -> dict[str, str]:
     """Returns what the figures of a run depend on besides its config: machine, versions, source commit."""
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else _cpu_name()
@@ -120,24 +141,36 @@ def _commit() -> str | None:
     return done.stdout.strip() or None
 
 
+class HasWrite(Protocol):
+    """What a log hands its lines on to."""
+
+    def write(self, kind: str, step: int, values: Mapping[str, float]) -> None: ...
+
+
 class MetricsLog:
-    """metrics.jsonl and TensorBoard of one run; opened at a length, it forgets what a killed run wrote after it."""
+    """metrics.jsonl and TensorBoard of one run; opened at a length, it forgets what a killed run wrote after it.
+
+    Attributes: trackers: what else gets the lines, set by the stage.
+    """
 
     def __init__(self, directory: Path, *, length: int = 0, step: int = 0) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
+        self.trackers: HasWrite | None = None
         self.path = directory / "metrics.jsonl"
         self._file: IO[bytes] = cut(self.path, length)
         purge = step + 1 if step else None
         self._board = SummaryWriter(str(directory / "tensorboard"), purge_step=purge)
 
-    def write(self, kind: str, step: int, **values: float | None) -> None:
-        """Adds a line; the file has it when this returns."""
+    def write(self, kind: str, step: int, **values: float | list[float] | None) -> None:
+        """Adds a line; the file has it when this returns. Lists are for the file alone."""
         self._file.write(json.dumps({"kind": kind, "step": step, **values}).encode() + b"\n")
         self._file.flush()
-        for name, value in values.items():
-            if value is not None:
-                self._board.add_scalar(f"{kind}/{name}", value, step)
+        numbers = {name: value for name, value in values.items() if isinstance(value, int | float)}
+        for name, value in numbers.items():
+            self._board.add_scalar(f"{kind}/{name}", value, step)
+        if self.trackers is not None:
+            self.trackers.write(kind, step, numbers)
 
     def event(self, step: int, name: str, text: str, values: Mapping[str, Any]) -> None:
         """Adds what is out of the ordinary; the file has it when this returns."""
@@ -253,12 +286,15 @@ class Display:
         mfu: float | None,
         seconds_left: float,
         parts: Mapping[str, float] | None = None,
+        memory: tuple[int, int] | None = None,
     ) -> None:
-        """Shows the state after an update; `parts` as in metrics.jsonl."""
+        """Shows the state after an update; `parts` as in metrics.jsonl; `memory`: bytes taken, bytes there are."""
         shown = ", ".join(f"{_SHORT[name]} {value:.2f}" for name, value in (parts or {}).items())
         text = f"loss {loss:.4f}{f' ({shown})' if shown else ''}  {tokens_per_s:,.0f} tokens/s"
         if mfu is not None:
             text += f"  MFU {mfu:.1%} of {self._peak}"
+        if memory is not None:
+            text += f"  memory {memory[0] / 1e9:.1f} of {memory[1] / 1e9:.1f} GB"
         text += f"  {duration(seconds_left)} left"
         if self._bar:
             self._bar.update(self._task, completed=step, description=text)
@@ -268,6 +304,22 @@ class Display:
     def say(self, text: str) -> None:
         """Prints a line; on a terminal it stands above the progress line."""
         self.console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+
+class Pace:
+    """Keeps what takes long and may be left out, as pictures of a run that goes on, to a share of its time."""
+
+    def __init__(self, share: float = 0.01) -> None:
+        self._share = share
+        self._next = -math.inf
+
+    def do(self, work: Callable[[], None], *, is_last: bool = False) -> None:
+        """Does the work when it is due: the first time, the last, and where what it took is paid off."""
+        start = time.perf_counter()
+        if start < self._next and not is_last:
+            return
+        work()
+        self._next = start + (time.perf_counter() - start) / self._share
 
 
 def duration(seconds: float) -> str:

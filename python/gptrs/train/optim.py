@@ -1,7 +1,7 @@
 """AdamW with weight decay on matrices only, or Muon for hidden matrices beside it; clipping."""
 
-from collections.abc import Iterable
-from typing import Any
+from collections.abc import Iterable, Mapping
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -9,6 +9,13 @@ from torch import Tensor, nn
 from gptrs.train.config import OptimSettings
 
 FUSED_DEVICES = ("cpu", "cuda")  # one kernel for the whole update; elsewhere torch's loop over tensors
+
+
+class HasState(Protocol):
+    """What an optimizer keeps for each parameter: tensors by name."""
+
+    @property
+    def state(self) -> Mapping[Any, Mapping[str, Tensor]]: ...
 
 
 def optimizer_of(model: nn.Module, settings: OptimSettings) -> torch.optim.Optimizer:

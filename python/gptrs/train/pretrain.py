@@ -7,35 +7,36 @@ directories it may use is said in `rundir`.
 """
 
 import dataclasses
-import warnings
-from collections.abc import Callable, Iterable
-from contextlib import ExitStack
+import math
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from gptrs import config as configs
-from gptrs import report, trace
 from gptrs.model import Transformer, count
-from gptrs.train import checkpoint, corpus, distributed, feed, metrics, resume, rundir
+from gptrs.train import distributed, feed, metrics, resume, rundir, speed, trackers
 from gptrs.train.average import Average
 from gptrs.train.config import PretrainConfig
-from gptrs.train.corpus import Corpus
+from gptrs.train.corpus import Corpus, Rows
+from gptrs.train.determinism import deterministic
 from gptrs.train.device import device_of, dtype_of
 from gptrs.train.distributed import World
 from gptrs.train.guard import Event, Guard
+from gptrs.train.keeper import Keeper
 from gptrs.train.looks import Looks
 from gptrs.train.loop import FitOptions, Position, Stops, Update, fit
 from gptrs.train.optim import optimizer_of
 from gptrs.train.parts import Parts
+from gptrs.train.profiler import Profiler
+from gptrs.train.reports import Reports
 from gptrs.train.schedule import learning_rate, stand
 from gptrs.train.signals import leaving_at_once
 from gptrs.train.spread import Spread
-
-SENTENCE = "A true friend accepts you"  # the report follows the model through it
+from gptrs.train.stats import Statistics, Values
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -65,15 +66,16 @@ def run(config: PretrainConfig, *, is_fresh: bool = False, allow: Iterable[str] 
     """
     if not (config.data.text or config.data.is_prepared):
         raise ValueError("data.text is required, got nothing; hint: data.text=FILE")
+    trackers.require(config.log.trackers)
     if config.run.threads:
         torch.set_num_threads(config.run.threads)
-    with leaving_at_once(), ExitStack() as stack:
+    with leaving_at_once(), deterministic(config.run.deterministic), ExitStack() as stack:
         world = stack.enter_context(distributed.join(config.parallel, device_of(config.run)))
         with world.together():
             config.train.rows(world.data_size)
             if world.is_main:
                 stack.enter_context(rundir.claim(config.run.path, config, is_fresh=is_fresh, allow=allow))
-        data = world.main_first(lambda: _corpus(config, world))
+        data = world.main_first(lambda: feed.corpus_of(config, world))
         with world.together():
             session = _Session(config, data, world)
             if world.is_main:
@@ -103,8 +105,9 @@ class _Session:
         self.model = Transformer(self.model_config, seed=config.run.seed)
         self.mixtures = [mixture for _, mixture in self.model.experts()]
         self.parts = _parts(config, data, world)
-        self.weights_before = self.model.embed.token.weight.detach().clone()  # (V, C)
-        self.spread = Spread(self.model, world, dtype=self.dtype, is_compiled=config.run.compile)
+        weights_before = self.model.embed.token.weight.detach().clone()  # (V, C)
+        speed.prepare(self.model, config.speed, device=device)
+        self.spread = Spread(self.model, world, dtype=self.dtype, **speed.compilation(config.run, config.speed))
         self.optimizer = optimizer_of(self.model, config.optim)
         self.spread.split_groups(self.optimizer)
         train = config.train
@@ -118,18 +121,33 @@ class _Session:
         self.display = metrics.Display(steps=config.train.steps, peak=self.peak_name)
         self.looks = Looks(config, data, self.spread, self.parts, dtype=self.dtype)
         self.looks.average = self.average
+        self.keeper = Keeper(
+            self.dir / "checkpoints",
+            self.spread,
+            self.optimizer,
+            self.average,
+            train=train,
+            seed=config.run.seed,
+            on_failure=self._say_not_saved,
+        )
+        self.looks.display = self.display
+        self.reports = Reports(config, data, weights_before, self.looks, environment=self.environment)
         self.guard = Guard(config.guard, device=device)
         self.left_out: list[list[int]] = []  # [first, end) of the samples that a rollback went past
         self.changes: list[resume.Change] = []  # of the config, since the newest checkpoint
         self.look_step, self.look_lengths = -1, {"metrics.jsonl": 0, "samples.txt": 0}
-        self.looks.display = self.display
+        self.trackers: trackers.Trackers | None = None
         self.position, lengths = self._restore()
         self._open_logs(lengths, self.position.step)
+        self.statistics = self._statistics()
+        self.profiler = Profiler(self.dir, updates=config.log.profile if world.is_main else (), say=self.display.say)
+        self.is_finished = False
         self.beside: rundir.Outcome | str | None = None
 
     def train(self) -> None:
         if self.world.is_main:
             self._say_start()
+            self._start_trackers()
             self.display.start()
         try:
             self.position = fit(
@@ -142,44 +160,47 @@ class _Session:
                 stops=Stops(
                     log=self._log,
                     save=self._save,
-                    evaluate=lambda position, is_last: self._look(self.looks.evaluate, position, is_last),
-                    sample=lambda position, is_last: self._look(self.looks.sample, position, is_last),
+                    evaluate=lambda position, is_last: self._look(self._evaluate, position, is_last),
+                    sample=lambda position, is_last: self._look(self._sample, position, is_last),
                     tell=self._tell,
                     roll_back=self._roll_back,
                 ),
                 after_update=self._after_update,
+                watch=self._watch,
                 start=self.position,
                 counts=self.parts.counts,
                 spread=self.spread,
                 guard=self.guard,
             )
+            self.keeper.saver.finish()
         except KeyboardInterrupt as error:
+            if error.args:  # a second signal waits for nothing
+                self.keeper.saver.finish()
             self.display.stop()
             if self.world.is_main:
                 self.display.say(f"{error or 'stopped'}; hint: the same command goes on from the newest checkpoint")
+            raise
+        except Exception:
+            self.keeper.saver.wait()
             raise
         finally:
             self.display.stop()
 
     def finish(self) -> Result:
         """Writes report.html and returns the result."""
-        result = Result(
-            dir=str(self.dir),
-            steps=self.position.step,
-            val_loss=self.looks.val_loss,
-            unigram_entropy=self.corpus.unigram_entropy,
-            bits_per_byte=self.corpus.bits_per_byte(self.looks.val_loss),
-            seconds=self.position.elapsed_s,
-            is_capped=self.position.step < self.config.train.steps,
-            n_params=count.n_params(self.model_config),
-        )
+        result = self._result(self.position)
         if (model := self.spread.whole()) is not None:
+            values = dataclasses.asdict(result)
             if self.config.run.beside:
-                self.beside = rundir.beside(self._outcome(result), Path(self.config.run.beside))
-            report.write(self.dir / "report.html", self._facts(result, model))
+                self.beside = rundir.beside(self.reports.outcome(values), Path(self.config.run.beside))
+            self.reports.finish(values, model, self.beside)
+        self.is_finished = True
         return result
 
     def close(self) -> None:
+        self.profiler.flush(is_end=True)
+        if self.trackers is not None:
+            self.trackers.close(is_finished=self.is_finished)
         self.loader.close()
         self._close_logs()
 
@@ -201,6 +222,30 @@ class _Session:
         say(f"bits per byte {result.bits_per_byte:.4f}")
         say(f"val loss {result.val_loss:.4f}")
 
+    def _result(self, position: Position) -> Result:
+        """What the run has come to at a position behind an evaluation."""
+        return Result(
+            dir=str(self.dir),
+            steps=position.step,
+            val_loss=self.looks.val_loss,
+            unigram_entropy=self.corpus.unigram_entropy,
+            bits_per_byte=self.corpus.bits_per_byte(self.looks.val_loss),
+            seconds=position.elapsed_s,
+            is_capped=position.step < self.config.train.steps,
+            n_params=count.n_params(self.model_config),
+        )
+
+    def _start_trackers(self) -> None:
+        log, run = self.config.log, self.config.run
+        self.trackers = self.log_file.trackers = trackers.start(
+            log.trackers,
+            project=log.project,
+            name=run.name,
+            directory=self.dir,
+            config=configs.to_dict(self.config),
+            say=self.display.say,
+        )
+
     def _say_start(self) -> None:
         say, data, train = self.display.say, self.corpus, self.config.train
         say(f"run {self.dir}: {', '.join(f'{k} {v}' for k, v in self.environment.items())}")
@@ -220,41 +265,21 @@ class _Session:
 
     def _restore(self) -> tuple[Position, dict[str, int]]:
         """Returns where the run stands and how long its logs were then, after loading the newest checkpoint."""
-        torch.manual_seed(self.config.run.seed + self.world.data_rank)  # dropout
-        found = checkpoint.find(self.dir / "checkpoints")
-        for path in found.uncommitted:
-            origin = found.newest or "the beginning"
-            warnings.warn(f"checkpoint {path} was never finished; going on from {origin}", stacklevel=2)
-        if found.newest is None:
+        state = self.keeper.restore()
+        if state is None:
             return Position(), {"metrics.jsonl": 0, "samples.txt": 0}
-        state = self._load(found.newest)
         self.loader.load_state_dict(state["loader"])
         self.guard.load_state_dict(state["guard"])
         self.left_out = state["left_out"]
         self.changes = resume.changes(configs.build(PretrainConfig, state["config"]), self.config)
         return Position(step=state["step"], elapsed_s=state["elapsed_s"]), state["lengths"]
 
-    def _load(self, path: Path) -> dict[str, Any]:
-        """Puts a checkpoint into this rank's parts of the model and the optimizer; returns its state."""
-        state = self._load_tensors(path)
-        if self.average is not None:
-            self.average.step = state["step"]
-        return state
-
-    def _load_tensors(self, path: Path) -> dict[str, Any]:
-        if not self.spread.is_divided:
-            return checkpoint.load(path, self.model, self.optimizer, others=self._others())
-        plain = Transformer(self.model_config)
-        optimizer = optimizer_of(plain, self.config.optim)
-        state = checkpoint.load(path, plain, optimizer)
-        self.spread.take(plain, optimizer, self.optimizer)
-        return state
-
     def _open_logs(self, lengths: dict[str, int], step: int) -> None:
         """Opens the logs at the lengths that they had at a step; what was written after it is forgotten."""
         if not self.world.is_main:
             return
         self.log_file = metrics.MetricsLog(self.dir, length=lengths["metrics.jsonl"], step=step)
+        self.log_file.trackers = self.trackers
         self.samples_file = metrics.cut(self.dir / "samples.txt", lengths["samples.txt"])
         self.looks.log_file, self.looks.samples_file = self.log_file, self.samples_file
         if self.changes:
@@ -268,10 +293,11 @@ class _Session:
 
     def _roll_back(self, guard: Guard) -> int | None:
         """Goes back to the newest checkpoint and on behind the samples that were drawn since."""
-        newest = self.world.main_first(lambda: checkpoint.find(self.dir / "checkpoints").newest)
-        if newest is None:
+        self.keeper.saver.wait()
+        self.world.main_first(lambda: None)  # whose marker it is
+        state = self.keeper.restore()
+        if state is None:
             return None
-        state = self._load(newest)
         step, samples = int(state["step"]), [state["loader"]["next_sample"], self.loader.next_sample]
         guard.rolled_back(state["guard"], step)
         self.left_out = [*state["left_out"], samples]
@@ -289,11 +315,13 @@ class _Session:
 
     def _look(self, look: Callable[[Position, bool], None], position: Position, is_last: bool) -> None:
         """Evaluates or samples. A checkpoint after a look that was cut off has the logs as they were before it."""
-        if self.world.is_main and position.step != self.look_step:
+        if position.step != self.look_step:
             self.look_step, self.look_lengths = position.step, self._lengths()
         look(position, is_last)
 
     def _lengths(self) -> dict[str, int]:
+        if not self.world.is_main:
+            return {}
         return {"metrics.jsonl": self.log_file.length(), "samples.txt": metrics.sync(self.samples_file)}
 
     def _options(self) -> FitOptions:
@@ -304,7 +332,6 @@ class _Session:
             accumulation_at=lambda step: train.accumulation(self.world.data_size, step),
             clip=self.config.optim.clip,
             dtype=self.dtype,
-            is_compiled=self.config.run.compile,
             max_seconds=None if train.max_minutes is None else 60 * train.max_minutes,
             log_every=train.log_every,
             eval_every=train.eval_every,
@@ -316,10 +343,6 @@ class _Session:
         self.parts.after_update(self.mixtures, is_left_out)
         if self.average is not None:
             self.average.update()
-
-    def _others(self) -> dict[str, dict[str, Tensor]]:
-        """What a checkpoint has beside model and optimizer."""
-        return {} if self.average is None else {"ema": self.average.means}
 
     def _learning_rate(self, position: Position) -> float:
         schedule, options = self.config.schedule, self._options()
@@ -335,11 +358,54 @@ class _Session:
             stages=schedule.stages,
         )
 
+    def _evaluate(self, position: Position, is_last: bool) -> None:
+        if is_last:
+            self.keeper.saver.finish()  # before what may go wrong now
+        self.looks.evaluate(position, is_last)
+        self.keeper.saver.mark(position.step, self.looks.val_loss)
+        is_sampled = position.step % self._options().sample_every == 0
+        if not (is_last or is_sampled):
+            self._report(position)
+
+    def _sample(self, position: Position, is_last: bool) -> None:
+        self.looks.sample(position, is_last)
+        if not (is_last or math.isnan(self.looks.val_loss)):
+            self._report(position)
+
+    def _report(self, position: Position) -> None:
+        if self.world.is_main:
+            self.reports.on_the_way(dataclasses.asdict(self._result(position)) | {"is_capped": False})
+
+    @contextmanager
+    def _watch(self, step: int) -> Iterator[None]:
+        with self.profiler.watch(step), self.statistics.watch(step):
+            yield
+
+    def _statistics(self) -> Statistics:
+        def all_blocks(model: nn.Module, rows: Rows) -> Tensor:
+            assert isinstance(model, Transformer)
+            return model.losses(rows.tokens, rows.targets, **self.parts.documents(rows.tokens))["next"]
+
+        return Statistics(
+            self.spread,
+            self.optimizer,
+            rows=self.looks.first_rows(),
+            loss_fn=all_blocks,
+            loads=lambda: self.parts.loads,
+            every=self.config.log.stats_every,
+            write=self._write_statistics,
+        )
+
+    def _write_statistics(self, step: int, values: Values) -> None:
+        if self.world.is_main:
+            self.log_file.write("stats", step, **values)
+
     def _log(self, update: Update) -> None:
         parts = self.parts.log()
         if not self.world.is_main:
             return
         mfu = update.tokens_per_s * self.flops_per_token / (self.peak * self.world.size) if self.peak else None
+        memory = metrics.memory(self.world.device)
         self.log_file.write(
             "train",
             update.step,
@@ -349,6 +415,7 @@ class _Session:
             tokens_per_s=round(update.tokens_per_s, 1),
             mfu=mfu,
             time_s=round(update.time_s, 3),
+            memory_bytes=memory[0],
             **parts,
         )
         self.display.update(
@@ -358,13 +425,11 @@ class _Session:
             mfu=mfu,
             seconds_left=update.seconds_left,
             parts=parts,
+            memory=memory,
         )
+        self.profiler.flush()
 
     def _save(self, position: Position) -> None:
-        gathered = self.spread.gather(self.optimizer)
-        if gathered is None:
-            return
-        model, optimizer = gathered
         state = {
             "elapsed_s": position.elapsed_s,
             "loader": self.loader.state_dict(),
@@ -376,69 +441,11 @@ class _Session:
             "environment": self.environment,
         }
         self.changes = []
-        checkpoint.save(
-            self.dir / "checkpoints",
-            step=position.step,
-            model=model,
-            optimizer=optimizer,
-            state=state,
-            keep=self.config.train.keep_checkpoints,
-            others=self._others(),
-        )
+        self.keeper.save(position.step, state)
 
-    def _facts(self, result: Result, model: Transformer) -> report.Facts:
-        tokenizer = self.corpus.tokenizer
-        data, ids = self.corpus, self.corpus.frequent_words(10)
-        after = model.embed.token.weight.detach().cpu()  # (V, C)
-        return report.Facts(
-            name=self.config.run.name,
-            result=dataclasses.asdict(result),
-            sources=data.sources,
-            tokenizer=tokenizer,
-            train=data.train,
-            val=data.val,
-            n_bytes=(corpus.n_text_bytes(data.train), corpus.n_text_bytes(data.val)),
-            model=self.model_config,
-            parts=count.of_model(model),
-            lines=metrics.read(self.dir / "metrics.jsonl"),
-            samples=self.looks.samples,
-            sentence=SENTENCE,
-            guesses=trace.guesses(model, tokenizer, SENTENCE),
-            gradients=trace.gradients(model, tokenizer, SENTENCE),
-            neighbours=trace.neighbours(self.weights_before, after, tokenizer, ids),
-            environment=self.environment,
-            config=configs.dumps(self.config),
-            usage=self.looks.usage(model),
-            runs=None if self.beside is None else (self._outcome(result), self.beside),
-        )
-
-    def _outcome(self, result: Result) -> rundir.Outcome:
-        return rundir.Outcome(
-            name=self.config.run.name,
-            result=dataclasses.asdict(result),
-            lines=metrics.read(self.dir / "metrics.jsonl"),
-            tokenizer=self.corpus.tokenizer.digest,
-            data=(self.corpus.train.fingerprint, self.corpus.val.fingerprint),
-        )
-
-
-def _corpus(config: PretrainConfig, world: World) -> Corpus:
-    data, tokenizer = config.data, config.tokenizer
-    if not world.is_main:
-        return corpus.made(config.run.path, feed.training_data(data) if data.is_prepared else None, data.val)
-    if data.is_prepared and data.val and tokenizer.path:
-        return corpus.from_datasets(feed.training_data(data), data.val, tokenizer.path, config.run.path)
-    return corpus.from_text(
-        data.text,
-        config.run.path,
-        val_fraction=data.val_fraction,
-        text_field=data.text_field,
-        tokenizer_path=tokenizer.path,
-        vocab_size=tokenizer.vocab_size,
-        pattern=tokenizer.pattern,
-        special_tokens=tokenizer.special_tokens,
-        threads=config.run.threads,
-    )
+    def _say_not_saved(self, step: int, error: OSError) -> None:
+        self.log_file.write("save_failed", step, errno=float(error.errno or 0))
+        self.display.say(f"step {step}  not saved, training goes on: {error.strerror or error}")
 
 
 def _parts(config: PretrainConfig, data: Corpus, world: World) -> Parts:

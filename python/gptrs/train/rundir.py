@@ -1,7 +1,7 @@
 """The run directory: whose it is, whether to go on there, and what an earlier run left in it.
 
 config.toml  tokenizer.json  tokenizer.warm  data/  checkpoints/  metrics.jsonl  tensorboard/  samples.txt  loss.png
-report.html  result.json (written last: the run is finished)
+report.html  trackers.json, wandb/ and profile/ (where the config asks)  result.json (written last: the run is finished)
 """
 
 import fcntl
@@ -21,8 +21,11 @@ from gptrs.train import resume
 
 CONFIG = "config.toml"
 RESULT = "result.json"
-PLACES = ("data", "checkpoints", "tensorboard")
-FILES = (RESULT, "tokenizer.json", "tokenizer.warm", "metrics.jsonl", "samples.txt", "loss.png", "report.html")
+PLACES = ("data", "checkpoints", "tensorboard", "profile", "wandb")
+FILES = (
+    RESULT, "tokenizer.json", "tokenizer.warm", "metrics.jsonl", "samples.txt", "loss.png", "report.html",
+    "trackers.json",
+)  # fmt: skip
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""The sections of a config that say what is trained and on what: run, data, tokenizer, model, samples. No torch here.
+"""The sections of a config that say what is trained, on what, and what is told of it. No torch here.
 
 How it is trained stands in `config`. Keys that are unset (None) follow from others, as their comments say.
 """
@@ -25,8 +25,9 @@ class RunSettings:
     beside: str | None = None  # run directory of a finished run that the report shows this one beside
     device: Literal["auto", "cpu", "cuda"] = "auto"  # auto: cuda when there is one
     dtype: Literal["auto", "fp32", "bf16"] = "auto"  # of the computation; auto: bf16 on cuda, else fp32
-    compile: bool = False  # torch.compile: minutes at the start, pays on long CUDA runs
+    compile: bool = False  # torch.compile of what speed.compile says: pays on long CUDA runs
     threads: int = 0  # CPU threads; 0: all cores. Bit-equal losses on the CPU need the same number
+    deterministic: bool = False  # CUDA sums in one order too: the same bits twice, slower; the CPU always does
 
     def __post_init__(self) -> None:
         require(self.name not in ("", ".", "..") and "/" not in self.name, "run.name", "a file name", self.name)
@@ -37,6 +38,25 @@ class RunSettings:
     def path(self) -> Path:
         """The run directory."""
         return Path(self.dir) if self.dir else Path("runs") / self.name
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SpeedSettings:
+    """[speed]: what makes an update faster or smaller and changes nothing but rounding; what each gained
+    is in docs/log.md."""
+
+    tf32: bool = False  # products of fp32 on CUDA with factors of 10 bits; helps where run.dtype is fp32
+    compile: Literal["blocks", "whole"] = "blocks"  # what run.compile compiles: one block for all of its kind, or loss
+    # and backward as one, which starts more slowly the deeper the model is
+    checkpoint_blocks: int = 0  # every n-th block keeps its input alone and runs again backward; 1: all, 0: none
+    vocab_multiple: int | None = None  # the loss fills the head's rows up to it; unset: 128 on CUDA, else 1 (as it is)
+    cuda_graphs: bool = False  # an update's kernels recorded and started at once; dense models, one microbatch
+    fp8: bool = False  # products of the blocks in 8 bits, training alone; pays from about a billion parameters
+
+    def __post_init__(self) -> None:
+        require(self.checkpoint_blocks >= 0, "speed.checkpoint_blocks", "0 (none) or more", self.checkpoint_blocks)
+        is_multiple = self.vocab_multiple is None or self.vocab_multiple >= 1
+        require(is_multiple, "speed.vocab_multiple", "at least 1", self.vocab_multiple)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -181,3 +201,21 @@ class SampleSettings:
         require(self.temperature >= 0, "sample.temperature", "0 or more", self.temperature)
         require(self.top_k is None or self.top_k >= 1, "sample.top_k", "at least 1", self.top_k)
         require(self.top_p is None or 0 < self.top_p <= 1, "sample.top_p", "above 0, at most 1", self.top_p)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LogSettings:
+    """[log]: what a run tells beside metrics.jsonl, TensorBoard, loss.png and report.html, which are always there."""
+
+    trackers: tuple[Literal["wandb", "trackio", "mlflow"], ...] = ()  # that get the same lines; their own settings
+    # (offline, address, account) are in their environment variables
+    project: str = "gptrs"  # under which trackers file the run; MLflow calls it experiment
+    stats_every: int = 0  # updates between looks at gradients, weights, activations and loads; 0: none
+    profile: tuple[int, ...] = ()  # first and last update to trace, as 20,22; empty: none
+
+    def __post_init__(self) -> None:
+        require(len(set(self.trackers)) == len(self.trackers), "log.trackers", "different names", list(self.trackers))
+        require(self.project != "", "log.project", "a name", self.project)
+        require(self.stats_every >= 0, "log.stats_every", "0 (none) or more", self.stats_every)
+        is_range = len(self.profile) == 2 and 1 <= self.profile[0] <= self.profile[1]
+        require(not self.profile or is_range, "log.profile", "a first and a last update, from 1", list(self.profile))

@@ -11,7 +11,7 @@ or not. Weights stay fp32 and are rounded to the compute type inside the graph, 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -24,16 +24,9 @@ from gptrs.model.ranks import local
 from gptrs.train.cuts import Cut, divide, part, tensor_cuts, whole
 from gptrs.train.distributed import World
 from gptrs.train.fsdp import DIMENSIONS, routers, shard
-from gptrs.train.optim import clip
+from gptrs.train.optim import HasState, clip
 
 LossFn = Callable[..., Tensor]  # (model, batch, totals) → the batch's share of the loss that `totals` divides
-
-
-class HasState(Protocol):
-    """What an optimizer keeps for each parameter."""
-
-    @property
-    def state(self) -> Mapping[Any, Mapping[str, Tensor]]: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,9 +79,20 @@ class Spread:
         parameters that "tensor" ranks share, by name (see `cuts`).
     """
 
-    def __init__(self, model: nn.Module, world: World, *, dtype: torch.dtype, is_compiled: bool = False) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        world: World,
+        *,
+        dtype: torch.dtype,
+        is_compiled: bool = False,
+        is_whole: bool = True,
+        mode: str | None = None,
+    ) -> None:
         """Divides the model among the ranks, in place, and moves it to their devices.
 
+        Args: is_whole: compiles loss and backward as one, not block by block; FSDP2 always has blocks. mode: of
+            torch.compile.
         Raises: ValueError when its sizes cannot be divided so.
         """
         self.model = model
@@ -102,7 +106,7 @@ class Spread:
             divide(model, world)
         self._module: nn.Module = Objective(model, dtype=None if is_sharded else dtype)
         if is_compiled and not is_sharded:
-            self._module.compile(dynamic=False)
+            self._module.compile(dynamic=False, mode=mode) if is_whole else _blocks_of(model)
         if is_sharded:
             assert isinstance(model, Transformer)
             self._sums_rest = shard(self._module, model, world, dtype=dtype, is_compiled=is_compiled)
@@ -216,6 +220,11 @@ class Spread:
         dist.all_reduce(flat, group=self.world.data_group)
         for gradient, total in zip(gradients, torch.split(flat, [g.numel() for g in gradients]), strict=True):
             gradient.copy_(total.view_as(gradient))
+
+
+def _blocks_of(model: nn.Module) -> None:
+    assert isinstance(model, Transformer)
+    model.compile_blocks()
 
 
 def _divisions(parameter: nn.Parameter) -> Iterator[tuple[str, int]]:
