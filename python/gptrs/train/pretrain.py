@@ -23,6 +23,7 @@ from gptrs.train import distributed, feed, metrics, resume, rundir, speed, track
 from gptrs.train.average import Average
 from gptrs.train.config import PretrainConfig
 from gptrs.train.corpus import Corpus, Rows
+from gptrs.train.determinism import deterministic
 from gptrs.train.device import device_of, dtype_of
 from gptrs.train.distributed import World
 from gptrs.train.guard import Event, Guard
@@ -82,7 +83,7 @@ def opened(config: PretrainConfig, *, is_fresh: bool, allow: Iterable[str] = ())
     trackers.require(config.log.trackers)
     if config.run.threads:
         torch.set_num_threads(config.run.threads)
-    with leaving_at_once(), ExitStack() as stack:
+    with leaving_at_once(), deterministic(config.run.deterministic), ExitStack() as stack:
         world = stack.enter_context(distributed.join(config.parallel, device_of(config.run)))
         with world.together():
             config.train.rows(world.data_size)
