@@ -23,6 +23,7 @@ import torch
 from harness import arguments, child, record, summary
 from train_steps import DTYPES, config_of, gpt2_of_transformers, peak, reset_peak, steps_child
 
+from gptrs.exchange.hf import export_hf
 from gptrs.model import ModelConfig, Transformer, next_token_loss
 from gptrs.model.loss import linear_cross_entropy
 
@@ -71,9 +72,10 @@ def main() -> int:
 
 def cpu(options: argparse.Namespace) -> None:
     batches = make_batches()
-    engines = {"gptrs": ours(), "transformers GPT2LMHeadModel": theirs()}
+    model = Transformer(ModelConfig(vocab_size=V, max_seq_len=T, dim=C, n_layers=L, n_heads=H, inter_dim=4 * C))
+    engines = {"gptrs": engine_of(model.parameters(), model.loss), "transformers GPT2LMHeadModel": theirs(model)}
     first = {name: float(engine(batches[0], update=False)) for name, engine in engines.items()}
-    assert max(first.values()) - min(first.values()) < 0.05, f"untrained losses differ: {first}"
+    assert max(first.values()) - min(first.values()) < 1e-4, f"untrained losses differ: {first}"
     rates: dict[str, list[float]] = {name: [] for name in engines}
     for round_ in range(options.rounds + 1):
         for name, engine in engines.items():
@@ -117,21 +119,17 @@ def engine_of(parameters, loss_of):  # type: ignore[no-untyped-def]
     return step
 
 
-def ours():  # type: ignore[no-untyped-def]
-    torch.manual_seed(0)
-    model = Transformer(ModelConfig(vocab_size=V, max_seq_len=T, dim=C, n_layers=L, n_heads=H, inter_dim=4 * C))
-    return engine_of(model.parameters(), model.loss)
-
-
-def theirs():  # type: ignore[no-untyped-def]
-    torch.manual_seed(0)
-    model = gpt2_of_transformers(ModelConfig(vocab_size=V, max_seq_len=T, dim=C, n_layers=L, n_heads=H,
-                                             inter_dim=4 * C))  # fmt: skip
+def theirs(model: Transformer):  # type: ignore[no-untyped-def]
+    """transformers' model with the same weights, and its step."""
+    other = gpt2_of_transformers(model.config)
+    with tempfile.TemporaryDirectory() as folder:
+        export_hf(model, folder)
+        other.load_state_dict(type(other).from_pretrained(folder).state_dict())
 
     def loss_of(tokens: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-        return torch.nn.functional.cross_entropy(model(tokens).logits.flatten(0, 1), targets.flatten())
+        return torch.nn.functional.cross_entropy(other(tokens).logits.flatten(0, 1), targets.flatten())
 
-    return engine_of(model.parameters(), loss_of)
+    return engine_of(other.parameters(), loss_of)
 
 
 # ── loss ──
