@@ -11,12 +11,13 @@ RUST_SOURCES := $(shell find rust Cargo.toml Cargo.lock -name '*.rs' -o -name 'C
 # The requirements of an extra alone: installing `.[dev]` would build the extension again.
 extra = $(BIN)/python -c "import tomllib; print(*tomllib.load(open('pyproject.toml', 'rb'))['project']['optional-dependencies']['$(1)'])"
 
-.PHONY: help demo test test-long test-gpu fuzz lint check-free-threaded format bench build clean tools
+.PHONY: help demo test test-long test-oldest test-gpu fuzz lint check-free-threaded format bench build clean tools
 
 help:
 	@echo 'make demo       raw text to a trained model: tokenizer, shards, training, report.html (about 5 minutes)'
 	@echo 'make test       the whole test suite on the CPU (at most 10 minutes)'
-	@echo 'make test-long  the long forms of the property tests'
+	@echo 'make test-long  the long forms of the property tests, and test-oldest'
+	@echo 'make test-oldest  the model and training tests with torch 2.11 and transformers 4, in .venv-oldest'
 	@echo 'make test-gpu   CUDA tests with the wheel in dist/ and $$PYTHON as it is (no network)'
 	@echo 'make fuzz       every fuzz target for a minute: FUZZ_S=600 for longer; new inputs go to rust/fuzz/found/'
 	@echo 'make lint       rustfmt, clippy, ruff, mypy, stub check'
@@ -35,6 +36,13 @@ test: $(VENV)/.dev
 test-long: $(VENV)/.dev
 	cargo test --workspace --release --quiet -- --include-ignored
 	$(BIN)/python -m pytest -m 'not gpu'
+	$(MAKE) test-oldest
+
+# What the model and training tests are: those that import torch or what needs it. The extension is the one of .venv.
+OLDEST      := .venv-oldest
+MODEL_TESTS := $(shell grep -lE '^(import|from) torch|gptrs\.(model|train|exchange|generate|score)\b' tests/test_*.py)
+test-oldest: $(VENV)/.dev $(OLDEST)/.done
+	PYTHONPATH=$(CURDIR)/python $(OLDEST)/bin/python -m pytest -m 'not gpu and not long' -p no:cacheprovider $(MODEL_TESTS)
 
 # No pip and no .venv: the wheel in dist/ and $(PYTHON)'s own torch and pytest, as on a machine without network.
 test-gpu:
@@ -78,6 +86,7 @@ bench: $(VENV)/.bench
 	$(BIN)/python benches/bench_seek.py
 	$(BIN)/python benches/bench_prepare.py
 	$(BIN)/python benches/bench_train.py
+	$(BIN)/python -m torch.distributed.run --nproc-per-node 2 benches/bench_parallel.py
 	$(BIN)/python benches/bench_checkpoint.py
 	$(BIN)/python benches/bench_model.py
 	$(BIN)/python benches/learn_ablations.py
@@ -90,7 +99,7 @@ build: $(VENV)/.dev
 	$(BIN)/maturin build --release --sdist --out dist
 
 clean:
-	rm -rf $(VENV) target dist
+	rm -rf $(VENV) $(OLDEST) target dist
 
 # One clear line with the cure when a tool is missing.
 tools:
@@ -110,6 +119,12 @@ $(VENV)/.train: pyproject.toml $(VENV)/bin/maturin $(RUST_SOURCES)
 
 $(VENV)/.dev: pyproject.toml $(VENV)/.train
 	$(BIN)/pip install --quiet --disable-pip-version-check $$($(call extra,dev))
+	@touch $@
+
+$(OLDEST)/.done: pyproject.toml | tools
+	$(PYTHON) -m venv $(OLDEST)
+	$(OLDEST)/bin/pip install --quiet --disable-pip-version-check 'torch==2.11.*' 'transformers==4.*' \
+		numpy typer rich safetensors matplotlib tensorboard pytest hypothesis tokenizers tiktoken gguf
 	@touch $@
 
 $(VENV)/.bench: pyproject.toml $(VENV)/.dev

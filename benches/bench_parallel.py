@@ -23,9 +23,9 @@ from gptrs.train.distributed import World
 from gptrs.train.optim import adamw
 from gptrs.train.spread import Spread
 
-V, T, B = 4096, 256, 8  # rows of both ranks together
-CONFIG = ModelConfig(vocab_size=V, max_seq_len=T, dim=384, n_layers=6, n_heads=6, inter_dim=1536)
-STEPS = 3
+V, T, B = 4096, 128, 8  # rows of both ranks together
+CONFIG = ModelConfig(vocab_size=V, max_seq_len=T, dim=256, n_layers=4, n_heads=4, inter_dim=1024)
+STEPS = 4
 SPLITS = {"ddp": {"data": "ddp"}, "fsdp2": {"data": "fsdp"}, "tensor": {"tensor": 2}}
 
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from gptrs.model import ModelConfig, Transformer
+from gptrs.model.loss import counts
 from gptrs.train import cuts, distributed
 from gptrs.train.config import ParallelSettings, Sizes, TrainSettings
 from gptrs.train.cuts import Cut
@@ -150,18 +151,45 @@ def test_every_split_gives_the_losses_of_one_process(size: int, tmp_path: Path) 
 def rounded(world: World, expected: list[float]) -> dict[str, float]:
     found = {}
     for settings in ({"data": "fsdp"}, {"tensor": 2}, {"expert": 2}):
-        got = losses("deepseek", split(world, **settings), dtype=torch.bfloat16, steps=1, accumulation=2)
+        got = losses("deepseek", split(world, **settings), dtype=torch.bfloat16, steps=2, accumulation=2)
         found[f"{settings}"] = max(abs(a - b) for a, b in zip(got, expected, strict=True))
     return found
 
 
 def test_in_bf16_every_split_rounds_what_one_process_does(tmp_path: Path) -> None:
-    expected = losses("deepseek", World.alone(torch.device("cpu")), dtype=torch.bfloat16, steps=1)
-    exact = losses("deepseek", World.alone(torch.device("cpu")), dtype=torch.float32, steps=1)
+    expected = losses("deepseek", World.alone(torch.device("cpu")), dtype=torch.bfloat16, steps=2)
+    exact = losses("deepseek", World.alone(torch.device("cpu")), dtype=torch.float32, steps=2)
     noise = max(abs(a - b) for a, b in zip(expected, exact, strict=True))
     assert noise > 1e-4, "it does round"
     for found in on_ranks(2, tmp_path, lambda world: rounded(world, expected)):
         assert all(difference < 3 * noise for difference in found.values()), (found, noise)
+
+
+def compiled(world: World) -> dict[str, float]:
+    found = {}
+    for settings in ({"data": "fsdp"}, {"tensor": 2}, {"expert": 2}):
+        here = split(world, **settings)
+        pair = [first_loss(here, is_compiled=is_compiled) for is_compiled in (False, True)]
+        found[f"{settings}"] = max(abs(a - b) for a, b in zip(*pair, strict=True))
+    return found
+
+
+def first_loss(world: World, *, is_compiled: bool) -> tuple[float, float]:
+    """The loss of the first update and its gradient's norm."""
+    model = Transformer(MODELS["deepseek"], seed=1)
+    spread = Spread(model, world, dtype=torch.float32, is_compiled=is_compiled)
+    batch = next(batches(world.data_rank, world.data_size))
+    totals = world.sum(counts(batch.targets, n_further=model.config.n_mtp_layers))
+    with spread.microbatch(is_last=True):
+        loss = spread.loss(lambda whole: whole.loss(batch.tokens, batch.targets, totals=totals))
+        loss.backward()  # type: ignore[no-untyped-call]
+    return float(world.sum(loss.detach())), float(spread.clip(1.0))
+
+
+@pytest.mark.long
+def test_compiled_layers_share_as_others_do(tmp_path: Path) -> None:
+    for found in on_ranks(2, tmp_path, compiled, timeout_s=1000):
+        assert all(difference < 1e-4 for difference in found.values()), found
 
 
 def parts_and_wholes(world: World) -> list[str]:

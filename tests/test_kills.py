@@ -11,7 +11,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import matplotlib.backends.backend_agg  # noqa: F401  # once, before the forks
 import pytest
+import torch.utils.tensorboard  # noqa: F401  # likewise
 
 from gptrs.train import pretrain
 from gptrs.train.config import PretrainConfig, load

@@ -189,7 +189,7 @@ def test_a_full_disk_of_one_rank_is_told_and_all_of_them_go_on(tmp_path: Path) -
 
     assert on_ranks(2, run) == [0, 0]
     lines = metrics.read(tmp_path / "run" / "metrics.jsonl")
-    failed = [line for line in lines if line["kind"] == "save_failed"]
-    assert failed == [{"kind": "save_failed", "step": 4, "errno": errno.ENOSPC}]
+    events = [(line["step"], line["event"], line["errno"]) for line in lines if line["kind"] == "event"]
+    assert events == [(4, "not saved", errno.ENOSPC)]
     found = checkpoint.find(tmp_path / "run" / "checkpoints")
     assert found.newest is not None and found.newest.name == "step-00000012" and found.uncommitted == ()

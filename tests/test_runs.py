@@ -144,7 +144,7 @@ def test_a_damaged_directory_is_told_and_ends_nothing(folder: Path, damage: Any,
 
 def test_the_command_prints_a_table_and_writes_page_picture_and_json(cli: Cli, folder: Path) -> None:
     words = ("--sort", "val_loss", "--html", folder / "runs.html", "--png", folder / "runs.png", "--x", "tokens")
-    done = cli("runs", folder, *words)
+    done = cli("runs", folder, *words, env=dict(os.environ, COLUMNS="200"))
     assert done.returncode == 0, done.stderr
     lines = done.stdout.splitlines()
     assert [line.split()[0] for line in lines] == ["run", "b", "a", "c"]

@@ -143,13 +143,20 @@ def test_ctrl_c_in_an_evaluation_is_no_failed_look(tmp_path: Path, monkeypatch: 
     assert stopped.value.exit_code == 130
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGUSR1, 75), (signal.SIGTERM, 75), (signal.SIGINT, 130)])
+@pytest.mark.parametrize(
+    ("number", "code"),
+    [
+        (signal.SIGUSR1, 75),
+        pytest.param(signal.SIGTERM, 75, marks=pytest.mark.long),
+        pytest.param(signal.SIGINT, 130, marks=pytest.mark.long),
+    ],
+)
 def test_the_command_leaves_with_its_code(number: signal.Signals, code: int, tmp_path: Path) -> None:
     tiny(tmp_path)  # writes the text
     words = [*TINY, "train.steps=100000", f"data.text={tmp_path / 'text.txt'}", f"run.dir={tmp_path / 'run'}"]
     command = [sys.executable, "-m", "gptrs", "train", "shakespeare_cpu", *words]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    log, end = tmp_path / "run" / "metrics.jsonl", time.monotonic() + 60
+    log, end = tmp_path / "run" / "metrics.jsonl", time.monotonic() + 100
     while not (log.exists() and log.read_bytes()) and time.monotonic() < end:
         time.sleep(0.02)
     process.send_signal(number)

@@ -14,7 +14,7 @@ from typing import Annotated
 
 import typer
 
-from gptrs import cli_data, cli_model, cli_plan, cli_runs, cli_training
+from gptrs import cli_data, cli_doctor, cli_model, cli_plan, cli_runs, cli_training
 from gptrs.cli_data import Pattern, load_tokenizer
 from gptrs.cli_model import require_torch
 
@@ -32,6 +32,7 @@ app.add_typer(cli_data.app, name="data")
 app.command("prepare")(cli_data.prepare)
 app.command("plan")(cli_plan.plan)
 app.command("runs")(cli_runs.runs_command)
+app.command("doctor")(cli_doctor.doctor_command)
 
 TokenizerFile = Annotated[str, typer.Argument(help="tokenizer.json, *.tiktoken, or a folder.", metavar="TOKENIZER")]
 Overrides = Annotated[list[str] | None, typer.Argument(help="Settings that differ.", metavar="[SECTION.KEY=VALUE…]")]

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from gptrs.model.config import ModelConfig
 from gptrs.model.expert_by_expert import expert_by_expert
 from gptrs.model.feed_forward import SwiGLU
-from gptrs.model.ranks import enter, exchange, leave, local
+from gptrs.model.ranks import enter, exchange, leave, part
 
 _ALIGNED = 16  # bytes that the grouped product wants the inner sizes to be a multiple of
 
@@ -93,7 +93,10 @@ class Experts(nn.Module):
     def forward(self, x: Tensor, ids: Tensor, weights: Tensor) -> Tensor:
         """Σ weight·expert(x) of each token: (N, C), (N, A), (N, A) → (N, C)."""
         x, weights = enter(x, self.tensor_group), enter(weights, self.tensor_group)
-        up, down = local(self.up), local(self.down)
+        up: Tensor = self.up
+        down: Tensor = self.down
+        if self.expert_group is not None or self.tensor_group is not None:
+            up, down = part(up), part(down)
         if self.expert_group is None:
             y = _apply(x, ids, weights, up, down)
         else:
@@ -109,15 +112,23 @@ def _apply(x: Tensor, ids: Tensor, weights: Tensor, up: Tensor, down: Tensor) ->
     if _goes_by_expert(x):
         return expert_by_expert(x, up, down, weights, order, loads)
     apply = _grouped if _has_grouped_product(x, up, down) else _one_by_one
-    back = torch.empty_like(order).scatter_(0, order, torch.arange(N * A, device=x.device))  # (N·A,), where each went
+    back = _inverse(order)
     rows: Tensor = _Moved.apply(x, order, back, A)  # (N·A, C), expert by expert
     out: Tensor = _Moved.apply(apply(rows, loads, up, down), back, order, 1)  # (N·A, C), token by token
     return (out.view(N, A, -1) * weights.unsqueeze(-1).to(out.dtype)).sum(dim=1)  # (N, C)
 
 
+def _inverse(order: Tensor) -> Tensor:
+    """Where each place went: (n,) → (n,)."""
+    return torch.empty_like(order).scatter_(0, order, torch.arange(len(order), device=order.device))
+
+
 class _Moved(torch.autograd.Function):
-    """Rows, each n times, in another order: (N, C) → (N·n, C). The gradient comes back the same way, by reading;
-    torch's own would add row by row into zeros, which on a GPU takes turns and sums in no order."""
+    """Rows, each n times, in another order: (N, C) → (N·n, C).
+
+    The gradient comes back the same way, by reading. That of torch would add row by row into zeros, for which a GPU's
+    threads wait for each other and which sums in no order.
+    """
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, forth: Tensor, back: Tensor, n: int) -> Tensor:
@@ -146,12 +157,13 @@ def _apply_afar(x: Tensor, ids: Tensor, weights: Tensor, up: Tensor, down: Tenso
     loads = count_choices(ids.view(1, N * A), n * E).view(n, E)
     arriving = exchange(loads, [1] * n, [1] * n, group)  # (n, E), rows from each rank for each expert here
     sent, received = loads.sum(dim=1).tolist(), arriving.sum(dim=1).tolist()
-    rows = exchange(x.index_select(0, order // A), sent, received, group)  # (M, C)
+    back = _inverse(order)
+    rows = exchange(_Moved.apply(x, order, back, A), sent, received, group)  # (M, C)
     own = torch.arange(E, device=x.device).repeat(n).repeat_interleave(arriving.flatten()).unsqueeze(-1)  # (M, 1)
     out = _apply(rows, own, torch.ones_like(own, dtype=weights.dtype), up, down)  # (M, C)
-    out = exchange(out, received, sent, group)  # (N·A, C)
-    out = out * weights.flatten()[order].unsqueeze(-1).to(out.dtype)
-    return torch.zeros_like(x).index_add(0, order // A, out)
+    out = _Moved.apply(exchange(out, received, sent, group), back, order, 1)  # (N·A, C), token by token
+    y: Tensor = (out.view(N, A, -1) * weights.unsqueeze(-1).to(out.dtype)).sum(dim=1)  # (N, C)
+    return y
 
 
 def _grouped(x: Tensor, loads: Tensor, up: Tensor, down: Tensor) -> Tensor:
@@ -196,8 +208,8 @@ class MoE(nn.Module):
             y = y + self.shared(x)  # (B, T, C)
         if not counts_use:
             return y, None
-        loads = count_choices(ids.view(1, -1), scores.shape[-1]).squeeze(0)  # (E,)
-        return y, Use(balance=balance(scores.view(B, T, -1), ids.view(B, T, -1)), loads=loads)
+        chosen = count_choices(ids.view(B, -1), scores.shape[-1])  # (B, E)
+        return y, Use(balance=_balance(scores.view(B, T, -1), chosen), loads=chosen.sum(dim=0))
 
     def count(self, loads: Tensor) -> None:
         """Adds the loads of a forward pass; not in `forward`, which checkpointing runs twice."""
@@ -216,11 +228,15 @@ def balance(scores: Tensor, ids: Tensor) -> Tensor:
     Args: scores: (B, T, E); ids: (B, T, A).
     Source: arXiv 2412.19437, equations 17 to 20, without α.
     """
-    B, T, E = scores.shape
-    A = ids.shape[-1]
-    chosen = count_choices(ids.reshape(B, T * A), E).to(scores.dtype)  # (B, E)
+    return _balance(scores, count_choices(ids.flatten(1), scores.shape[-1]))
+
+
+def _balance(scores: Tensor, chosen: Tensor) -> Tensor:
+    """`balance` by how often each expert was chosen in each sequence, (B, E)."""
+    E = scores.shape[-1]
     share = scores / scores.sum(dim=-1, keepdim=True)  # (B, T, E)
-    return (chosen * (E / (A * T)) * share.mean(dim=1)).sum(dim=-1).mean()
+    n = chosen.sum(dim=-1, keepdim=True)  # (B, 1), A·T
+    return (chosen.to(scores.dtype) * E / n * share.mean(dim=1)).sum(dim=-1).mean()
 
 
 def count_choices(ids: Tensor, n_experts: int) -> Tensor:

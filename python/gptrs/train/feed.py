@@ -1,11 +1,13 @@
-"""What a run is fed with: the data that its config names, and a loader of it."""
+"""What a run is fed with: the corpus that its config names, and a loader of it."""
 
 from typing import Literal
 
 from gptrs.dataset import Dataset
 from gptrs.loader import Loader
 from gptrs.mixture import Mixture
+from gptrs.train import corpus
 from gptrs.train.config import PretrainConfig
+from gptrs.train.corpus import Corpus
 from gptrs.train.distributed import World
 from gptrs.train.settings import DataSettings
 
@@ -19,6 +21,29 @@ def training_data(data: DataSettings) -> Dataset | Mixture:
     sources = {path: Dataset(path) for path in data.mixture}
     weights = dict(zip(sources, data.weights, strict=True)) if data.weights else None
     return Mixture(sources, weights=weights, max_epochs=data.max_epochs)
+
+
+def corpus_of(config: PretrainConfig, world: World) -> Corpus:
+    """Returns tokenizer, training part and held-out part; rank 0 makes what is not there yet, before the others come.
+
+    Raises: ValueError and OSError for text, tokenizers and datasets that do not fit.
+    """
+    data, tokenizer = config.data, config.tokenizer
+    if not world.is_main:
+        return corpus.made(config.run.path, training_data(data) if data.is_prepared else None, data.val)
+    if data.is_prepared and data.val and tokenizer.path:
+        return corpus.from_datasets(training_data(data), data.val, tokenizer.path, config.run.path)
+    return corpus.from_text(
+        data.text,
+        config.run.path,
+        val_fraction=data.val_fraction,
+        text_field=data.text_field,
+        tokenizer_path=tokenizer.path,
+        vocab_size=tokenizer.vocab_size,
+        pattern=tokenizer.pattern,
+        special_tokens=tokenizer.special_tokens,
+        threads=config.run.threads,
+    )
 
 
 def loader(config: PretrainConfig, data: Dataset | Mixture, world: World) -> Loader:

@@ -27,6 +27,7 @@ class RunSettings:
     dtype: Literal["auto", "fp32", "bf16"] = "auto"  # of the computation; auto: bf16 on cuda, else fp32
     compile: bool = False  # torch.compile of what speed.compile says: pays on long CUDA runs
     threads: int = 0  # CPU threads; 0: all cores. Bit-equal losses on the CPU need the same number
+    deterministic: bool = False  # CUDA sums in one order too: the same bits twice, slower; the CPU always does
 
     def __post_init__(self) -> None:
         require(self.name not in ("", ".", "..") and "/" not in self.name, "run.name", "a file name", self.name)

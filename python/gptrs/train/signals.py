@@ -20,7 +20,7 @@ class Stopped(KeyboardInterrupt):
     """A run leaves because a signal asked it to; what it has saved is said in the text."""
 
     def __init__(self, number: int, text: str = "") -> None:
-        super().__init__(text)
+        super().__init__(*filter(None, [text]))
         self.number = number
 
     @property
