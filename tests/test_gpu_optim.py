@@ -28,8 +28,8 @@ def test_muon_is_torch_muon_step_for_step() -> None:
         peer.step()
     for mine, other in zip(ours, theirs, strict=True):
         assert torch.equal(muon.state[mine]["momentum_buffer"], peer.state[other]["momentum_buffer"])
-        # products of a batch may round to other neighbours in bf16 than single ones; ten updates move by about 0.3
-        torch.testing.assert_close(mine, other, atol=5e-3, rtol=0)
+        # products of a batch may round to other neighbours in bf16 than single ones; an update moves by about 0.004
+        torch.testing.assert_close(mine, other, atol=1e-3, rtol=0)
 
 
 def test_an_update_on_cuda_is_that_of_the_cpu_but_for_bf16() -> None:
