@@ -28,9 +28,10 @@ help:
 demo: $(VENV)/.train
 	$(BIN)/gptrs demo
 
+# Two files of tests at a time, in the order of their names; a file's tests stay together, for what they share.
 test: $(VENV)/.dev
 	cargo test --workspace --quiet
-	$(BIN)/python -m pytest -m 'not gpu and not long'
+	$(BIN)/python -m pytest -m 'not gpu and not long' -n 2 --dist loadfile --no-loadscope-reorder
 
 test-long: $(VENV)/.dev
 	cargo test --workspace --release --quiet -- --include-ignored
@@ -85,11 +86,13 @@ bench: $(VENV)/.bench
 	$(BIN)/python benches/bench_seek.py
 	$(BIN)/python benches/bench_prepare.py
 	$(BIN)/python benches/bench_train.py
+	$(BIN)/python -m torch.distributed.run --nproc-per-node 2 benches/bench_parallel.py
 	$(BIN)/python benches/bench_checkpoint.py
 	$(BIN)/python benches/bench_model.py
 	$(BIN)/python benches/learn_ablations.py
 	$(BIN)/python benches/learn_costs.py
 	$(BIN)/python benches/bench_quality.py
+	$(BIN)/python benches/bench_muon.py deepseek_tiny
 
 build: $(VENV)/.dev
 	rm -rf dist

@@ -61,7 +61,7 @@ def pause(rounds: int) -> None:
     copies = [tensor.clone() for tensor in live]
     times: dict[str, list[float]] = {"copy": [], "pause": [], "write": []}
     cpu_ratios = []
-    with tempfile.TemporaryDirectory(dir=Path(__file__).parent) as folder:
+    with tempfile.TemporaryDirectory() as folder:
         saver = Saver(Path(folder), keep=1)
 
         def save(step: int) -> float:
@@ -116,7 +116,7 @@ def timed(work) -> float:  # type: ignore[no-untyped-def]
 
 def restart() -> tuple[float, float]:
     """Seconds from kill -9 to the next step of a run that is started again at once, and what it computed until then."""
-    with tempfile.TemporaryDirectory(dir=Path(__file__).parent) as folder:
+    with tempfile.TemporaryDirectory() as folder:
         text = Path(folder) / "text.txt"
         text.write_bytes(b"".join(itertools.islice(sources((".py",)), 1000)))
         command = [

@@ -8,6 +8,7 @@ import importlib.metadata
 import json
 import os
 import platform
+import shutil
 import statistics
 import subprocess
 import sys
@@ -35,6 +36,8 @@ def machine() -> dict[str, Any]:
 
 def commit() -> str:
     """The commit measured, with "+" when the tree has uncommitted changes."""
+    if shutil.which("git") is None:
+        return "unknown"
     head = subprocess.run(["git", "rev-parse", "--short=12", "HEAD"], cwd=ROOT, capture_output=True, text=True)
     dirty = subprocess.run(["git", "status", "--porcelain", "--untracked-files=no", "--", "rust", "python"],
                            cwd=ROOT, capture_output=True, text=True)  # fmt: skip

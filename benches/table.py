@@ -77,6 +77,8 @@ def figure(row: Row) -> str:
     if "percent_of_encode" in row:
         rate, percent = row["mb_per_s"]["median"], row["percent_of_encode"]["median"]
         return f"{rate:.0f} MB/s, {percent:.0f} % of encoding from memory"
+    if "gb_above" in row:
+        return f"{row['gb_above']:.2f} GB above inputs and gradients, {row['seconds']:.0f} s"
     if "pause_over_copy" in row:
         pause, share, write = (row[name]["median"] for name in ("pause_s", "pause_over_copy", "write_s"))
         return f"{pause:.2f} s, {share:.2f} of a copy in memory; {write:.1f} s to write beside the training"

@@ -26,10 +26,10 @@ LAYERS = {
     "gptrs.tasks": 1, "gptrs.mixture": 1, "gptrs.ring": 1, "gptrs.loader": 1, "gptrs.model": 1,
     "gptrs.sampling": 2, "gptrs.speculate": 2, "gptrs.decoding": 2, "gptrs.generate": 2, "gptrs.score": 2,
     "gptrs.attention_map": 2, "gptrs.trace": 2, "gptrs.report": 2, "gptrs.inspect": 2, "gptrs.train_prepare": 2,
-    "gptrs.on_ray": 2, "gptrs.plan": 2, "gptrs.plan_view": 2,
+    "gptrs.on_ray": 2, "gptrs.plan": 2, "gptrs.plan_view": 2, "gptrs.scaling": 2, "gptrs.doctor": 2,
     "gptrs.train": 3, "gptrs.exchange": 3,
     "gptrs.cli": 4, "gptrs.cli_training": 4, "gptrs.cli_data": 4, "gptrs.cli_tasks": 4, "gptrs.cli_model": 4,
-    "gptrs.cli_plan": 4, "gptrs.demo": 4, "gptrs.__main__": 5,
+    "gptrs.cli_plan": 4, "gptrs.cli_runs": 4, "gptrs.cli_doctor": 4, "gptrs.demo": 4, "gptrs.__main__": 5,
 }  # fmt: skip
 # In layer 1 outside of gptrs.model, what stands before the importer.
 IN_ORDER = (
@@ -49,7 +49,7 @@ GENERATION = ("gptrs.sampling", "gptrs.speculate", "gptrs.decoding", "gptrs.gene
 MODEL = (
     "config", "count", "memory", "ranks", "embedding", "rope", "norm", "cache", "attend", "attention", "mla",
     "feed_forward",
-    "expert_by_expert", "moe", "loss", "fp8", "transformer",
+    "expert_by_expert", "moe", "block", "loss", "fp8", "transformer",
 )  # fmt: skip
 # Inside gptrs.exchange likewise.
 EXCHANGE = ("hf_config", "hf_tensors", "hf", "gguf", "gguf_file", "gguf_read", "llama2c", "torch_file")
@@ -57,9 +57,9 @@ EXCHANGE = ("hf_config", "hf_tensors", "hf", "gguf", "gguf_file", "gguf_read", "
 # other.
 TRAIN = (
     "schedule", "settings", "config", "signals", "determinism", "device", "speed", "distributed", "resume", "rundir",
-    "corpus", "feed", "parts", "average", "muon", "optim", "guard", "cuts", "fsdp", "spread", "tensorfile",
-    "snapshot", "manifest", "rng", "shards", "checkpoint", "saver", "keeper", "metrics", "loop", "stats", "profiler",
-    "trackers", "looks", "reports", "pretrain",
+    "runs", "runs_view", "corpus", "feed", "parts", "average", "muon", "optim", "guard", "cuts", "fsdp", "spread",
+    "tensorfile", "snapshot", "manifest", "rng", "shards", "checkpoint", "saver", "keeper", "metrics", "loop", "stats",
+    "profiler", "trackers", "looks", "reports", "pretrain", "find_lr",
 )  # fmt: skip
 PICKLES = "gptrs.exchange.torch_file"  # reads tensors out of them by an explicit command, with weights_only
 WITHOUT_TORCH = (
@@ -71,6 +71,10 @@ WITHOUT_TORCH = (
     "gptrs.model.memory",
     "gptrs.plan",
     "gptrs.plan_view",
+    "gptrs.scaling",
+    "gptrs.doctor",
+    "gptrs.train.runs",
+    "gptrs.train.runs_view",
     "gptrs.cli",
 )
 

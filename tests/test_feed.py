@@ -63,14 +63,14 @@ def test_packed_rows_train_and_go_on_exactly(
     assert found[-1]["n_targets"] == Dataset(folder / "val").n_tokens - 1, "evaluated on the held-out stream as always"
     assert result.val_loss == found[-1]["val_loss"] < found[0]["loss"] - 0.2
 
-    def fail(self: pretrain._Session, update: Any) -> None:
+    def fail(self: pretrain.Session, update: Any) -> None:
         original(self, update)
         if update.step == 5:
             raise KeyboardInterrupt
 
-    original = pretrain._Session._log
+    original = pretrain.Session._log
     with monkeypatch.context() as context, pytest.raises(KeyboardInterrupt):
-        context.setattr(pretrain._Session, "_log", fail)
+        context.setattr(pretrain.Session, "_log", fail)
         pretrain.run(tiny(folder, tmp_path / "two", *overrides))
     pretrain.run(tiny(folder, tmp_path / "two", *overrides))
     assert lines(tmp_path / "two") == found

@@ -115,3 +115,114 @@ def test_bf16_training_learns_and_keeps_fp32_weights(tmp_path: Path, is_compiled
     assert result.val_loss < 4.0  # of ln 256 = 5.5 before
     weights = list((tmp_path / "run" / "checkpoints").glob("*/model.safetensors"))
     assert weights
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["run.compile=true"],
+        ["run.compile=true", "speed.compile=whole", "speed.cuda_graphs=true"],
+        ["speed.checkpoint_blocks=2", "speed.vocab_multiple=100"],
+        ["run.dtype=fp32", "speed.tf32=true"],
+    ],
+    ids=["blocks", "graphs", "recomputed", "tf32"],
+)
+def test_a_setting_of_speed_changes_nothing_but_rounding(tmp_path: Path, overrides: list[str]) -> None:
+    from gptrs.train import config, pretrain
+
+    (tmp_path / "corpus.txt").write_text(Path(np.__file__).read_text(encoding="utf-8") * 4, encoding="utf-8")
+    common = [f"data.text={tmp_path / 'corpus.txt'}", "run.device=cuda", "train.steps=30", "train.eval_every=30"]
+    losses = []
+    for name, given in (("plain", []), ("fast", overrides)):
+        result = pretrain.run(config.load("shakespeare_cpu", [*common, f"run.dir={tmp_path / name}", *given]))
+        losses.append(result.val_loss)
+    assert losses[1] == pytest.approx(losses[0], abs=0.03)
+
+
+@pytest.mark.parametrize("is_whole", [False, True], ids=["by rows", "by blocks"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_loss_and_its_gradients_are_the_plain_ones(
+    monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype, is_whole: bool
+) -> None:
+    """An odd vocabulary, so rows are filled up; several stretches of rows; targets that do not count."""
+    from gptrs.model import loss as losses
+
+    monkeypatch.setitem(losses._CHUNK_BYTES, "cuda", 1 << 22)
+    monkeypatch.setitem(losses._BLOCK_BYTES, "cuda", 1 << 22)
+    monkeypatch.setitem(losses._WIDE_BYTES, "cuda", 0 if is_whole else 1 << 40)
+    generator = torch.Generator().manual_seed(0)
+    hidden = torch.randn(2, 500, 64, generator=generator).to("cuda", dtype).requires_grad_()
+    weight = (0.1 * torch.randn(5003, 64, generator=generator)).to("cuda", dtype).requires_grad_()
+    targets = torch.randint(5003, (2, 500), generator=generator).cuda()
+    targets[0, :9] = -100
+    loss = losses.linear_cross_entropy(hidden, weight, targets)
+    found = [loss.detach(), *torch.autograd.grad(loss, (hidden, weight))]
+    true = losses.next_token_loss(hidden.double() @ weight.double().T, targets)
+    wanted = [true.detach(), *torch.autograd.grad(true, (hidden, weight))]
+    for got, expected in zip(found, wanted, strict=True):
+        assert (got.double() - expected).norm() <= (1e-2 if dtype == torch.bfloat16 else 1e-5) * expected.norm()
+
+
+def test_the_loss_takes_less_than_half_a_gigabyte() -> None:
+    from gptrs.model.loss import linear_cross_entropy
+
+    for dtype, most in ((torch.bfloat16, 0.4e9), (torch.float32, 0.6e9)):
+        hidden = torch.randn(1, 8192, 2048, device="cuda", dtype=dtype, requires_grad=True)
+        weight = (0.02 * torch.randn(129_280, 2048, device="cuda", dtype=dtype)).requires_grad_()
+        targets = torch.randint(129_280, (1, 8192), device="cuda")
+        for _ in range(2):  # the first compiles
+            hidden.grad = weight.grad = None
+            torch.cuda.synchronize()
+            torch.cuda.reset_peak_memory_stats()
+            before = torch.cuda.memory_allocated()
+            linear_cross_entropy(hidden, weight, targets).backward()
+            above = torch.cuda.max_memory_allocated() - before - hidden.nbytes - weight.nbytes
+        assert above <= most, f"{dtype}: {above / 1e9:.2f} GB"
+        del hidden, weight
+
+
+@pytest.mark.parametrize("preset", ["gpt2-small", "deepseek-tiny"])
+def test_an_update_never_waits_for_the_device(preset: str) -> None:
+    from gptrs.train.distributed import World
+    from gptrs.train.optim import adamw
+    from gptrs.train.spread import Spread
+
+    sizes = {"dim": 64, "n_heads": 4, "inter_dim": 128} if preset == "gpt2-small" else {}
+    config = ModelConfig.preset(preset, vocab_size=512, max_seq_len=128, n_layers=2, **sizes)
+    model = Transformer(config).cuda().train()
+    spread = Spread(model, World.alone(torch.device("cuda")), dtype=torch.bfloat16)
+    optimizer = adamw(model, lr=1e-3, weight_decay=0.1, betas=(0.9, 0.95), eps=1e-8)
+    tokens = torch.randint(512, (4, 128), device="cuda")
+
+    def update() -> None:
+        spread.loss(lambda m: m.loss(tokens, tokens)).backward()
+        spread.clip(1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+
+    update()  # compiles, and probes what torch can
+    torch.cuda.synchronize()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        update()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+def test_products_in_8_bits_are_near_those_in_16() -> None:
+    from gptrs.model import fp8
+
+    if fp8.obstacle(torch.device("cuda")):
+        with pytest.raises(RuntimeError):
+            fp8.convert(layer := torch.nn.Linear(64, 64, device="cuda", dtype=torch.bfloat16))
+            layer(torch.randn(32, 64, device="cuda", dtype=torch.bfloat16))
+        return
+    torch.manual_seed(0)
+    layer = torch.nn.Linear(256, 512, device="cuda", dtype=torch.bfloat16)
+    x = torch.randn(4, 64, 256, device="cuda", dtype=torch.bfloat16, requires_grad=True)
+    dy = torch.randn(4, 64, 512, device="cuda", dtype=torch.bfloat16)
+    plain = [layer(x).detach(), *torch.autograd.grad(layer(x), (x, layer.weight), dy)]
+    assert fp8.convert(layer) == 1
+    small = [layer(x).detach(), *torch.autograd.grad(layer(x), (x, layer.weight), dy)]
+    for got, wanted in zip(small, plain, strict=True):
+        assert 1e-3 < (got - wanted).float().norm() / wanted.float().norm() < 0.1

@@ -242,9 +242,9 @@ def test_a_rollback_goes_past_the_samples_and_a_kill_after_it_changes_nothing(
         if update.step == 9 and len(seen) > 18:
             raise KillError
 
-    original = pretrain._Session._log
+    original = pretrain.Session._log
     with monkeypatch.context() as context:
-        context.setattr(pretrain._Session, "_log", kill)
+        context.setattr(pretrain.Session, "_log", kill)
         seen.clear()
         with pytest.raises(KillError):
             pretrain.run(tiny(tmp_path, "again", "guard.nonfinite=rollback"))

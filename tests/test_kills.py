@@ -48,7 +48,7 @@ def tiny(folder: Path, name: str, *overrides: str) -> PretrainConfig:
 
 def recorded(config: PretrainConfig, folder: Path) -> None:
     """Runs, and notes each microbatch that is trained on and each update, as they come, in files that only grow."""
-    log, loss = pretrain._Session._log, Parts.loss
+    log, loss = pretrain.Session._log, Parts.loss
 
     def note(kind: str, *values: object) -> None:
         with (folder / f"{kind}.jsonl").open("a") as file:
@@ -63,7 +63,7 @@ def recorded(config: PretrainConfig, folder: Path) -> None:
         if self.world.is_main:
             note("updates", update.step, self.loader.next_sample)
 
-    pretrain._Session._log, Parts.loss = noted_log, noted_loss  # type: ignore[method-assign]
+    pretrain.Session._log, Parts.loss = noted_log, noted_loss  # type: ignore[method-assign]
     pretrain.run(config)
 
 

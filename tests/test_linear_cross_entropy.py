@@ -46,15 +46,19 @@ def test_half_precision_is_summed_in_single():
         assert (got - wanted).abs().max() < 0.01
 
 
+@pytest.mark.parametrize("z_weight", [0.0, 0.1])
 @pytest.mark.parametrize("columns", [1, 7, 40])
-def test_the_heads_gradient_by_blocks_of_the_vocabulary_is_the_same(monkeypatch, columns):
+def test_the_heads_gradient_by_blocks_of_the_vocabulary_is_the_same(monkeypatch, columns, z_weight):
     """Each block is rounded once, so it is nearer to the truth than a sum over rows can be."""
     hidden, weight, targets = case(torch.bfloat16)
-    truth = torch.autograd.grad(next_token_loss(hidden.double() @ weight.double().T, targets), (hidden, weight))
+    logits = hidden.double() @ weight.double().T  # (B, T, V)
+    z = logits.logsumexp(dim=-1)[targets != -100].square().mean()
+    truth = torch.autograd.grad(next_token_loss(logits, targets) + z_weight * z, (hidden, weight))
     monkeypatch.setitem(losses._WIDE_BYTES, "cpu", 0)
     monkeypatch.setitem(losses._BLOCK_BYTES, "cpu", columns * 24 * 4)
-    loss = losses.linear_cross_entropy(hidden, weight, targets)
-    assert loss.item() == pytest.approx(next_token_loss(hidden @ weight.T, targets).item(), abs=1e-5)
+    loss, _ = losses.linear_cross_entropy_z(hidden, weight, targets, z_weight=z_weight)
+    expected = next_token_loss(hidden @ weight.T, targets).item() + z_weight * z.item()
+    assert loss.item() == pytest.approx(expected, abs=1e-5 + 0.01 * z_weight * z.item())
     for got, wanted in zip(torch.autograd.grad(3.0 * loss, (hidden, weight)), truth, strict=True):
         assert (got - 3.0 * wanted).norm() < 0.01 * (3.0 * wanted).norm()
 
@@ -71,12 +75,13 @@ def test_rows_that_fill_the_vocabulary_up_have_no_probability(multiple):
         assert got.shape == wanted.shape and (got - wanted).abs().max() < 1e-14
 
 
-def test_what_is_one_kernel_on_cuda_computes_the_same():
+@pytest.mark.parametrize("z_weight", [0.0, 0.1])
+def test_what_is_one_kernel_on_cuda_computes_the_same(z_weight):
     hidden, weight, targets = case(n_ignored=0)
     logits, ids = (hidden @ weight.T).flatten(0, 1).detach(), targets.flatten().unsqueeze(-1)
     d_logits = torch.cat((logits, torch.zeros(24, 8, dtype=logits.dtype)), dim=-1)  # filled up by 8
-    parts, levels = losses._softmax_less_onehot(d_logits, ids, 40)
-    plain, same_levels, d_plain, total = losses._rows(logits.clone(), ids, 40, True)
+    parts, levels = losses._softmax_less_onehot(d_logits, ids, 40, z_weight)
+    plain, same_levels, d_plain, total = losses._rows(logits.clone(), ids, 40, True, z_weight)
     assert (parts - plain).abs().max() < 1e-13 and (levels - same_levels).abs().max() < 1e-13
     assert (d_logits[:, :40] - d_plain / total).abs().max() < 1e-14 and not d_logits[:, 40:].any()
 
@@ -114,6 +119,35 @@ def test_all_logits_are_never_there(dtype, at_most):
     """Peak of the process above inputs and gradients, in MB; all logits in 32 bits alone are 410."""
     done = subprocess.run([sys.executable, "-c", PEAK, dtype], capture_output=True, check=True, timeout=120)
     assert float(done.stdout) < at_most
+
+
+@pytest.mark.parametrize("rows", [5, 1000])
+@pytest.mark.parametrize("z_weight", [1e-4, 0.3])
+def test_the_z_term_and_its_gradients_are_those_of_all_logits_at_once(monkeypatch, rows, z_weight):
+    monkeypatch.setitem(losses._CHUNK_BYTES, "cpu", rows * 40 * 8)
+    hidden, weight, targets = case()
+    loss, z = losses.linear_cross_entropy_z(hidden, weight, targets, z_weight=z_weight)
+    logits = hidden @ weight.T  # (B, T, V)
+    mean = logits.logsumexp(dim=-1)[targets != -100].square().mean()
+    expected = next_token_loss(logits, targets) + z_weight * mean
+    assert (loss - expected).abs() <= 1e-13 and (z - mean).abs() <= 1e-13 and not z.requires_grad
+    for got, wanted in zip(
+        torch.autograd.grad(3.0 * loss, (hidden, weight)), torch.autograd.grad(3.0 * expected, (hidden, weight)),
+        strict=True,
+    ):  # fmt: skip
+        assert (got - wanted).abs().max() <= 1e-13
+
+
+def test_the_z_term_pulls_logits_towards_a_sum_of_one():
+    hidden, weight, targets = case(n_ignored=0)
+    with torch.no_grad():
+        weight += 1.0  # all logits of a position drift off together, which the cross-entropy does not see
+    before = (hidden @ weight.T).logsumexp(dim=-1).square().mean()
+    for _ in range(20):
+        loss, _ = losses.linear_cross_entropy_z(hidden, weight, targets, z_weight=0.1)
+        (d_weight,) = torch.autograd.grad(loss, (weight,))
+        weight.data -= 0.5 * d_weight
+    assert (hidden @ weight.T).logsumexp(dim=-1).square().mean() < 0.5 * before
 
 
 def test_no_position_that_counts_gives_what_torch_gives():

@@ -161,3 +161,26 @@ SKEWED = {
     "vocab_size": 23, "dim": 32, "n_layers": 1, "n_dense_layers": 0, "n_heads": 2, "kv_lora_rank": 8,
     "moe_inter_dim": 8, "n_mtp_layers": 0,
 }  # fmt: skip
+
+
+def test_the_z_term_is_in_the_loss_and_apart_in_the_log() -> None:
+    model, batch = Transformer(CONFIG).double(), rows()
+    plain, weighted = parts(), parts(z_weight=0.125)
+    difference = weighted.loss(model, batch) - plain.loss(model, batch)
+    for step in (plain, weighted):
+        step.after_update([])
+    assert difference.item() == pytest.approx(0.125 * weighted.log()["z_loss"], rel=1e-9)
+    assert weighted.log()["next_loss"] == pytest.approx(plain.log()["next_loss"], rel=1e-12)
+    logits = model(batch.tokens)
+    assert weighted.log()["z_loss"] == pytest.approx(logits.logsumexp(dim=-1).square().mean().item(), rel=1e-9)
+    assert weighted.next_loss(model, batch).item() == plain.next_loss(model, batch).item()
+
+
+def test_shares_of_the_z_term_add_up() -> None:
+    model, step, ids = Transformer(CONFIG).double(), parts(z_weight=0.125), rows()
+    batch = Rows(ids.tokens, ids.targets.clone())
+    batch.targets[0, 3:] = -100
+    totals = step.counts(batch)
+    whole = step.loss(model, batch)
+    shares = [step.loss(model, Rows(batch.tokens[i : i + 2], batch.targets[i : i + 2]), totals) for i in (0, 2)]
+    assert sum(shares).item() == pytest.approx(whole.item(), rel=1e-9)  # type: ignore[union-attr]

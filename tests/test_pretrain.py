@@ -336,11 +336,11 @@ def test_a_disk_that_is_full_for_a_while_is_told_and_changes_nothing_else(
     fill_disk_at(monkeypatch, 10)
     pretrain.run(tiny(text, directory, f"train.checkpoint_async={is_async}"))
     found = outcome(directory)
-    told = [line for line in found["metrics"] if line["kind"] == "save_failed"]  # type: ignore[attr-defined]
-    assert told == [{"kind": "save_failed", "step": 10, "errno": errno.ENOSPC}]
+    told = [line for line in found["metrics"] if line["kind"] == "event"]  # type: ignore[attr-defined]
+    assert [(line["step"], line["event"], line["errno"]) for line in told] == [(10, "not saved", errno.ENOSPC)]
     assert {**found, "metrics": [line for line in found["metrics"] if line not in told]} == straight  # type: ignore[attr-defined]
     printed = capsys.readouterr().out
-    assert "step 10  not saved, training goes on: cannot save checkpoint" in printed and "No space left" in printed
+    assert "step 10 is not saved, training goes on: cannot save checkpoint" in printed and "No space left" in printed
 
 
 def test_a_run_whose_last_checkpoint_finds_no_room_ends_in_an_error_and_goes_on_from_the_one_before(

@@ -1,5 +1,6 @@
 """Whole runs on several ranks: the metrics of one process, resumed by another number of them, after a rank's death."""
 
+import errno
 import os
 import signal
 import subprocess
@@ -12,7 +13,7 @@ from typing import Any
 import pytest
 
 from gptrs import cli
-from gptrs.train import metrics, pretrain
+from gptrs.train import checkpoint, metrics, pretrain
 from gptrs.train.config import PretrainConfig, load
 from ranks import environment, fork, free_port
 
@@ -69,7 +70,7 @@ def check(found: list[tuple[str, int, float]], expected: list[tuple[str, int, fl
     ("size", "overrides"),
     [
         (2, ("train.micro_batch=1",)),
-        (2, (*DEEPSEEK, "parallel.data=fsdp", "optim.name=muon")),
+        pytest.param(2, (*DEEPSEEK, "parallel.data=fsdp", "optim.name=muon"), marks=pytest.mark.long),
         (4, (*DEEPSEEK, "parallel.expert=2", "parallel.tensor=2", "optim.name=muon")),
     ],
 )
@@ -84,12 +85,14 @@ def test_a_run_on_several_ranks_is_the_run_of_one(size: int, overrides: tuple[st
     assert straight.val_loss == pytest.approx(losses(tmp_path / "many")[-1][2], abs=1e-5)
 
 
-@pytest.mark.parametrize(("setting", "others"), [("parallel.tensor=2", 4), ("parallel.data=fsdp", 1)])
+@pytest.mark.parametrize(
+    ("setting", "others"), [("parallel.tensor=2", 4), pytest.param("parallel.data=fsdp", 1, marks=pytest.mark.long)]
+)
 def test_a_stopped_run_goes_on_with_another_number_of_ranks(setting: str, others: int, tmp_path: Path) -> None:
     """SIGTERM reaches one rank alone: both save and leave after the same update."""
     pretrain.run(tiny(tmp_path, "one", *DEEPSEEK))
     config = tiny(tmp_path, "many", *DEEPSEEK, setting)
-    original = pretrain._Session._log
+    original = pretrain.Session._log
 
     def stopped() -> None:
         def log(session: Any, update: Any) -> None:
@@ -97,7 +100,7 @@ def test_a_stopped_run_goes_on_with_another_number_of_ranks(setting: str, others
             if update.step == 6 and session.world.rank == 1:
                 os.kill(os.getpid(), signal.SIGTERM)
 
-        pretrain._Session._log = log  # type: ignore[method-assign]
+        pretrain.Session._log = log  # type: ignore[method-assign]
         with pytest.raises(KeyboardInterrupt):
             pretrain.run(config)
 
@@ -125,7 +128,7 @@ def test_a_mistake_ends_all_ranks_with_rank_0_s_message(tmp_path: Path, capfd: p
 
 @pytest.mark.long
 def test_torchrun_starts_a_killed_rank_again_and_the_run_goes_on(tmp_path: Path) -> None:
-    overrides = [*TINY, "train.steps=400", "train.checkpoint_every=20", f"data.text={tmp_path / 'text.txt'}"]
+    overrides = [*TINY, "train.steps=120", "train.checkpoint_every=10", f"data.text={tmp_path / 'text.txt'}"]
     tiny(tmp_path, "one")
     command = [
         sys.executable,
@@ -140,7 +143,7 @@ def test_torchrun_starts_a_killed_rank_again_and_the_run_goes_on(tmp_path: Path)
     pretrain.run(load("shakespeare_cpu", [*overrides, "parallel.data=fsdp", f"run.dir={tmp_path / 'one'}"]))
     with subprocess.Popen([*command, f"run.dir={tmp_path / 'many'}"], stdout=subprocess.DEVNULL) as agent:
         end = time.monotonic() + 300
-        while not (tmp_path / "many" / "checkpoints" / "step-00000040").exists():
+        while not (tmp_path / "many" / "checkpoints" / "step-00000020").exists():
             assert time.monotonic() < end and agent.poll() is None
             time.sleep(0.05)
         children = Path(f"/proc/{agent.pid}/task/{agent.pid}/children").read_text().split()
@@ -169,3 +172,24 @@ def test_the_command_line_runs_on_ranks(tmp_path: Path) -> None:
     assert done.stdout.count("val loss") >= 2 and "2 ranks: replicate 2" in done.stdout
     again = subprocess.run(command, capture_output=True, text=True, timeout=100, check=False)
     assert again.returncode != 0 and again.stderr.count("holds a finished run of this config") == 1
+
+
+def test_a_full_disk_of_one_rank_is_told_and_all_of_them_go_on(tmp_path: Path) -> None:
+    config = tiny(tmp_path, "run", "train.micro_batch=1", "parallel.data=fsdp")
+    original = os.open
+
+    def full(path: Any, *args: Any, **kwargs: Any) -> int:
+        if os.environ["RANK"] == "1" and ".step-00000004.tmp/optimizer" in os.fsdecode(path):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return original(path, *args, **kwargs)
+
+    def run() -> None:
+        os.open = full
+        pretrain.run(config)
+
+    assert on_ranks(2, run) == [0, 0]
+    lines = metrics.read(tmp_path / "run" / "metrics.jsonl")
+    events = [(line["step"], line["event"], line["errno"]) for line in lines if line["kind"] == "event"]
+    assert events == [(4, "not saved", errno.ENOSPC)]
+    found = checkpoint.find(tmp_path / "run" / "checkpoints")
+    assert found.newest is not None and found.newest.name == "step-00000012" and found.uncommitted == ()

@@ -189,6 +189,12 @@ def test_the_last_save_must_come_through(tmp_path: Path, monkeypatch: pytest.Mon
     with pytest.raises(OSError, match=r"cannot save checkpoint .*step-00000001: No space left .*; hint: make room"):
         saver.finish()
     saver.finish()  # told once
+    fault.arm(9)
+    saver.save(step=1, model=run[0], optimizer=run[1], state={})
+    saver.wait()
+    fault.arm(0)
+    with pytest.raises(OSError, match="No space left"):  # nobody else is told of it
+        saver.save(step=2, model=run[0], optimizer=run[1], state={})
 
 
 def test_no_room_is_known_before_anything_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -304,12 +310,14 @@ def test_data_is_on_the_disk_before_the_marker_and_the_marker_before_the_name(
     saver, run = Saver(tmp_path / "checkpoints", keep=1), make()
     for name, call in (("open", opened), ("fsync", synced), ("rename", renamed)):
         monkeypatch.setattr(os, name, call)
-    saver.save(step=1, model=run[0], optimizer=run[1], state={})
+    (tmp_path / "metrics.jsonl").write_text("{}")
+    saver.save(step=1, model=run[0], optimizer=run[1], state={}, logs=[tmp_path / "metrics.jsonl"])
     saver.finish()
     marker = events.index(("create", "COMMITTED"))
     files = ("model.safetensors", "optimizer.safetensors", "state.json", "manifest.json")
     for name in files:
         assert events.index(("create", name)) < events.index(("sync", name)) < marker, name
+    assert events.index(("sync", "metrics.jsonl")) < marker, "a checkpoint knows its length"
     folder = ("sync", ".step-00000001.tmp")
     assert max(events.index(("create", name)) for name in files) < events.index(folder) < marker
     named = events.index(("rename", "step-00000001"))

@@ -9,7 +9,7 @@ import pytest
 
 from gptrs import chart, stats_report
 from gptrs.train import metrics, pretrain
-from gptrs.train.pretrain import _Session
+from gptrs.train.pretrain import Session
 from pages import Page
 from test_pretrain import DEEPSEEK, lines_of, outcome, run_until_killed, straight, text, tiny
 
@@ -41,12 +41,12 @@ def test_a_run_that_goes_on_has_a_report_of_what_there_is(
 ) -> None:
     pages: dict[int, str] = {}
 
-    def report(self: _Session, position: Any) -> None:
+    def report(self: Session, position: Any) -> None:
         original(self, position)
         pages[position.step] = (self.dir / "report.html").read_text()
 
-    original = _Session._report
-    monkeypatch.setattr(_Session, "_report", report)
+    original = Session._report
+    monkeypatch.setattr(Session, "_report", report)
     pretrain.run(tiny(text, tmp_path / "run", *DEEPSEEK, "log.stats_every=4"))
     assert list(pages) == [8, 16]
     page = Page(pages[8])

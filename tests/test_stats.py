@@ -67,7 +67,7 @@ def run(config: ModelConfig, *, every: int, steps: int = 6, dtype: torch.dtype =
         options=FitOptions(steps=steps, log_every=1, dtype=dtype, clip=1.0),
         stops=Stops(log=lambda u: losses.append(u.loss), save=lambda p: None, evaluate=lambda *a: None,
                     sample=lambda *a: None),
-        after_update=lambda: parts.after_update([mixture for _, mixture in model.experts()]),
+        after_update=lambda is_left_out: parts.after_update([mixture for _, mixture in model.experts()], is_left_out),
         watch=statistics.watch,
     )  # fmt: skip
     return {"model": model, "optimizer": optimizer, "losses": losses, "found": found}

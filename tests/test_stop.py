@@ -15,9 +15,9 @@ import pytest
 
 from gptrs.train import checkpoint, corpus, looks, metrics, pretrain
 from gptrs.train.config import PretrainConfig, load
-from gptrs.train.keeper import Keeper
 from gptrs.train.parts import Parts
 from gptrs.train.reports import Reports
+from gptrs.train.saver import Saver
 from gptrs.train.signals import Stopped, leaving_at_once, stop_requests
 
 WORDS = "a true friend accepts you as you are and you accept a friend who is true to you "
@@ -75,7 +75,7 @@ def terminate() -> None:
     [
         ("encode", corpus, "prepare", 2, None),
         ("train", Parts, "loss", 9, 5),  # the second microbatch of update 5 is call 10
-        ("save", Keeper, "save", 2, 6),
+        ("save", Saver, "save", 2, 6),
         ("log", metrics.MetricsLog, "write", 2, 2),
         ("evaluate", looks, "mean_loss", 1, 4),  # of a step without a checkpoint
         ("sample", looks, "generate", 2, 8),

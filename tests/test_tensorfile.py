@@ -65,7 +65,7 @@ def test_a_type_without_a_name_is_refused(tmp_path: Path) -> None:
 
 
 def grown_mb(work: str, folder: Path) -> float:
-    """How far the memory of a process that has a model of 218 MB grows while it works."""
+    """How far the memory of a process that has a model of 69 MB grows while it works."""
     script = f"""
         import re, torch
         from pathlib import Path
@@ -76,7 +76,7 @@ def grown_mb(work: str, folder: Path) -> float:
             return int(re.search(key + r":\\s+(\\d+)", Path("/proc/self/status").read_text())[1]) / 1000
 
         folder = Path({str(folder)!r})
-        config = ModelConfig(vocab_size=2048, max_seq_len=8, dim=1024, n_layers=4, n_heads=2, inter_dim=4096)
+        config = ModelConfig(vocab_size=8192, max_seq_len=8, dim=512, n_layers=4, n_heads=2, inter_dim=2048)
         model = Transformer(config)
         options = dict(step=1, optimizer=None, state={{}}, keep=1)
         checkpoint.save(folder / "small", model=torch.nn.Linear(2, 2), **options)  # what is made once
@@ -91,5 +91,5 @@ def grown_mb(work: str, folder: Path) -> float:
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
 def test_saving_holds_no_second_copy_of_a_model(tmp_path: Path) -> None:
-    assert grown_mb('checkpoint.save(folder / "it", model=model, **options)', tmp_path) < 30
-    assert (tmp_path / "it" / "step-00000001" / "model.safetensors").stat().st_size > 200e6
+    assert grown_mb('checkpoint.save(folder / "it", model=model, **options)', tmp_path) < 15
+    assert (tmp_path / "it" / "step-00000001" / "model.safetensors").stat().st_size > 60e6

@@ -17,7 +17,7 @@ Point = tuple[float, float]
 class Line:
     """One curve."""
 
-    label: str
+    label: str  # empty: not in the legend
     points: Sequence[Point]  # (x, y), x rising
     color: str  # CSS colour, also var(--name)
     has_dots: bool = False  # marks each point
@@ -49,7 +49,7 @@ def svg(lines: Sequence[Line], *, x_label: str, y_label: str) -> str:
         f'<text x="14" y="{turned}" text-anchor="middle" transform="rotate(-90 14 {turned})">{escape(y_label)}</text>'
     )
     parts += [_curve(line, [place(point) for point in line.points]) for line in lines if line.points]
-    return "\n".join([*parts, _legend([line for line in lines if line.points]), "</svg>"])
+    return "\n".join([*parts, _legend([line for line in lines if line.points and line.label]), "</svg>"])
 
 
 def heat(rows: Sequence[tuple[str, Sequence[float | None]]], *, columns: Sequence[float], x_label: str) -> str:
@@ -100,7 +100,7 @@ def _curve(line: Line, points: list[Point]) -> str:
 def _legend(lines: list[Line]) -> str:
     """Entries in the upper right corner, one below the other."""
     out = ""
-    width = 24 + max(len(line.label) for line in lines) * 7
+    width = 24 + max((len(line.label) for line in lines), default=0) * 7
     for i, line in enumerate(lines):
         x, y = WIDTH - RIGHT - width, TOP + 14 + 18 * i
         dash = ' stroke-dasharray="4 3"' if line.is_dashed else ""

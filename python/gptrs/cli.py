@@ -14,7 +14,7 @@ from typing import Annotated
 
 import typer
 
-from gptrs import cli_data, cli_model, cli_plan, cli_training
+from gptrs import cli_data, cli_doctor, cli_model, cli_plan, cli_runs, cli_training
 from gptrs.cli_data import Pattern, load_tokenizer
 from gptrs.cli_model import require_torch
 
@@ -31,6 +31,8 @@ app.add_typer(tokenizer_app, name="tokenizer")
 app.add_typer(cli_data.app, name="data")
 app.command("prepare")(cli_data.prepare)
 app.command("plan")(cli_plan.plan)
+app.command("runs")(cli_runs.runs_command)
+app.command("doctor")(cli_doctor.doctor_command)
 
 TokenizerFile = Annotated[str, typer.Argument(help="tokenizer.json, *.tiktoken, or a folder.", metavar="TOKENIZER")]
 Overrides = Annotated[list[str] | None, typer.Argument(help="Settings that differ.", metavar="[SECTION.KEY=VALUE…]")]
@@ -156,6 +158,9 @@ def train_command(
     ],
     overrides: Overrides = None,
     fresh: Fresh = False,
+    find_lr: Annotated[
+        bool, typer.Option("--find-lr", help="Train nothing: search a learning rate in about 100 updates.")
+    ] = False,
     allow: Allow = None,
 ) -> None:
     """Train a model as a config says; the same command on an unfinished run goes on where it stood."""
@@ -164,7 +169,12 @@ def train_command(
     from gptrs.train import pretrain
 
     with _stop_codes():
-        pretrain.run(train_config.load(config, overrides or ()), is_fresh=fresh, allow=allow or ())
+        if find_lr:
+            from gptrs.train.find_lr import find_rate
+
+            find_rate(train_config.load(config, overrides or ()))
+        else:
+            pretrain.run(train_config.load(config, overrides or ()), is_fresh=fresh, allow=allow or ())
 
 
 @contextmanager

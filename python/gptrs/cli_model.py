@@ -251,9 +251,8 @@ def open_model(
     except (OSError, ValueError):
         if checkpoint is not None or path.exists():
             raise
-    return open_model(
-        run, checkpoint, device, is_averaged=is_averaged
-    )  # a run that trains removed it meanwhile: it has a newer one
+    # A run that trains removed it meanwhile: it has a newer one.
+    return open_model(run, checkpoint, device, is_averaged=is_averaged)
 
 
 def _model_of(path: Path, device: str, *, is_averaged: bool) -> "Transformer":

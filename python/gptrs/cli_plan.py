@@ -3,19 +3,28 @@
 import json
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+if TYPE_CHECKING:
+    from gptrs.model.config import ModelConfig
+
 _PEAK_TFLOPS, _MFU = 989.0, 0.4
-_Preset = Annotated[str, typer.Argument(help="A model by name: gpt2-small, deepseek-v3, …", metavar="PRESET")]
+_Preset = Annotated[
+    str | None,
+    typer.Argument(help="A model by name: gpt2-small, deepseek-v3, …; with --compute its kind.", metavar="PRESET"),
+]
 _Overrides = Annotated[list[str] | None, typer.Argument(help="Sizes that differ.", metavar="[KEY=VALUE…]")]
 
 
 def plan(
-    preset: _Preset,
+    preset: _Preset = None,
     overrides: _Overrides = None,
     *,
+    compute: Annotated[
+        float | None, typer.Option(help="FLOP of a whole run, as 1e19: the best size and tokens for them.")
+    ] = None,
     layers: Annotated[bool, typer.Option("--layers", help="A table by layer too.")] = False,
     seq_len: Annotated[
         int | None, typer.Option(help="Positions of FLOPs and activations. [default: max_seq_len, at most 4096]", min=1)
@@ -42,8 +51,18 @@ def plan(
 
     if plot is not None and (Path(plot).suffix != ".png" or not Path(plot).resolve().parent.is_dir()):
         raise ValueError(f"--plot must be a .png file in a folder that exists, got {plot}")
-    config = plans.find(preset, overrides or ())
+    if preset is None and compute is None:
+        raise typer.BadParameter("expected PRESET or --compute FLOP")
+    if preset is not None and "=" in preset:  # the kind may be left out
+        overrides, preset = [preset, *(overrides or ())], None
+    name = preset or "gpt2-small"
+    config = plans.find(name, overrides or ())
     split = plans.Split(data=data_parallel, expert=expert_parallel, tensor=tensor_parallel, micro_batch=micro_batch)
+    if compute is not None:
+        if tokens is not None or layers or released or check or split.world > 1 or seq_len is not None:
+            raise typer.BadParameter("--compute goes with a kind, sizes, --gpus, --peak-tflops, --mfu, --price alone")
+        _compute(compute, config, name, (gpus or 1, peak_tflops, mfu, price), as_json=as_json, plot=plot)
+        return
     training = None
     if tokens is not None:
         training = plans.Training(
@@ -51,7 +70,7 @@ def plan(
         )
     elif gpus is not None or price is not None or (peak_tflops, mfu) != (_PEAK_TFLOPS, _MFU):
         raise typer.BadParameter("--gpus, --peak-tflops, --mfu and --price need --tokens")
-    found = plans.make(config, name=preset, seq_len=seq_len, split=split, training=training, is_released=released)
+    found = plans.make(config, name=name, seq_len=seq_len, split=split, training=training, is_released=released)
     if plot is not None:
         plan_view.draw(Path(plot), found)
     checked = plans.check(config) if check else None
@@ -69,3 +88,30 @@ def plan(
         typer.echo(
             f"checked: the {checked['n_tensors']} tensors of the built model agree, part by part and layer by layer"
         )
+
+
+def _compute(
+    compute: float,
+    kind: "ModelConfig",
+    name: str,
+    rented: tuple[int, float, float, float | None],
+    *,
+    as_json: bool,
+    plot: str | None,
+) -> None:
+    """The size and the tokens for a number of FLOP, and what they cost on (GPUs, TFLOP/s, MFU, price)."""
+    from gptrs import plan as plans
+    from gptrs import plan_view, scaling
+    from gptrs.model.config import ModelConfig
+
+    found = scaling.suggest(compute, kind, name=name)
+    gpus, peak_tflops, mfu, price = rented
+    training = plans.Training(tokens=found["model"]["tokens"], gpus=gpus, peak_tflops=peak_tflops, mfu=mfu, price=price)
+    made = plans.make(ModelConfig(**found["model"]["config"]), seq_len=kind.max_seq_len, training=training)
+    found["training"] = made["training"]
+    if plot is not None:
+        plan_view.draw_scaling(Path(plot), found)
+    if as_json:
+        typer.echo(json.dumps(found, indent=2))
+    else:
+        plan_view.show_scaling(found)

@@ -66,6 +66,11 @@ def _write_all(handle: int, data: memoryview) -> None:
 
 def sync_directory(path: Path) -> None:
     """Waits until the disk has the names in a directory; a rename is durable only after this."""
+    sync(path)
+
+
+def sync(path: Path) -> None:
+    """Waits until the disk has what was written into a file, by whomever, or the names in a directory."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)

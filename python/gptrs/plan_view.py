@@ -1,4 +1,4 @@
-"""A plan as tables on the terminal or as a picture; reads the plain values of `plan.make`."""
+"""A plan as tables on the terminal or as a picture; reads the plain values of `plan.make` and `scaling.suggest`."""
 
 import os
 from collections.abc import Sequence
@@ -19,14 +19,49 @@ _COLORS = ("#4c72b0", "#7a9cc6", "#dd8452", "#8172b3", "#937860", "#c44e52", "#d
 
 def show(plan: dict[str, Any], *, has_layers: bool = False) -> None:
     """Prints the plan as tables on standard output."""
-    console = Console(highlight=False)
-    if not console.is_terminal and "COLUMNS" not in os.environ:  # a file has no width
-        console = Console(highlight=False, width=140)
+    console = _console()
     console.print(_parameter_table(plan))
     if has_layers:
         console.print(_layer_table(plan))
     for title, rows in _sections(plan):
         console.print(_table(title, ("", ">", ""), [(name, value, note) for name, value, note in rows], has_head=False))
+
+
+def show_scaling(found: dict[str, Any]) -> None:
+    """Prints what `scaling.suggest` found, with the hours of a "training" where there is one."""
+    law, best, rule, model, hint = (found[k] for k in ("law", "optimum", "rule_of_thumb", "model", "suggested"))
+    config = model["config"]
+    formula = (
+        f"{law['irreducible']:g} + {law['of_size']:g} / N^{law['size']:g} + {law['of_data']:g} / D^{law['data']:g}"
+    )
+    point_rows = [
+        (name, f"{p['n_params']:.4g}", f"{p['tokens']:.4g}", f"{p['tokens'] / p['n_params']:.1f}", f"{p['loss']:.4f}")
+        for name, p in (("least loss", best), ("20 tokens for each parameter", rule), ("the model below", model))
+    ]
+    shape = f"dim {config['dim']:,}, {config['n_layers']} layers, {config['n_heads']} heads"
+    model_rows = [
+        ("model", f"{model['n_params']:,}", f"parameters of {model['kind']}'s kind: {shape}, vocabulary "
+         f"{config['vocab_size']:,}"),
+        ("tokens", f"{model['tokens']:.4g}", f"{model['flops']:.4g} FLOP as this package counts, attention included"),
+        ("batch", f"{hint['global_batch']:,}", f"rows of {hint['seq_len']:,} tokens, {hint['steps']:,} steps"),
+        ("learning rate", f"{hint['lr']:.2e}", f"and that batch by {hint['source']}"),
+    ]  # fmt: skip
+    console = _console()
+    title = f"{found['compute']:.4g} FLOP = 6·N·D"
+    console.print(_table(title, ("", ">parameters N", ">tokens D", ">D / N", ">expected loss"), point_rows))
+    console.print(
+        f"Expected loss: {formula}, {law['source']}.\nIt is that of its data and tokenizer; N and D hold more widely."
+    )
+    console.print(_table("a model to train", ("", ">", ""), model_rows, has_head=False))
+    if found.get("training") is not None:
+        console.print(_table("run", ("", ">", ""), _run_rows(found["training"]), has_head=False))
+
+
+def _console() -> Console:
+    console = Console(highlight=False)
+    if not console.is_terminal and "COLUMNS" not in os.environ:  # a file has no width
+        console = Console(highlight=False, width=140)
+    return console
 
 
 def _parameter_table(plan: dict[str, Any]) -> Table:
@@ -206,6 +241,43 @@ def draw(path: Path, plan: dict[str, Any]) -> None:
     figure.suptitle(f"{plan['preset']}: {found['total']:,} parameters, {found['activated']:,} activated")
     for axes in (above, below):
         axes.spines[["top", "right"]].set_visible(False)
+    buffer = BytesIO()
+    figure.savefig(buffer, format="png")
+    write_atomic(path, buffer.getvalue())
+
+
+def draw_scaling(path: Path, found: dict[str, Any]) -> None:
+    """Writes a picture of the law: lines of equal expected loss over parameters and tokens, and the budget across.
+
+    Raises: ModuleNotFoundError when matplotlib is missing.
+    """
+    if find_spec("matplotlib") is None:
+        raise ModuleNotFoundError("--plot needs matplotlib, which is not installed; hint: pip install 'gptrs[train]'")
+    import numpy as np
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    law, best = found["law"], found["optimum"]
+    figure = Figure(figsize=(8.0, 5.6), dpi=120, layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.add_subplot()
+    n, d = (np.logspace(-1.5, 1.5, 200) * best[key] for key in ("n_params", "tokens"))
+    across, up = np.meshgrid(n, d)  # (D, N) each
+    loss = law["irreducible"] + law["of_size"] / across ** law["size"] + law["of_data"] / up ** law["data"]
+    lines = axes.contour(across, up, loss, levels=14, cmap="viridis", linewidths=0.9)
+    axes.clabel(lines, fmt="%.2f", fontsize=7)
+    axes.plot(
+        n, found["compute"] / (6 * n), "--", color="#555555", lw=1.3, label=f"6·N·D = {found['compute']:.3g} FLOP"
+    )
+    for name, point, mark in (
+        ("least loss", best, "o"),
+        ("20 tokens for each parameter", found["rule_of_thumb"], "s"),
+        ("the model", found["model"], "^"),
+    ):
+        axes.plot(point["n_params"], point["tokens"], mark, ms=7, label=f"{name}: {point['loss']:.4f}")
+    axes.set(xscale="log", yscale="log", xlabel="parameters", ylabel="tokens", ylim=(d[0], d[-1]))
+    axes.set_title("expected loss, nats per token of the law's data", fontsize=10)
+    axes.legend(fontsize=8)
     buffer = BytesIO()
     figure.savefig(buffer, format="png")
     write_atomic(path, buffer.getvalue())

@@ -49,14 +49,31 @@ def linear_cross_entropy(
             take the slow way on CUDA; by default 128 there and 1 elsewhere.
     Returns: a scalar; nan, as there, when no position counts, with gradients of 0. Its gradients are taken once.
     """
+    return linear_cross_entropy_z(hidden, weight, targets, total, z_weight=0.0, multiple=multiple)[0]
+
+
+def linear_cross_entropy_z(
+    hidden: Tensor,
+    weight: Tensor,
+    targets: Tensor,
+    total: Tensor | None = None,
+    *,
+    z_weight: float,
+    multiple: int | None = None,
+) -> tuple[Tensor, Tensor | None]:
+    """`linear_cross_entropy` plus z_weight times the mean of log²Z, and that mean alone, which has no gradient.
+
+    Z is the sum of exp(logits), on which a softmax does not depend: the term holds it near 1, so that logits do not
+    drift off together. Without a weight there is no mean. Source: PaLM, arXiv 2204.02311, section 5, with 1e-4.
+    """
     if not torch.is_grad_enabled():  # then no gradient is worth its time
         hidden, weight = hidden.detach(), weight.detach()
     V = weight.shape[0]
     missing = -V % ((128 if weight.is_cuda else 1) if multiple is None else multiple)
     if missing:
         weight = F.pad(weight, (0, 0, 0, missing))
-    loss: Tensor = _LinearCrossEntropy.apply(hidden.flatten(0, 1), weight, targets.flatten(), total, V)
-    return loss
+    loss, z = _LinearCrossEntropy.apply(hidden.flatten(0, 1), weight, targets.flatten(), total, V, z_weight)
+    return loss, z if z_weight else None
 
 
 def counts(targets: Tensor, *, ends: Tensor | None = None, n_further: int = 0) -> Tensor:
@@ -96,11 +113,13 @@ class _LinearCrossEntropy(torch.autograd.Function):
 
     The division by n stays outside of the big matrix, and on the CPU the softmax's sum s with it: the matrix becomes
     exp(logits - max) - s·onehot in the logits' memory, and its rows are divided where they are narrow, in the gradient
-    of states and in the states.
+    of states and in the states. The z term's 2·w·log Z·softmax(logits) / n is a factor 1 + 2·w·log Z of the softmax.
     """
 
     @staticmethod
-    def forward(ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, total: Tensor | None, V: int) -> Tensor:
+    def forward(
+        ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, total: Tensor | None, V: int, z_weight: float
+    ) -> tuple[Tensor, Tensor]:
         wide = _wide(hidden.dtype)
         needs_hidden, needs_weight = ctx.needs_input_grad[:2]
         is_by_blocks = needs_weight and hidden.dtype != wide and _is_large(weight, wide)
@@ -114,7 +133,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         for part, memory in _chunks(hidden, weight, _BLOCK_BYTES if is_by_blocks else _CHUNK_BYTES):
             x = hidden[part]  # (n, C)
             logits = torch.mm(x, weight.T, out=memory)  # (n, V)
-            losses, levels[part], d_logits, sums = _rows(logits, ids[part], V, needs_hidden or needs_weight)
+            losses, levels[part], d_logits, sums = _rows(logits, ids[part], V, needs_hidden or needs_weight, z_weight)
             loss += losses.masked_fill(~counted[part], 0.0).sum()
             share = counted[part].to(wide) / (n.clamp(min=1) * sums)  # (n, 1)
             if d_hidden is not None:
@@ -123,14 +142,16 @@ class _LinearCrossEntropy(torch.autograd.Function):
                 _add_product(d_weight, d_logits.T, (share * x).to(x.dtype))
         if is_by_blocks:
             shared = (counted.to(wide) / n.clamp(min=1) * hidden).to(hidden.dtype)  # (N, C)
-            d_weight = _weight_gradient(hidden, weight, ids, levels, shared)
+            d_weight = _weight_gradient(hidden, weight, ids, levels, shared, z_weight)
         ctx.save_for_backward(d_hidden, None if d_weight is None else d_weight.to(weight.dtype))
-        return loss / n
+        z = levels.square().masked_fill(~counted, 0.0).sum() / n if z_weight else torch.zeros_like(loss)
+        ctx.mark_non_differentiable(z)
+        return loss / n + z_weight * z, z
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        return *(None if d is None else _times(d, grad) for d in ctx.saved_tensors), None, None, None
+    def backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+        return *(None if d is None else _times(d, grad) for d in ctx.saved_tensors), None, None, None, None
 
 
 def _wide(dtype: torch.dtype) -> torch.dtype:
@@ -168,13 +189,15 @@ def _logits_memory(rows: int, columns: int, like: Tensor) -> Tensor:
     return like.new_empty(columns, rows).T if like.device.type == "cpu" else like.new_empty(rows, columns)
 
 
-def _rows(logits: Tensor, ids: Tensor, V: int, needs_gradient: bool) -> tuple[Tensor, Tensor, Tensor, Tensor | float]:
+def _rows(
+    logits: Tensor, ids: Tensor, V: int, needs_gradient: bool, z_weight: float
+) -> tuple[Tensor, Tensor, Tensor, Tensor | float]:
     """Loss, log Σ exp(logits), and the gradient of the loss times the last one: (n, 1), (n, 1), (n, V), (n, 1) or 1.
 
     Args: logits: (n, V and what it was filled up by), overwritten where it can be; ids: (n, 1).
     """
     if logits.is_cuda:
-        losses, level = _fused(_softmax_less_onehot, logits)(logits, ids, V)
+        losses, level = _fused(_softmax_less_onehot, logits)(logits, ids, V, z_weight)
         return losses, level, logits, 1.0
     wide = logits.to(_wide(logits.dtype))
     wide[:, V:] = -torch.inf
@@ -182,11 +205,15 @@ def _rows(logits: Tensor, ids: Tensor, V: int, needs_gradient: bool) -> tuple[Te
     total = wide.sub_(largest).exp_().sum(dim=-1, keepdim=True)  # (n, 1)
     level = total.log() + largest
     if needs_gradient:
+        if z_weight:
+            wide.mul_(1 + 2 * z_weight * level)
         wide.scatter_add_(-1, ids, -total)
     return level - expected, level, wide.to(logits.dtype), total
 
 
-def _weight_gradient(hidden: Tensor, weight: Tensor, ids: Tensor, levels: Tensor, shared: Tensor) -> Tensor:
+def _weight_gradient(
+    hidden: Tensor, weight: Tensor, ids: Tensor, levels: Tensor, shared: Tensor, z_weight: float
+) -> Tensor:
     """The gradient of the head, (V, C), block after block: each is one product over all rows, rounded once.
 
     Args: hidden: (N, C); weight: (V, C); ids, levels: (N, 1); shared: hidden / n where a row counts, else 0.
@@ -199,25 +226,27 @@ def _weight_gradient(hidden: Tensor, weight: Tensor, ids: Tensor, levels: Tensor
         part = slice(start, min(start + size, V))
         n = part.stop - start
         logits = torch.mm(hidden, weight[part].T, out=memory[:, :n])  # (N, n)
-        d_logits = _fused(_softmax_of_block, logits)(logits, ids - start, levels)
+        d_logits = _fused(_softmax_of_block, logits)(logits, ids - start, levels, z_weight)
         torch.mm(d_logits.T, shared, out=d_weight[part])
     return d_weight
 
 
-def _softmax_less_onehot(logits: Tensor, ids: Tensor, V: int) -> tuple[Tensor, Tensor]:
+def _softmax_less_onehot(logits: Tensor, ids: Tensor, V: int, z_weight: float) -> tuple[Tensor, Tensor]:
     """Loss and log Σ exp of rows, (n, 1) each; their gradient takes the place of the logits. To be compiled: one kernel
     reads a row from the cache three times, where torch's own operations would write it out as often in 32 bits."""
     columns = torch.arange(logits.shape[1], device=logits.device)
     wide = logits.to(_wide(logits.dtype)).masked_fill(columns >= V, -torch.inf)  # (n, V)
     level = wide.logsumexp(dim=-1, keepdim=True)  # (n, 1)
     losses = level - wide.gather(-1, ids)
-    logits.copy_((wide - level).exp() - (columns == ids).to(wide.dtype))
+    logits.copy_((wide - level).exp() * (1 + 2 * z_weight * level) - (columns == ids).to(wide.dtype))
     return losses, level
 
 
-def _softmax_of_block(logits: Tensor, ids: Tensor, levels: Tensor) -> Tensor:
+def _softmax_of_block(logits: Tensor, ids: Tensor, levels: Tensor, z_weight: float) -> Tensor:
     """The same gradient for some columns of the logits, of which `ids` (N, 1) may be inside or not."""
     d_logits = logits.to(_wide(logits.dtype)).sub_(levels).exp_()  # (N, n)
+    if z_weight:
+        d_logits.mul_(1 + 2 * z_weight * levels)
     inside = (ids >= 0) & (ids < logits.shape[1])  # (N, 1)
     d_logits.scatter_add_(-1, ids.clamp(0, logits.shape[1] - 1), -inside.to(d_logits.dtype))
     return d_logits.to(logits.dtype)

@@ -9,7 +9,7 @@ travel to them and back. A bias that only the choice sees, moved after each step
 busy without a gradient of its own.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from gptrs.model.config import ModelConfig
 from gptrs.model.expert_by_expert import expert_by_expert
 from gptrs.model.feed_forward import SwiGLU
-from gptrs.model.ranks import enter, exchange, leave, local
+from gptrs.model.ranks import enter, exchange, leave, part
 
 _ALIGNED = 16  # bytes that the grouped product wants the inner sizes to be a multiple of
 
@@ -93,7 +93,10 @@ class Experts(nn.Module):
     def forward(self, x: Tensor, ids: Tensor, weights: Tensor) -> Tensor:
         """Σ weight·expert(x) of each token: (N, C), (N, A), (N, A) → (N, C)."""
         x, weights = enter(x, self.tensor_group), enter(weights, self.tensor_group)
-        up, down = local(self.up), local(self.down)
+        up: Tensor = self.up
+        down: Tensor = self.down
+        if self.expert_group is not None or self.tensor_group is not None:
+            up, down = part(up), part(down)
         if self.expert_group is None:
             y = _apply(x, ids, weights, up, down)
         else:
@@ -105,14 +108,41 @@ def _apply(x: Tensor, ids: Tensor, weights: Tensor, up: Tensor, down: Tensor) ->
     """`Experts.forward` with the experts of this rank alone."""
     N, A = ids.shape
     order = ids.flatten().argsort(stable=True)  # (N·A,): places of (token, choice), expert by expert
-    tokens = order // A  # (N·A,)
     loads = count_choices(ids.view(1, N * A), up.shape[0]).squeeze(0)  # (E,)
     if _goes_by_expert(x):
         return expert_by_expert(x, up, down, weights, order, loads)
     apply = _grouped if _has_grouped_product(x, up, down) else _one_by_one
-    out = apply(x.index_select(0, tokens), loads, up, down)  # (N·A, C)
-    out = out * weights.flatten()[order].unsqueeze(-1).to(out.dtype)
-    return torch.zeros_like(x).index_add(0, tokens, out)
+    back = _inverse(order)
+    rows: Tensor = _Moved.apply(x, order, back, A)  # (N·A, C), expert by expert
+    out: Tensor = _Moved.apply(apply(rows, loads, up, down), back, order, 1)  # (N·A, C), token by token
+    return (out.view(N, A, -1) * weights.unsqueeze(-1).to(out.dtype)).sum(dim=1)  # (N, C)
+
+
+def _inverse(order: Tensor) -> Tensor:
+    """Where each place went: (n,) → (n,)."""
+    return torch.empty_like(order).scatter_(0, order, torch.arange(len(order), device=order.device))
+
+
+class _Moved(torch.autograd.Function):
+    """Rows, each n times, in another order: (N, C) → (N·n, C).
+
+    The gradient comes back the same way, by reading. That of torch would add row by row into zeros, for which a GPU's
+    threads wait for each other and which sums in no order.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, forth: Tensor, back: Tensor, n: int) -> Tensor:
+        """Args: forth, back: (N·n,), a permutation and its inverse; n: copies of each row, which stand together."""
+        ctx.save_for_backward(back)
+        ctx.n = n
+        return x.index_select(0, forth // n if n > 1 else forth)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        (back,) = ctx.saved_tensors
+        d = grad.index_select(0, back)
+        return d.view(-1, ctx.n, d.shape[-1]).sum(dim=1) if ctx.n > 1 else d, None, None, None
 
 
 @torch.compiler.disable  # type: ignore[untyped-decorator]  # how many rows travel is known only when they do
@@ -127,12 +157,13 @@ def _apply_afar(x: Tensor, ids: Tensor, weights: Tensor, up: Tensor, down: Tenso
     loads = count_choices(ids.view(1, N * A), n * E).view(n, E)
     arriving = exchange(loads, [1] * n, [1] * n, group)  # (n, E), rows from each rank for each expert here
     sent, received = loads.sum(dim=1).tolist(), arriving.sum(dim=1).tolist()
-    rows = exchange(x.index_select(0, order // A), sent, received, group)  # (M, C)
+    back = _inverse(order)
+    rows = exchange(_Moved.apply(x, order, back, A), sent, received, group)  # (M, C)
     own = torch.arange(E, device=x.device).repeat(n).repeat_interleave(arriving.flatten()).unsqueeze(-1)  # (M, 1)
     out = _apply(rows, own, torch.ones_like(own, dtype=weights.dtype), up, down)  # (M, C)
-    out = exchange(out, received, sent, group)  # (N·A, C)
-    out = out * weights.flatten()[order].unsqueeze(-1).to(out.dtype)
-    return torch.zeros_like(x).index_add(0, order // A, out)
+    out = _Moved.apply(exchange(out, received, sent, group), back, order, 1)  # (N·A, C), token by token
+    y: Tensor = (out.view(N, A, -1) * weights.unsqueeze(-1).to(out.dtype)).sum(dim=1)  # (N, C)
+    return y
 
 
 def _grouped(x: Tensor, loads: Tensor, up: Tensor, down: Tensor) -> Tensor:

@@ -16,10 +16,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 
-def local(weight: Tensor) -> Tensor:
-    """This rank's part of a weight that ranks share; any other as it is."""
-    part: Tensor = weight.to_local() if hasattr(weight, "to_local") else weight
-    return part
+def local(tensor: Tensor) -> Tensor:
+    """This rank's part of a tensor that ranks share; any other as it is."""
+    return part(tensor) if hasattr(tensor, "to_local") else tensor
+
+
+def part(weight: Tensor) -> Tensor:
+    """This rank's part of a weight that ranks share. A compiled layer asks nothing of the weight's type."""
+    own: Tensor = weight.to_local()  # type: ignore[attr-defined]
+    return own
 
 
 def enter(x: Tensor, group: dist.ProcessGroup | None) -> Tensor:
@@ -53,8 +58,8 @@ class Columns(nn.Linear):
     group: dist.ProcessGroup
 
     def forward(self, x: Tensor) -> Tensor:
-        bias = None if self.bias is None else local(self.bias).to(x.dtype)
-        return F.linear(enter(x, self.group), local(self.weight), bias)
+        bias = None if self.bias is None else part(self.bias).to(x.dtype)
+        return F.linear(enter(x, self.group), part(self.weight), bias)
 
 
 class Rows(nn.Linear):
@@ -63,7 +68,7 @@ class Rows(nn.Linear):
     group: dist.ProcessGroup
 
     def forward(self, x: Tensor) -> Tensor:
-        y = leave(F.linear(x, local(self.weight)), self.group)
+        y = leave(F.linear(x, part(self.weight)), self.group)
         return y if self.bias is None else y + self.bias
 
 

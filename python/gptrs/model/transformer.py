@@ -4,8 +4,6 @@
                                                        │
                         next tokens' vectors ─▶ FurtherToken ─▶ norm ─▶ head ─▶ logits of one token more
 
-    Block:  x ─▶ x + dropout(attention(norm(x))) ─▶ x + dropout(feed-forward(norm(x)))
-
 Unusual here: a tied head has no tensor of its own, so nothing is counted or saved twice; the weights depend on the
 seed alone, not on the device or on torch's global generator; there are no buffers, so a model built on the meta device
 becomes a real one by `to_empty(device=...)` and `init_weights(seed)`.
@@ -21,79 +19,14 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from gptrs.model.attend import DocumentAttention, Mask, sight
-from gptrs.model.attention import Attention
+from gptrs.model.block import Block, FurtherToken, holding, run_block
 from gptrs.model.cache import KVCache, LatentCache
 from gptrs.model.config import ModelConfig
 from gptrs.model.embedding import Embedding
-from gptrs.model.feed_forward import feed_forward
-from gptrs.model.loss import IGNORED, further_targets, linear_cross_entropy
-from gptrs.model.mla import LatentAttention
+from gptrs.model.loss import IGNORED, further_targets, linear_cross_entropy, linear_cross_entropy_z
 from gptrs.model.moe import Experts, MoE, Router, Use
 from gptrs.model.norm import norm
 from gptrs.model.rope import rotations
-
-
-class Block(nn.Module):
-    """Attention, then feed-forward; each reads a normalised copy and adds to the residual stream (pre-norm)."""
-
-    def __init__(self, config: ModelConfig, layer: int, *, has_experts: bool) -> None:
-        super().__init__()
-        self.attn_norm = norm(config, config.dim)
-        self.attn = LatentAttention(config, layer) if config.is_latent else Attention(config, layer)
-        self.ffn_norm = norm(config, config.dim)
-        self.ffn = MoE(config) if has_experts else feed_forward(config)
-        self.dropout = nn.Dropout(config.dropout)
-
-    def forward(
-        self,
-        x: Tensor,
-        *,
-        mask: Mask = None,
-        cache: KVCache | LatentCache | None = None,
-        turns: Tensor | None = None,
-    ) -> tuple[Tensor, Use | None]:
-        """The stream behind this block, (B, T, C), and how its experts were used, when it has some and no cache is
-        given: generation has no loss that would ask for it."""
-        x = x + self.dropout(self.attn(self.attn_norm(x), mask=mask, cache=cache, turns=turns))  # (B, T, C)
-        use = None
-        if isinstance(self.ffn, MoE):
-            y, use = self.ffn(self.ffn_norm(x), counts_use=cache is None)
-        else:
-            y = self.ffn(self.ffn_norm(x))
-        return x + self.dropout(y), use
-
-
-class FurtherToken(nn.Module):
-    """Predicts the token behind the next: from a position's state and the vector of its next token, one block more.
-
-    Attributes: embed_norm, hidden_norm; joined: (vector | state) 2·C → C; block; norm, before the shared head.
-    Source: arXiv 2412.19437, equations 21 to 23; (vector | state) is the order of the released weights.
-    """
-
-    def __init__(self, config: ModelConfig, depth: int) -> None:
-        super().__init__()
-        self.embed_norm = norm(config, config.dim)
-        self.hidden_norm = norm(config, config.dim)
-        self.joined = nn.Linear(2 * config.dim, config.dim, bias=False)
-        self.block = Block(config, depth, has_experts=config.n_routed_experts > 0)
-        self.norm = norm(config, config.dim)
-
-    def forward(
-        self,
-        hidden: Tensor,
-        embedded: Tensor,
-        *,
-        mask: Mask = None,
-        cache: KVCache | LatentCache | None = None,
-        turns: Tensor | None = None,
-    ) -> tuple[Tensor, Use | None]:
-        """Args: hidden: normalised states; embedded: vectors of the tokens behind them; (B, T, C) each.
-
-        Returns: normalised states for the head, (B, T, C), and how the block's experts were used.
-        """
-        x = self.joined(torch.cat((self.embed_norm(embedded), self.hidden_norm(hidden)), dim=-1))  # (B, T, C)
-        x, use = self.block(x, mask=mask, cache=cache, turns=turns)
-        return self.norm(x), use
 
 
 class Transformer(nn.Module):
@@ -115,7 +48,7 @@ class Transformer(nn.Module):
         self.config = config
         self.checkpoints_blocks: int = 0
         self.vocab_multiple: int | None = None
-        self._run_block: Callable[..., tuple[Tensor, Use | None]] = _run_block
+        self._run_block: Callable[..., tuple[Tensor, Use | None]] = run_block
         self.document_attention: DocumentAttention = "auto"
         device = torch.get_default_device()
         # Shapes first: torch's own initialisation would cost seconds and draw from the global generator.
@@ -133,7 +66,7 @@ class Transformer(nn.Module):
     def compile_blocks(self, **options: Any) -> None:
         """Compiles training's pass through a block: once for all blocks of a kind, since the block is an argument like
         its input. Evaluation and generation stay as they are. Args: options: of torch.compile."""
-        self._run_block = torch.compile(_run_block, dynamic=False, **options)
+        self._run_block = torch.compile(run_block, dynamic=False, **options)
 
     @torch.no_grad()
     def init_weights(self, seed: int) -> None:
@@ -234,6 +167,7 @@ class Transformer(nn.Module):
         doc_ids: Tensor | None = None,
         ends: Tensor | None = None,
         totals: Tensor | None = None,
+        z_weight: float = 0.0,
     ) -> dict[str, Tensor]:
         """The parts of `loss` before they are weighted: "next", and where the model has them, "further", "balance".
 
@@ -243,9 +177,15 @@ class Transformer(nn.Module):
                 whether a row's last token is an end, doc_ids do not tell, and its target decides alone.
             totals: (2 + n_mtp_layers,), `counts` of the larger batch that this one is a part of: the parts are then its
                 shares of that batch's, and add up to them. By default this batch's own.
+            z_weight: of the mean log²Z of the next token's logits; then "next" has it in it, and "z" is that mean, to
+                look at.
         """
         hidden, uses = self._run(tokens, cache=None, positions=positions, doc_ids=doc_ids)
-        losses = {"next": self._head_loss(hidden, targets, None if totals is None else totals[0])}
+        own = None if totals is None else totals[0]
+        loss, z = linear_cross_entropy_z(
+            hidden, self.head_weight, targets, own, z_weight=z_weight, multiple=self.vocab_multiple
+        )
+        losses = {"next": loss} if z is None else {"next": loss, "z": z}
         if ends is None and doc_ids is not None:
             ends = F.pad(doc_ids.diff(dim=-1) != 0, (0, 1))  # (B, T)
         if self.further and tokens.shape[1] > 1:
@@ -362,7 +302,7 @@ class Transformer(nn.Module):
             mask = self._sight(None if doc_ids is None else doc_ids[:, :n], hidden)
             embedded = self.embed.token(tokens[:, depth:])  # (B, T - depth, C)
             assert isinstance(module, FurtherToken)
-            run = self._run_block if self._is_teaching() else _run_block
+            run = self._run_block if self._is_teaching() else run_block
             hidden, use = run(module, hidden[:, :n], embedded, mask=mask, turns=turns)
             self._count(module.block, use)
             yield hidden, use
@@ -384,7 +324,7 @@ class Transformer(nn.Module):
         if not self._is_teaching():
             y, use = block(x, **given)
         elif self.checkpoints_blocks and layer % self.checkpoints_blocks == 0:
-            y, use = checkpoint(self._run_block, block, x, use_reentrant=False, **given)
+            y, use = checkpoint(holding(self._run_block, block), x, use_reentrant=False, **given)
         else:
             y, use = self._run_block(block, x, **given)
         self._count(block, use)
@@ -417,8 +357,3 @@ class Transformer(nn.Module):
                 f"expected at most max_seq_len ({limit}) tokens with learned positions, got {T}; "
                 f"hint: shorten the input or train with max_seq_len={T} or position='sinusoidal'"
             )
-
-
-def _run_block(block: nn.Module, *states: Tensor, **given: Any) -> tuple[Tensor, Use | None]:
-    found: tuple[Tensor, Use | None] = block(*states, **given)
-    return found

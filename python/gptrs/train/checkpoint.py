@@ -14,7 +14,7 @@ Any number of processes reads either form. No pickle.
 
 import functools
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -49,6 +49,7 @@ def save(
     state: Mapping[str, Any],
     keep: int,
     others: Mapping[str, Mapping[str, Tensor]] | None = None,
+    logs: Sequence[Path] = (),
 ) -> Path:
     """Writes the checkpoint of `step`, then removes all but the `keep` newest and the best; returns its path.
 
@@ -58,9 +59,10 @@ def save(
         optimizer: None for a model that comes from elsewhere.
         state: JSON values of the caller; step and RNG are added.
         others: more tensors, by kind and name.
+        logs: files of which `state` knows the lengths; the disk has them before the checkpoint counts.
     Raises: OSError when the disk is full; earlier checkpoints are then as they were.
     """
-    return write(directory, step, tensors_of(model, optimizer, others), state_of(step, state), keep=keep)
+    return write(directory, step, tensors_of(model, optimizer, others), state_of(step, state), keep=keep, logs=logs)
 
 
 def state_of(step: int, state: Mapping[str, Any], group: "ProcessGroup | None" = None) -> dict[str, Any]:
@@ -69,7 +71,9 @@ def state_of(step: int, state: Mapping[str, Any], group: "ProcessGroup | None" =
     return {"version": manifest.VERSION, "step": step, "world_size": world_size, "rng": rng_state(), **state}
 
 
-def write(directory: Path, step: int, tensors: Tensors, state: Mapping[str, Any], *, keep: int) -> Path:
+def write(
+    directory: Path, step: int, tensors: Tensors, state: Mapping[str, Any], *, keep: int, logs: Sequence[Path] = ()
+) -> Path:
     """Writes a checkpoint of tensors that nobody changes meanwhile; otherwise as `save`."""
     path = manifest.path_of(directory, step)
     try:
@@ -78,7 +82,7 @@ def write(directory: Path, step: int, tensors: Tensors, state: Mapping[str, Any]
         for kind, of_kind in tensors.items():
             files[f"{kind}.safetensors"] = tensorfile.write(temporary / f"{kind}.safetensors", of_kind)
         files["state.json"] = write_synced(temporary / "state.json", manifest.as_json(state))
-        manifest.commit(temporary, path, files)
+        manifest.commit(temporary, path, files, logs)
         manifest.prune(directory, keep)
     except OSError as error:
         manifest.remove(manifest.temporary_of(directory, step))

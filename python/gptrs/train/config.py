@@ -12,7 +12,7 @@ from typing import Literal
 from gptrs import config
 from gptrs.model import memory
 from gptrs.model.config import ModelConfig
-from gptrs.train.schedule import DEEPSEEK_STAGES, Decay, Kind, batch_rows, rows_before
+from gptrs.train.schedule import DEEPSEEK_STAGES, Decay, Kind, batch_rows, learning_rate, rows_before
 from gptrs.train.settings import (
     DataSettings,
     LogSettings,
@@ -73,6 +73,20 @@ class ScheduleSettings:
         is_rising = len(self.stages) == 3 and list(self.stages) == sorted({*self.stages, 0.0, 1.0})[1:-1]
         require(is_rising, "schedule.stages", "three rising numbers between 0 and 1", list(self.stages))
 
+    def rate(self, step: int, *, peak: float, steps: int) -> float:
+        """Learning rate of update `step` of so many, counted from 0."""
+        return learning_rate(
+            step,
+            peak=peak,
+            min_lr=self.min_lr,
+            warmup_steps=self.warmup_steps,
+            steps=steps,
+            kind=self.kind,
+            decay=self.decay,
+            decay_share=self.decay_share,
+            stages=self.stages,
+        )
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TrainSettings:
@@ -97,6 +111,7 @@ class TrainSettings:
     mtp_weight: float = 0.3  # of the further tokens' loss, where the model predicts some
     balance_weight: float = 1e-4  # of the experts' balance in each sequence
     bias_speed: float = 1e-3  # by which a router's biases move after each update, towards equal load
+    z_loss: float = 0.0  # weight of the mean log²Z of the next token's logits, which holds them near 0; 1e-4 is usual
     ema: float | None = None  # decay of the weights' running mean, which is evaluated and saved beside them; 0.999:
     # of about the last thousand updates. Unset: none
     is_ema_corrected: bool = True  # the mean begins with the first update, not with the random weights before it
@@ -112,7 +127,7 @@ class TrainSettings:
             "keep_checkpoints",
         ):
             require(getattr(self, name) >= 1, f"train.{name}", "at least 1", getattr(self, name))
-        for name in ("keep_best", "mtp_weight", "balance_weight", "bias_speed"):
+        for name in ("keep_best", "mtp_weight", "balance_weight", "bias_speed", "z_loss"):
             require(getattr(self, name) >= 0, f"train.{name}", "0 or more", getattr(self, name))
         require(self.eval_rows is None or self.eval_rows >= 1, "train.eval_rows", "at least 1", self.eval_rows)
         require(self.ema is None or 0 < self.ema < 1, "train.ema", "between 0 and 1", self.ema)
@@ -247,8 +262,8 @@ class PretrainConfig:
     optim: OptimSettings
     schedule: ScheduleSettings = ScheduleSettings()
     train: TrainSettings
-    guard: GuardSettings = GuardSettings()
     speed: SpeedSettings = field(default_factory=SpeedSettings)
+    guard: GuardSettings = GuardSettings()
     parallel: ParallelSettings = ParallelSettings()
     sample: SampleSettings = field(default_factory=SampleSettings)
     log: LogSettings = field(default_factory=LogSettings)

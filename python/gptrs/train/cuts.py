@@ -5,7 +5,7 @@
 Parameters become DTensors under their own names and of their own shapes, cut along one axis by "tensor" and, for routed
 experts, along the first by "expert". Unusual here: a matrix of several pieces side by side is dealt out piece by piece,
 so that a rank has whole heads, or both halves of a gate: its DTensor stands in the order of the ranks, not in the plain
-model's. `whole` and `reordered` put it back, and whoever stores it for other splits must call one of them.
+model's. `whole` puts it back; whoever stores it for other splits is told the order (`Cut.order`).
 """
 
 from collections.abc import Iterator
@@ -83,36 +83,6 @@ def whole(tensor: Tensor, cut: Cut | None) -> Tensor:
     if cut is None:
         return full
     return full.index_select(cut.axis, cut.order(_tensor_ranks(tensor), full.device).argsort())
-
-
-def reordered(tensor: Tensor, cut: Cut | None, *, to_plain: bool) -> Tensor:
-    """Returns a parameter, or what an optimizer keeps for it, in the plain model's order, or back from there in that of
-    the ranks; still in parts. Ranks of "tensor" exchange theirs; other tensors come back as they are."""
-    if cut is None or len(cut.pieces) == 1 or not hasattr(tensor, "to_local"):
-        return tensor
-    from torch.distributed.tensor import DTensor
-
-    assert isinstance(tensor, DTensor)
-    mesh, own, n = tensor.device_mesh, tensor.to_local().contiguous(), _tensor_ranks(tensor)
-    parts = [torch.empty_like(own) for _ in range(n)]
-    dist.all_gather(parts, own, group=mesh.get_group("tensor"))
-    order = cut.order(n, own.device)
-    every = torch.cat(parts, dim=cut.axis).index_select(cut.axis, order.argsort() if to_plain else order)
-    own = every.chunk(n, dim=cut.axis)[mesh.get_local_rank("tensor")].contiguous()
-    return DTensor.from_local(own, mesh, tensor.placements, run_check=False, shape=tensor.shape, stride=tensor.stride())
-
-
-def part(full: Tensor, like: Tensor, cut: Cut | None) -> Tensor:
-    """Returns this rank's part of a whole tensor in the plain model's order, cut and placed like another."""
-    if not hasattr(like, "full_tensor"):
-        return full.to(like.device)
-    from torch.distributed.tensor import distribute_tensor
-
-    mesh = like.device_mesh  # type: ignore[attr-defined]
-    full = full.to(like.device)
-    if cut is not None:
-        full = full.index_select(cut.axis, cut.order(_tensor_ranks(like), full.device))
-    return distribute_tensor(full, mesh, like.placements, src_data_rank=None)  # type: ignore[attr-defined]
 
 
 def _tensor_ranks(tensor: Tensor) -> int:

@@ -3,6 +3,7 @@
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 
@@ -21,19 +22,20 @@ def deterministic(is_wanted: bool) -> Iterator[None]:
     if not is_wanted:
         yield
         return
+    memory: Any = torch.utils.deterministic
     before = os.environ.get(_CUBLAS)
     was_on = torch.are_deterministic_algorithms_enabled()
     was_warning = torch.is_deterministic_algorithms_warn_only_enabled()
-    was_filling, was_searching = torch.utils.deterministic.fill_uninitialized_memory, torch.backends.cudnn.benchmark
+    was_filling, was_searching = memory.fill_uninitialized_memory, torch.backends.cudnn.benchmark
     os.environ.setdefault(_CUBLAS, _WORKSPACE)
     torch.use_deterministic_algorithms(True)
-    torch.utils.deterministic.fill_uninitialized_memory = False
+    memory.fill_uninitialized_memory = False
     torch.backends.cudnn.benchmark = False
     try:
         yield
     finally:
         torch.use_deterministic_algorithms(was_on, warn_only=was_warning)
-        torch.utils.deterministic.fill_uninitialized_memory = was_filling
+        memory.fill_uninitialized_memory = was_filling
         torch.backends.cudnn.benchmark = was_searching
         if before is None:
             del os.environ[_CUBLAS]

@@ -5,7 +5,7 @@ are told, so that a checkpoint has every tensor in the plain model's order.
 """
 
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -53,13 +53,16 @@ class Keeper:
             is_async=train.checkpoint_async,
             group=self._group,
             orders=self._orders,
-            on_failure=on_failure if spread.world.is_main else None,
+            on_failure=on_failure if spread.world.is_main else lambda step, error: None,  # told once
         )
 
-    def save(self, step: int, state: Mapping[str, Any]) -> None:
-        """Begins the checkpoint of a step. Every rank calls it; rank 0's state counts."""
+    def save(self, step: int, state: Mapping[str, Any], *, logs: Sequence[Path] = ()) -> None:
+        """Begins the checkpoint of a step. Every rank calls it; rank 0's state counts.
+
+        Args: logs: files of which `state` knows the lengths.
+        """
         model, others = self.spread.model, self._others()
-        self.saver.save(step=step, model=model, optimizer=self.optimizer, state=state, others=others)
+        self.saver.save(step=step, model=model, optimizer=self.optimizer, state=state, others=others, logs=logs)
 
     def restore(self) -> dict[str, Any] | None:
         """Puts the newest checkpoint into this rank's parts; returns its state, None where there is no checkpoint.

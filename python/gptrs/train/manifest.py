@@ -14,12 +14,12 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from gptrs.files import Written, digest, sync_directory, write_atomic, write_synced
+from gptrs.files import Written, digest, sync, sync_directory, write_atomic, write_synced
 
 VERSION = 1
 ROOM_BYTES = 1 << 26  # left free beside a checkpoint: logs must find room while it is written
@@ -73,8 +73,10 @@ def begin(directory: Path, step: int, n_bytes: int) -> Path:
     return temporary
 
 
-def commit(temporary: Path, path: Path, files: Mapping[str, Written]) -> None:
-    """Makes a directory of synced files the checkpoint `path`."""
+def commit(temporary: Path, path: Path, files: Mapping[str, Written], logs: Sequence[Path] = ()) -> None:
+    """Makes a directory of synced files the checkpoint `path`, once the disk has the logs whose lengths it knows."""
+    for log in logs:
+        sync(log)
     entries = {name: {"bytes": file.n_bytes, "blake2b": file.blake2b} for name, file in sorted(files.items())}
     written = write_synced(temporary / "manifest.json", as_json({"version": VERSION, "files": entries}))
     sync_directory(temporary)

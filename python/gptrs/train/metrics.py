@@ -6,6 +6,7 @@ metrics.jsonl has one JSON object a line, by `kind`:
                                                                     what the process holds
             next_loss, further_loss, balance_loss                   parts of `loss` before they are weighted, where the
                                                                     model predicts further tokens or has experts
+            z_loss                                                  mean log²Z, where train.z_loss weighs it
             max_violation                                           of the layer whose busiest expert has the most over
                                                                     the mean load, in multiples of that
     eval    step, val_loss, bits_per_byte, n_targets, time_s        loss in nats for a token
@@ -61,7 +62,8 @@ CUDA_PEAKS = (
     ("T4", 65e12),
 )
 _SHORT = {
-    "next_loss": "next", "further_loss": "further", "balance_loss": "balance", "max_violation": "MaxVio",
+    "next_loss": "next", "further_loss": "further", "balance_loss": "balance", "z_loss": "log²Z",
+    "max_violation": "MaxVio",
 }  # fmt: skip
 CURVE_POINTS = 100  # means of neighbouring losses in loss.png: single small batches scatter
 
@@ -180,8 +182,8 @@ class MetricsLog:
         self._board.add_text(f"event/{name}", text, step)
 
     def length(self) -> int:
-        """Returns the bytes written so far, on the disk."""
-        return sync(self._file)
+        """Returns the bytes written so far; whoever notes them sees to it that the disk has them."""
+        return flushed(self._file)
 
     def close(self) -> None:
         self._file.close()
@@ -202,10 +204,9 @@ def cut(path: Path, length: int) -> IO[bytes]:
     return file
 
 
-def sync(file: IO[bytes]) -> int:
-    """Returns the length of a file that was appended to, once the disk has it."""
+def flushed(file: IO[bytes]) -> int:
+    """Returns the length of a file that was appended to, once a kill of this process leaves it; a power cut may not."""
     file.flush()
-    os.fsync(file.fileno())
     return file.tell()
 
 

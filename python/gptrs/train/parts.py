@@ -39,6 +39,7 @@ class Parts:
     eot_id: int | None  # the token that ends each document; None: documents have no border
     world: World | None = None  # of the ranks that share each update; None: this process alone
     n_further: int = 0  # further tokens that the model predicts
+    z_weight: float = 0.0  # of the mean log²Z of the next token's logits
     sums: dict[str, Tensor] = field(default_factory=dict)  # of the microbatches' shares since the last update
     means: dict[str, Tensor] = field(default_factory=dict)  # of the last update
     loads: list[Tensor] = field(default_factory=list)  # (E,) of each mixture in the last update
@@ -50,8 +51,9 @@ class Parts:
     def loss(self, model: nn.Module, rows: Rows, totals: Tensor | None = None) -> Tensor:
         """The training loss of some rows, in nats for a token; given the `counts` of an update their share."""
         assert isinstance(model, Transformer)
-        given = self._seen(rows)
-        losses = model.losses(rows.tokens, rows.targets, ends=self._ends(rows), totals=totals, **given)
+        given: dict[str, Any] = {**self._seen(rows)}
+        given |= {"ends": self._ends(rows), "totals": totals, "z_weight": self.z_weight}
+        losses = model.losses(rows.tokens, rows.targets, **given)
         if len(losses) > 1 and model.training:
             self._note(losses)
         loss = losses["next"]
@@ -100,6 +102,8 @@ class Parts:
         return found
 
     def _note(self, losses: dict[str, Any]) -> None:
+        if "z" in losses:  # logged apart, so that next is what validation measures
+            losses = {**losses, "next": losses["next"] - self.z_weight * losses["z"]}
         for name, value in losses.items():
             self.sums[name] = self.sums.get(name, 0.0) + value.detach()
 

@@ -8,10 +8,11 @@ directories it may use is said in `rundir`.
 
 import dataclasses
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -33,7 +34,7 @@ from gptrs.train.optim import optimizer_of
 from gptrs.train.parts import Parts
 from gptrs.train.profiler import Profiler
 from gptrs.train.reports import Reports
-from gptrs.train.schedule import learning_rate, stand
+from gptrs.train.schedule import stand
 from gptrs.train.signals import leaving_at_once
 from gptrs.train.spread import Spread
 from gptrs.train.stats import Statistics, Values
@@ -64,6 +65,18 @@ def run(config: PretrainConfig, *, is_fresh: bool = False, allow: Iterable[str] 
     Raises: ValueError and OSError for what the user can mend, before work starts where it can be known;
         Stopped (a KeyboardInterrupt) on Ctrl-C, SIGTERM and SIGUSR1, after a checkpoint.
     """
+    with opened(config, is_fresh=is_fresh, allow=allow) as session:
+        session.train()
+        result = session.finish()
+        if session.world.is_main:
+            rundir.finish(config.run.path, dataclasses.asdict(result))
+    session.say_result(result)
+    return result
+
+
+@contextmanager
+def opened(config: PretrainConfig, *, is_fresh: bool, allow: Iterable[str] = ()) -> Iterator["Session"]:
+    """This rank's session in the run directory, which it holds for as long."""
     if not (config.data.text or config.data.is_prepared):
         raise ValueError("data.text is required, got nothing; hint: data.text=FILE")
     trackers.require(config.log.trackers)
@@ -77,21 +90,16 @@ def run(config: PretrainConfig, *, is_fresh: bool = False, allow: Iterable[str] 
                 stack.enter_context(rundir.claim(config.run.path, config, is_fresh=is_fresh, allow=allow))
         data = world.main_first(lambda: feed.corpus_of(config, world))
         with world.together():
-            session = _Session(config, data, world)
+            session = Session(config, data, world)
             if world.is_main:
                 rundir.settle(config.run.path, config)
         try:
-            session.train()
-            result = session.finish()
+            yield session
         finally:
             session.close()
-        if world.is_main:
-            rundir.finish(config.run.path, dataclasses.asdict(result))
-    session.say_result(result)
-    return result
 
 
-class _Session:
+class Session:
     """One process's part of a run: what fit() needs, and what happens at its stops."""
 
     def __init__(self, config: PretrainConfig, data: Corpus, world: World) -> None:
@@ -131,13 +139,13 @@ class _Session:
             on_failure=self._say_not_saved,
         )
         self.looks.display = self.display
-        self.reports = Reports(config, data, weights_before, self.looks, environment=self.environment)
         self.guard = Guard(config.guard, device=device)
         self.left_out: list[list[int]] = []  # [first, end) of the samples that a rollback went past
         self.changes: list[resume.Change] = []  # of the config, since the newest checkpoint
         self.look_step, self.look_lengths = -1, {"metrics.jsonl": 0, "samples.txt": 0}
-        self.trackers: trackers.Trackers | None = None
+        self.reports = Reports(config, data, weights_before, self.looks, environment=self.environment)
         self.position, lengths = self._restore()
+        self.trackers: trackers.Trackers | None = None
         self._open_logs(lengths, self.position.step)
         self.statistics = self._statistics()
         self.profiler = Profiler(self.dir, updates=config.log.profile if world.is_main else (), say=self.display.say)
@@ -150,26 +158,19 @@ class _Session:
             self._start_trackers()
             self.display.start()
         try:
-            self.position = fit(
-                self.model,
-                self.loader,
+            self.position = self.fit(
                 loss_fn=self.parts.loss,
-                optimizer=self.optimizer,
                 learning_rate=self._learning_rate,
-                options=self._options(),
                 stops=Stops(
                     log=self._log,
                     save=self._save,
-                    evaluate=lambda position, is_last: self._look(self._evaluate, position, is_last),
-                    sample=lambda position, is_last: self._look(self._sample, position, is_last),
+                    evaluate=self._evaluate,
+                    sample=self._sample,
                     tell=self._tell,
                     roll_back=self._roll_back,
                 ),
-                after_update=self._after_update,
                 watch=self._watch,
                 start=self.position,
-                counts=self.parts.counts,
-                spread=self.spread,
                 guard=self.guard,
             )
             self.keeper.saver.finish()
@@ -185,6 +186,19 @@ class _Session:
             raise
         finally:
             self.display.stop()
+
+    def fit(self, *, changes: Mapping[str, Any] | None = None, **given: Any) -> Position:
+        """`fit` with what all trainings of a session share. Args: changes: of its options."""
+        return fit(
+            self.model,
+            self.loader,
+            optimizer=self.optimizer,
+            options=dataclasses.replace(self._options(), **(changes or {})),
+            after_update=self._after_update,
+            counts=self.parts.counts,
+            spread=self.spread,
+            **given,
+        )
 
     def finish(self) -> Result:
         """Writes report.html and returns the result."""
@@ -279,8 +293,8 @@ class _Session:
         if not self.world.is_main:
             return
         self.log_file = metrics.MetricsLog(self.dir, length=lengths["metrics.jsonl"], step=step)
-        self.log_file.trackers = self.trackers
         self.samples_file = metrics.cut(self.dir / "samples.txt", lengths["samples.txt"])
+        self.log_file.trackers = self.trackers
         self.looks.log_file, self.looks.samples_file = self.log_file, self.samples_file
         if self.changes:
             values = {"changes": {change.key: [change.old, change.new] for change in self.changes}}
@@ -313,16 +327,15 @@ class _Session:
             self.log_file.event(event.step, event.name, event.text, event.values)
             self.display.say(event.text)
 
-    def _look(self, look: Callable[[Position, bool], None], position: Position, is_last: bool) -> None:
-        """Evaluates or samples. A checkpoint after a look that was cut off has the logs as they were before it."""
-        if position.step != self.look_step:
+    def _note_lengths(self, position: Position) -> None:
+        """A checkpoint after a look that was cut off has the logs as they were before it."""
+        if self.world.is_main and position.step != self.look_step:
             self.look_step, self.look_lengths = position.step, self._lengths()
-        look(position, is_last)
 
     def _lengths(self) -> dict[str, int]:
         if not self.world.is_main:
             return {}
-        return {"metrics.jsonl": self.log_file.length(), "samples.txt": metrics.sync(self.samples_file)}
+        return {"metrics.jsonl": self.log_file.length(), "samples.txt": metrics.flushed(self.samples_file)}
 
     def _options(self) -> FitOptions:
         train = self.config.train
@@ -345,20 +358,12 @@ class _Session:
             self.average.update()
 
     def _learning_rate(self, position: Position) -> float:
-        schedule, options = self.config.schedule, self._options()
-        return learning_rate(
-            stand(position.step, steps=options.steps, elapsed_s=position.elapsed_s, max_seconds=options.max_seconds),
-            peak=self.config.optim.lr,
-            min_lr=schedule.min_lr,
-            warmup_steps=schedule.warmup_steps,
-            steps=options.steps,
-            kind=schedule.kind,
-            decay=schedule.decay,
-            decay_share=schedule.decay_share,
-            stages=schedule.stages,
-        )
+        options, elapsed_s = self._options(), position.elapsed_s
+        step = stand(position.step, steps=options.steps, elapsed_s=elapsed_s, max_seconds=options.max_seconds)
+        return self.config.schedule.rate(step, peak=self.config.optim.lr, steps=options.steps)
 
     def _evaluate(self, position: Position, is_last: bool) -> None:
+        self._note_lengths(position)
         if is_last:
             self.keeper.saver.finish()  # before what may go wrong now
         self.looks.evaluate(position, is_last)
@@ -368,6 +373,7 @@ class _Session:
             self._report(position)
 
     def _sample(self, position: Position, is_last: bool) -> None:
+        self._note_lengths(position)
         self.looks.sample(position, is_last)
         if not (is_last or math.isnan(self.looks.val_loss)):
             self._report(position)
@@ -384,7 +390,8 @@ class _Session:
     def _statistics(self) -> Statistics:
         def all_blocks(model: nn.Module, rows: Rows) -> Tensor:
             assert isinstance(model, Transformer)
-            return model.losses(rows.tokens, rows.targets, **self.parts.documents(rows.tokens))["next"]
+            documents: dict[str, Any] = {**self.parts.documents(rows.tokens)}
+            return model.losses(rows.tokens, rows.targets, **documents)["next"]
 
         return Statistics(
             self.spread,
@@ -440,12 +447,13 @@ class _Session:
             "model": dataclasses.asdict(self.model_config),
             "environment": self.environment,
         }
+        logs = ("metrics.jsonl", "samples.txt") if self.world.is_main else ()
+        self.keeper.save(position.step, state, logs=[self.dir / name for name in logs])
         self.changes = []
-        self.keeper.save(position.step, state)
 
     def _say_not_saved(self, step: int, error: OSError) -> None:
-        self.log_file.write("save_failed", step, errno=float(error.errno or 0))
-        self.display.say(f"step {step}  not saved, training goes on: {error.strerror or error}")
+        text = f"step {step} is not saved, training goes on: {error.strerror or error}"
+        self._tell(Event(step=step, name="not saved", text=text, values={"errno": error.errno}))
 
 
 def _parts(config: PretrainConfig, data: Corpus, world: World) -> Parts:
@@ -463,4 +471,5 @@ def _parts(config: PretrainConfig, data: Corpus, world: World) -> Parts:
         eot_id=eot_id,
         world=world,
         n_further=config.model.resolve(vocab_size=data.tokenizer.vocab_size, seq_len=train.seq_len).n_mtp_layers,
+        z_weight=train.z_loss,
     )

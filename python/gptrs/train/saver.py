@@ -11,7 +11,7 @@ import errno
 import math
 import tempfile
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from gptrs.train import checkpoint, manifest
 from gptrs.train.optim import HasState
-from gptrs.train.snapshot import Snapshot, tensors_of
+from gptrs.train.snapshot import Snapshot, Tensors, tensors_of
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -49,7 +49,7 @@ class Saver:
             is_async: False: the loop waits until the disk has everything, and no memory is kept for a copy.
             group: of the processes that save together, for CPU tensors (gloo) and for nothing else; None: one alone.
             orders: by parameter, of those of several processes that do not stand in the plain model's order.
-            on_failure: what a step that could not be saved is told to.
+            on_failure: what a step that could not be saved is told to; None: it is an error at the next stop.
         """
         self.directory = directory
         self._keep, self._keep_best, self._is_async = keep, keep_best, is_async
@@ -75,15 +75,17 @@ class Saver:
         optimizer: HasState,
         state: Mapping[str, Any],
         others: Mapping[str, Mapping[str, Tensor]] | None = None,
+        logs: Sequence[Path] = (),
     ) -> None:
         """Begins the checkpoint of a step, once that of the step before is done; its end is told by `finish`.
 
-        Args: as of `checkpoint.save`. All processes of the group call it.
-        Raises: what went wrong with the save before, unless it was an OSError: that is told to `on_failure`.
+        All processes of the group call it. Args: as of `checkpoint.save`.
+        Raises: what went wrong with the save before, unless it was an OSError that `on_failure` is told.
         """
         self._settle(is_told=True)
         self._step = step
-        write = self._writing(step, tensors_of(model, optimizer, others), checkpoint.state_of(step, state, self._group))
+        full = checkpoint.state_of(step, state, self._group)
+        write = self._writing(step, tensors_of(model, optimizer, others), full, logs)
         if self._is_async:
             self._thread = threading.Thread(target=self._run, args=(write,), name="gptrs-checkpoint", daemon=True)
             self._thread.start()
@@ -114,7 +116,9 @@ class Saver:
     def _is_first(self) -> bool:
         return self._group is None or self._group.rank() == 0
 
-    def _writing(self, step: int, tensors: Any, state: dict[str, Any]) -> Callable[[], object]:
+    def _writing(
+        self, step: int, tensors: Tensors, state: dict[str, Any], logs: Sequence[Path]
+    ) -> Callable[[], object]:
         """Takes the copy and returns what writes it."""
         snapshot, group = self._snapshot, self._group
         if group is None:
@@ -123,7 +127,7 @@ class Saver:
             def write() -> None:
                 if snapshot is not None:
                     snapshot.wait()
-                checkpoint.write(self.directory, step, copies, state, keep=self._keep)
+                checkpoint.write(self.directory, step, copies, state, keep=self._keep, logs=logs)
 
             return write
 
@@ -132,7 +136,7 @@ class Saver:
         share = shards.share_of(tensors, group, self._orders)
         if snapshot is not None:
             share = share._replace(tensors=snapshot.take(share.tensors))
-        part = shards.Part(directory=self.directory, step=step, share=share, state=state, keep=self._keep)
+        part = shards.Part(directory=self.directory, step=step, share=share, state=state, keep=self._keep, logs=logs)
 
         def write_part() -> None:
             if snapshot is not None:
@@ -151,9 +155,8 @@ class Saver:
         """Waits for the save before; its failure is told where training can go on, else raised."""
         self.wait()
         error, self._error = self._error, None
-        if isinstance(error, OSError) and is_told:
-            if self._on_failure is not None:
-                self._on_failure(self._step, error)
+        if isinstance(error, OSError) and is_told and self._on_failure is not None:
+            self._on_failure(self._step, error)
         elif error is not None:
             raise error
         self._note_losses()
@@ -164,8 +167,9 @@ class Saver:
             try:
                 manifest.mark_best(self.directory, step, loss, self._keep_best)
             except OSError as error:
-                if self._on_failure is not None:
-                    self._on_failure(step, error)
+                if self._on_failure is None:
+                    raise
+                self._on_failure(step, error)
 
 
 def _problem_of(directory: Path) -> Exception | None:

@@ -8,6 +8,7 @@ of our own: what touches the disk, since it makes a file's bytes in memory and s
 its own: a piece of a tensor is put together from those files that have some of it, in any split.
 """
 
+import functools
 import itertools
 import os
 import warnings
@@ -42,7 +43,8 @@ from torch.distributed.checkpoint.planner_helpers import create_read_items_for_c
 from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import save
 from torch.distributed.checkpoint.storage import WriteResult
-from torch.distributed.tensor import DTensor, Replicate
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.tensor import DTensor, Placement, Replicate
 from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
 from torch.futures import Future
 
@@ -76,6 +78,7 @@ class Part:
     share: Share
     state: Mapping[str, Any]  # the first process's counts, but for the random states
     keep: int  # newest checkpoints that stay
+    logs: Sequence[Path] = ()  # of which `state` knows the lengths
 
 
 def share_of(tensors: Tensors, group: dist.ProcessGroup, orders: Mapping[str, Order] | None = None) -> Share:
@@ -228,7 +231,7 @@ class _Writer(HuggingFaceStorageWriter):
         files = {result.index.fqn: Written(*result.storage_data) for of_rank in results for result in of_rank}
         state = {key: value for key, value in self.part.state.items() if key != "rng"}
         files["state.json"] = write_synced(self.temporary / "state.json", manifest.as_json(state))
-        manifest.commit(self.temporary, manifest.path_of(self.part.directory, self.part.step), files)
+        manifest.commit(self.temporary, manifest.path_of(self.part.directory, self.part.step), files, self.part.logs)
         manifest.prune(self.part.directory, self.part.keep)
 
     def clean(self) -> None:
@@ -256,13 +259,18 @@ def _pieces(name: str, tensor: Tensor, orders: Mapping[str, Order]) -> list[tupl
     shape = tuple(tensor.shape)
     if not isinstance(tensor, DTensor):
         return [(tensor, Place((0,) * tensor.ndim, shape))] if tensor.numel() else []
-    _, offsets = compute_local_shape_and_global_offset(tensor.shape, tensor.device_mesh, tensor.placements)
+    offsets = _offsets(tensor.shape, tensor.device_mesh, tensor.placements)
     local, order = tensor.to_local(), orders.get(parameter_of(name))
     if not local.numel():
         return []
     if order is None or len(shape) <= order.axis or shape[order.axis] != len(order.places):
-        return [(local, Place(tuple(offsets), shape))]
-    return list(_runs(local, tuple(offsets), shape, order))
+        return [(local, Place(offsets, shape))]
+    return list(_runs(local, offsets, shape, order))
+
+
+@functools.lru_cache(maxsize=4096)  # of one process, whose place in a mesh does not change; layers are alike
+def _offsets(shape: torch.Size, mesh: DeviceMesh, placements: tuple[Placement, ...]) -> tuple[int, ...]:
+    return tuple(compute_local_shape_and_global_offset(shape, mesh, placements)[1])
 
 
 def _runs(

@@ -110,7 +110,7 @@ class Snapshot:
         self._stream.wait_stream(current)
         with torch.cuda.stream(self._stream):
             self._copy(tensors)
-            self._copied = torch.cuda.Event()  # type: ignore[no-untyped-call]
+            self._copied = torch.cuda.Event(blocking=True)  # type: ignore[no-untyped-call]
             self._copied.record()
         current.wait_stream(self._stream)  # the next update must not overtake the copy
 
@@ -136,7 +136,10 @@ def _padded(size: int) -> int:
 
 def _pin(room: Tensor) -> int:
     """Makes memory a place for copies that nobody waits for; torch's own comes in powers of two, up to twice of it."""
-    torch.cuda.check_error(int(torch.cuda.cudart().cudaHostRegister(room.data_ptr(), room.numel(), 0)))  # type: ignore[no-untyped-call]
+    code = int(torch.cuda.cudart().cudaHostRegister(room.data_ptr(), room.numel(), 1))  # type: ignore[no-untyped-call]
+    if code != 0:
+        size = f"{room.numel():,} bytes of CPU memory for checkpoints"
+        raise RuntimeError(f"cannot pin {size}: CUDA error {code}; hint: train.checkpoint_async=false")
     return room.data_ptr()
 
 

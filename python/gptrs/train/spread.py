@@ -8,9 +8,8 @@ on all of them, so gradients are added up and an update is the same however rows
 or not. Weights stay fp32 and are rounded to the compute type inside the graph, not by an ambient autocast.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -21,17 +20,12 @@ from torch.func import functional_call
 
 from gptrs.model import Transformer
 from gptrs.model.ranks import local
-from gptrs.train.cuts import Cut, divide, part, tensor_cuts, whole
+from gptrs.train.cuts import Cut, divide, tensor_cuts, whole
 from gptrs.train.distributed import World
 from gptrs.train.fsdp import DIMENSIONS, routers, shard
-from gptrs.train.optim import HasState, clip
+from gptrs.train.optim import clip
 
 LossFn = Callable[..., Tensor]  # (model, batch, totals) → the batch's share of the loss that `totals` divides
-
-
-@dataclass(frozen=True, slots=True)
-class _State:
-    state: Mapping[Any, Mapping[str, Tensor]]
 
 
 class Objective(nn.Module):
@@ -151,31 +145,6 @@ class Spread:
                 setattr(plain.get_submodule(owner), key, nn.Parameter(full, requires_grad=parameter.requires_grad))
         return plain.train(self.model.training) if self.world.is_main else None
 
-    def gather(self, optimizer: HasState) -> tuple[Transformer, HasState] | None:
-        """Returns the whole model and what the optimizer keeps for its parameters, on rank 0 as `whole` does."""
-        plain = self.whole()
-        if not self.is_divided:
-            return None if plain is None else (plain, optimizer)
-        state: dict[nn.Parameter, dict[str, Tensor]] = {}
-        for name, parameter in self.model.named_parameters():
-            kept = optimizer.state.get(parameter, {})
-            found = {key: whole(value, self.cuts.get(name)) for key, value in kept.items()}
-            if plain is not None and found:
-                state[plain.get_parameter(name)] = found
-        return None if plain is None else (plain, _State(state))
-
-    @torch.no_grad()
-    def take(self, plain: Transformer, from_optimizer: torch.optim.Optimizer, optimizer: torch.optim.Optimizer) -> None:
-        """Fills this rank's parts of model and optimizer from whole ones, which every rank has."""
-        for name, parameter in self.model.named_parameters():
-            source, cut = plain.get_parameter(name), self.cuts.get(name)
-            parameter.copy_(part(source.detach(), parameter, cut))
-            kept = from_optimizer.state.get(source, {})
-            if kept:
-                optimizer.state[parameter] = {
-                    key: part(value, parameter, cut) if value.ndim else value.clone() for key, value in kept.items()
-                }
-
     def clip(self, max_norm: float) -> Tensor:
         """Returns the norm of the whole gradient, and scales the gradient down to `max_norm` (0: leaves it)."""
         if self.world.size == 1:
@@ -240,7 +209,7 @@ def _divisions(parameter: nn.Parameter) -> Iterator[tuple[str, int]]:
 def _ddp(module: nn.Module, world: World) -> nn.parallel.DistributedDataParallel:
     ids = None if world.device.type == "cpu" else [world.device]
     wrapped = nn.parallel.DistributedDataParallel(
-        module, device_ids=ids, process_group=world.data_group, broadcast_buffers=False, gradient_as_bucket_view=True
+        module, device_ids=ids, process_group=world.data_group, gradient_as_bucket_view=True
     )
     wrapped.register_comm_hook(world.data_group, _sum)
     return wrapped

@@ -2,8 +2,9 @@
 
     u64 length of the header │ header: JSON, padded with spaces to 8 bytes │ the tensors' bytes, one after the other
 
-The library reads them; it is not used for writing, since it wants all tensors as bytes at once, and since the digest is
-taken here from the memory that is written. Pieces are marked as torch.distributed.checkpoint marks them.
+The library reads them. It is not used for writing: it tells no digest, which is taken here from the memory that is
+written, and its older versions make bytes of all tensors at once. Pieces are marked as torch.distributed.checkpoint
+marks them.
 """
 
 import json
