@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from gptrs import doctor
+from gptrs.model import ModelConfig
 from gptrs.train import metrics
 from gptrs.train.profiler import Profiler
 from test_stats import DEEPSEEK, GPT, run
@@ -27,10 +28,8 @@ def test_memory_is_the_most_that_was_allocated() -> None:
 
 
 @pytest.mark.parametrize("config", [GPT, DEEPSEEK], ids=["gpt", "deepseek"])
-def test_statistics_are_finite_and_near_the_cpus(config: object) -> None:
-    cpu = run(config, every=1, steps=1)["found"][1]  # type: ignore[arg-type]
-    with torch.device("cuda"):
-        cuda = run(config, every=1, steps=1)["found"][1]  # type: ignore[arg-type]
+def test_statistics_are_finite_and_near_the_cpus(config: ModelConfig) -> None:
+    cpu, cuda = (run(config, every=1, steps=1, device=device)["found"][1] for device in ("cpu", "cuda"))
     assert cpu.keys() == cuda.keys()
     for name, value in cuda.items():
         if isinstance(value, float):

@@ -84,6 +84,11 @@ def test_what_is_one_kernel_on_cuda_computes_the_same(z_weight):
     plain, same_levels, d_plain, total = losses._rows(logits.clone(), ids, 40, True, z_weight)
     assert (parts - plain).abs().max() < 1e-13 and (levels - same_levels).abs().max() < 1e-13
     assert (d_logits[:, :40] - d_plain / total).abs().max() < 1e-14 and not d_logits[:, 40:].any()
+    some = logits[:, 10:30].clone()
+    plain = losses._columns(some.clone(), ids - 10, levels, z_weight)
+    losses._columns_less_onehot(some, ids - 10, levels, z_weight)
+    assert (some - plain).abs().max() < 1e-14
+    assert (some - d_logits[:, 10:30]).abs().max() < 1e-13
 
 
 def test_a_second_backward_pass_is_refused():

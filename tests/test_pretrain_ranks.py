@@ -58,7 +58,12 @@ def losses(folder: Path) -> list[tuple[str, int, float]]:
     return [
         (line["kind"], line["step"], line.get("loss", line.get("val_loss")))
         for line in metrics.read(folder / "metrics.jsonl")
+        if line["kind"] in ("train", "eval")
     ]
+
+
+def statistics(folder: Path) -> list[dict[str, Any]]:
+    return [line for line in metrics.read(folder / "metrics.jsonl") if line["kind"] == "stats"]
 
 
 def check(found: list[tuple[str, int, float]], expected: list[tuple[str, int, float]]) -> None:
@@ -70,8 +75,10 @@ def check(found: list[tuple[str, int, float]], expected: list[tuple[str, int, fl
     ("size", "overrides"),
     [
         (2, ("train.micro_batch=1",)),
-        pytest.param(2, (*DEEPSEEK, "parallel.data=fsdp", "optim.name=muon"), marks=pytest.mark.long),
-        (4, (*DEEPSEEK, "parallel.expert=2", "parallel.tensor=2", "optim.name=muon")),
+        pytest.param(
+            2, (*DEEPSEEK, "parallel.data=fsdp", "optim.name=muon", "log.stats_every=4"), marks=pytest.mark.long
+        ),
+        (4, (*DEEPSEEK, "parallel.expert=2", "parallel.tensor=2", "optim.name=muon", "log.stats_every=4")),
     ],
 )
 def test_a_run_on_several_ranks_is_the_run_of_one(size: int, overrides: tuple[str, ...], tmp_path: Path) -> None:
@@ -80,6 +87,11 @@ def test_a_run_on_several_ranks_is_the_run_of_one(size: int, overrides: tuple[st
     config = tiny(tmp_path, "many", *overrides)
     assert on_ranks(size, lambda: pretrain.run(config)) == [0] * size
     check(losses(tmp_path / "many"), losses(tmp_path / "one"))
+    for line, plain in zip(statistics(tmp_path / "many"), statistics(tmp_path / "one"), strict=True):
+        own = {
+            key: alone[key] for key in alone if key.startswith(("grad_norm", "weight_norm", "update_ratio", "loads"))
+        }
+        assert {key: line[key] for key in own} == pytest.approx(own, rel=1e-3) and line.keys() == plain.keys()
     assert (tmp_path / "many" / "samples.txt").read_bytes() == (tmp_path / "one" / "samples.txt").read_bytes()
     assert {p.name for p in (tmp_path / "many").iterdir()} == {p.name for p in (tmp_path / "one").iterdir()}
     assert straight.val_loss == pytest.approx(losses(tmp_path / "many")[-1][2], abs=1e-5)

@@ -63,7 +63,7 @@ def test_the_model_exists_and_is_of_about_the_size(name: str, compute: float) ->
     assert found["optimum"]["loss"] <= found["model"]["loss"] < found["optimum"]["loss"] * 1.005
     hint = found["suggested"]
     assert hint["steps"] * hint["global_batch"] * hint["seq_len"] >= found["model"]["tokens"]
-    assert hint["global_batch"] * hint["seq_len"] == pytest.approx(hint["batch_tokens"], rel=0.05)
+    assert hint["global_batch"] * hint["seq_len"] == pytest.approx(hint["batch_tokens"], rel=0.08)
 
 
 def test_a_preset_s_own_size_gives_a_model_like_it() -> None:

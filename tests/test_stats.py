@@ -30,17 +30,24 @@ class Rows(NamedTuple):
     targets: Tensor
 
 
-def batches() -> Iterator[Rows]:
+def batches(device: str = "cpu") -> Iterator[Rows]:
     generator = torch.Generator().manual_seed(0)
     while True:
-        rows = torch.randint(32, (4, 9), generator=generator)
+        rows = torch.randint(32, (4, 9), generator=generator).to(device)
         yield Rows(rows[:, :-1], rows[:, 1:])
 
 
-def run(config: ModelConfig, *, every: int, steps: int = 6, dtype: torch.dtype = torch.float32) -> dict[str, Any]:
+def run(
+    config: ModelConfig,
+    *,
+    every: int,
+    steps: int = 6,
+    dtype: torch.dtype = torch.float32,
+    device: str = "cpu",
+) -> dict[str, Any]:
     """A training of a few steps: its model, optimizer, losses, and the statistics by step."""
     torch.manual_seed(0)
-    model = Transformer(config)
+    model = Transformer(config).to(device)
     optimizer = adamw(model, lr=LR, weight_decay=0.0, betas=(0.9, 0.99), eps=1e-8)
     parts = Parts(mtp_weight=0.3, balance_weight=1e-4, bias_speed=1e-3, attention="stream", eot_id=None)
     found: dict[int, Values] = {}
@@ -50,9 +57,9 @@ def run(config: ModelConfig, *, every: int, steps: int = 6, dtype: torch.dtype =
         return model.losses(rows.tokens, rows.targets)["next"]  # type: ignore[operator,no-any-return]
 
     statistics = Statistics(
-        Spread(model, World.alone(torch.device("cpu")), dtype=dtype),
+        Spread(model, World.alone(torch.device(device)), dtype=dtype),
         optimizer,
-        rows=next(batches()),
+        rows=next(batches(device)),
         loss_fn=all_blocks,
         loads=lambda: parts.loads,
         every=every,
@@ -60,7 +67,7 @@ def run(config: ModelConfig, *, every: int, steps: int = 6, dtype: torch.dtype =
     )
     fit(
         model,
-        batches(),
+        batches(device),
         loss_fn=parts.loss,
         optimizer=optimizer,
         learning_rate=lambda position: LR,

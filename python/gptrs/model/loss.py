@@ -226,7 +226,7 @@ def _weight_gradient(
         part = slice(start, min(start + size, V))
         n = part.stop - start
         logits = torch.mm(hidden, weight[part].T, out=memory[:, :n])  # (N, n)
-        d_logits = _fused(_softmax_of_block, logits)(logits, ids - start, levels, z_weight)
+        d_logits = _columns(logits, ids - start, levels, z_weight)
         torch.mm(d_logits.T, shared, out=d_weight[part])
     return d_weight
 
@@ -242,14 +242,27 @@ def _softmax_less_onehot(logits: Tensor, ids: Tensor, V: int, z_weight: float) -
     return losses, level
 
 
-def _softmax_of_block(logits: Tensor, ids: Tensor, levels: Tensor, z_weight: float) -> Tensor:
+def _columns(logits: Tensor, ids: Tensor, levels: Tensor, z_weight: float) -> Tensor:
     """The same gradient for some columns of the logits, of which `ids` (N, 1) may be inside or not."""
+    if logits.is_cuda:
+        _fused(_columns_less_onehot, logits)(logits, ids, levels, z_weight)
+        return logits
     d_logits = logits.to(_wide(logits.dtype)).sub_(levels).exp_()  # (N, n)
     if z_weight:
         d_logits.mul_(1 + 2 * z_weight * levels)
     inside = (ids >= 0) & (ids < logits.shape[1])  # (N, 1)
     d_logits.scatter_add_(-1, ids.clamp(0, logits.shape[1] - 1), -inside.to(d_logits.dtype))
     return d_logits.to(logits.dtype)
+
+
+def _columns_less_onehot(logits: Tensor, ids: Tensor, levels: Tensor, z_weight: float) -> None:
+    """`_columns` in the place of the logits, to be compiled."""
+    columns = torch.arange(logits.shape[1], device=logits.device)
+    wide = logits.to(_wide(logits.dtype))
+    shares = (wide - levels).exp()  # (N, n)
+    if z_weight:
+        shares = shares * (1 + 2 * z_weight * levels)
+    logits.copy_(shares - (columns == ids).to(wide.dtype))
 
 
 def _add_product(total: Tensor, a: Tensor, b: Tensor) -> None:
@@ -280,4 +293,4 @@ def _fused(function: Any, x: Tensor) -> Any:
 
 @functools.cache
 def _compiled(function: Any) -> Any:
-    return torch.compile(function, fullgraph=True)
+    return torch.compile(function, dynamic=False)  # stretches of rows have one length, and the last another

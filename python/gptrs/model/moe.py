@@ -208,8 +208,8 @@ class MoE(nn.Module):
             y = y + self.shared(x)  # (B, T, C)
         if not counts_use:
             return y, None
-        loads = count_choices(ids.view(1, -1), scores.shape[-1]).squeeze(0)  # (E,)
-        return y, Use(balance=balance(scores.view(B, T, -1), ids.view(B, T, -1)), loads=loads)
+        chosen = count_choices(ids.view(B, -1), scores.shape[-1])  # (B, E)
+        return y, Use(balance=_balance(scores.view(B, T, -1), chosen), loads=chosen.sum(dim=0))
 
     def count(self, loads: Tensor) -> None:
         """Adds the loads of a forward pass; not in `forward`, which checkpointing runs twice."""
@@ -228,11 +228,15 @@ def balance(scores: Tensor, ids: Tensor) -> Tensor:
     Args: scores: (B, T, E); ids: (B, T, A).
     Source: arXiv 2412.19437, equations 17 to 20, without α.
     """
-    B, T, E = scores.shape
-    A = ids.shape[-1]
-    chosen = count_choices(ids.reshape(B, T * A), E).to(scores.dtype)  # (B, E)
+    return _balance(scores, count_choices(ids.flatten(1), scores.shape[-1]))
+
+
+def _balance(scores: Tensor, chosen: Tensor) -> Tensor:
+    """`balance` by how often each expert was chosen in each sequence, (B, E)."""
+    E = scores.shape[-1]
     share = scores / scores.sum(dim=-1, keepdim=True)  # (B, T, E)
-    return (chosen * (E / (A * T)) * share.mean(dim=1)).sum(dim=-1).mean()
+    n = chosen.sum(dim=-1, keepdim=True)  # (B, 1), A·T
+    return (chosen.to(scores.dtype) * E / n * share.mean(dim=1)).sum(dim=-1).mean()
 
 
 def count_choices(ids: Tensor, n_experts: int) -> Tensor:

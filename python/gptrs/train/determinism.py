@@ -22,10 +22,10 @@ def deterministic(is_wanted: bool) -> Iterator[None]:
     if not is_wanted:
         yield
         return
-    memory: Any = torch.utils.deterministic
     before = os.environ.get(_CUBLAS)
     was_on = torch.are_deterministic_algorithms_enabled()
     was_warning = torch.is_deterministic_algorithms_warn_only_enabled()
+    memory: Any = torch.utils.deterministic  # a module with a property, of which its types say nothing
     was_filling, was_searching = memory.fill_uninitialized_memory, torch.backends.cudnn.benchmark
     os.environ.setdefault(_CUBLAS, _WORKSPACE)
     torch.use_deterministic_algorithms(True)

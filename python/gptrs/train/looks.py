@@ -5,7 +5,6 @@ held-out rows ─▶ val loss ─▶ metrics.jsonl, loss.png          prompts �
 
 import math
 from collections.abc import Iterator
-from typing import IO
 
 import torch
 
@@ -16,6 +15,7 @@ from gptrs.train import corpus, metrics
 from gptrs.train.average import Average
 from gptrs.train.config import PretrainConfig
 from gptrs.train.corpus import Corpus, Rows
+from gptrs.train.journal import Journal
 from gptrs.train.loop import Position, mean_loss
 from gptrs.train.parts import Parts
 from gptrs.train.spread import Spread
@@ -26,13 +26,8 @@ DEFAULT_NEW_TOKENS = 200
 class Looks:
     """Evaluations and samples of one run.
 
-    Attributes: val_loss: of the last evaluation, nan before; samples: (prompt, continuation) of the last sampling;
-        log_file, samples_file, display: where they are told; set before the first look.
+    Attributes: val_loss: of the last evaluation, nan before; samples: (prompt, continuation) of the last sampling.
     """
-
-    log_file: metrics.MetricsLog
-    samples_file: IO[bytes]
-    display: metrics.Display
 
     def __init__(
         self,
@@ -40,6 +35,7 @@ class Looks:
         data: Corpus,
         spread: Spread,
         parts: Parts,
+        journal: Journal,
         *,
         dtype: torch.dtype,
     ) -> None:
@@ -50,6 +46,7 @@ class Looks:
         assert isinstance(spread.model, Transformer)
         self.model_config: ModelConfig = spread.model.config
         self.parts = parts
+        self.journal = journal
         self.dtype = dtype
         self.dir = config.run.path
         self.prompts = [data.tokenizer.encode_ordinary(prompt) for prompt in config.sample.prompts]
@@ -65,7 +62,7 @@ class Looks:
         self.val_loss = loss
         if not self.spread.world.is_main:
             return
-        self.log_file.write(
+        self.journal.write(
             "eval",
             position.step,
             val_loss=loss,
@@ -75,7 +72,7 @@ class Looks:
             **averaged,
         )
         mean = "".join(f", of the weights' mean {value:.4f}" for value in averaged.values())
-        self.display.say(f"step {position.step}  val loss {loss:.4f}{mean} on {n_targets:,} tokens")
+        self.journal.say(f"step {position.step}  val loss {loss:.4f}{mean} on {n_targets:,} tokens")
         self._plots.do(self._plot, is_last=is_last)
 
     def _plot(self) -> None:
@@ -101,8 +98,7 @@ class Looks:
         text = f"── step {position.step}\n"
         for prompt, continuation in self.samples:
             text += f"── prompt {prompt!r}\n{prompt}{continuation}\n\n"
-        self.samples_file.write(text.encode())
-        self.samples_file.flush()
+        self.journal.write_samples(text)
 
     def first_rows(self) -> Rows:
         """Returns as many held-out rows as this rank takes at a time, evenly spread: the same ones each time."""

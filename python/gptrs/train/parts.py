@@ -15,6 +15,8 @@ from gptrs.loader import Batch
 from gptrs.model import Transformer
 from gptrs.model.loss import counts
 from gptrs.model.moe import MoE, max_violation, rebalance
+from gptrs.train.config import PretrainConfig
+from gptrs.train.corpus import Corpus
 from gptrs.train.distributed import World
 
 
@@ -120,6 +122,29 @@ class Parts:
 
     def _sum(self, tensor: Tensor) -> Tensor:
         return tensor if self.world is None else self.world.sum(tensor)
+
+
+def parts_of(config: PretrainConfig, data: Corpus, world: World) -> Parts:
+    """Returns the parts of a run.
+
+    Raises: ValueError where attention stays inside documents and no token ends one.
+    """
+    train, eot_id = config.train, data.tokenizer.eot_id
+    if train.attention == "documents" and eot_id is None:
+        raise ValueError(
+            "train.attention=documents needs a token that ends documents, the tokenizer has none; "
+            "hint: train.attention=stream, or <|endoftext|> among tokenizer.special_tokens"
+        )
+    return Parts(
+        mtp_weight=train.mtp_weight,
+        balance_weight=train.balance_weight,
+        bias_speed=train.bias_speed,
+        attention=train.attention,
+        eot_id=eot_id,
+        world=world,
+        n_further=config.model.resolve(vocab_size=data.tokenizer.vocab_size, seq_len=train.seq_len).n_mtp_layers,
+        z_weight=train.z_loss,
+    )
 
 
 def pieces(rows: Rows) -> dict[str, Tensor] | None:

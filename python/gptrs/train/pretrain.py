@@ -27,17 +27,18 @@ from gptrs.train.determinism import deterministic
 from gptrs.train.device import device_of, dtype_of
 from gptrs.train.distributed import World
 from gptrs.train.guard import Event, Guard
+from gptrs.train.journal import Journal
 from gptrs.train.keeper import Keeper
 from gptrs.train.looks import Looks
 from gptrs.train.loop import FitOptions, Position, Stops, Update, fit
 from gptrs.train.optim import optimizer_of
-from gptrs.train.parts import Parts
+from gptrs.train.parts import parts_of
 from gptrs.train.profiler import Profiler
 from gptrs.train.reports import Reports
 from gptrs.train.schedule import stand
 from gptrs.train.signals import leaving_at_once
 from gptrs.train.spread import Spread
-from gptrs.train.stats import Statistics, Values
+from gptrs.train.stats import Statistics
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -112,7 +113,7 @@ class Session:
         self.model_config = config.model.resolve(vocab_size=data.tokenizer.vocab_size, seq_len=config.train.seq_len)
         self.model = Transformer(self.model_config, seed=config.run.seed)
         self.mixtures = [mixture for _, mixture in self.model.experts()]
-        self.parts = _parts(config, data, world)
+        self.parts = parts_of(config, data, world)
         weights_before = self.model.embed.token.weight.detach().clone()  # (V, C)
         speed.prepare(self.model, config.speed, device=device)
         self.spread = Spread(self.model, world, dtype=self.dtype, **speed.compilation(config.run, config.speed))
@@ -127,7 +128,8 @@ class Session:
         self.peak, self.peak_name = metrics.peak_flops(device, self.dtype)
         self.flops_per_token = count.flops_per_token(self.model_config, config.train.seq_len, has_further=True)
         self.display = metrics.Display(steps=config.train.steps, peak=self.peak_name)
-        self.looks = Looks(config, data, self.spread, self.parts, dtype=self.dtype)
+        self.journal = Journal(self.dir, self.display, is_main=world.is_main)
+        self.looks = Looks(config, data, self.spread, self.parts, self.journal, dtype=self.dtype)
         self.looks.average = self.average
         self.keeper = Keeper(
             self.dir / "checkpoints",
@@ -138,14 +140,12 @@ class Session:
             seed=config.run.seed,
             on_failure=self._say_not_saved,
         )
-        self.looks.display = self.display
         self.guard = Guard(config.guard, device=device)
         self.left_out: list[list[int]] = []  # [first, end) of the samples that a rollback went past
         self.changes: list[resume.Change] = []  # of the config, since the newest checkpoint
-        self.look_step, self.look_lengths = -1, {"metrics.jsonl": 0, "samples.txt": 0}
+        self.look_step, self.look_lengths = -1, dict[str, int]()  # of the logs before the looks of a step
         self.reports = Reports(config, data, weights_before, self.looks, environment=self.environment)
         self.position, lengths = self._restore()
-        self.trackers: trackers.Trackers | None = None
         self._open_logs(lengths, self.position.step)
         self.statistics = self._statistics()
         self.profiler = Profiler(self.dir, updates=config.log.profile if world.is_main else (), say=self.display.say)
@@ -153,9 +153,10 @@ class Session:
         self.beside: rundir.Outcome | str | None = None
 
     def train(self) -> None:
+        facts = {"environment": self.environment, "dtype": self.dtype, "step": self.position.step}
+        self.journal.say_start(self.config, self.corpus, self.model_config, self.world, **facts)
+        self.journal.start_trackers(self.config)
         if self.world.is_main:
-            self._say_start()
-            self._start_trackers()
             self.display.start()
         try:
             self.position = self.fit(
@@ -166,7 +167,7 @@ class Session:
                     save=self._save,
                     evaluate=self._evaluate,
                     sample=self._sample,
-                    tell=self._tell,
+                    tell=self.journal.tell,
                     roll_back=self._roll_back,
                 ),
                 watch=self._watch,
@@ -178,8 +179,7 @@ class Session:
             if error.args:  # a second signal waits for nothing
                 self.keeper.saver.finish()
             self.display.stop()
-            if self.world.is_main:
-                self.display.say(f"{error or 'stopped'}; hint: the same command goes on from the newest checkpoint")
+            self.journal.say(f"{error or 'stopped'}; hint: the same command goes on from the newest checkpoint")
             raise
         except Exception:
             self.keeper.saver.wait()
@@ -213,15 +213,11 @@ class Session:
 
     def close(self) -> None:
         self.profiler.flush(is_end=True)
-        if self.trackers is not None:
-            self.trackers.close(is_finished=self.is_finished)
         self.loader.close()
-        self._close_logs()
+        self.journal.end(is_finished=self.is_finished)
 
     def say_result(self, result: Result) -> None:
-        if not self.world.is_main:
-            return
-        say = self.display.say
+        say = self.journal.say
         for prompt, text in self.looks.samples:
             say(f"── sample, prompt {prompt!r}\n{prompt}{text}\n")
         if result.is_capped:
@@ -249,61 +245,23 @@ class Session:
             n_params=count.n_params(self.model_config),
         )
 
-    def _start_trackers(self) -> None:
-        log, run = self.config.log, self.config.run
-        self.trackers = self.log_file.trackers = trackers.start(
-            log.trackers,
-            project=log.project,
-            name=run.name,
-            directory=self.dir,
-            config=configs.to_dict(self.config),
-            say=self.display.say,
-        )
-
-    def _say_start(self) -> None:
-        say, data, train = self.display.say, self.corpus, self.config.train
-        say(f"run {self.dir}: {', '.join(f'{k} {v}' for k, v in self.environment.items())}")
-        for section, values in configs.to_dict(self.config).items():
-            say(f"[{section}] {', '.join(f'{key} = {configs.short(value)}' for key, value in values.items())}")
-        vocabulary = f"vocabulary {data.tokenizer.vocab_size:,}"
-        say(f"train {data.train.n_tokens:,} tokens, val {data.val.n_tokens:,} tokens, {vocabulary}")
-        n, ranks = count.n_params(self.model_config), self.world
-        say(f"model {n:,} parameters, {str(self.dtype).removeprefix('torch.')}, seed {self.config.run.seed}")
-        if ranks.size > 1:
-            mesh = dataclasses.asdict(ranks.sizes)
-            say(f"{ranks.size} ranks: {', '.join(f'{name} {n}' for name, n in mesh.items() if n > 1)}")
-        epochs = train.rows_before(train.steps) * train.seq_len / data.train.n_tokens
-        sizes = sorted({train.rows_at(0) * train.seq_len, train.global_batch * train.seq_len})
-        size = " to ".join(f"{n:,}" for n in sizes)
-        say(f"{train.steps} steps of {size} tokens ({epochs:.1f} epochs), from step {self.position.step}")
-
     def _restore(self) -> tuple[Position, dict[str, int]]:
         """Returns where the run stands and how long its logs were then, after loading the newest checkpoint."""
         state = self.keeper.restore()
         if state is None:
-            return Position(), {"metrics.jsonl": 0, "samples.txt": 0}
+            return Position(), {}
         self.loader.load_state_dict(state["loader"])
         self.guard.load_state_dict(state["guard"])
         self.left_out = state["left_out"]
         self.changes = resume.changes(configs.build(PretrainConfig, state["config"]), self.config)
         return Position(step=state["step"], elapsed_s=state["elapsed_s"]), state["lengths"]
 
-    def _open_logs(self, lengths: dict[str, int], step: int) -> None:
-        """Opens the logs at the lengths that they had at a step; what was written after it is forgotten."""
-        if not self.world.is_main:
-            return
-        self.log_file = metrics.MetricsLog(self.dir, length=lengths["metrics.jsonl"], step=step)
-        self.samples_file = metrics.cut(self.dir / "samples.txt", lengths["samples.txt"])
-        self.log_file.trackers = self.trackers
-        self.looks.log_file, self.looks.samples_file = self.log_file, self.samples_file
+    def _open_logs(self, lengths: Mapping[str, int], step: int) -> None:
+        self.journal.open(lengths, step)
         if self.changes:
             values = {"changes": {change.key: [change.old, change.new] for change in self.changes}}
-            self._tell(Event(step=step, name="config changed", text=resume.sentence(self.changes), values=values))
-
-    def _close_logs(self) -> None:
-        if self.world.is_main:
-            self.log_file.close()
-            self.samples_file.close()
+            text = resume.sentence(self.changes)
+            self.journal.tell(Event(step=step, name="config changed", text=text, values=values))
 
     def _roll_back(self, guard: Guard) -> int | None:
         """Goes back to the newest checkpoint and on behind the samples that were drawn since."""
@@ -315,27 +273,17 @@ class Session:
         step, samples = int(state["step"]), [state["loader"]["next_sample"], self.loader.next_sample]
         guard.rolled_back(state["guard"], step)
         self.left_out = [*state["left_out"], samples]
-        self._close_logs()
+        self.journal.close()
         self._open_logs(state["lengths"], step)
         self.look_step = -1
         text = f"back to step {step}, past samples {samples[0]} to {samples[1] - 1}"
-        self._tell(Event(step=step, name="rollback", text=text, values={"samples": samples}))
+        self.journal.tell(Event(step=step, name="rollback", text=text, values={"samples": samples}))
         return step
-
-    def _tell(self, event: Event) -> None:
-        if self.world.is_main:
-            self.log_file.event(event.step, event.name, event.text, event.values)
-            self.display.say(event.text)
 
     def _note_lengths(self, position: Position) -> None:
         """A checkpoint after a look that was cut off has the logs as they were before it."""
-        if self.world.is_main and position.step != self.look_step:
-            self.look_step, self.look_lengths = position.step, self._lengths()
-
-    def _lengths(self) -> dict[str, int]:
-        if not self.world.is_main:
-            return {}
-        return {"metrics.jsonl": self.log_file.length(), "samples.txt": metrics.flushed(self.samples_file)}
+        if position.step != self.look_step:
+            self.look_step, self.look_lengths = position.step, self.journal.lengths()
 
     def _options(self) -> FitOptions:
         train = self.config.train
@@ -400,12 +348,8 @@ class Session:
             loss_fn=all_blocks,
             loads=lambda: self.parts.loads,
             every=self.config.log.stats_every,
-            write=self._write_statistics,
+            write=lambda step, values: self.journal.write("stats", step, **values),
         )
-
-    def _write_statistics(self, step: int, values: Values) -> None:
-        if self.world.is_main:
-            self.log_file.write("stats", step, **values)
 
     def _log(self, update: Update) -> None:
         parts = self.parts.log()
@@ -413,7 +357,7 @@ class Session:
             return
         mfu = update.tokens_per_s * self.flops_per_token / (self.peak * self.world.size) if self.peak else None
         memory = metrics.memory(self.world.device)
-        self.log_file.write(
+        self.journal.write(
             "train",
             update.step,
             loss=update.loss,
@@ -442,34 +386,14 @@ class Session:
             "loader": self.loader.state_dict(),
             "guard": self.guard.state_dict(),
             "left_out": self.left_out,
-            "lengths": self.look_lengths if position.step == self.look_step else self._lengths(),
+            "lengths": self.look_lengths if position.step == self.look_step else self.journal.lengths(),
             "config": configs.to_dict(self.config),
             "model": dataclasses.asdict(self.model_config),
             "environment": self.environment,
         }
-        logs = ("metrics.jsonl", "samples.txt") if self.world.is_main else ()
-        self.keeper.save(position.step, state, logs=[self.dir / name for name in logs])
+        self.keeper.save(position.step, state, logs=self.journal.paths())
         self.changes = []
 
     def _say_not_saved(self, step: int, error: OSError) -> None:
         text = f"step {step} is not saved, training goes on: {error.strerror or error}"
-        self._tell(Event(step=step, name="not saved", text=text, values={"errno": error.errno}))
-
-
-def _parts(config: PretrainConfig, data: Corpus, world: World) -> Parts:
-    train, eot_id = config.train, data.tokenizer.eot_id
-    if train.attention == "documents" and eot_id is None:
-        raise ValueError(
-            "train.attention=documents needs a token that ends documents, the tokenizer has none; "
-            "hint: train.attention=stream, or <|endoftext|> among tokenizer.special_tokens"
-        )
-    return Parts(
-        mtp_weight=train.mtp_weight,
-        balance_weight=train.balance_weight,
-        bias_speed=train.bias_speed,
-        attention=train.attention,
-        eot_id=eot_id,
-        world=world,
-        n_further=config.model.resolve(vocab_size=data.tokenizer.vocab_size, seq_len=train.seq_len).n_mtp_layers,
-        z_weight=train.z_loss,
-    )
+        self.journal.tell(Event(step=step, name="not saved", text=text, values={"errno": error.errno}))
