@@ -266,6 +266,7 @@ class Session:
     def _roll_back(self, guard: Guard) -> int | None:
         """Goes back to the newest checkpoint and on behind the samples that were drawn since."""
         self.keeper.saver.wait()
+        self.world.main_first(lambda: None)  # whose marker it is
         state = self.keeper.restore()
         if state is None:
             return None
