@@ -59,7 +59,7 @@ def render(rows: dict[tuple[str, str, str], Row], tokenizer: tokenizer_table.Row
     lines = ["| task | gptrs | peers in the same run |", "|---|---|---|"]
     lines += [f"| {name} | {ours} | {peers} |" for name, ours, peers in tokenizer_table.lines(tokenizer)]
     for (bench, name, engine), row in rows.items():
-        if engine != "gptrs":
+        if engine != "gptrs" or "curve" in row:  # one run of several, which a row of their own sums up
             continue
         # A peer that the newest run left out is not of the same run.
         peers = [(e, r) for (b, t, e), r in rows.items() if (b, t) == (bench, name) and e != "gptrs"]
@@ -101,6 +101,11 @@ def figure(row: Row) -> str:
     if "m_documents_per_s" in row:
         rate, padding, size = (row[name] for name in ("m_documents_per_s", "padding_percent", "bytes_per_document"))
         return f"{rate['median']:.0f} M documents/s, padding {padding:.4f} %, {size:.1f} bytes a document"
+    if "muon" in row:
+        beside = f", AdamW {row['adamw']['median']:.3f}; {row['seeds_reached']} of 3 seeds" if "adamw" in row else ""
+        return f"val loss {row['muon']['median']:.3f}{beside}"
+    if "max_violation" in row:
+        return f"val loss {row['val_loss']['mean']:.3f}, MaxVio {row['max_violation']['mean']:.2f}"
     below = row["unigram_entropy"] - row["val_loss"]
     return f"{row['val_loss']:.3f}, {below:.2f} below the unigram entropy, {row['seconds']:.0f} s"
 
