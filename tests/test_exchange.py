@@ -56,13 +56,19 @@ def random_model(sizes, dtype=torch.float64):
 
 
 def theirs_of(path, dtype=torch.float64, **changes):
-    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers import AutoConfig, AutoModelForCausalLM, __version__
 
     config = AutoConfig.from_pretrained(path, **changes)
+    eager = {"attn_implementation": "eager"}
+    if int(__version__.partition(".")[0]) >= 5:  # before, experts had no other way
+        eager["experts_implementation"] = "eager"
+    elif config.model_type == "deepseek_v3" and dtype == torch.float64 and config.first_k_dense_replace < 3:
+        pytest.skip("transformers 4 adds V3's experts up in float32 alone")
+    elif config.model_type == "deepseek_v2" and config.rope_scaling:
+        pytest.skip("transformers 4 leaves YaRN out of the scale of V2's scores")
     model, info = AutoModelForCausalLM.from_pretrained(
-        path, config=config, dtype=dtype, attn_implementation="eager", experts_implementation="eager",
-        output_loading_info=True,
-    )  # fmt: skip
+        path, config=config, dtype=dtype, output_loading_info=True, **eager
+    )
     assert not info["missing_keys"], info
     return model
 
@@ -142,12 +148,14 @@ def test_pairs_in_two_halves_are_read(tmp_path):
 
 
 def test_further_tokens_are_those_of_transformers(tmp_path):
-    from transformers.modeling_layers import MtpModel
+    from transformers import modeling_layers
 
+    if not hasattr(modeling_layers, "MtpModel"):
+        pytest.skip("transformers 4 has no further tokens")
     ours = random_model(MODELS["v3 with a further token"])
     export_hf(ours, tmp_path / "model")
     theirs = theirs_of(tmp_path / "model")
-    layer = MtpModel(theirs, 1).double().layers[0]
+    layer = modeling_layers.MtpModel(theirs, 1).double().layers[0]
     tensors = {
         name.removeprefix("model.layers.3."): tensor
         for name, tensor in safetensors.torch.load_file(tmp_path / "model" / "model.safetensors").items()

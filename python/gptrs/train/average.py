@@ -9,6 +9,8 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
+from gptrs.model.ranks import local
+
 
 class Average:
     """The mean in float32 or wider beside the model, on its device and with its sharding.
@@ -33,7 +35,8 @@ class Average:
         share = 1 - self.decay
         if self.is_corrected:
             share /= 1 - self.decay**self.step
-        torch._foreach_lerp_(list(self.means.values()), [_wide(p) for p in self._parameters.values()], share)
+        weights = [local(_wide(p)) for p in self._parameters.values()]  # torch 2.11 has no rule for DTensors here
+        torch._foreach_lerp_([local(mean) for mean in self.means.values()], weights, share)
 
     @contextmanager
     def applied(self) -> Iterator[None]:

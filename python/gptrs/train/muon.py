@@ -20,6 +20,7 @@ from gptrs.model.attention import Attention
 from gptrs.model.feed_forward import SwiGLU
 from gptrs.model.mla import LatentAttention
 from gptrs.model.moe import Experts
+from gptrs.model.ranks import local
 
 Adjust = Literal["match_rms_adamw", "original"]
 
@@ -85,9 +86,12 @@ class Muon(torch.optim.Optimizer):
     def _step_hidden(self, parameters: list[Tensor], group: dict[str, Any]) -> None:
         momentum, gradients = group["momentum"], [_gradient(p) for p in parameters]
         buffers = [self._momentum(p) for p in parameters]
-        torch._foreach_lerp_(buffers, gradients, 1 - momentum)
-        moved = torch._foreach_lerp(gradients, buffers, momentum) if group["is_nesterov"] else buffers
-        updates = self._orthogonal(parameters, list(moved), group["adjust"])
+        # Of shards element by element: torch 2.11 has no rule for this on DTensors.
+        torch._foreach_lerp_([local(b) for b in buffers], [local(g) for g in gradients], 1 - momentum)
+        moved = buffers
+        if group["is_nesterov"]:
+            moved = [torch.lerp(g, b, momentum) for g, b in zip(gradients, buffers, strict=True)]
+        updates = self._orthogonal(parameters, moved, group["adjust"])
         torch._foreach_mul_(parameters, 1 - group["lr"] * group["weight_decay"])
         torch._foreach_add_(parameters, updates, alpha=-group["lr"])
 
