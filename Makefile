@@ -40,7 +40,7 @@ test-long: $(VENV)/.dev
 
 # What the model and training tests are: those that import torch or what needs it. The extension is the one of .venv.
 OLDEST      := .venv-oldest
-MODEL_TESTS := $(shell grep -lE '^(import|from) torch|gptrs\.(model|train|exchange|generate|score)\b' tests/test_*.py)
+MODEL_TESTS := $(filter-out tests/test_lm_eval.py,$(shell grep -lE '^(import|from) torch|gptrs\.(model|train|exchange|generate|score)\b' tests/test_*.py))
 test-oldest: $(VENV)/.dev $(OLDEST)/.done
 	PYTHONPATH=$(CURDIR)/python $(OLDEST)/bin/python -m pytest -m 'not gpu and not long' -p no:cacheprovider $(MODEL_TESTS)
 
@@ -124,7 +124,7 @@ $(VENV)/.dev: pyproject.toml $(VENV)/.train
 $(OLDEST)/.done: pyproject.toml | tools
 	$(PYTHON) -m venv $(OLDEST)
 	$(OLDEST)/bin/pip install --quiet --disable-pip-version-check 'torch==2.11.*' 'transformers==4.*' \
-		numpy typer rich safetensors matplotlib tensorboard pytest hypothesis tokenizers tiktoken gguf
+		numpy typer rich click safetensors matplotlib tensorboard pytest hypothesis tokenizers tiktoken gguf accelerate
 	@touch $@
 
 $(VENV)/.bench: pyproject.toml $(VENV)/.dev
