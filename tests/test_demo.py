@@ -138,7 +138,10 @@ def test_an_interrupted_deepseek_demo_goes_on_to_the_same_end(
 ) -> None:
     def lines(directory: Path) -> list[dict[str, object]]:
         found = metrics.read(directory / "metrics.jsonl")
-        return [{k: v for k, v in line.items() if k not in ("time_s", "tokens_per_s", "mfu", "memory_bytes")} for line in found]
+        return [
+            {k: v for k, v in line.items() if k not in ("time_s", "tokens_per_s", "mfu", "memory_bytes")}
+            for line in found
+        ]
 
     settings = [*DEEPSEEK, "train.log_every=1", "run.beside=none"]
     whole = demo.run(text, model="deepseek-tiny", overrides=[*settings, f"run.dir={tmp_path / 'whole'}"])
