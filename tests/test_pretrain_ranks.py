@@ -142,15 +142,7 @@ def test_a_mistake_ends_all_ranks_with_rank_0_s_message(tmp_path: Path, capfd: p
 def test_torchrun_starts_a_killed_rank_again_and_the_run_goes_on(tmp_path: Path) -> None:
     overrides = [*TINY, "train.steps=120", "train.checkpoint_every=10", f"data.text={tmp_path / 'text.txt'}"]
     tiny(tmp_path, "one")
-    command = [
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
-        "--nproc-per-node",
-        "2",
-        "--master-port",
-        str(free_port()),
-    ]
+    command = torchrun()
     command += ["--max-restarts", "1", "-m", "gptrs", "train", "shakespeare_cpu", *overrides, "parallel.data=fsdp"]
     pretrain.run(load("shakespeare_cpu", [*overrides, "parallel.data=fsdp", f"run.dir={tmp_path / 'one'}"]))
     with subprocess.Popen([*command, f"run.dir={tmp_path / 'many'}"], stdout=subprocess.DEVNULL) as agent:
@@ -168,15 +160,7 @@ def test_torchrun_starts_a_killed_rank_again_and_the_run_goes_on(tmp_path: Path)
 def test_the_command_line_runs_on_ranks(tmp_path: Path) -> None:
     """torchrun itself, with the command of README."""
     tiny(tmp_path, "one")
-    command = [
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
-        "--nproc-per-node",
-        "2",
-        "--master-port",
-        str(free_port()),
-    ]
+    command = torchrun()
     command += ["-m", "gptrs", "train", "shakespeare_cpu", *TINY, f"data.text={tmp_path / 'text.txt'}"]
     command += ["train.steps=2", f"run.dir={tmp_path / 'run'}"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=100, check=False)
