@@ -27,6 +27,7 @@ def cluster() -> Iterator[Any]:
     node = {"object_store_memory": 80 << 20, "include_dashboard": False}
     # A dead node is found within some seconds instead of half a minute.
     health = {"health_check_initial_delay_ms": 0, "health_check_period_ms": 500, "health_check_failure_threshold": 6}
+    on_sigterm = signal.getsignal(signal.SIGTERM)  # starting nodes sets one
     cluster = Cluster(initialize_head=True, head_node_args={**node, "num_cpus": 0, "_system_config": health})
     try:
         for _ in range(3):
@@ -36,6 +37,7 @@ def cluster() -> Iterator[Any]:
     finally:
         ray.shutdown()
         cluster.shutdown()
+        signal.signal(signal.SIGTERM, on_sigterm)
 
 
 @pytest.fixture(scope="module")
@@ -82,8 +84,10 @@ def test_a_node_killed_half_way_changes_nothing(cluster: Any, slow: tuple[Tokeni
 
     killer = Thread(target=kill_one)
     killer.start()
+    on_sigterm = signal.getsignal(signal.SIGTERM)
     dataset = prepare_on_ray(paths, tokenizer, out, address=cluster.address, of=N_TASKS, **OPTIONS)
     killer.join()
+    assert signal.getsignal(signal.SIGTERM) is on_sigterm
     assert len(killed) == 1, "no node was found at work"
     whole = prepare(paths, tokenizer, tmp_path / "whole", **OPTIONS)
     assert dataset.fingerprint == whole.fingerprint and dataset.manifest == whole.manifest

@@ -7,8 +7,11 @@ see both under the same paths. A task whose node is lost runs again elsewhere an
 """
 
 import logging
+import signal
+import threading
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from os import fspath
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Unpack
@@ -64,10 +67,7 @@ def prepare_on_ray(
 
     paths = [str(Path(path).absolute()) for path in expand(files)]
     folder = Path(fspath(out)).absolute()
-    is_ours = not ray.is_initialized()
-    if is_ours:
-        ray.init(address=address, log_to_driver=False, logging_level=logging.WARNING)
-    try:
+    with _connected(ray, address):
         threads = options.get("threads", 0) or 1
         n_tasks = of or max(1, int(ray.cluster_resources().get("CPU", 1)) // threads)
         require("of", n_tasks, 1, 100_000)
@@ -76,10 +76,24 @@ def prepare_on_ray(
         shared = ray.put((paths, tokenizer, str(folder), worker_options))
         with bar(options.get("progress", True)) as report:
             _wait(ray, [remote.remote(shared, task, n_tasks) for task in range(n_tasks)], report)
-    finally:
-        if is_ours:
-            ray.shutdown()
     return merge_tasks(paths, tokenizer, folder, n_tasks, keep_tasks=keep_tasks, **options)
+
+
+@contextmanager
+def _connected(ray: Any, address: str | None) -> Iterator[None]:
+    """Connected to the cluster; a connection that is there already is used and stays."""
+    if ray.is_initialized():
+        yield
+        return
+    on_sigterm = signal.getsignal(signal.SIGTERM)
+    try:
+        ray.init(address=address, log_to_driver=False, logging_level=logging.WARNING)
+        yield
+    finally:
+        ray.shutdown()
+        # `init` put a handler of its own there, and leaves it.
+        if on_sigterm is not None and threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, on_sigterm)
 
 
 def _run(work: tuple[list[str], "Tokenizer", str, Options], task: int, of: int) -> TaskEnd:
