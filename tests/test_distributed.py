@@ -114,6 +114,7 @@ SPLITS: dict[int, list[dict[str, Any]]] = {
         {"expert": 4},
         {"expert": 2},
     ],
+    8: [{"data": "fsdp", "expert": 2, "tensor": 2}, {"data": "hsdp", "shard": 2, "expert": 2}],
 }
 
 
@@ -223,7 +224,7 @@ def test_pieces_side_by_side_are_dealt_out_one_by_one() -> None:
 
 @pytest.mark.long
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-9), (torch.float32, 1e-5)])
-@pytest.mark.parametrize("size", [2, 4])
+@pytest.mark.parametrize("size", SPLITS)
 def test_and_so_over_a_hundred_steps(size: int, dtype: torch.dtype, tolerance: float, tmp_path: Path) -> None:
     alone = World.alone(torch.device("cpu"))
     expected = {kind: losses(kind, alone, dtype=dtype, steps=100) for kind in MODELS}
