@@ -258,6 +258,22 @@ def test_a_rank_that_does_not_come_is_named() -> None:
     assert fork(1, one, 20) == [0]
 
 
+def test_starts_that_share_a_store_do_not_read_each_other(tmp_path: Path) -> None:
+    """Agents of torchrun keep a store, and may have restarted their ranks as often as ever or never."""
+    agent = torch.distributed.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+
+    def one(rank: int, size: int) -> None:
+        more = {"TORCHELASTIC_USE_AGENT_STORE": "True", "TORCHELASTIC_RESTART_COUNT": str(rank)}
+        values = environment(rank, size, agent.port) | more
+        with distributed.join(ParallelSettings(timeout_s=20), torch.device("cpu"), values) as world:
+            assert world.sum(torch.tensor([1])).tolist() == [size]
+            with pytest.raises(ValueError, match="no room"), world.together():
+                raise ValueError("no room")
+
+    for size in (2, 3, 2):
+        assert fork(size, lambda rank, size=size: one(rank, size)) == [0] * size  # type: ignore[misc]
+
+
 def test_a_rank_0_that_does_not_come_is_named_too() -> None:
     settings, values = ParallelSettings(timeout_s=0.5), environment(1, 2, free_port())
     with (
