@@ -1,7 +1,7 @@
 """Several ranks are one process: the same losses whatever the split, votes before errors, and who is missing."""
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -193,12 +193,12 @@ def test_parts_put_together_are_the_model_of_one_process(tmp_path: Path) -> None
     assert on_ranks(4, tmp_path, parts_and_wholes) == [[], [], [], []]
 
 
-def gradients(world: World) -> dict[str, float]:
+def gradients(world: World, kinds: Iterable[str] = MODELS, *, is_compiled: bool = False) -> dict[str, float]:
     """The largest difference of a parameter's gradient to that of one process."""
     found = {}
-    for kind, config in MODELS.items():
-        plain, divided = (Transformer(config, seed=1).double() for _ in range(2))
-        spread = Spread(divided, split(world, tensor=world.size), dtype=torch.float64)
+    for kind in kinds:
+        plain, divided = (Transformer(MODELS[kind], seed=1).double() for _ in range(2))
+        spread = Spread(divided, split(world, tensor=world.size), dtype=torch.float64, is_compiled=is_compiled)
         batch = next(batches())
         plain.loss(*batch).backward()
         spread.loss(Transformer.loss, *batch).backward()
@@ -215,6 +215,12 @@ def test_tensor_ranks_have_the_gradients_of_one_process(tmp_path: Path) -> None:
     for found in on_ranks(2, tmp_path, gradients):
         assert {"gpt embed.token.weight", "deepseek head.weight", "llama head.weight"} <= found.keys()
         assert all(difference < 1e-13 for difference in found.values()), found
+
+
+@pytest.mark.long
+def test_and_so_when_loss_and_backward_are_compiled_as_one(tmp_path: Path) -> None:
+    for found in on_ranks(2, tmp_path, lambda world: gradients(world, ["llama"], is_compiled=True), timeout_s=300):
+        assert len(found) > 10 and all(difference < 1e-12 for difference in found.values()), found
 
 
 def test_pieces_side_by_side_are_dealt_out_one_by_one() -> None:
