@@ -1,7 +1,7 @@
 """Several ranks are one process: the same losses whatever the split, votes before errors, and who is missing."""
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -194,12 +194,12 @@ def test_parts_put_together_are_the_model_of_one_process(tmp_path: Path) -> None
     assert on_ranks(4, tmp_path, parts_and_wholes) == [[], [], [], []]
 
 
-def gradients(world: World) -> dict[str, float]:
+def gradients(world: World, kinds: Iterable[str] = MODELS, *, is_compiled: bool = False) -> dict[str, float]:
     """The largest difference of a parameter's gradient to that of one process."""
     found = {}
-    for kind, config in MODELS.items():
-        plain, divided = (Transformer(config, seed=1).double() for _ in range(2))
-        spread = Spread(divided, split(world, tensor=world.size), dtype=torch.float64)
+    for kind in kinds:
+        plain, divided = (Transformer(MODELS[kind], seed=1).double() for _ in range(2))
+        spread = Spread(divided, split(world, tensor=world.size), dtype=torch.float64, is_compiled=is_compiled)
         batch = next(batches())
         plain.loss(*batch).backward()
         spread.loss(Transformer.loss, *batch).backward()
@@ -216,6 +216,12 @@ def test_tensor_ranks_have_the_gradients_of_one_process(tmp_path: Path) -> None:
     for found in on_ranks(2, tmp_path, gradients):
         assert {"gpt embed.token.weight", "deepseek head.weight", "llama head.weight"} <= found.keys()
         assert all(difference < 1e-13 for difference in found.values()), found
+
+
+@pytest.mark.long
+def test_and_so_when_loss_and_backward_are_compiled_as_one(tmp_path: Path) -> None:
+    for found in on_ranks(2, tmp_path, lambda world: gradients(world, ["llama"], is_compiled=True), timeout_s=300):
+        assert len(found) > 10 and all(difference < 1e-12 for difference in found.values()), found
 
 
 def test_pieces_side_by_side_are_dealt_out_one_by_one() -> None:
@@ -284,6 +290,22 @@ def test_a_rank_that_does_not_come_is_named() -> None:
             pass
 
     assert fork(1, one, 20) == [0]
+
+
+def test_starts_that_share_a_store_do_not_read_each_other(tmp_path: Path) -> None:
+    """Agents of torchrun keep a store, and may have restarted their ranks as often as ever or never."""
+    agent = torch.distributed.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+
+    def one(rank: int, size: int) -> None:
+        more = {"TORCHELASTIC_USE_AGENT_STORE": "True", "TORCHELASTIC_RESTART_COUNT": str(rank)}
+        values = environment(rank, size, agent.port) | more
+        with distributed.join(ParallelSettings(timeout_s=20), torch.device("cpu"), values) as world:
+            assert world.sum(torch.tensor([1])).tolist() == [size]
+            with pytest.raises(ValueError, match="no room"), world.together():
+                raise ValueError("no room")
+
+    for size in (2, 3, 2):
+        assert fork(size, lambda rank, size=size: one(rank, size)) == [0] * size  # type: ignore[misc]
 
 
 def test_a_rank_0_that_does_not_come_is_named_too() -> None:

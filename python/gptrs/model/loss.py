@@ -87,7 +87,7 @@ def linear_cross_entropy_z(
     ids, group = targets.masked_fill(~counted, 0), None
     if span is not None:
         ids, group = span.places(ids), span.group
-        hidden, weight = ranks.enter(hidden, group), ranks.part(weight)
+        weight = ranks.part(weight)
     V = weight.shape[0]
     most = V if span is None else span.most  # as many rows at a time on each rank
     missing = most - V + -most % ((128 if weight.is_cuda else 1) if multiple is None else multiple)
@@ -171,6 +171,8 @@ class _LinearCrossEntropy(torch.autograd.Function):
         if is_by_blocks:
             shared = (counted.to(wide) / n.clamp(min=1) * hidden).to(hidden.dtype)  # (N, C)
             d_weight = _weight_gradient(hidden, weight, ids, levels, shared, z_weight)
+        if d_hidden is not None and group is not None:
+            dist.all_reduce(d_hidden, group=group)
         ctx.save_for_backward(d_hidden, None if d_weight is None else d_weight.to(weight.dtype))
         z = levels.square().masked_fill(~counted, 0.0).sum() / n if z_weight else torch.zeros_like(loss)
         ctx.mark_non_differentiable(z)
