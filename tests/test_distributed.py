@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from gptrs.model import ModelConfig, Transformer
 from gptrs.train import cuts, distributed
@@ -64,7 +64,7 @@ def losses(
     config = model.config
     parts = Parts(
         mtp_weight=0.3, balance_weight=0.01, bias_speed=0.01, attention="stream", eot_id=EOT, world=world,
-        n_further=config.n_mtp_layers,
+        n_further=config.n_mtp_layers, z_weight=0.01,
     )  # fmt: skip
     spread = Spread(model, world, dtype=dtype)
     optimizer = adamw(model, lr=LR, weight_decay=0.1, betas=(0.9, 0.95), eps=1e-8)
@@ -178,6 +178,10 @@ def parts_and_wholes(world: World) -> list[str]:
             assert sum(p.numel() for p in spread.model.parameters()) == sum(p.numel() for p in plain.parameters())
             whole = spread.whole()
             assert (whole is None) == (world.rank > 0)
+            tokens = torch.arange(2 * T).view(2, T) % 23
+            with torch.no_grad():
+                logits = [spread.loss(nn.Module.__call__, tokens), plain(tokens)]
+            assert (logits[0] - logits[1]).abs().max() < 1e-6, "asked for, the logits are gathered"
             for name, p in spread.model.named_parameters():
                 expected = plain.get_parameter(name)
                 is_right = torch.equal(cuts.whole(p.detach(), spread.cuts.get(name)), expected)
@@ -188,6 +192,30 @@ def parts_and_wholes(world: World) -> list[str]:
 
 def test_parts_put_together_are_the_model_of_one_process(tmp_path: Path) -> None:
     assert on_ranks(4, tmp_path, parts_and_wholes) == [[], [], [], []]
+
+
+def gradients(world: World) -> dict[str, float]:
+    """The largest difference of a parameter's gradient to that of one process."""
+    found = {}
+    for kind, config in MODELS.items():
+        plain, divided = (Transformer(config, seed=1).double() for _ in range(2))
+        spread = Spread(divided, split(world, tensor=world.size), dtype=torch.float64)
+        batch = next(batches())
+        plain.loss(*batch).backward()
+        spread.loss(Transformer.loss, *batch).backward()
+        for name, p in plain.named_parameters():
+            if p.grad is not None:
+                other = divided.get_parameter(name).grad
+                assert other is not None
+                difference = (cuts.whole(other, spread.cuts.get(name)) - p.grad).abs().max()
+                found[f"{kind} {name}"] = float(difference)
+    return found
+
+
+def test_tensor_ranks_have_the_gradients_of_one_process(tmp_path: Path) -> None:
+    for found in on_ranks(2, tmp_path, gradients):
+        assert {"gpt embed.token.weight", "deepseek head.weight", "llama head.weight"} <= found.keys()
+        assert all(difference < 1e-13 for difference in found.values()), found
 
 
 def test_pieces_side_by_side_are_dealt_out_one_by_one() -> None:

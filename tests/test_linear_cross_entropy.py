@@ -5,10 +5,14 @@ import sys
 
 import pytest
 import torch
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.tensor import Shard, distribute_tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from gptrs.model import ModelConfig, Transformer, next_token_loss
 from gptrs.model import loss as losses
+from gptrs.model.ranks import Span
+from ranks import on_ranks
 
 
 def case(dtype=torch.float64, n_ignored=5):
@@ -181,3 +185,42 @@ def test_a_tied_head_gets_both_gradients():
     model.zero_grad()
     next_token_loss(model(tokens), tokens + 1).backward()
     assert (got - model.embed.token.weight.grad).abs().max() < 1e-14
+
+
+def shares_of_a_vocabulary(world):
+    """Of several sizes, types and ways: the largest difference to one process, and the products beside the whole's."""
+    found = []
+    for V, dtype, z_weight, by_blocks in (
+        (40, torch.float64, 0.1, False),
+        (41, torch.float64, 0.0, False),
+        (41, torch.bfloat16, 0.1, True),
+    ):
+        losses._WIDE_BYTES["cpu"] = 0 if by_blocks else 1 << 26
+        losses._CHUNK_BYTES["cpu"] = losses._BLOCK_BYTES["cpu"] = 5 * V * 8  # some rows at a time
+        generator = torch.Generator().manual_seed(0)
+        hidden = torch.randn(3, 8, 16, generator=generator).to(dtype).requires_grad_()
+        weight = torch.randn(V, 16, generator=generator).to(dtype)
+        targets = torch.randint(V, (3, 8), generator=generator)
+        targets[0, :5] = -100
+        whole = weight.clone().requires_grad_()
+        with FlopCounterMode(display=False) as all_products:
+            loss, z = losses.linear_cross_entropy_z(hidden, whole, targets, z_weight=z_weight)
+        expected = [*torch.autograd.grad(3.0 * loss, (hidden, whole)), loss, *([] if z is None else [z])]
+        mesh = init_device_mesh("cpu", (world.size,))
+        own = distribute_tensor(weight, mesh, [Shard(0)], src_data_rank=None).requires_grad_()
+        span = Span.own(V, mesh.get_group())
+        with FlopCounterMode(display=False) as products:
+            loss, z = losses.linear_cross_entropy_z(hidden, own, targets, z_weight=z_weight, multiple=8, span=span)
+        d_hidden, d_own = torch.autograd.grad(3.0 * loss, (hidden, own))
+        got = [d_hidden, d_own.full_tensor(), loss, *([] if z is None else [z])]
+        differences = [float((a - b).detach().abs().max()) for a, b in zip(got, expected, strict=True)]
+        found.append([max(differences), products.get_total_flops() / all_products.get_total_flops()])
+    return found
+
+
+@pytest.mark.parametrize("size", [2, pytest.param(4, marks=pytest.mark.long)])
+def test_ranks_that_share_the_vocabulary_share_the_products(size, tmp_path):
+    for found in on_ranks(size, tmp_path, shares_of_a_vocabulary):
+        even, odd, rounded = found
+        assert even[0] < 1e-13 and odd[0] < 1e-13 and rounded[0] < 0.05, found
+        assert all(share <= (48 + 8 * size) / (40 * size) for _, share in found), "filled up to a multiple of 8"

@@ -61,6 +61,7 @@ class Weight:
     sizes: tuple[Size, ...]  # rows and columns, or the width of a vector
     layer: str = ""  # "0", "1", …, "further 0"; "" outside of the layers
     copies: Size = ("", 1)  # how many
+    cut: int | None = None  # which of the sizes "tensor" ranks share; each has all of what has none
 
     @property
     def n_params(self) -> int:
@@ -99,7 +100,7 @@ class Totals:
 def weights(config: ModelConfig) -> Iterator[Weight]:
     """Every matrix and vector of the model, first layer first; those of further tokens last."""
     dim, vocab = ("dim", config.dim), ("vocab_size", config.vocab_size)
-    yield Weight(part="token embedding", sizes=(vocab, dim))
+    yield Weight(part="token embedding", sizes=(vocab, dim), cut=0)
     if config.position == "learned":
         yield Weight(part="position embedding", sizes=(("max_seq_len", config.max_seq_len), dim))
     for layer in range(config.n_layers):
@@ -107,7 +108,7 @@ def weights(config: ModelConfig) -> Iterator[Weight]:
             yield replace(weight, layer=str(layer))
     yield from _norm(config)
     if not config.is_head_tied:
-        yield Weight(part="head", sizes=(vocab, dim))
+        yield Weight(part="head", sizes=(vocab, dim), cut=0)
     for depth in range(config.n_mtp_layers):
         joined = Weight(part=FURTHER, sizes=(dim, ("2·dim", 2 * config.dim)))
         block = _block(config, has_experts=config.n_routed_experts > 0)
@@ -260,8 +261,8 @@ def _block(config: ModelConfig, *, has_experts: bool) -> Iterator[Weight]:
     else:
         inner = ("inter_dim", config.inter_dim)
         up = ("2·inter_dim", 2 * config.inter_dim) if config.feed_forward == "swiglu" else inner
-        yield from _linear(config, "feed-forward", up, ("dim", config.dim))
-        yield from _linear(config, "feed-forward", ("dim", config.dim), inner)
+        yield from _linear(config, "feed-forward", up, ("dim", config.dim), cut=0)
+        yield from _linear(config, "feed-forward", ("dim", config.dim), inner, cut=1)
     yield from (*_norm(config), *_norm(config))
 
 
@@ -270,8 +271,8 @@ def _attention(config: ModelConfig) -> Iterator[Weight]:
     width = ("3·dim", 3 * config.dim)
     if config.kv_heads < config.n_heads:
         width = ("(n_heads + 2·kv_heads)·head_dim", (config.n_heads + 2 * config.kv_heads) * D)
-    yield from _linear(config, "attention", width, dim)
-    yield from _linear(config, "attention", dim, dim)
+    yield from _linear(config, "attention", width, dim, cut=0)
+    yield from _linear(config, "attention", dim, dim, cut=1)
 
 
 def _latent_attention(config: ModelConfig) -> Iterator[Weight]:
@@ -281,12 +282,12 @@ def _latent_attention(config: ModelConfig) -> Iterator[Weight]:
     if r:
         yield from _linear(config, "attention", source, dim)
         yield from _norm(config, "attention", source)
-    yield Weight(part="attention", sizes=(("n_heads·head_dim", H * config.head_dim), source))
+    yield Weight(part="attention", sizes=(("n_heads·head_dim", H * config.head_dim), source), cut=0)
     yield from _linear(config, "attention", ("kv_lora_rank + qk_rope_head_dim", R + config.qk_rope_head_dim), dim)
     yield from _norm(config, "attention", rank)
     joint = H * (config.qk_nope_head_dim + config.v_head_dim)
-    yield Weight(part="attention", sizes=(("n_heads·(qk_nope_head_dim + v_head_dim)", joint), rank))
-    yield from _linear(config, "attention", dim, ("n_heads·v_head_dim", H * config.v_head_dim))
+    yield Weight(part="attention", sizes=(("n_heads·(qk_nope_head_dim + v_head_dim)", joint), rank), cut=0)
+    yield from _linear(config, "attention", dim, ("n_heads·v_head_dim", H * config.v_head_dim), cut=1)
 
 
 def _experts(config: ModelConfig) -> Iterator[Weight]:
@@ -295,17 +296,17 @@ def _experts(config: ModelConfig) -> Iterator[Weight]:
     yield Weight(part="router", sizes=(E, dim))
     if config.score_func == "sigmoid":
         yield Weight(part="router biases", sizes=(E,))
-    yield Weight(part="routed experts", sizes=(up, dim), copies=E)
-    yield Weight(part="routed experts", sizes=(dim, inner), copies=E)
+    yield Weight(part="routed experts", sizes=(up, dim), copies=E, cut=0)
+    yield Weight(part="routed experts", sizes=(dim, inner), copies=E, cut=1)
     if S := config.n_shared_experts:
-        yield Weight(part="shared experts", sizes=(("2·n_shared_experts·moe_inter_dim", 2 * S * m), dim))
-        yield Weight(part="shared experts", sizes=(dim, ("n_shared_experts·moe_inter_dim", S * m)))
+        yield Weight(part="shared experts", sizes=(("2·n_shared_experts·moe_inter_dim", 2 * S * m), dim), cut=0)
+        yield Weight(part="shared experts", sizes=(dim, ("n_shared_experts·moe_inter_dim", S * m)), cut=1)
 
 
-def _linear(config: ModelConfig, part: str, rows: Size, columns: Size) -> Iterator[Weight]:
-    yield Weight(part=part, sizes=(rows, columns))
+def _linear(config: ModelConfig, part: str, rows: Size, columns: Size, cut: int | None = None) -> Iterator[Weight]:
+    yield Weight(part=part, sizes=(rows, columns), cut=cut)
     if config.has_bias:
-        yield Weight(part=part, sizes=(rows,))
+        yield Weight(part=part, sizes=(rows,), cut=cut if cut == 0 else None)
 
 
 def _norm(config: ModelConfig, part: str = "norms", width: Size | None = None) -> Iterator[Weight]:

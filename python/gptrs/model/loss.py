@@ -7,6 +7,9 @@ gradients of states and head in the same pass. What is kept for the backward pas
     some rows of hidden ─head─▶ logits ─▶ loss, softmax - onehot ─head─▶ gradient of hidden
                                                    └─ hidden ─▶ + gradient of the head
 
+Where ranks share the vocabulary, each has the logits of its tokens and its part of the sum for the gradient of states.
+Of each position they tell each other the largest logit, the sum of the exponentials and the target's logit.
+
 In 16 bits the gradient of the head is summed in 32. Where that sum would be large, it is made block after block of the
 vocabulary instead, in a second pass that takes the logits of all rows: a third more products, and no wide sum at all.
 """
@@ -16,8 +19,11 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
+
+from gptrs.model import ranks
 
 IGNORED = -100  # target of a position that does not count
 _CHUNK_BYTES = {"cpu": 1 << 26, "cuda": 1 << 29}  # of logits that are there at a time, as if in 32 bits; docs/log.md
@@ -37,7 +43,13 @@ def next_token_loss(logits: Tensor, targets: Tensor) -> Tensor:
 
 
 def linear_cross_entropy(
-    hidden: Tensor, weight: Tensor, targets: Tensor, total: Tensor | None = None, *, multiple: int | None = None
+    hidden: Tensor,
+    weight: Tensor,
+    targets: Tensor,
+    total: Tensor | None = None,
+    *,
+    multiple: int | None = None,
+    span: ranks.Span | None = None,
 ) -> Tensor:
     """`next_token_loss(hidden @ weight.T, targets)`, with the logits of some rows at a time.
 
@@ -47,9 +59,10 @@ def linear_cross_entropy(
             count here.
         multiple: V is filled up to one of it with rows that have no probability, since products whose sizes are odd
             take the slow way on CUDA; by default 128 there and 1 elsewhere.
+        span: the tokens that this rank has, where several share the weight; all others are the same on each of them.
     Returns: a scalar; nan, as there, when no position counts, with gradients of 0. Its gradients are taken once.
     """
-    return linear_cross_entropy_z(hidden, weight, targets, total, z_weight=0.0, multiple=multiple)[0]
+    return linear_cross_entropy_z(hidden, weight, targets, total, z_weight=0.0, multiple=multiple, span=span)[0]
 
 
 def linear_cross_entropy_z(
@@ -60,6 +73,7 @@ def linear_cross_entropy_z(
     *,
     z_weight: float,
     multiple: int | None = None,
+    span: ranks.Span | None = None,
 ) -> tuple[Tensor, Tensor | None]:
     """`linear_cross_entropy` plus z_weight times the mean of log²Z, and that mean alone, which has no gradient.
 
@@ -68,11 +82,19 @@ def linear_cross_entropy_z(
     """
     if not torch.is_grad_enabled():  # then no gradient is worth its time
         hidden, weight = hidden.detach(), weight.detach()
+    targets = targets.reshape(-1, 1)  # (N, 1)
+    counted = targets != IGNORED
+    ids, group = targets.masked_fill(~counted, 0), None
+    if span is not None:
+        ids, group = span.places(ids), span.group
+        hidden, weight = ranks.enter(hidden, group), ranks.part(weight)
     V = weight.shape[0]
-    missing = -V % ((128 if weight.is_cuda else 1) if multiple is None else multiple)
+    most = V if span is None else span.most  # as many rows at a time on each rank
+    missing = most - V + -most % ((128 if weight.is_cuda else 1) if multiple is None else multiple)
     if missing:
         weight = F.pad(weight, (0, 0, 0, missing))
-    loss, z = _LinearCrossEntropy.apply(hidden.flatten(0, 1), weight, targets.flatten(), total, V, z_weight)
+    n = counted.sum() if total is None else total
+    loss, z = _LinearCrossEntropy.apply(hidden.flatten(0, 1), weight, ids, counted, n, V, z_weight, group)
     return loss, z if z_weight else None
 
 
@@ -118,14 +140,19 @@ class _LinearCrossEntropy(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, total: Tensor | None, V: int, z_weight: float
+        ctx: Any,
+        hidden: Tensor,
+        weight: Tensor,
+        ids: Tensor,
+        counted: Tensor,
+        n: Tensor,
+        V: int,
+        z_weight: float,
+        group: dist.ProcessGroup | None,
     ) -> tuple[Tensor, Tensor]:
         wide = _wide(hidden.dtype)
         needs_hidden, needs_weight = ctx.needs_input_grad[:2]
         is_by_blocks = needs_weight and hidden.dtype != wide and _is_large(weight, wide)
-        counted = (targets != IGNORED).unsqueeze(-1)  # (N, 1)
-        ids = targets.unsqueeze(-1).masked_fill(~counted, 0)  # (N, 1)
-        n = counted.sum() if total is None else total
         d_hidden = torch.empty_like(hidden) if needs_hidden else None
         d_weight = hidden.new_zeros(weight.shape, dtype=wide) if needs_weight and not is_by_blocks else None
         levels = hidden.new_empty(ids.shape, dtype=wide)  # (N, 1)
@@ -133,7 +160,8 @@ class _LinearCrossEntropy(torch.autograd.Function):
         for part, memory in _chunks(hidden, weight, _BLOCK_BYTES if is_by_blocks else _CHUNK_BYTES):
             x = hidden[part]  # (n, C)
             logits = torch.mm(x, weight.T, out=memory)  # (n, V)
-            losses, levels[part], d_logits, sums = _rows(logits, ids[part], V, needs_hidden or needs_weight, z_weight)
+            given = (logits, ids[part], V, needs_hidden or needs_weight, z_weight)
+            losses, levels[part], d_logits, sums = _rows(*given) if group is None else _shared_rows(*given, group)
             loss += losses.masked_fill(~counted[part], 0.0).sum()
             share = counted[part].to(wide) / (n.clamp(min=1) * sums)  # (n, 1)
             if d_hidden is not None:
@@ -151,7 +179,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
-        return *(None if d is None else _times(d, grad) for d in ctx.saved_tensors), None, None, None, None
+        return *(None if d is None else _times(d, grad) for d in ctx.saved_tensors), *(None,) * 6
 
 
 def _wide(dtype: torch.dtype) -> torch.dtype:
@@ -209,6 +237,28 @@ def _rows(
             wide.mul_(1 + 2 * z_weight * level)
         wide.scatter_add_(-1, ids, -total)
     return level - expected, level, wide.to(logits.dtype), total
+
+
+def _shared_rows(
+    logits: Tensor, ids: Tensor, V: int, needs_gradient: bool, z_weight: float, group: dist.ProcessGroup
+) -> tuple[Tensor, Tensor, Tensor, float]:
+    """`_rows` where each rank of a group has other columns; ids are -1 where another one has the target's."""
+    logits[:, V:] = -torch.inf
+    own, expected = _fused(_levels, logits)(logits, ids)  # (n, 1) each
+    largest = own.clone()
+    dist.all_reduce(largest, op=dist.ReduceOp.MAX, group=group)
+    sums = torch.cat([(own - largest).exp(), expected], dim=-1)  # (n, 2)
+    dist.all_reduce(sums, group=group)
+    total, expected = torch.split(sums, 1, dim=-1)
+    level = largest + total.log()
+    return level - expected, level, _columns(logits, ids, level, z_weight) if needs_gradient else logits, 1.0
+
+
+def _levels(logits: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:
+    """log Σ exp of rows, and the logits of `ids`, 0 where they are -1: (n, 1) each."""
+    wide = logits.to(_wide(logits.dtype))  # (n, V)
+    expected = wide.gather(-1, ids.clamp(min=0)).masked_fill(ids < 0, 0.0)
+    return wide.logsumexp(dim=-1, keepdim=True), expected
 
 
 def _weight_gradient(

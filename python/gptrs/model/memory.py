@@ -8,10 +8,11 @@ All figures are formulas over `count.weights`. Assumptions, in one place:
                  input, and one block computed again; blocks of further tokens are kept whole. No dropout; norms and
                  attention are one kernel each, which on the CPU is so for LayerNorm and for values as wide as keys
                  alone: others keep more there
-    ranks        data × expert × tensor. tensor: divides every matrix but the router's and the position table, heads,
-                 inner widths and vocabulary; the residual stream, latents, norms and routers are whole on each rank.
-                 expert: divides routed experts, and takes other tokens, as data does. The master and moments are
-                 divided among all ranks that hold the same weights. Loads of experts are equal. No pipeline.
+    ranks        data × expert × tensor. tensor: divides heads, inner widths and the vocabulary of embedding and head;
+                 the residual stream, latents and the matrices that make them, positions, norms, routers and the matrix
+                 that joins state and token are whole on each rank. expert: divides routed experts, and takes other
+                 tokens, as data does. The master and moments are divided among all ranks that hold the same weights,
+                 but for routers and the biases that tensor has cut. Loads of experts are equal. No pipeline.
 """
 
 import math
@@ -22,7 +23,6 @@ from gptrs.model.config import ModelConfig
 
 _BLOCK = 128  # rows and columns that share one scale of fp8
 _MATRICES = ("attention", "feed-forward", "routed experts", "shared experts")
-_SPLIT = (*_MATRICES, "token embedding", "head", count.FURTHER)  # by tensor
 _COPY = _GRADIENT = 2  # bytes of bfloat16
 _OPTIMIZER = 12  # bytes: float32 master and two moments
 _BIAS = 4  # bytes of a router bias, float32 and with nothing beside it
@@ -174,17 +174,13 @@ def rank(
     check_split(config, expert=expert, tensor=tensor)
     held = trained = optimizer = biases = 0
     for weight in count.weights(config):
-        n, holders = weight.n_params, data * expert
-        if len(weight.sizes) == 2 and weight.part in _SPLIT:
-            n = math.ceil(n / tensor)
-        if weight.part == "routed experts":
-            n, holders = math.ceil(n / expert), data
+        n, owned = _shares(weight, data=data, expert=expert, tensor=tensor)
         held += n
         if weight.part in count.BIASES:
             biases += n
         else:
             trained += n
-            optimizer += math.ceil(n / holders) * _OPTIMIZER
+            optimizer += owned * _OPTIMIZER
     kept = activations(config, tensor=tensor)
     n_tokens = seq_len * micro_batch
     return Rank(
@@ -195,6 +191,22 @@ def rank(
         activations=kept.kept * n_tokens,
         activations_checkpointed=kept.checkpointed * n_tokens,
     )
+
+
+def _shares(weight: count.Weight, *, data: int, expert: int, tensor: int) -> tuple[int, int]:
+    """Parameters that the fullest rank holds of a weight, and those whose master and moments it keeps."""
+    shape, holders = [n for _, n in weight.sizes], data * expert
+    is_cut_first = weight.cut == 0 and tensor > 1
+    if weight.cut is not None:
+        shape[weight.cut] = math.ceil(shape[weight.cut] / tensor)
+    if weight.part == "routed experts":
+        shape, holders, is_cut_first = [weight.copies[1] // expert, *shape], data, expert > 1
+    n = math.prod(shape)
+    if weight.part == "router" or (is_cut_first and len(shape) == 1):
+        return n, n
+    if is_cut_first:  # then along an axis that the ranks divide evenly
+        return n, math.ceil(n / holders)
+    return n, math.ceil(shape[0] / holders) * math.prod(shape[1:])
 
 
 def _attention_bytes(config: ModelConfig, tensor: int) -> int:
@@ -217,6 +229,9 @@ def check_split(config: ModelConfig, *, expert: int, tensor: int) -> None:
     for name, n in widths.items():
         if n % tensor:
             raise ValueError(f"tensor parallelism ({tensor}) must divide the {name} ({n})")
+    V = config.vocab_size
+    if math.ceil(V / tensor) * (tensor - 1) >= V:
+        raise ValueError(f"tensor parallelism ({tensor}) must leave each rank some of the vocabulary ({V})")
     E = config.n_routed_experts
     if expert > 1 and E == 0:
         raise ValueError(f"expert parallelism ({expert}) needs experts, got n_routed_experts=0; hint: use 1")

@@ -1,6 +1,7 @@
-"""What a layer does when ranks share its heads, inner widths or experts; without such ranks all of this is nothing.
+"""What a layer does when ranks share its heads, widths, tokens or experts; without such ranks all of this is nothing.
 
     x ─enter─▶ a rank's heads or widths ─▶ its part of the sum ─leave─▶ y          the same x and y on each of them
+    ids ─▶ the vectors of a rank's tokens, 0 for others ─leave─▶ y                 the same ids and y on each of them
     x ─exchange─▶ the ranks whose experts the tokens chose ─exchange─▶ y           other x and y on each of them
 
 `enter` and `leave` are each other's gradient: a copy for all ranks, whose gradients add up, and a sum, whose gradient
@@ -8,12 +9,39 @@ is everyone's.
 Source: arXiv 1909.08053, section 3 (f and g there); exchange: arXiv 2006.16668, section 3.2.
 """
 
-from typing import Any
+import math
+from typing import Any, NamedTuple, Self
 
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+
+class Span(NamedTuple):
+    """The tokens of a vocabulary that this rank has, of those that a group shares: `n` from `first` on."""
+
+    first: int
+    n: int
+    of: int  # in all
+    group: dist.ProcessGroup
+
+    @classmethod
+    def own(cls, of: int, group: dist.ProcessGroup) -> Self:
+        """As DTensors are cut: the last ranks may have fewer."""
+        size = math.ceil(of / group.size())
+        first = min(group.rank() * size, of)
+        return cls(first, min(size, of - first), of, group)
+
+    @property
+    def most(self) -> int:
+        """How many a rank has that has most."""
+        return math.ceil(self.of / self.group.size())
+
+    def places(self, ids: Tensor) -> Tensor:
+        """Where tokens stand among this rank's; -1 for those of others."""
+        own = ids - self.first
+        return own.masked_fill((own < 0) | (own >= self.n), -1)
 
 
 def local(tensor: Tensor) -> Tensor:
@@ -40,6 +68,14 @@ def leave(x: Tensor, group: dist.ProcessGroup | None) -> Tensor:
     if group is None:
         return x
     y: Tensor = _Leave.apply(x, group)
+    return y
+
+
+def gather(x: Tensor, span: Span | None) -> Tensor:
+    """What all ranks have for their tokens side by side: (..., n) → (..., V)."""
+    if span is None:
+        return x
+    y: Tensor = _Gather.apply(x, span)
     return y
 
 
@@ -72,6 +108,17 @@ class Rows(nn.Linear):
         return y if self.bias is None else y + self.bias
 
 
+class Entries(nn.Embedding):
+    """A table of vectors of which each rank has those of some tokens."""
+
+    span: Span
+
+    def forward(self, ids: Tensor) -> Tensor:
+        own = self.span.places(ids)
+        x = F.embedding(own.clamp(min=0), part(self.weight))  # (..., C)
+        return leave(x.masked_fill((own < 0).unsqueeze(-1), 0.0), self.span.group)
+
+
 class _Enter(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, group: dist.ProcessGroup) -> Tensor:
@@ -91,6 +138,20 @@ class _Leave(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor, None]:
         return dy, None
+
+
+class _Gather(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, span: Span) -> Tensor:
+        ctx.span = span
+        padded = F.pad(x, (0, span.most - span.n)).contiguous()
+        found = [torch.empty_like(padded) for _ in range(span.group.size())]
+        dist.all_gather(found, padded, group=span.group)
+        return torch.cat(found, dim=-1)[..., : span.of]
+
+    @staticmethod
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor, None]:
+        return dy[..., ctx.span.first : ctx.span.first + ctx.span.n].contiguous(), None
 
 
 class _Exchange(torch.autograd.Function):

@@ -23,9 +23,10 @@ from gptrs.model.block import Block, FurtherToken, holding, run_block
 from gptrs.model.cache import KVCache, LatentCache
 from gptrs.model.config import ModelConfig
 from gptrs.model.embedding import Embedding
-from gptrs.model.loss import IGNORED, further_targets, linear_cross_entropy, linear_cross_entropy_z
+from gptrs.model.loss import IGNORED, further_targets, linear_cross_entropy_z
 from gptrs.model.moe import Experts, MoE, Router, Use
 from gptrs.model.norm import norm
+from gptrs.model.ranks import Span, enter, gather, part
 from gptrs.model.rope import rotations
 
 
@@ -37,6 +38,7 @@ class Transformer(nn.Module):
     Attributes: embed; layers; norm; head (None when tied to the token embedding); further: n_mtp_layers FurtherTokens;
         checkpoints_blocks: of every how manieth block training keeps the input alone and computes the rest again in the
             backward pass; 1 or True: of all, 0: of none;
+        span: the tokens whose vectors and logits this rank has, where ranks share the vocabulary; else None;
         vocab_multiple: what the loss fills the head's rows up to, see `linear_cross_entropy`;
         document_attention: what computes attention inside documents: "flex", "sdpa", or "auto", which is flex on CUDA
             where it can (see `sight`) and SDPA elsewhere.
@@ -48,6 +50,7 @@ class Transformer(nn.Module):
         self.config = config
         self.checkpoints_blocks: int = 0
         self.vocab_multiple: int | None = None
+        self.span: Span | None = None
         self._run_block: Callable[..., tuple[Tensor, Use | None]] = run_block
         self.document_attention: DocumentAttention = "auto"
         device = torch.get_default_device()
@@ -182,9 +185,7 @@ class Transformer(nn.Module):
         """
         hidden, uses = self._run(tokens, cache=None, positions=positions, doc_ids=doc_ids)
         own = None if totals is None else totals[0]
-        loss, z = linear_cross_entropy_z(
-            hidden, self.head_weight, targets, own, z_weight=z_weight, multiple=self.vocab_multiple
-        )
+        loss, z = self._head_loss_z(hidden, targets, own, z_weight)
         losses = {"next": loss} if z is None else {"next": loss, "z": z}
         if ends is None and doc_ids is not None:
             ends = F.pad(doc_ids.diff(dim=-1) != 0, (0, 1))  # (B, T)
@@ -202,7 +203,13 @@ class Transformer(nn.Module):
         return losses
 
     def _head_loss(self, hidden: Tensor, targets: Tensor, total: Tensor | None) -> Tensor:
-        return linear_cross_entropy(hidden, self.head_weight, targets, total, multiple=self.vocab_multiple)
+        return self._head_loss_z(hidden, targets, total, 0.0)[0]
+
+    def _head_loss_z(
+        self, hidden: Tensor, targets: Tensor, total: Tensor | None, z_weight: float
+    ) -> tuple[Tensor, Tensor | None]:
+        given: dict[str, Any] = {"multiple": self.vocab_multiple, "span": self.span}
+        return linear_cross_entropy_z(hidden, self.head_weight, targets, total, z_weight=z_weight, **given)
 
     def hidden(
         self,
@@ -309,7 +316,9 @@ class Transformer(nn.Module):
 
     def logits(self, hidden: Tensor) -> Tensor:
         """The head: (..., C) → (..., V)."""
-        return F.linear(hidden, self.head_weight)
+        if self.span is None:
+            return F.linear(hidden, self.head_weight)
+        return gather(F.linear(enter(hidden, self.span.group), part(self.head_weight)), self.span)
 
     @property
     def head_weight(self) -> Tensor:

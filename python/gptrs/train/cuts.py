@@ -5,7 +5,8 @@
 Parameters become DTensors under their own names and of their own shapes, cut along one axis by "tensor" and, for routed
 experts, along the first by "expert". Unusual here: a matrix of several pieces side by side is dealt out piece by piece,
 so that a rank has whole heads, or both halves of a gate: its DTensor stands in the order of the ranks, not in the plain
-model's. `whole` puts it back; whoever stores it for other splits is told the order (`Cut.order`).
+model's. `whole` puts it back; whoever stores it for other splits is told the order (`Cut.order`). The vocabulary alone
+need not be divisible: the last rank has fewer tokens then.
 """
 
 from collections.abc import Iterator
@@ -17,10 +18,11 @@ from torch import Tensor, nn
 
 from gptrs.model import Transformer
 from gptrs.model.attention import Attention
+from gptrs.model.embedding import Embedding
 from gptrs.model.feed_forward import FeedForward, SwiGLU
 from gptrs.model.mla import LatentAttention
 from gptrs.model.moe import Experts
-from gptrs.model.ranks import Columns, Rows
+from gptrs.model.ranks import Columns, Entries, Rows, Span
 from gptrs.train.distributed import World
 
 if TYPE_CHECKING:
@@ -31,7 +33,12 @@ class Cut(NamedTuple):
     """How "tensor" cuts a parameter."""
 
     axis: int
-    pieces: tuple[int, ...]  # sizes along it, each divided evenly
+    pieces: tuple[int, ...]  # sizes along it, each divided evenly; one alone as DTensors divide it
+
+    @property
+    def has_order(self) -> bool:
+        """Whether the parts stand otherwise than in the plain model."""
+        return len(self.pieces) > 1
 
     def order(self, n: int, device: torch.device) -> Tensor:
         """Returns the plain places along the axis in the order of n ranks.
@@ -53,7 +60,7 @@ def tensor_cuts(model: Transformer) -> dict[str, Cut]:
     for name, module in model.named_modules():
         for key, cut in _cuts_of(module):
             if any(key == own for own, _ in module.named_parameters()):
-                found[f"{name}.{key}"] = cut
+                found[f"{name}.{key}".lstrip(".")] = cut
     return found
 
 
@@ -80,7 +87,7 @@ def whole(tensor: Tensor, cut: Cut | None) -> Tensor:
     if not hasattr(tensor, "full_tensor"):
         return tensor
     full: Tensor = tensor.full_tensor()
-    if cut is None:
+    if cut is None or not cut.has_order:
         return full
     return full.index_select(cut.axis, cut.order(_tensor_ranks(tensor), full.device).argsort())
 
@@ -100,7 +107,8 @@ def _divided(parameter: nn.Parameter, cut: Cut | None, mesh: "DeviceMesh", *, is
     if cut is not None:
         names.append("tensor")
         placements.append(Shard(cut.axis))
-        tensor = tensor.index_select(cut.axis, cut.order(mesh["tensor"].size(), tensor.device))
+        if cut.has_order:
+            tensor = tensor.index_select(cut.axis, cut.order(mesh["tensor"].size(), tensor.device))
     # Every rank has drawn the same weights: nothing needs to travel.
     return distribute_tensor(tensor, mesh[tuple(names)], placements, src_data_rank=None)
 
@@ -123,6 +131,10 @@ def _cuts_of(module: nn.Module) -> Iterator[tuple[str, Cut]]:
         width = module.down.shape[-1]
         yield "up", Cut(1, (width, width))
         yield "down", Cut(2, (width,))
+    elif isinstance(module, Embedding):
+        yield "token.weight", Cut(0, (module.token.num_embeddings,))
+    elif isinstance(module, Transformer):
+        yield "head.weight", Cut(0, (module.config.vocab_size,))
 
 
 def _column_cuts(name: str, *pieces: int) -> Iterator[tuple[str, Cut]]:
@@ -147,6 +159,13 @@ def _tell(module: nn.Module, world: World) -> None:
         _replace(module, group, q=Columns, kv_up=Columns, output=Rows)
     elif isinstance(module, FeedForward | SwiGLU):
         _replace(module, group, up=Columns, down=Rows)
+    elif isinstance(module, Embedding):
+        table, span = module.token, Span.own(module.token.num_embeddings, group)
+        with torch.device("meta"):
+            module.token = Entries(table.num_embeddings, table.embedding_dim)
+        module.token.weight, module.token.span = table.weight, span
+    elif isinstance(module, Transformer):
+        module.span = Span.own(module.config.vocab_size, group)
 
 
 def _replace(module: nn.Module, group: dist.ProcessGroup, **kinds: type[Columns] | type[Rows]) -> None:

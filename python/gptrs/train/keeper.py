@@ -108,4 +108,4 @@ def _orders(spread: Spread) -> "dict[str, Order]":
     from gptrs.train.shards import Order
 
     n, device = spread.world.sizes.tensor, torch.device("cpu")
-    return {name: Order(cut.axis, cut.order(n, device)) for name, cut in spread.cuts.items()}
+    return {name: Order(cut.axis, cut.order(n, device)) for name, cut in spread.cuts.items() if cut.has_order}
