@@ -128,9 +128,9 @@ def updates_reach(step: int | None, notes: Path) -> Callable[[], bool]:
     return lambda: step is not None and any(n >= step for n, _ in read(notes / "updates.jsonl")[before:])
 
 
-def losses(folder: Path) -> list[tuple[str, int, float]]:
+def losses(folder: Path) -> list[tuple[str, int, float, float | None]]:
     rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    return [(row["kind"], row["step"], row.get("loss", row.get("val_loss"))) for row in rows]
+    return [(row["kind"], row["step"], row.get("loss", row.get("val_loss")), row.get("grad_norm")) for row in rows]
 
 
 def check_kills(
@@ -174,6 +174,10 @@ def check_tokens(folder: Path, steps: int) -> None:
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_run_that_is_killed_at_random_steps(kind: str, tmp_path: Path) -> None:
     check_kills(tmp_path, kind, n_kills=3, steps=16, worlds=(1,))
+
+
+def test_four_ranks_that_are_killed_add_up_in_the_same_order(tmp_path: Path) -> None:
+    check_kills(tmp_path, "deepseek", n_kills=2, steps=16, worlds=(4,))
 
 
 @pytest.mark.long

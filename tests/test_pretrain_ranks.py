@@ -172,6 +172,43 @@ def test_the_command_line_runs_on_ranks(tmp_path: Path) -> None:
     assert again.returncode != 0 and again.stderr.count("holds a finished run of this config") == 1
 
 
+@pytest.mark.long
+def test_a_machine_that_is_lost_and_one_that_comes_change_no_loss(tmp_path: Path) -> None:
+    """torchrun on one to two machines: one dies, the other goes on alone, a new one joins, and both go on."""
+    overrides = [*TINY, "train.steps=100", "train.global_batch=64", "train.checkpoint_every=5", "train.micro_batch=1"]
+    tiny(tmp_path, "one")
+    overrides.append(f"data.text={tmp_path / 'text.txt'}")
+    command = [sys.executable, "-m", "torch.distributed.run", "--nnodes", "1:2", "--nproc-per-node", "1"]
+    command += ["--max-restarts", "3", "--rdzv-backend", "c10d", "--rdzv-endpoint", f"127.0.0.1:{free_port()}"]
+    train = ["-m", "gptrs", "train", "shakespeare_cpu", *overrides, f"run.dir={tmp_path / 'many'}"]
+
+    def machine(is_host: int) -> "subprocess.Popen[bytes]":
+        words = [*command, "--rdzv-conf", f"last_call_timeout=5,is_host={is_host}", *train]
+        # With a store that agents share, torch tells a machine that joins later no address.
+        return subprocess.Popen(words, stdout=output, env=os.environ | {"TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"})
+
+    def wait(has_come: Callable[[], bool]) -> None:
+        end = time.monotonic() + 200
+        while not has_come():
+            assert time.monotonic() < end and host.poll() is None
+            time.sleep(0.05)
+
+    with (tmp_path / "output").open("w+b") as output:
+        host = machine(1)
+        lost = machine(0)
+        wait((tmp_path / "many" / "checkpoints" / "step-00000010").exists)
+        for process in (lost.pid, *children(lost.pid)):
+            os.kill(process, signal.SIGKILL)
+        lost.wait()
+        wait(lambda: losses(tmp_path / "many")[-1][1] >= 30)
+        new = machine(0)
+        assert (host.wait(300), new.wait(60)) == (0, 0)
+        starts = [line for line in (tmp_path / "output").read_text().splitlines() if ", from step" in line]
+    pretrain.run(load("shakespeare_cpu", [*overrides, f"run.dir={tmp_path / 'one'}"]))
+    check(losses(tmp_path / "many"), losses(tmp_path / "one"))
+    assert len(starts) == 3, starts
+
+
 def children(process: int) -> list[int]:
     return list(map(int, Path(f"/proc/{process}/task/{process}/children").read_text().split()))
 

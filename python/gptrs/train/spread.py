@@ -216,6 +216,14 @@ def _ddp(module: nn.Module, world: World) -> nn.parallel.DistributedDataParallel
 
 
 def _sum(group: dist.ProcessGroup | None, bucket: GradBucket) -> torch.futures.Future[Tensor]:
-    """The ranks' gradients added up, where DDP by itself takes their mean."""
-    work = dist.all_reduce(bucket.buffer(), group=group, async_op=True)
+    """The ranks' gradients added up, where DDP by itself takes their mean.
+
+    Of more than two ranks, who adds first depends on a number's place in the message, and DDP arranges its buckets
+    anew behind a process's first update. On the CPU a run that goes on gives the same bits: gradients go one by one.
+    """
+    buffer = bucket.buffer()
+    if buffer.device.type == "cpu":
+        works = [dist.all_reduce(gradient, group=group, async_op=True) for gradient in bucket.gradients()]
+        return torch.futures.collect_all([work.get_future() for work in works]).then(lambda _: buffer)
+    work = dist.all_reduce(buffer, group=group, async_op=True)
     return work.get_future().then(lambda future: future.value()[0])
