@@ -34,6 +34,7 @@ _ELEMENTS = 1 << 26  # elsewhere: its copies take 0.4 GB in bf16
 class Muon(torch.optim.Optimizer):
     """Muon over groups with `is_hidden`, AdamW over the others; every state is a tensor.
 
+    Fused, it leaves a step out where `found_inf` is 1, as torch's fused optimizers do: on the device, to the bit.
     State: hidden matrices have momentum_buffer, as torch.optim.Muon; others step, exp_avg, exp_avg_sq, as AdamW.
     Source: Keller Jordan's Muon; arXiv 2502.16982, equation 4, for "match_rms_adamw". On matrices that stand alone it
         is torch.optim.Muon, which takes no others.
@@ -67,6 +68,7 @@ class Muon(torch.optim.Optimizer):
         super().__init__(list(groups), defaults)
         self._stacks = dict(stacks or {})
         self._dtype = dtype
+        self._step_supports_amp_scaling = fused  # torch's own name for who reads found_inf
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
@@ -86,14 +88,14 @@ class Muon(torch.optim.Optimizer):
     def _step_hidden(self, parameters: list[Tensor], group: dict[str, Any]) -> None:
         momentum, gradients = group["momentum"], [_gradient(p) for p in parameters]
         buffers = [self._momentum(p) for p in parameters]
-        # Of shards element by element: torch 2.11 has no rule for this on DTensors.
-        torch._foreach_lerp_([local(b) for b in buffers], [local(g) for g in gradients], 1 - momentum)
+        is_left_out = getattr(self, "found_inf", None)
+        _follow([local(b) for b in buffers], [local(g) for g in gradients], 1 - momentum, is_left_out)
         moved = buffers
         if group["is_nesterov"]:
             moved = [torch.lerp(g, b, momentum) for g, b in zip(gradients, buffers, strict=True)]
         updates = self._orthogonal(parameters, moved, group["adjust"])
-        torch._foreach_mul_(parameters, 1 - group["lr"] * group["weight_decay"])
-        torch._foreach_add_(parameters, updates, alpha=-group["lr"])
+        kept = 1 - group["lr"] * group["weight_decay"]
+        _move([local(p) for p in parameters], [local(u) for u in updates], kept, group["lr"], is_left_out)
 
     def _orthogonal(self, parameters: list[Tensor], moved: list[Tensor], adjust: Adjust) -> list[Tensor]:
         """What each parameter is moved by at a rate of 1; of its shape, type and sharding."""
@@ -133,6 +135,7 @@ class Muon(torch.optim.Optimizer):
             [],
             [state["step"] for state in states],
             fused=group["fused"],
+            found_inf=getattr(self, "found_inf", None),
             amsgrad=False,
             maximize=False,
             beta1=beta1,
@@ -141,6 +144,29 @@ class Muon(torch.optim.Optimizer):
             weight_decay=group["weight_decay"],
             eps=group["eps"],
         )
+
+
+# Of shards element by element: torch 2.11 has no rule for all of this on DTensors. A step that may be left out is made
+# beside the old values, a tensor at a time, since 0 times a number that is none would not leave them as they are.
+
+
+def _follow(buffers: list[Tensor], gradients: list[Tensor], share: float, is_left_out: Tensor | None) -> None:
+    """Takes gradients into the momenta, unless the step is left out: 1."""
+    if is_left_out is None:
+        torch._foreach_lerp_(buffers, gradients, share)
+        return
+    for buffer, gradient in zip(buffers, gradients, strict=True):
+        buffer.copy_(torch.where(is_left_out == 1, buffer, torch.lerp(buffer, gradient, share)))
+
+
+def _move(weights: list[Tensor], updates: list[Tensor], kept: float, lr: float, is_left_out: Tensor | None) -> None:
+    """Makes the step, unless it is left out: 1."""
+    if is_left_out is None:
+        torch._foreach_mul_(weights, kept)
+        torch._foreach_add_(weights, updates, alpha=-lr)
+        return
+    for weight, update in zip(weights, updates, strict=True):
+        weight.copy_(torch.where(is_left_out == 1, weight, weight.mul(kept).add_(update, alpha=-lr)))
 
 
 def hidden_matrices(model: nn.Module) -> dict[Tensor, tuple[int, ...]]:
