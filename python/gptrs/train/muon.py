@@ -4,7 +4,8 @@
 
 Unusual here: the experts of a layer are a batch of matrices, and what stands in one matrix for one product's sake
 (queries, keys and values; gate and value) is taken apart again: orthogonal together, the largest of them would decide
-how far the others go. A matrix that is sharded is gathered for the product alone; its momentum stays sharded.
+how far the others go. A matrix that is sharded is gathered for the product alone, which one of its ranks makes for all;
+its momentum stays sharded.
 """
 
 import math
@@ -13,7 +14,7 @@ from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor, Replicate, Shard
+from torch.distributed.tensor import DTensor, Partial, Shard
 from torch.optim.adamw import adamw
 
 from gptrs.model.attention import Attention
@@ -100,9 +101,12 @@ class Muon(torch.optim.Optimizer):
     def _orthogonal(self, parameters: list[Tensor], moved: list[Tensor], adjust: Adjust) -> list[Tensor]:
         """What each parameter is moved by at a rate of 1; of its shape, type and sharding."""
         whole = [_whole(m).contiguous() for m in moved]
-        out = [torch.empty_like(w) for w in whole]
+        is_own = _dealt_out(moved)
+        out = [torch.empty_like(w) if own else torch.zeros_like(w) for w, own in zip(whole, is_own, strict=True)]
         by_shape: dict[tuple[int, int], list[_Part]] = {}
-        for p, source, target in zip(parameters, whole, out, strict=True):
+        for p, source, target, own in zip(parameters, whole, out, is_own, strict=True):
+            if not own:
+                continue
             sizes = self._stacks.get(p, ())
             for part in map(_Part, _parts(source, sizes), _parts(target, sizes)):
                 by_shape.setdefault((min(part.shape), max(part.shape)), []).append(part)
@@ -272,14 +276,32 @@ def _whole(x: Tensor) -> Tensor:
 
 
 def _sharded_as(like: Tensor, x: Tensor) -> Tensor:
-    """Takes the part of this rank out of what `_whole` gave."""
+    """This rank's part of what one of the ranks has made of what `_whole` gave, and the others left 0."""
     if not isinstance(like, DTensor):
         return x
     mesh = like.device_mesh
     if _has_whole_matrices(like):
         return DTensor.from_local(x, mesh, like.placements, run_check=False, shape=like.shape, stride=like.stride())
-    everywhere = DTensor.from_local(x, mesh, [Replicate()] * mesh.ndim, run_check=False)
-    return everywhere.redistribute(mesh, like.placements)
+    sums = DTensor.from_local(x, mesh, [Partial()] * mesh.ndim, run_check=False)
+    return sums.redistribute(mesh, like.placements)
+
+
+def _dealt_out(tensors: list[Tensor]) -> list[bool]:
+    """Whether this rank makes each product: of those that several ranks gather one does, and all have about as much.
+
+    Large ones first, each to the rank with the least so far; all ranks come to the same.
+    """
+    is_own, loads = [True] * len(tensors), dict[Any, list[int]]()
+    costs = [x.numel() * min(x.shape[-2:]) for x in tensors]
+    for cost, i in sorted(zip(costs, range(len(tensors)), strict=True), key=lambda pair: (-pair[0], pair[1])):
+        x = tensors[i]
+        if isinstance(x, DTensor) and not _has_whole_matrices(x):
+            mesh = x.device_mesh
+            load = loads.setdefault(mesh, [0] * mesh.size())
+            least = load.index(min(load))
+            load[least] += cost
+            is_own[i] = int(mesh.mesh.flatten()[least]) == mesh.get_rank()
+    return is_own
 
 
 def _has_whole_matrices(x: DTensor) -> bool:
