@@ -115,6 +115,7 @@ SPLITS: dict[int, list[dict[str, Any]]] = {
         {"expert": 4},
         {"expert": 2},
     ],
+    8: [{"data": "fsdp", "expert": 2, "tensor": 2}, {"data": "hsdp", "shard": 2, "expert": 2}],
 }
 
 
@@ -241,7 +242,7 @@ def test_pieces_side_by_side_are_dealt_out_one_by_one() -> None:
 
 @pytest.mark.long
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-9), (torch.float32, 1e-5)])
-@pytest.mark.parametrize("size", [2, 4])
+@pytest.mark.parametrize("size", SPLITS)
 def test_and_so_over_a_hundred_steps(size: int, dtype: torch.dtype, tolerance: float, tmp_path: Path) -> None:
     alone = World.alone(torch.device("cpu"))
     expected = {kind: losses(kind, alone, dtype=dtype, steps=100) for kind in MODELS}
@@ -301,6 +302,22 @@ def test_a_rank_that_does_not_come_is_named() -> None:
             pass
 
     assert fork(1, one, 20) == [0]
+
+
+def test_starts_that_share_a_store_do_not_read_each_other(tmp_path: Path) -> None:
+    """Agents of torchrun keep a store, and may have restarted their ranks as often as ever or never."""
+    agent = torch.distributed.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+
+    def one(rank: int, size: int) -> None:
+        more = {"TORCHELASTIC_USE_AGENT_STORE": "True", "TORCHELASTIC_RESTART_COUNT": str(rank)}
+        values = environment(rank, size, agent.port) | more
+        with distributed.join(ParallelSettings(timeout_s=20), torch.device("cpu"), values) as world:
+            assert world.sum(torch.tensor([1])).tolist() == [size]
+            with pytest.raises(ValueError, match="no room"), world.together():
+                raise ValueError("no room")
+
+    for size in (2, 3, 2):
+        assert fork(size, lambda rank, size=size: one(rank, size)) == [0] * size  # type: ignore[misc]
 
 
 def test_a_rank_0_that_does_not_come_is_named_too() -> None:

@@ -1,10 +1,11 @@
 """kill -9 at random steps, again and again: the same losses to the bit, and no token twice or never."""
 
-import hashlib
 import json
 import os
 import random
 import signal
+import subprocess
+import sys
 import time
 import traceback
 from collections.abc import Callable, Sequence
@@ -15,11 +16,9 @@ import matplotlib.backends.backend_agg  # noqa: F401  # once, before the forks
 import pytest
 import torch.utils.tensorboard  # noqa: F401  # likewise
 
-from gptrs.train import pretrain
-from gptrs.train.config import PretrainConfig, load
-from gptrs.train.loop import Update
-from gptrs.train.parts import Parts
+from gptrs.train.config import load
 from ranks import environment, fork, free_port
+from recorded_run import recorded
 
 TIMEOUT_S = 300
 WORDS = "a true friend accepts you as you are and you accept a friend who is true to you "
@@ -39,32 +38,15 @@ KINDS = {
 }
 
 
-def tiny(folder: Path, name: str, *overrides: str) -> PretrainConfig:
+# Settings of a run, where its notes go, on how many ranks, when to kill it (None: never) → whether it ended before.
+Runner = Callable[[list[str], Path, int, int | None], bool]
+
+
+def tiny(folder: Path, name: str, *overrides: str) -> list[str]:
     text = folder / "text.txt"
     if not text.exists():
         text.write_text("".join(f"{i} {WORDS[i % 40 :]}\n" for i in range(150)))
-    return load("shakespeare_cpu", [*TINY, f"data.text={text}", f"run.dir={folder / name}", *overrides])
-
-
-def recorded(config: PretrainConfig, folder: Path) -> None:
-    """Runs, and notes each microbatch that is trained on and each update, as they come, in files that only grow."""
-    log, loss = pretrain.Session._log, Parts.loss
-
-    def note(kind: str, *values: object) -> None:
-        with (folder / f"{kind}.jsonl").open("a") as file:
-            file.write(json.dumps(values) + "\n")
-
-    def noted_loss(self: Parts, model: Any, rows: Any, totals: Any) -> Any:
-        note("rows", rows.sample, hashlib.sha256(rows.tokens.numpy().tobytes()).hexdigest()[:16])
-        return loss(self, model, rows, totals)
-
-    def noted_log(self: Any, update: Update) -> None:
-        log(self, update)
-        if self.world.is_main:
-            note("updates", update.step, self.loader.next_sample)
-
-    pretrain.Session._log, Parts.loss = noted_log, noted_loss  # type: ignore[method-assign]
-    pretrain.run(config)
+    return [*TINY, f"data.text={text}", f"run.dir={folder / name}", *overrides]
 
 
 def start(work: Callable[[], None], n_processes: int) -> int:
@@ -99,19 +81,19 @@ def read(file: Path) -> list[list[Any]]:
     return [json.loads(line) for line in text[: text.rfind("\n") + 1].splitlines()]
 
 
-def run_until(work: Callable[[], None], n_processes: int, updates: Path, step: int | None) -> bool:
-    """Runs until an update of `step` or later is noted and kills all ranks then; returns whether the run ended before.
+def forked(settings: list[str], notes: Path, n_ranks: int, step: int | None) -> bool:
+    """Runs on forked ranks until an update of `step` or later is noted, and kills all of them then.
 
     A kill comes a moment after the update, so that it meets the next one, a checkpoint, an evaluation or a sample.
     """
-    before, end = len(read(updates)), time.monotonic() + TIMEOUT_S
-    leader = start(work, n_processes)
+    is_due, end = updates_reach(step, notes), time.monotonic() + TIMEOUT_S
+    leader = start(lambda: recorded(load("shakespeare_cpu", settings), notes), n_ranks)
     while time.monotonic() < end:
         done, status = os.waitpid(leader, os.WNOHANG)
         if done:
             assert os.waitstatus_to_exitcode(status) == 0
             return True
-        if step is not None and any(number >= step for number, _ in read(updates)[before:]):
+        if is_due():
             break
         time.sleep(0.001)
     os.killpg(leader, signal.SIGKILL)
@@ -120,27 +102,51 @@ def run_until(work: Callable[[], None], n_processes: int, updates: Path, step: i
     return False
 
 
+def by_torchrun(settings: list[str], notes: Path, n_ranks: int, step: int | None) -> bool:
+    """The same as a user starts ranks: at every other step the whole tree dies at once, else one rank alone."""
+    is_due, end = updates_reach(step, notes), time.monotonic() + TIMEOUT_S
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", f"{n_ranks}"]
+    command += ["--master-port", f"{free_port()}", f"{Path(__file__).with_name('recorded_run.py')}", f"{notes}"]
+    with subprocess.Popen([*command, *settings], stdout=subprocess.DEVNULL) as agent:
+        while time.monotonic() < end and not is_due():
+            if agent.poll() is not None:
+                assert agent.returncode == 0
+                return True
+            time.sleep(0.001)
+        ranks = list(map(int, Path(f"/proc/{agent.pid}/task/{agent.pid}/children").read_text().split()))
+        assert len(ranks) == n_ranks
+        for process in (agent.pid, *ranks) if step is None or step % 2 else ranks[-1:]:
+            os.kill(process, signal.SIGKILL)
+        assert agent.wait(60) != 0, "it learns that a rank is gone"
+    assert time.monotonic() < end, "a rank hangs"
+    return False
+
+
+def updates_reach(step: int | None, notes: Path) -> Callable[[], bool]:
+    """Returns what tells whether an update of `step` or later was noted since now."""
+    before = len(read(notes / "updates.jsonl"))
+    return lambda: step is not None and any(n >= step for n, _ in read(notes / "updates.jsonl")[before:])
+
+
 def losses(folder: Path) -> list[tuple[str, int, float]]:
     rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     return [(row["kind"], row["step"], row.get("loss", row.get("val_loss"))) for row in rows]
 
 
-def check_kills(folder: Path, kind: str, *, n_kills: int, steps: int, worlds: Sequence[int]) -> None:
+def check_kills(
+    folder: Path, kind: str, *, n_kills: int, steps: int, worlds: Sequence[int], run: Runner = forked
+) -> None:
     """Compares a run that is killed at random steps, on each of `worlds` ranks in turn, with one that is not."""
     dropout = "model.dropout=0.1" if max(worlds) == 1 else "model.dropout=0"
     overrides = (*KINDS[kind], f"train.steps={steps}", dropout)
     for name in ("straight", "killed"):
         (folder / f"{name} notes").mkdir()
-    straight = tiny(folder, "straight", *overrides)
-    assert run_until(lambda: recorded(straight, folder / "straight notes"), worlds[0], Path("none"), None)
+    assert forked(tiny(folder, "straight", *overrides), folder / "straight notes", worlds[0], None)
 
-    config, notes = tiny(folder, "killed", *overrides), folder / "killed notes"
-    n_killed = 0
+    settings, notes = tiny(folder, "killed", *overrides), folder / "killed notes"
     draw = random.Random(f"{kind} {n_kills} {worlds}")
     targets: list[int | None] = [*sorted(draw.sample(range(1, steps), n_kills)), None]
-    for i, step in enumerate(targets):
-        world = worlds[i % len(worlds)]
-        n_killed += not run_until(lambda: recorded(config, notes), world, notes / "updates.jsonl", step)
+    n_killed = sum(not run(settings, notes, worlds[i % len(worlds)], step) for i, step in enumerate(targets))
     assert n_killed == n_kills, "a run ended before its kill"
 
     found, expected = losses(folder / "killed"), losses(folder / "straight")
@@ -178,5 +184,23 @@ def test_a_run_that_is_killed_at_100_random_steps(kind: str, tmp_path: Path) -> 
 
 @pytest.mark.long
 @pytest.mark.parametrize("worlds", [(2,), (4,), (1, 2, 4)])
-def test_a_run_on_several_ranks_that_is_killed_at_random_steps(worlds: tuple[int, ...], tmp_path: Path) -> None:
-    check_kills(tmp_path, "deepseek", n_kills=10, steps=40, worlds=worlds)
+def test_a_run_on_several_ranks_that_is_killed_at_100_random_steps(worlds: tuple[int, ...], tmp_path: Path) -> None:
+    check_kills(tmp_path, "deepseek", n_kills=100, steps=250, worlds=worlds)
+
+
+def by_torchrun_to_a_kill(settings: list[str], notes: Path, n_ranks: int, step: int | None) -> bool:
+    return (forked if step is None else by_torchrun)(settings, notes, n_ranks, step)
+
+
+@pytest.mark.parametrize(
+    ("n_kills", "steps", "worlds", "run"),
+    [
+        (1, 8, (2,), by_torchrun_to_a_kill),  # forks spare a start
+        pytest.param(12, 60, (2,), by_torchrun, marks=pytest.mark.long),
+        pytest.param(12, 60, (2, 4, 1), by_torchrun, marks=pytest.mark.long),
+    ],
+)
+def test_ranks_of_torchrun_that_are_killed_at_random_steps(
+    n_kills: int, steps: int, worlds: tuple[int, ...], run: Runner, tmp_path: Path
+) -> None:
+    check_kills(tmp_path, "deepseek", n_kills=n_kills, steps=steps, worlds=worlds, run=run)

@@ -104,6 +104,24 @@ def test_each_way_equals_the_loop(monkeypatch, skew, way, dtype, tolerance):
         assert (a - b).abs().max() <= tolerance * b.abs().max()
 
 
+@pytest.mark.parametrize("is_traced", [False, moes._IS_TRACED])
+def test_the_grouped_product_compiles_whatever_torch_knows_of_it(monkeypatch, is_traced):
+    monkeypatch.setattr(moes, "_IS_TRACED", is_traced)
+    experts = filled(Experts(CONFIGS["sigmoid"]))
+    generator = torch.Generator().manual_seed(2)
+    x = torch.randn(40, 16, generator=generator).requires_grad_()
+    ids, weights = torch.randint(5, (40, 3), generator=generator), torch.rand(40, 3, generator=generator)
+    inputs = [x, *experts.parameters()]
+    out = []
+    torch.compiler.reset()
+    for way in (experts, torch.compile(experts, backend="aot_eager", fullgraph=True)):
+        y = way(x, ids, weights)
+        out.append((y, *torch.autograd.grad(y.square().sum(), inputs)))
+    torch.compiler.reset()
+    for a, b in zip(*out, strict=True):
+        assert (a - b).abs().max() <= 1e-5 * b.abs().max()
+
+
 def test_ways_are_chosen_by_device_type_and_alignment():
     x, experts = torch.zeros(1, 16), Experts(CONFIGS["sigmoid"])
     assert moes._goes_by_expert(x) and not moes._goes_by_expert(x.to("meta"))

@@ -1,6 +1,7 @@
 """Whole runs on several ranks: the metrics of one process, resumed by another number of them, after a rank's death."""
 
 import errno
+import math
 import os
 import signal
 import subprocess
@@ -15,6 +16,8 @@ import pytest
 from gptrs import cli
 from gptrs.train import checkpoint, metrics, pretrain
 from gptrs.train.config import PretrainConfig, load
+from gptrs.train.loop import Update
+from gptrs.train.parts import Parts
 from ranks import environment, fork, free_port
 
 WORDS = "a true friend accepts you as you are and you accept a friend who is true to you "
@@ -150,8 +153,7 @@ def test_torchrun_starts_a_killed_rank_again_and_the_run_goes_on(tmp_path: Path)
         while not (tmp_path / "many" / "checkpoints" / "step-00000020").exists():
             assert time.monotonic() < end and agent.poll() is None
             time.sleep(0.05)
-        children = Path(f"/proc/{agent.pid}/task/{agent.pid}/children").read_text().split()
-        os.kill(int(children[-1]), signal.SIGKILL)
+        os.kill(children(agent.pid)[-1], signal.SIGKILL)
         assert agent.wait(300) == 0
     check(losses(tmp_path / "many"), losses(tmp_path / "one"))
 
@@ -168,6 +170,56 @@ def test_the_command_line_runs_on_ranks(tmp_path: Path) -> None:
     assert done.stdout.count("val loss") >= 2 and "2 ranks: replicate 2" in done.stdout
     again = subprocess.run(command, capture_output=True, text=True, timeout=100, check=False)
     assert again.returncode != 0 and again.stderr.count("holds a finished run of this config") == 1
+
+
+def children(process: int) -> list[int]:
+    return list(map(int, Path(f"/proc/{process}/task/{process}/children").read_text().split()))
+
+
+BAD = 27  # a sample of update 7, which rank 1 of 2 reads
+
+
+def poisoned(config: PretrainConfig, factor: float, notes: Path) -> None:
+    """Runs with another loss for one sample; each rank notes what it sees."""
+    loss, log = Parts.loss, pretrain.Session._log
+
+    def bad_loss(self: Parts, model: Any, rows: Any, totals: Any) -> Any:
+        sample = rows.sample + self.world.data_rank  # rows.sample is the first of all ranks
+        return loss(self, model, rows, totals) * (factor if sample == BAD else 1.0)
+
+    def noted(session: pretrain.Session, update: Update) -> None:
+        log(session, update)
+        with (notes / f"rank {session.world.rank} of {session.world.size}").open("a") as file:
+            file.write(f"{update.step} {update.loss!r} {update.grad_norm!r} {session.loader.next_sample}\n")
+
+    Parts.loss, pretrain.Session._log = bad_loss, noted  # type: ignore[method-assign]
+    pretrain.run(config)
+
+
+@pytest.mark.parametrize(
+    ("factor", "overrides", "logged"),
+    [
+        (math.nan, ("guard.nonfinite=skip",), [1, 2, 3, 4, 5, 6, 8, 9, 10, 11, 12]),
+        (math.nan, ("guard.nonfinite=rollback", "parallel.data=fsdp"), [1, 2, 3, 4, 5, 6, *range(5, 13)]),
+        (30.0, ("guard.spike=rollback", "guard.spike_warmup=4"), [1, 2, 3, 4, 5, 6, *range(5, 13)]),
+    ],
+)
+def test_trouble_on_one_rank_is_trouble_on_all(
+    factor: float, overrides: tuple[str, ...], logged: list[int], tmp_path: Path
+) -> None:
+    config = tiny(tmp_path, "many", "train.micro_batch=1", *overrides)
+    assert on_ranks(2, lambda: poisoned(config, factor, tmp_path)) == [0, 0]
+    first, other = ((tmp_path / f"rank {rank} of 2").read_text() for rank in (0, 1))
+    assert first == other and [int(line.split()[0]) for line in first.splitlines()] == logged
+    alone = tiny(tmp_path, "one", "train.micro_batch=1", *[text for text in overrides if "parallel" not in text])
+    assert on_ranks(1, lambda: poisoned(alone, factor, tmp_path)) == [0]
+    check(losses(tmp_path / "many"), losses(tmp_path / "one"))
+    assert events(tmp_path / "many") == events(tmp_path / "one") != []
+
+
+def events(folder: Path) -> list[tuple[int, str, Any]]:
+    lines = [line for line in metrics.read(folder / "metrics.jsonl") if line["kind"] == "event"]
+    return [(line["step"], line["event"], line.get("samples")) for line in lines]
 
 
 def test_a_full_disk_of_one_rank_is_told_and_all_of_them_go_on(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import fcntl
+import threading
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -137,12 +138,20 @@ def test_a_directory_with_other_files_is_not_taken(tmp_path: Path, is_fresh: boo
     assert (tmp_path / "data" / "thesis.txt").read_text() == "mine"
 
 
-def test_a_second_process_is_refused(tmp_path: Path) -> None:
+def test_a_second_process_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rundir, "_PATIENCE_S", 0.05)
     with (tmp_path / ".lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         with pytest.raises(OSError, match=r"expected to be alone in .*, got another process that trains there"):
             begin(tmp_path)
     begin(tmp_path)
+
+
+def test_a_process_that_is_about_to_end_is_waited_for(tmp_path: Path) -> None:
+    with (tmp_path / ".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        threading.Timer(0.2, lambda: fcntl.flock(lock, fcntl.LOCK_UN)).start()
+        begin(tmp_path)
 
 
 def test_a_run_of_an_older_config_says_what_is_unknown(tmp_path: Path) -> None:

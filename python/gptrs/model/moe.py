@@ -169,8 +169,59 @@ def _apply_afar(x: Tensor, ids: Tensor, weights: Tensor, up: Tensor, down: Tenso
 def _grouped(x: Tensor, loads: Tensor, up: Tensor, down: Tensor) -> Tensor:
     """(N·A, C), sorted by expert → (N·A, C), all experts in one product for each matrix."""
     ends = loads.cumsum(0).to(torch.int32)  # (E,)
-    gate, high = F.grouped_mm(x, up.transpose(-2, -1), offs=ends).chunk(2, dim=-1)  # (N·A, m) each
-    return F.grouped_mm(F.silu(gate) * high, down.transpose(-2, -1), offs=ends)
+    gate, high = _product(x, up.transpose(-2, -1), ends).chunk(2, dim=-1)  # (N·A, m) each
+    return _product(F.silu(gate) * high, down.transpose(-2, -1), ends)
+
+
+def _product(x: Tensor, matrices: Tensor, ends: Tensor) -> Tensor:
+    """Rows, sorted by expert, times the matrix of theirs: (n, K), (E, K, M), (E,) → (n, M)."""
+    if torch.compiler.is_compiling() and x.dtype == torch.float32 and not _IS_TRACED:
+        y: Tensor = _opaque(x, matrices, ends)
+        return y
+    return F.grouped_mm(x, matrices, offs=ends)
+
+
+def _is_traced() -> bool:
+    """Whether torch.compile knows the shape of a grouped product in float32; that of torch 2.11 refuses the type."""
+    x, ends = (torch.empty(1, 4, dtype=dtype, device="meta") for dtype in (torch.float32, torch.int32))
+    try:
+        F.grouped_mm(x, x.new_empty(4, 4, 4).transpose(-2, -1), offs=ends.squeeze(0))
+    except RuntimeError:
+        return False
+    return True
+
+
+_IS_TRACED = _is_traced()
+
+
+@torch.library.custom_op("gptrs::grouped_product", mutates_args=())
+def _opaque(x: Tensor, matrices: Tensor, ends: Tensor) -> Tensor:
+    """`_product` as one call that torch.compile does not look into."""
+    return F.grouped_mm(x, matrices, offs=ends)
+
+
+@_opaque.register_fake
+def _(x: Tensor, matrices: Tensor, ends: Tensor) -> Tensor:
+    return x.new_empty(len(x), matrices.shape[-1])
+
+
+def _opaque_backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:
+    x, matrices, ends = ctx.saved_tensors
+    return _opaque(grad, matrices.transpose(-2, -1), ends), _opaque_gradient(x, grad, ends), None
+
+
+@torch.library.custom_op("gptrs::grouped_gradient", mutates_args=())
+def _opaque_gradient(x: Tensor, grad: Tensor, ends: Tensor) -> Tensor:
+    """The gradient of the matrices: (n, K), (n, M), (E,) → (E, K, M)."""
+    return F.grouped_mm(x.T, grad, offs=ends)
+
+
+@_opaque_gradient.register_fake
+def _(x: Tensor, grad: Tensor, ends: Tensor) -> Tensor:
+    return x.new_empty(len(ends), x.shape[-1], grad.shape[-1])
+
+
+_opaque.register_autograd(_opaque_backward, setup_context=lambda ctx, inputs, output: ctx.save_for_backward(*inputs))
 
 
 def _one_by_one(x: Tensor, loads: Tensor, up: Tensor, down: Tensor) -> Tensor:

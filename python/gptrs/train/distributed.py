@@ -8,7 +8,10 @@ with the same message and none waits for another that is gone. Messages travel t
 text, nothing is pickled. One process alone (`World.alone`) has no process group, and every method of it is free.
 """
 
+import json
 import os
+import time
+import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -226,22 +229,65 @@ def _meet(rank: int, size: int, timeout_s: float, env: Env) -> Store:
             text = f"cannot listen on port {port} of {host} for the other ranks: {_first_line(error)}; {hint}"
             raise OSError(text) from error
         raise OSError(f"rank 0 did not answer on port {port} of {host} within {timeout_s:g} s") from error
-    # Ranks that torchrun started anew must not read what those before them wrote.
-    store = PrefixStore(f"gptrs/{env.get('TORCHELASTIC_RESTART_COUNT', '0')}", found)
-    store.set(f"here/{rank}", "")
-    _wait_for_all(store, size, timeout_s)
+    end = time.monotonic() + timeout_s
+    return _gathered(found, size, end, timeout_s) if rank == 0 else _joined(found, rank, size, end, timeout_s)
+
+
+def _gathered(found: Store, size: int, end: float, timeout_s: float) -> Store:
+    """Returns a store of this start of the ranks alone: rank 0 names it, and tells each rank by its own word.
+
+    torchrun's agents keep one store for all starts, and each counts restarts for itself, so a number that tells the
+    starts apart is nowhere. A rank believes who has its word, since no rank 0 from before can.
+    """
+    name = uuid.uuid4().hex
+    store = PrefixStore(f"gptrs/{name}", found)
+    store.set(_here(0), "")
+    while missing := [rank for rank in range(1, size) if not store.check([_here(rank)])]:
+        if time.monotonic() > end:
+            raise _absent(missing, size, timeout_s)
+        words = {rank: found.get(_word(rank)).decode() for rank in range(1, size) if found.check([_word(rank)])}
+        found.set(_START, json.dumps({"name": name, "words": words}))
+        time.sleep(0.01)
     return store
 
 
-def _wait_for_all(store: Store, size: int, timeout_s: float) -> None:
-    keys = [f"here/{other}" for other in range(size)]
+def _joined(found: Store, rank: int, size: int, end: float, timeout_s: float) -> Store:
+    """Returns the store that rank 0 has named, once all ranks are there."""
+    word, name = uuid.uuid4().hex, None
+    found.set(_word(rank), word)
+    while name is None:
+        if time.monotonic() > end:
+            raise _absent([0], size, timeout_s)
+        start = json.loads(found.get(_START)) if found.check([_START]) else {"words": {}}
+        if start["words"].get(str(rank)) == word:
+            name = start["name"]
+        else:
+            time.sleep(0.01)
+    store = PrefixStore(f"gptrs/{name}", found)
+    store.set(_here(rank), "")
+    keys = [_here(other) for other in range(size)]
     try:
-        store.wait(keys, timedelta(seconds=timeout_s))
+        store.wait(keys, timedelta(seconds=max(end - time.monotonic(), 0.001)))
     except dist.DistStoreError as error:
-        missing = [str(other) for other, key in enumerate(keys) if not store.check([key])]
-        names = f"rank{'s' * (len(missing) > 1)} {', '.join(missing)}"
-        hint = "hint: see what ended it there; parallel.timeout_s waits longer"
-        raise OSError(f"expected {size} ranks within {timeout_s:g} s, got none of {names}; {hint}") from error
+        raise _absent([i for i, key in enumerate(keys) if not store.check([key])], size, timeout_s) from error
+    return store
+
+
+_START = "gptrs/start"
+
+
+def _word(rank: int) -> str:
+    return f"gptrs/word/{rank}"
+
+
+def _here(rank: int) -> str:
+    return f"here/{rank}"
+
+
+def _absent(missing: list[int], size: int, timeout_s: float) -> OSError:
+    names = f"rank{'s' * (len(missing) > 1)} {', '.join(map(str, missing))}"
+    hint = "hint: see what ended it there; parallel.timeout_s waits longer"
+    return OSError(f"expected {size} ranks within {timeout_s:g} s, got none of {names}; {hint}")
 
 
 def _text(error: Exception) -> str:

@@ -7,11 +7,12 @@ report.html  trackers.json, wandb/ and profile/ (where the config asks)  result.
 import fcntl
 import json
 import shutil
+import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from gptrs import config as configs
 from gptrs.dataset import Dataset
@@ -27,6 +28,8 @@ FILES = (
     "trackers.json",
 )  # fmt: skip
 
+_PATIENCE_S = 5.0  # a process that was killed a moment ago still holds its lock until all of its memory is freed
+
 
 @contextmanager
 def claim(directory: Path, config: Any, *, is_fresh: bool, allow: Iterable[str] = ()) -> Iterator[None]:
@@ -38,10 +41,8 @@ def claim(directory: Path, config: Any, *, is_fresh: bool, allow: Iterable[str] 
     """
     _make(directory)
     with (directory / ".lock").open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise OSError(f"expected to be alone in {directory}, got another process that trains there") from None
+        if not _is_free(lock):
+            raise OSError(f"expected to be alone in {directory}, got another process that trains there")
         temporary_of(directory / CONFIG).unlink(missing_ok=True)  # of a run that was killed before it was one
         is_run = (directory / CONFIG).is_file()
         if not (is_run and is_fresh):
@@ -51,6 +52,20 @@ def claim(directory: Path, config: Any, *, is_fresh: bool, allow: Iterable[str] 
         if is_fresh or not is_run:
             write_atomic(directory / CONFIG, configs.dumps(config).encode())
         yield
+
+
+def _is_free(lock: IO[str]) -> bool:
+    """Takes the lock if it can be had soon."""
+    end = time.monotonic() + _PATIENCE_S
+    while True:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if time.monotonic() >= end:
+                return False
+            time.sleep(0.02)
+        else:
+            return True
 
 
 def settle(directory: Path, config: Any) -> None:
