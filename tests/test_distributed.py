@@ -3,7 +3,7 @@
 import dataclasses
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import pytest
 import torch
@@ -11,11 +11,11 @@ from torch import Tensor, nn
 
 from gptrs.model import ModelConfig, Transformer
 from gptrs.train import cuts, distributed
-from gptrs.train.config import ParallelSettings, Sizes, TrainSettings
+from gptrs.train.config import OptimSettings, ParallelSettings, Sizes, TrainSettings
 from gptrs.train.cuts import Cut
 from gptrs.train.distributed import World
 from gptrs.train.loop import FitOptions, Stops, fit, mean_loss
-from gptrs.train.optim import adamw
+from gptrs.train.optim import optimizer_of
 from gptrs.train.parts import Parts
 from gptrs.train.spread import Spread
 from ranks import environment, fork, free_port, on_ranks
@@ -57,7 +57,13 @@ def batches(data_rank: int = 0, data_size: int = 1, accumulation: int = 1) -> It
 
 
 def losses(
-    kind: str, world: World, *, dtype: torch.dtype = torch.float64, steps: int = 5, accumulation: int = 1
+    kind: str,
+    world: World,
+    *,
+    dtype: torch.dtype = torch.float64,
+    steps: int = 5,
+    accumulation: int = 1,
+    optim: Literal["adamw", "muon"] = "adamw",
 ) -> list[float]:
     """The loss and the gradient norm of each update, and the loss of an evaluation behind them."""
     with torch.device("meta"):
@@ -68,7 +74,7 @@ def losses(
         n_further=config.n_mtp_layers, z_weight=0.01,
     )  # fmt: skip
     spread = Spread(model, world, dtype=dtype, seed=1)
-    optimizer = adamw(model, lr=LR, weight_decay=0.1, betas=(0.9, 0.95), eps=1e-8)
+    optimizer = optimizer_of(model, OptimSettings(name=optim, lr=LR, weight_decay=0.1, betas=(0.9, 0.95), eps=1e-8))
     spread.split_groups(optimizer)
     found: list[float] = []
 
@@ -147,6 +153,21 @@ def test_every_split_gives_the_losses_of_one_process(size: int, tmp_path: Path) 
     splits = SPLITS[2] if size == 2 else [{"data": "hsdp", "shard": 2}, *SPLITS[4][3:6]]
     for found in on_ranks(size, tmp_path, lambda world: check(world, splits, expected, torch.float64, 3)):
         assert found and all(difference < 1e-9 for difference in found.values()), found
+
+
+def with_muon(world: World, expected: list[float]) -> dict[str, float]:
+    found = {}
+    for settings in ({"data": "fsdp"}, {"tensor": 2}, {"expert": 2}):
+        got = losses("deepseek", split(world, **settings), steps=3, optim="muon")
+        found[f"{settings}"] = max(abs(a - b) for a, b in zip(got, expected, strict=True))
+    return found
+
+
+def test_with_muon_too(tmp_path: Path) -> None:
+    expected = losses("deepseek", World.alone(torch.device("cpu")), steps=3, optim="muon")
+    assert expected != losses("deepseek", World.alone(torch.device("cpu")), steps=3)
+    for found in on_ranks(2, tmp_path, lambda world: with_muon(world, expected)):
+        assert all(difference < 1e-9 for difference in found.values()), found
 
 
 def rounded(world: World, expected: list[float]) -> dict[str, float]:
