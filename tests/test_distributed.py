@@ -3,7 +3,7 @@
 import dataclasses
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import pytest
 import torch
@@ -11,11 +11,11 @@ from torch import Tensor, nn
 
 from gptrs.model import ModelConfig, Transformer
 from gptrs.train import cuts, distributed
-from gptrs.train.config import ParallelSettings, Sizes, TrainSettings
+from gptrs.train.config import OptimSettings, ParallelSettings, Sizes, TrainSettings
 from gptrs.train.cuts import Cut
 from gptrs.train.distributed import World
 from gptrs.train.loop import FitOptions, Stops, fit, mean_loss
-from gptrs.train.optim import adamw
+from gptrs.train.optim import optimizer_of
 from gptrs.train.parts import Parts
 from gptrs.train.spread import Spread
 from ranks import environment, fork, free_port, on_ranks
@@ -57,17 +57,24 @@ def batches(data_rank: int = 0, data_size: int = 1, accumulation: int = 1) -> It
 
 
 def losses(
-    kind: str, world: World, *, dtype: torch.dtype = torch.float64, steps: int = 5, accumulation: int = 1
+    kind: str,
+    world: World,
+    *,
+    dtype: torch.dtype = torch.float64,
+    steps: int = 5,
+    accumulation: int = 1,
+    optim: Literal["adamw", "muon"] = "adamw",
 ) -> list[float]:
     """The loss and the gradient norm of each update, and the loss of an evaluation behind them."""
-    model = Transformer(MODELS[kind], seed=1).to(torch.promote_types(dtype, torch.float32))
+    with torch.device("meta"):
+        model = Transformer(MODELS[kind]).to(torch.promote_types(dtype, torch.float32))
     config = model.config
     parts = Parts(
         mtp_weight=0.3, balance_weight=0.01, bias_speed=0.01, attention="stream", eot_id=EOT, world=world,
         n_further=config.n_mtp_layers, z_weight=0.01,
     )  # fmt: skip
-    spread = Spread(model, world, dtype=dtype)
-    optimizer = adamw(model, lr=LR, weight_decay=0.1, betas=(0.9, 0.95), eps=1e-8)
+    spread = Spread(model, world, dtype=dtype, seed=1)
+    optimizer = optimizer_of(model, OptimSettings(name=optim, lr=LR, weight_decay=0.1, betas=(0.9, 0.95), eps=1e-8))
     spread.split_groups(optimizer)
     found: list[float] = []
 
@@ -148,6 +155,21 @@ def test_every_split_gives_the_losses_of_one_process(size: int, tmp_path: Path) 
         assert found and all(difference < 1e-9 for difference in found.values()), found
 
 
+def with_muon(world: World, expected: list[float]) -> dict[str, float]:
+    found = {}
+    for settings in ({"data": "fsdp"}, {"tensor": 2}, {"expert": 2}):
+        got = losses("deepseek", split(world, **settings), steps=3, optim="muon")
+        found[f"{settings}"] = max(abs(a - b) for a, b in zip(got, expected, strict=True))
+    return found
+
+
+def test_with_muon_too(tmp_path: Path) -> None:
+    expected = losses("deepseek", World.alone(torch.device("cpu")), steps=3, optim="muon")
+    assert expected != losses("deepseek", World.alone(torch.device("cpu")), steps=3)
+    for found in on_ranks(2, tmp_path, lambda world: with_muon(world, expected)):
+        assert all(difference < 1e-9 for difference in found.values()), found
+
+
 def rounded(world: World, expected: list[float]) -> dict[str, float]:
     found = {}
     for settings in ({"data": "fsdp"}, {"tensor": 2}, {"expert": 2}):
@@ -165,16 +187,26 @@ def test_in_bf16_every_split_rounds_what_one_process_does(tmp_path: Path) -> Non
         assert all(difference < 3 * noise for difference in found.values()), (found, noise)
 
 
-def parts_and_wholes(world: World) -> list[str]:
-    """The names of parameters that are not what one process has once they are put together again."""
+DRAWN: list[tuple[dict[str, Any], tuple[str, ...]]] = [
+    ({"data": "fsdp", "tensor": 2}, ("gpt", "llama")),
+    ({"expert": 2, "tensor": 2}, ("deepseek",)),
+    ({"tensor": 4}, ("gpt",)),
+    ({"data": "hsdp", "shard": 2}, ("gpt",)),
+    ({"data": "fsdp", "expert": 2}, ("deepseek",)),
+    ({"expert": 4}, ("deepseek",)),
+    ({"data": "ddp"}, ("gpt", "deepseek")),
+]
+
+
+def parts_and_wholes(world: World, splits: int) -> list[str]:
+    """The names of parameters that are not what one process draws once they are put together again."""
     wrong = []
-    for settings, of in (
-        ({"data": "fsdp", "tensor": 2}, ("gpt", "llama")),
-        ({"expert": 2, "tensor": 2}, ("deepseek",)),
-    ):
+    for settings, of in DRAWN[:splits]:
         for kind, config in ((kind, MODELS[kind]) for kind in of):
             plain = Transformer(config, seed=1)
-            spread = Spread(Transformer(config, seed=1), split(world, **settings), dtype=torch.float32)
+            with torch.device("meta"):
+                unreal = Transformer(config)
+            spread = Spread(unreal, split(world, **settings), dtype=torch.float32, seed=1)
             assert sum(p.numel() for p in spread.model.parameters()) == sum(p.numel() for p in plain.parameters())
             whole = spread.whole()
             assert (whole is None) == (world.rank > 0)
@@ -190,8 +222,9 @@ def parts_and_wholes(world: World) -> list[str]:
     return wrong
 
 
-def test_parts_put_together_are_the_model_of_one_process(tmp_path: Path) -> None:
-    assert on_ranks(4, tmp_path, parts_and_wholes) == [[], [], [], []]
+@pytest.mark.parametrize("splits", [3, pytest.param(len(DRAWN), marks=pytest.mark.long)])
+def test_parts_put_together_are_the_model_of_one_process(splits: int, tmp_path: Path) -> None:
+    assert on_ranks(4, tmp_path, lambda world: parts_and_wholes(world, splits)) == [[], [], [], []]
 
 
 def gradients(world: World, kinds: Iterable[str] = MODELS, *, is_compiled: bool = False) -> dict[str, float]:

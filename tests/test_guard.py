@@ -5,7 +5,7 @@ import json
 import math
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import pytest
 import torch
@@ -13,10 +13,10 @@ from torch import Tensor, nn
 
 from gptrs.model import ModelConfig, Transformer
 from gptrs.train import checkpoint, pretrain
-from gptrs.train.config import GuardSettings, PretrainConfig, load
+from gptrs.train.config import GuardSettings, OptimSettings, PretrainConfig, load
 from gptrs.train.guard import Event, Guard, step_on_device
 from gptrs.train.loop import FitOptions, Stops, Update, fit
-from gptrs.train.optim import adamw
+from gptrs.train.optim import adamw, optimizer_of
 from gptrs.train.parts import Parts
 
 torch.set_num_threads(1)
@@ -157,20 +157,29 @@ def test_mean_and_deviation_are_those_of_the_losses() -> None:
     assert other.state_dict() == state
 
 
-def test_a_fused_optimizer_leaves_its_step_out_on_the_device() -> None:
+@pytest.mark.parametrize("name", ["adamw", "muon"])
+def test_a_fused_optimizer_leaves_its_step_out_on_the_device(name: Literal["adamw", "muon"]) -> None:
     """The way of CUDA, by the CPU's kernel: weights, moments and counters stay, and other steps keep their bits."""
     draw = torch.Generator().manual_seed(0)
-    gradients = torch.randn(4, 1000, generator=draw)
-    weights = [nn.Parameter(torch.ones(1000)) for _ in range(2)]
-    flagged, plain = (torch.optim.AdamW([weight], lr=0.1, fused=True) for weight in weights)
-    for i, gradient in enumerate(gradients):
-        weights[0].grad, weights[1].grad = gradient.clone(), gradient.clone()
-        step_on_device(flagged, torch.tensor(float(i == 2)))
-        if i != 2:
+    models = [Transformer(CONFIG), Transformer(CONFIG)]
+    flagged, plain = (optimizer_of(model, OptimSettings(name=name, lr=0.1)) for model in models)
+    assert getattr(flagged, "_step_supports_amp_scaling", False)
+    for i in range(5):
+        is_left_out = i in (0, 3)  # the first too, before there is any state
+        for one, other in zip(*(model.parameters() for model in models), strict=True):
+            one.grad = torch.randn(one.shape, generator=draw)
+            other.grad = one.grad.clone()
+            if is_left_out:
+                one.grad[..., 0] = math.nan
+        step_on_device(flagged, torch.tensor(float(is_left_out)))
+        if not is_left_out:
             plain.step()
-    assert torch.equal(*weights) and not hasattr(flagged, "found_inf")
-    for name, value in flagged.state[weights[0]].items():
-        assert torch.equal(value, plain.state[weights[1]][name]), name
+    assert not hasattr(flagged, "found_inf")
+    for one, other in zip(*(model.parameters() for model in models), strict=True):
+        assert torch.equal(one, other)
+        assert flagged.state[one].keys() == plain.state[other].keys()
+        for key, value in flagged.state[one].items():
+            assert torch.equal(value, plain.state[other][key]), key
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ import pytest
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from gptrs.model import ModelConfig, Transformer
 from gptrs.train import checkpoint
@@ -202,8 +203,13 @@ def _sharded(rank: int, file: str) -> None:
     for _ in gradients(whole, 3):
         for p, part, i in zip(whole, parts, axes, strict=True):
             part.grad = distribute_tensor(p.grad, mesh, [Shard(i)])
-        muon.step()
-        split.step()
+        with FlopCounterMode(display=False) as all_products:
+            muon.step()
+        with FlopCounterMode(display=False) as products:
+            split.step()
+    both = torch.tensor([products.get_total_flops()])
+    dist.all_reduce(both)
+    assert int(both) == all_products.get_total_flops(), "each product once"
     for p, part in zip(whole, parts, strict=True):
         buffer = split.state[part]["momentum_buffer"]
         assert isinstance(buffer, DTensor) and buffer.to_local().numel() < p.numel()

@@ -24,6 +24,7 @@ import torch
 
 from gptrs import config as configs
 from gptrs.dataset import Dataset
+from gptrs.model import Transformer
 from gptrs.tokenizer import Tokenizer
 from gptrs.train import corpus, metrics, pretrain
 from gptrs.train.config import PretrainConfig, load
@@ -482,6 +483,18 @@ def test_a_checkpoint_says_where_it_comes_from(unfinished: Path) -> None:
     assert configs.build(PretrainConfig, state["config"]) == load(unfinished / "config.toml")
     assert state["environment"]["torch"] == torch.__version__
     assert state["model"]["dim"] == 16 and state["loader"]["next_sample"] == 80
+
+
+def test_a_run_that_goes_on_draws_no_weights(text: Path, unfinished: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def draw(model: Transformer, *_: Any, **__: Any) -> None:
+        if not model.embed.token.weight.is_meta:
+            raise AssertionError("its weights are in the checkpoint")
+
+    monkeypatch.setattr(Transformer, "init_weights", draw)
+    result = pretrain.run(tiny(text, unfinished))
+    assert result.steps == 20
+    with pytest.raises(AssertionError, match="its weights are in the checkpoint"):
+        pretrain.run(tiny(text, unfinished), is_fresh=True)
 
 
 def test_no_warnings_in_a_plain_run(text: Path, tmp_path: Path) -> None:

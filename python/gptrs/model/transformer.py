@@ -72,10 +72,12 @@ class Transformer(nn.Module):
         self._run_block = torch.compile(run_block, dynamic=False, **options)
 
     @torch.no_grad()
-    def init_weights(self, seed: int) -> None:
-        """Sets every weight: matrices N(0, init_std), with `scales_residual_init` those that write to the residual
-        stream N(0, init_std/√(2·n_layers)), biases 0, norms 1. Drawn on the CPU: a seed gives one model everywhere.
+    def init_weights(self, seed: int, *, put: Callable[[Tensor, Tensor], object] = Tensor.copy_) -> None:
+        """Sets every weight, one after the other: matrices N(0, init_std), with `scales_residual_init` those that write
+        to the residual stream N(0, init_std/√(2·n_layers)), biases 0, norms 1. Drawn on the CPU: a seed gives one model
+        everywhere.
 
+        Args: put: (weight, drawn values of the whole of it), which fills a weight; ranks that share it take their part.
         Source: GPT-2's report, section 2.3; the residual scale keeps the variance level over 2·n_layers additions.
             arXiv 2412.19437, section 4.2: 0.006 for all.
         """
@@ -87,7 +89,7 @@ class Transformer(nn.Module):
 
         def draw(weight: Tensor, std: float) -> None:
             drawn = torch.empty(weight.shape, dtype=weight.dtype, device="cpu")
-            weight.copy_(drawn.normal_(0.0, std, generator=generator))
+            put(weight, drawn.normal_(0.0, std, generator=generator))
 
         for name, module in self.named_modules():
             if isinstance(module, nn.LayerNorm | nn.RMSNorm):
@@ -104,6 +106,12 @@ class Transformer(nn.Module):
             elif isinstance(module, Experts):
                 draw(module.up, std)
                 draw(module.down, residual_std)
+
+    @staticmethod
+    def first_vectors(config: ModelConfig, seed: int) -> Tensor:
+        """The token vectors (V, C) that a model of this seed begins with, without the model: they are drawn first."""
+        vectors = torch.empty(config.vocab_size, config.dim, device="cpu")
+        return vectors.normal_(0.0, config.init_std, generator=torch.Generator().manual_seed(seed))
 
     def forward(
         self,

@@ -92,6 +92,24 @@ def whole(tensor: Tensor, cut: Cut | None) -> Tensor:
     return full.index_select(cut.axis, cut.order(_tensor_ranks(tensor), full.device).argsort())
 
 
+def put(weight: Tensor, values: Tensor, cut: Cut | None) -> None:
+    """Fills this rank's part of a weight from all of its values in the plain model's order; others fill theirs."""
+    if not hasattr(weight, "to_local"):
+        weight.copy_(values)
+        return
+    from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
+
+    given = (weight.shape, weight.device_mesh, weight.placements)  # type: ignore[attr-defined]
+    shape, offsets = compute_local_shape_and_global_offset(*given)
+    order = cut.order(_tensor_ranks(weight), values.device) if cut is not None and cut.has_order else None
+    for axis, (start, n) in enumerate(zip(offsets, shape, strict=True)):
+        if order is None or cut is None or axis != cut.axis:
+            values = values.narrow(axis, start, n)
+    if order is not None and cut is not None:
+        values = values.index_select(cut.axis, order.narrow(0, offsets[cut.axis], shape[cut.axis]))
+    weight.to_local().copy_(values)
+
+
 def _tensor_ranks(tensor: Tensor) -> int:
     mesh = tensor.device_mesh  # type: ignore[attr-defined]
     return int(mesh.shape[mesh.mesh_dim_names.index("tensor")])

@@ -166,7 +166,7 @@ class Guard:
 def make_step(optimizer: torch.optim.Optimizer, is_left_out: Tensor) -> None:
     """Makes an optimizer's step unless it is to be left out.
 
-    On the CPU the answer is at hand. Elsewhere fused optimizers of torch decide on the device; others wait for it.
+    On the CPU the answer is at hand. Elsewhere fused optimizers decide on the device; others wait for it.
     """
     if is_left_out.device.type != "cpu" and getattr(optimizer, "_step_supports_amp_scaling", False):
         step_on_device(optimizer, is_left_out)

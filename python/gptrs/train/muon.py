@@ -4,7 +4,8 @@
 
 Unusual here: the experts of a layer are a batch of matrices, and what stands in one matrix for one product's sake
 (queries, keys and values; gate and value) is taken apart again: orthogonal together, the largest of them would decide
-how far the others go. A matrix that is sharded is gathered for the product alone; its momentum stays sharded.
+how far the others go. A matrix that is sharded is gathered for the product alone, which one of its ranks makes for all;
+its momentum stays sharded.
 """
 
 import math
@@ -13,7 +14,7 @@ from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor, Replicate, Shard
+from torch.distributed.tensor import DTensor, Partial, Shard
 from torch.optim.adamw import adamw
 
 from gptrs.model.attention import Attention
@@ -34,6 +35,7 @@ _ELEMENTS = 1 << 26  # elsewhere: its copies take 0.4 GB in bf16
 class Muon(torch.optim.Optimizer):
     """Muon over groups with `is_hidden`, AdamW over the others; every state is a tensor.
 
+    Fused, it leaves a step out where `found_inf` is 1, as torch's fused optimizers do: on the device, to the bit.
     State: hidden matrices have momentum_buffer, as torch.optim.Muon; others step, exp_avg, exp_avg_sq, as AdamW.
     Source: Keller Jordan's Muon; arXiv 2502.16982, equation 4, for "match_rms_adamw". On matrices that stand alone it
         is torch.optim.Muon, which takes no others.
@@ -67,6 +69,7 @@ class Muon(torch.optim.Optimizer):
         super().__init__(list(groups), defaults)
         self._stacks = dict(stacks or {})
         self._dtype = dtype
+        self._step_supports_amp_scaling = fused  # torch's own name for who reads found_inf
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
@@ -86,21 +89,24 @@ class Muon(torch.optim.Optimizer):
     def _step_hidden(self, parameters: list[Tensor], group: dict[str, Any]) -> None:
         momentum, gradients = group["momentum"], [_gradient(p) for p in parameters]
         buffers = [self._momentum(p) for p in parameters]
-        # Of shards element by element: torch 2.11 has no rule for this on DTensors.
-        torch._foreach_lerp_([local(b) for b in buffers], [local(g) for g in gradients], 1 - momentum)
+        is_left_out = getattr(self, "found_inf", None)
+        _follow([local(b) for b in buffers], [local(g) for g in gradients], 1 - momentum, is_left_out)
         moved = buffers
         if group["is_nesterov"]:
             moved = [torch.lerp(g, b, momentum) for g, b in zip(gradients, buffers, strict=True)]
         updates = self._orthogonal(parameters, moved, group["adjust"])
-        torch._foreach_mul_(parameters, 1 - group["lr"] * group["weight_decay"])
-        torch._foreach_add_(parameters, updates, alpha=-group["lr"])
+        kept = 1 - group["lr"] * group["weight_decay"]
+        _move([local(p) for p in parameters], [local(u) for u in updates], kept, group["lr"], is_left_out)
 
     def _orthogonal(self, parameters: list[Tensor], moved: list[Tensor], adjust: Adjust) -> list[Tensor]:
         """What each parameter is moved by at a rate of 1; of its shape, type and sharding."""
         whole = [_whole(m).contiguous() for m in moved]
-        out = [torch.empty_like(w) for w in whole]
+        is_own = _dealt_out(moved)
+        out = [torch.empty_like(w) if own else torch.zeros_like(w) for w, own in zip(whole, is_own, strict=True)]
         by_shape: dict[tuple[int, int], list[_Part]] = {}
-        for p, source, target in zip(parameters, whole, out, strict=True):
+        for p, source, target, own in zip(parameters, whole, out, is_own, strict=True):
+            if not own:
+                continue
             sizes = self._stacks.get(p, ())
             for part in map(_Part, _parts(source, sizes), _parts(target, sizes)):
                 by_shape.setdefault((min(part.shape), max(part.shape)), []).append(part)
@@ -133,6 +139,7 @@ class Muon(torch.optim.Optimizer):
             [],
             [state["step"] for state in states],
             fused=group["fused"],
+            found_inf=getattr(self, "found_inf", None),
             amsgrad=False,
             maximize=False,
             beta1=beta1,
@@ -141,6 +148,29 @@ class Muon(torch.optim.Optimizer):
             weight_decay=group["weight_decay"],
             eps=group["eps"],
         )
+
+
+# Of shards element by element: torch 2.11 has no rule for all of this on DTensors. A step that may be left out is made
+# beside the old values, a tensor at a time, since 0 times a number that is none would not leave them as they are.
+
+
+def _follow(buffers: list[Tensor], gradients: list[Tensor], share: float, is_left_out: Tensor | None) -> None:
+    """Takes gradients into the momenta, unless the step is left out: 1."""
+    if is_left_out is None:
+        torch._foreach_lerp_(buffers, gradients, share)
+        return
+    for buffer, gradient in zip(buffers, gradients, strict=True):
+        buffer.copy_(torch.where(is_left_out == 1, buffer, torch.lerp(buffer, gradient, share)))
+
+
+def _move(weights: list[Tensor], updates: list[Tensor], kept: float, lr: float, is_left_out: Tensor | None) -> None:
+    """Makes the step, unless it is left out: 1."""
+    if is_left_out is None:
+        torch._foreach_mul_(weights, kept)
+        torch._foreach_add_(weights, updates, alpha=-lr)
+        return
+    for weight, update in zip(weights, updates, strict=True):
+        weight.copy_(torch.where(is_left_out == 1, weight, weight.mul(kept).add_(update, alpha=-lr)))
 
 
 def hidden_matrices(model: nn.Module) -> dict[Tensor, tuple[int, ...]]:
@@ -246,14 +276,32 @@ def _whole(x: Tensor) -> Tensor:
 
 
 def _sharded_as(like: Tensor, x: Tensor) -> Tensor:
-    """Takes the part of this rank out of what `_whole` gave."""
+    """This rank's part of what one of the ranks has made of what `_whole` gave, and the others left 0."""
     if not isinstance(like, DTensor):
         return x
     mesh = like.device_mesh
     if _has_whole_matrices(like):
         return DTensor.from_local(x, mesh, like.placements, run_check=False, shape=like.shape, stride=like.stride())
-    everywhere = DTensor.from_local(x, mesh, [Replicate()] * mesh.ndim, run_check=False)
-    return everywhere.redistribute(mesh, like.placements)
+    sums = DTensor.from_local(x, mesh, [Partial()] * mesh.ndim, run_check=False)
+    return sums.redistribute(mesh, like.placements)
+
+
+def _dealt_out(tensors: list[Tensor]) -> list[bool]:
+    """Whether this rank makes each product: of those that several ranks gather one does, and all have about as much.
+
+    Large ones first, each to the rank with the least so far; all ranks come to the same.
+    """
+    is_own, loads = [True] * len(tensors), dict[Any, list[int]]()
+    costs = [x.numel() * min(x.shape[-2:]) for x in tensors]
+    for cost, i in sorted(zip(costs, range(len(tensors)), strict=True), key=lambda pair: (-pair[0], pair[1])):
+        x = tensors[i]
+        if isinstance(x, DTensor) and not _has_whole_matrices(x):
+            mesh = x.device_mesh
+            load = loads.setdefault(mesh, [0] * mesh.size())
+            least = load.index(min(load))
+            load[least] += cost
+            is_own[i] = int(mesh.mesh.flatten()[least]) == mesh.get_rank()
+    return is_own
 
 
 def _has_whole_matrices(x: DTensor) -> bool:

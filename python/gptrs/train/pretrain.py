@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from gptrs import config as configs
 from gptrs.model import Transformer, count
-from gptrs.train import distributed, feed, metrics, resume, rundir, speed, trackers
+from gptrs.train import checkpoint, distributed, feed, metrics, resume, rundir, speed, trackers
 from gptrs.train.average import Average
 from gptrs.train.config import PretrainConfig
 from gptrs.train.corpus import Corpus, Rows
@@ -104,19 +104,20 @@ class Session:
     """One process's part of a run: what fit() needs, and what happens at its stops."""
 
     def __init__(self, config: PretrainConfig, data: Corpus, world: World) -> None:
-        device = world.device
-        self.config = config
+        self.config, device = config, world.device
         self.corpus = data
         self.world = world
         self.dir = config.run.path
         self.dtype = dtype_of(config.run, device)
         self.model_config = config.model.resolve(vocab_size=data.tokenizer.vocab_size, seq_len=config.train.seq_len)
-        self.model = Transformer(self.model_config, seed=config.run.seed)
+        with torch.device("meta"):  # Spread makes this rank's part real
+            self.model = Transformer(self.model_config)
         self.mixtures = [mixture for _, mixture in self.model.experts()]
         self.parts = parts_of(config, data, world)
-        weights_before = self.model.embed.token.weight.detach().clone()  # (V, C)
         speed.prepare(self.model, config.speed, device=device)
-        self.spread = Spread(self.model, world, dtype=self.dtype, **speed.compilation(config.run, config.speed))
+        is_new = checkpoint.find(self.dir / "checkpoints").newest is None  # else no weight is drawn
+        options = {"seed": config.run.seed if is_new else None, **speed.compilation(config.run, config.speed)}
+        self.spread = Spread(self.model, world, dtype=self.dtype, **options)
         self.optimizer = optimizer_of(self.model, config.optim)
         self.spread.split_groups(self.optimizer)
         train = config.train
@@ -144,7 +145,7 @@ class Session:
         self.left_out: list[list[int]] = []  # [first, end) of the samples that a rollback went past
         self.changes: list[resume.Change] = []  # of the config, since the newest checkpoint
         self.look_step, self.look_lengths = -1, dict[str, int]()  # of the logs before the looks of a step
-        self.reports = Reports(config, data, weights_before, self.looks, environment=self.environment)
+        self.reports = Reports(config, data, self.looks, environment=self.environment)
         self.position, lengths = self._restore()
         self._open_logs(lengths, self.position.step)
         self.statistics = self._statistics()

@@ -3,8 +3,6 @@
 from collections.abc import Mapping
 from typing import Any
 
-from torch import Tensor
-
 from gptrs import config as configs
 from gptrs import report, trace
 from gptrs.model import Transformer, count
@@ -17,17 +15,14 @@ SENTENCE = "A true friend accepts you"  # the report follows the model through i
 
 
 class Reports:
-    """The reports of one run; `weights_before` are the token vectors that the last one compares with theirs."""
+    """The reports of one run; the last one compares the token vectors with those that the run began with."""
 
-    def __init__(
-        self, config: PretrainConfig, data: Corpus, weights_before: Tensor, looks: Looks, *, environment: dict[str, str]
-    ) -> None:
+    def __init__(self, config: PretrainConfig, data: Corpus, looks: Looks, *, environment: dict[str, str]) -> None:
         self.config = config
         self.corpus = data
         self.looks = looks
         self.environment = environment
         self.path = config.run.path / "report.html"
-        self.weights_before = weights_before  # (V, C)
         self._pace = metrics.Pace()
 
     def on_the_way(self, result: Mapping[str, Any]) -> None:
@@ -38,12 +33,13 @@ class Reports:
     def finish(self, result: Mapping[str, Any], model: Transformer, beside: rundir.Outcome | str | None) -> None:
         """Writes the whole report. Args: model: with all of its weights."""
         tokenizer = self.corpus.tokenizer
+        before = Transformer.first_vectors(self.looks.model_config, self.config.run.seed)  # (V, C)
         after = model.embed.token.weight.detach().cpu()  # (V, C)
         facts = self._facts(
             result,
             guesses=trace.guesses(model, tokenizer, SENTENCE),
             gradients=trace.gradients(model, tokenizer, SENTENCE),
-            neighbours=trace.neighbours(self.weights_before, after, tokenizer, self.corpus.frequent_words(10)),
+            neighbours=trace.neighbours(before, after, tokenizer, self.corpus.frequent_words(10)),
             usage=self.looks.usage(model),
             runs=None if beside is None else (self.outcome(result), beside),
         )

@@ -20,7 +20,7 @@ from torch.func import functional_call
 
 from gptrs.model import Transformer
 from gptrs.model.ranks import local
-from gptrs.train.cuts import Cut, divide, tensor_cuts, whole
+from gptrs.train.cuts import Cut, divide, put, tensor_cuts, whole
 from gptrs.train.distributed import World
 from gptrs.train.fsdp import DIMENSIONS, routers, shard
 from gptrs.train.optim import clip
@@ -82,11 +82,13 @@ class Spread:
         is_compiled: bool = False,
         is_whole: bool = True,
         mode: str | None = None,
+        seed: int | None = None,
     ) -> None:
-        """Divides the model among the ranks, in place, and moves it to their devices.
+        """Divides the model among the ranks, in place, and moves it to their devices. One on the meta device becomes
+        real here: no rank ever has more than its own parts and one weight.
 
         Args: is_whole: compiles loss and backward as one, not block by block; FSDP2 always has blocks. mode: of
-            torch.compile.
+            torch.compile. seed: of the weights of a model on the meta device; None: the caller fills them.
         Raises: ValueError when its sizes cannot be divided so.
         """
         self.model = model
@@ -104,7 +106,7 @@ class Spread:
         if is_sharded:
             assert isinstance(model, Transformer)
             self._sums_rest = shard(self._module, model, world, dtype=dtype, is_compiled=is_compiled)
-        self._module.to(world.device)
+        self._place(seed)
         if world.data_size > 1 and not is_sharded:
             self._module = _ddp(self._module, world)
 
@@ -127,6 +129,20 @@ class Spread:
         yield
         if is_last:
             self._sum_rest()
+
+    def _place(self, seed: int | None) -> None:
+        """Brings the parts to the rank's device; those of a model on the meta device get memory, and their weights."""
+        if not next(self.model.parameters()).is_meta:
+            self._module.to(self.world.device)
+            return
+        names = {id(p): name for name, p in self.model.named_parameters()}
+        rest = [names[id(p)] for p in self._sums_rest]
+        self._module.to_empty(device=self.world.device)
+        self._sums_rest = [self.model.get_parameter(name) for name in rest]  # with memory they are others
+        if seed is not None:
+            assert isinstance(self.model, Transformer)
+            cut_of = {id(p): self.cuts.get(name) for name, p in self.model.named_parameters()}
+            self.model.init_weights(seed, put=lambda weight, values: put(weight, values, cut_of[id(weight)]))
 
     def whole(self) -> Transformer | None:
         """Returns the model with all of its weights on rank 0, None on the others; every rank must call it.
