@@ -1,17 +1,20 @@
 """The running mean of weights: the formula, its beginning, what is evaluated, and what a checkpoint keeps."""
 
+import itertools
+import math
 from pathlib import Path
 
 import pytest
 import safetensors.torch
 import torch
-from torch import nn
+from torch import Tensor, nn
 from typer.testing import CliRunner
 
 from gptrs.cli import app
 from gptrs.model import ModelConfig, Transformer
 from gptrs.train import checkpoint, pretrain
 from gptrs.train.average import Average
+from gptrs.train.parts import Parts
 from test_pretrain import lines_of, outcome, text, tiny
 from test_training_options import rewind
 
@@ -35,7 +38,7 @@ def test_a_corrected_mean_weighs_the_updates_alone(dtype: torch.dtype) -> None:
     moved(model, [6.0, 9.0], average)
     expected = (0.125 * 3 + 0.25 * 6 + 0.5 * 9) / (0.125 + 0.25 + 0.5)
     assert average.means["weight"].unique().item() == pytest.approx(expected, rel=1e-6)
-    assert average.means["weight"].dtype == dtype and average.step == 3
+    assert average.means["weight"].dtype == dtype and average.n_updates == 3
 
 
 def test_an_uncorrected_mean_begins_with_the_first_weights() -> None:
@@ -44,6 +47,23 @@ def test_an_uncorrected_mean_begins_with_the_first_weights() -> None:
     average = Average(model, decay=0.9, is_corrected=False)
     moved(model, [2.0, 3.0], average)
     assert average.means["weight"].unique().item() == pytest.approx(0.81 * 1 + 0.09 * 2 + 0.1 * 3, rel=1e-6)
+
+
+@pytest.mark.parametrize("is_corrected", [True, False])
+def test_an_update_that_was_left_out_leaves_the_mean_as_it_is(is_corrected: bool) -> None:
+    model, other = nn.Linear(2, 2).to(torch.bfloat16), nn.Linear(2, 2).to(torch.bfloat16)
+    other.load_state_dict(model.state_dict())
+    average, expected = (Average(each, decay=0.9, is_corrected=is_corrected) for each in (model, other))
+    random = torch.Generator().manual_seed(1)
+    for is_left_out in (1.0, 0.0, 1.0, 1.0, 0.0, 0.0):
+        if not is_left_out:
+            for p, same in zip(model.parameters(), other.parameters(), strict=True):
+                p.data.copy_(torch.randn(p.shape, generator=random))
+                same.data.copy_(p.data)
+            expected.update()
+        average.update(torch.tensor(is_left_out))
+        assert all(torch.equal(average.means[name], mean) for name, mean in expected.means.items())
+    assert average.n_updates == expected.n_updates == 3
 
 
 def test_half_precision_weights_have_a_wide_mean_and_come_back_as_they_were() -> None:
@@ -89,6 +109,34 @@ def test_a_run_logs_saves_and_goes_on_with_its_mean(text: Path, tmp_path: Path) 
     name = "transformer.ln_f.weight"
     assert torch.equal(exported[1][name], mean["ema:norm.weight"])
     assert not torch.equal(exported[0][name], exported[1][name])
+
+
+def test_a_bad_update_of_a_run_is_not_in_its_mean(text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Weights and mean after update 4, which was left out, are those after update 3, on a resumed run too."""
+    found: list[tuple[bool, bool, int]] = []
+    original = pretrain.Session._after_update
+
+    def after_update(self: pretrain.Session, is_left_out: Tensor) -> None:
+        assert self.average is not None
+        before = {name: mean.clone() for name, mean in self.average.means.items()}
+        original(self, is_left_out)
+        is_same = all(torch.equal(before[name], mean) for name, mean in self.average.means.items())
+        found.append((bool(is_left_out), is_same, self.average.n_updates))
+
+    monkeypatch.setattr(pretrain.Session, "_after_update", after_update)
+    given = (text, tmp_path / "run", "train.ema=0.8", "train.checkpoint_every=1", "train.keep_checkpoints=9")
+    with monkeypatch.context() as context:
+        calls = itertools.count(1)
+        loss = Parts.loss
+        factor = {7: math.nan}  # of the microbatches, two an update
+        context.setattr(Parts, "loss", lambda *given: loss(*given) * factor.get(next(calls), 1.0))
+        pretrain.run(tiny(*given, "train.steps=6"))
+    expected = [(False, False, 1), (False, False, 2), (False, False, 3), (True, True, 3), (False, False, 4)]
+    assert found[:5] == expected and found[5][2] == 5
+    rewind(tmp_path / "run", 5)
+    found.clear()
+    pretrain.run(tiny(*given, "train.steps=6"))
+    assert found == [(False, False, 5)]
 
 
 def _held_out(run: Path):

@@ -231,6 +231,9 @@ def test_a_growing_batch_is_counted_in_whole_microbatches() -> None:
     assert [train.rows_at(step) for step in (0, 1, 2, 7, 8, 99)] == [4, 4, 6, 10, 12, 12]
     assert train.rows_before(10) == sum(train.rows_at(step) for step in range(10))
     assert load("shakespeare_cpu").train.rows_at(0) == 12
+    assert [train.microbatches_before(step) for step in range(4)] == [0, 2, 4, 7]
+    with pytest.raises(ValueError, match=r"batch_start must be a multiple of 6, for 3 ranks .* got 4; hint: .*start=6"):
+        train.rows(3)
 
 
 def test_the_model_follows_a_preset_or_explicit_sizes() -> None:

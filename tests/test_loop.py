@@ -3,6 +3,7 @@
 import math
 import os
 import signal
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import NamedTuple
@@ -132,15 +133,15 @@ def test_accumulated_microbatches_equal_one_batch(kind: str) -> None:
 def test_a_growing_batch_takes_more_microbatches_of_the_same_stream() -> None:
     """Updates of 2, 4 and 6 rows read what one batch of each size at its place reads."""
     sizes = [1, 2, 3]
-    parts, log, _ = run(steps=3, source=batches(rows=2), accumulation=3, accumulation_at=lambda step: sizes[step])
+    growth: dict[str, object] = {"accumulation": 3, "microbatches_before": lambda step: sum(sizes[:step])}
+    parts, log, _ = run(steps=3, source=batches(rows=2), **growth)  # type: ignore[arg-type]
     stream = [next(batches(rows=rows, start=start)) for rows, start in ((2, 0), (4, 2), (6, 6))]
     whole, log_whole, _ = run(steps=3, source=iter(stream))
     assert [u.loss for u in log.updates] == pytest.approx([u.loss for u in log_whole.updates], abs=2e-5)
     for one, other in zip(whole.parameters(), parts.parameters(), strict=True):
         torch.testing.assert_close(one, other, atol=1e-4, rtol=0)
-    resumed, log, _ = run(
-        steps=3, source=batches(rows=2, start=6), accumulation_at=lambda step: sizes[step], start=Position(step=2)
-    )
+    start = Position(step=2)
+    resumed, log, _ = run(steps=3, source=batches(rows=2, start=6), start=start, **growth)  # type: ignore[arg-type]
     assert [u.step for u in log.updates] == [3] and resumed is not parts
 
 
@@ -279,12 +280,33 @@ def test_a_compiled_loop_gives_the_same_losses() -> None:
 
 
 def test_the_pace_counts_updates_only() -> None:
-    import time
-
     log = Log()
     run(steps=4, stops=log.stops(evaluate=lambda position: time.sleep(0.3)), eval_every=1, log_every=2)
     assert all(update.tokens_per_s > 32 / 0.3 for update in log.updates)
     assert log.updates[-1].time_s >= 0.9 and log.updates[-1].seconds_left == 0
+
+
+def test_the_time_left_is_that_of_the_microbatches_to_come() -> None:
+    """After two updates of one microbatch there are two of ten left: no fifth of the time, as updates would have it."""
+    log, microbatch_s = Log(), 0.01
+    sizes = [1, 1, 10, 10]
+
+    def slow(model: nn.Module, batch: Batch, totals: Tensor | None = None) -> Tensor:
+        time.sleep(microbatch_s)
+        return next_token_loss(model, batch, totals)
+
+    model = Transformer(CONFIG)
+    fit(
+        model,
+        batches(),
+        loss_fn=slow,
+        optimizer=torch.optim.SGD(model.parameters(), lr=0.1),
+        learning_rate=lambda position: 0.1,
+        options=FitOptions(steps=4, microbatches_before=lambda step: sum(sizes[:step]), log_every=1),
+        stops=log.stops(),
+    )
+    lefts = [update.seconds_left for update in log.updates]
+    assert lefts[1] >= 20 * microbatch_s and lefts[2] >= 10 * microbatch_s and lefts[3] == 0
 
 
 def test_after_each_update_and_not_each_microbatch_the_stage_has_its_turn() -> None:

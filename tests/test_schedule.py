@@ -89,6 +89,9 @@ def test_the_rows_before_an_update_are_the_sum_of_those_before() -> None:
     given = {"start": 6, "full": 24, "warmup_steps": 11, "unit": 3}
     sums = [0, *accumulate(batch_rows(step, **given) for step in range(30))]
     assert [rows_before(step, **given) for step in range(31)] == sums
+    long = {"start": 3072, "full": 15_360, "warmup_steps": 5000, "unit": 512}
+    assert rows_before(6000, **long) == sum(batch_rows(step, **long) for step in range(6000))
+    assert rows_before(7, start=8, full=8, warmup_steps=0, unit=8) == 56
 
 
 def test_a_run_that_fits_its_time_never_sees_the_clock() -> None:

@@ -1,6 +1,9 @@
 """The running mean of a model's weights: what their noise in the last updates hides.
 
 weights ─after each update─▶ mean ← mean + (1 - decay)·(weights - mean) ─▶ ema.safetensors, ema_val_loss
+
+Unusual here: whether an update was made is a tensor (see `guard`), so the number of those that were is one too, and no
+update waits for the device to tell.
 """
 
 from collections.abc import Iterator, Mapping
@@ -15,7 +18,7 @@ from gptrs.model.ranks import local
 class Average:
     """The mean in float32 or wider beside the model, on its device and with its sharding.
 
-    Attributes: means: by name, of every parameter, also of those that no gradient moves; step: updates in them.
+    Attributes: means: by name, of every parameter, also of those that no gradient moves.
     """
 
     def __init__(self, model: nn.Module, *, decay: float, is_corrected: bool = True) -> None:
@@ -24,19 +27,34 @@ class Average:
         moments, arXiv 1412.6980, section 3."""
         self.decay = decay
         self.is_corrected = is_corrected
-        self.step = 0
         self.means = {name: _wide(p).clone() for name, p in model.named_parameters()}
         self._parameters = dict(model.named_parameters())
+        device = next(model.parameters()).device
+        self._n_updates = torch.zeros((), dtype=torch.float64, device=device)
+
+    @property
+    def n_updates(self) -> int:
+        """Updates in the mean; waits for the device."""
+        return int(self._n_updates)
+
+    @n_updates.setter
+    def n_updates(self, n: int) -> None:
+        self._n_updates.fill_(n)
 
     @torch.no_grad()
-    def update(self) -> None:
-        """Takes the weights after one more update into the mean."""
-        self.step += 1
-        share = 1 - self.decay
+    def update(self, is_left_out: Tensor | None = None) -> None:
+        """Takes the weights after one more update into the mean.
+
+        Args: is_left_out: 1 where that update was not made: the mean then stays as it is, to the bit.
+        """
+        is_made = torch.ones_like(self._n_updates) if is_left_out is None else 1 - is_left_out.to(self._n_updates)
+        self._n_updates += is_made
+        share = (1 - self.decay) * is_made
         if self.is_corrected:
-            share /= 1 - self.decay**self.step
-        weights = [local(_wide(p)) for p in self._parameters.values()]  # torch 2.11 has no rule for DTensors here
-        torch._foreach_lerp_([local(mean) for mean in self.means.values()], weights, share)
+            share /= (1 - self.decay**self._n_updates).clamp(min=1 - self.decay)  # before the first it is 0
+        means = [local(mean) for mean in self.means.values()]  # torch 2.11 has no rule for DTensors here
+        weights = [local(_wide(p)) for p in self._parameters.values()]
+        torch._foreach_lerp_(means, weights, [share.to(mean.dtype) for mean in means])
 
     @contextmanager
     def applied(self) -> Iterator[None]:

@@ -151,12 +151,20 @@ class TrainSettings:
             ranks = f"{data_size} ranks that read {micro} rows at a time"
             got = f"got {self.global_batch}; hint: train.global_batch={below}"
             raise ValueError(f"train.global_batch must be a multiple of {micro * data_size}, for {ranks}, {got}")
+        if self.batch_start is not None and self.batch_start % (micro * data_size):
+            above = -(-self.batch_start // (micro * data_size)) * micro * data_size
+            got = f"got {self.batch_start}; hint: train.batch_start={above}"
+            raise ValueError(f"train.batch_start must be a multiple of {micro * data_size}, for {data_size} ranks that "
+                             f"read {micro} rows at a time, {got}")  # fmt: skip
         return micro
 
-    def accumulation(self, data_size: int = 1, step: int | None = None) -> int:
-        """Forwards of each rank in update `step`, counted from 0, or once the batch has grown."""
-        rows = self.global_batch if step is None else self.rows_at(step, data_size=data_size)
-        return rows // (self.rows(data_size) * data_size)
+    def accumulation(self, data_size: int = 1) -> int:
+        """Forwards of each rank in an update, once the batch has grown."""
+        return self.global_batch // (self.rows(data_size) * data_size)
+
+    def microbatches_before(self, step: int, data_size: int = 1) -> int:
+        """Forwards of each rank in all updates before `step`."""
+        return self.rows_before(step, data_size=data_size) // (self.rows(data_size) * data_size)
 
     def rows_at(self, step: int, *, data_size: int = 1) -> int:
         """Rows of update `step`, counted from 0, over all ranks."""

@@ -86,7 +86,7 @@ class Keeper:
             seed=self._seed,
         )
         if self.average is not None:
-            self.average.step = state["step"]
+            self.average.n_updates = state.get("n_averaged", state["step"])
         return state
 
     def _others(self) -> dict[str, dict[str, torch.Tensor]]:

@@ -10,10 +10,9 @@ Whether an update is made at all, `guard` decides.
 """
 
 import functools
-import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple, Protocol, TypeVar
 
@@ -21,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from gptrs.model.loss import counts
+from gptrs.train.clock import Clock
 from gptrs.train.config import GuardSettings
 from gptrs.train.distributed import World
 from gptrs.train.guard import Event, Guard, Reading, make_step
@@ -49,7 +49,8 @@ class FitOptions:
 
     steps: int  # optimizer updates
     accumulation: int = 1  # microbatches of one update on each rank
-    accumulation_at: Callable[[int], int] | None = None  # those of the update after as many; None: always accumulation
+    microbatches_before: Callable[[int], int] | None = None  # those of all updates before one, where a batch grows;
+    # None: accumulation each
     clip: float = 1.0  # largest gradient norm; 0: no clipping
     dtype: torch.dtype = torch.float32  # of the computation; weights, gradients and moments keep their own
     is_compiled: bool = False  # torch.compile of loss and backward as one
@@ -61,7 +62,13 @@ class FitOptions:
 
     def at(self, step: int) -> "FitOptions":
         """The options of the update after `step` others."""
-        return self if self.accumulation_at is None else replace(self, accumulation=self.accumulation_at(step))
+        return replace(self, accumulation=self.n_microbatches(step, step + 1))
+
+    def n_microbatches(self, first: int, end: int) -> int:
+        """Those of a rank in the updates after `first` others, up to `end` of them."""
+        if self.microbatches_before is None:
+            return (end - first) * self.accumulation
+        return self.microbatches_before(end) - self.microbatches_before(first)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -81,7 +88,7 @@ class Update:
     lr: float
     grad_norm: float  # before clipping
     tokens_per_s: float  # over the updates since the last log, stops not counted
-    seconds_left: float  # at that pace
+    seconds_left: float  # at that pace of microbatches: updates that grow take longer
     time_s: float  # training time since step 0
 
 
@@ -146,7 +153,7 @@ def fit(
         an evaluation or a sample; ValueError when the guard ends the run, before such weights are saved.
     """
     spread = spread or Spread(model, _alone(model), dtype=options.dtype, is_compiled=options.is_compiled)
-    batches, clock, position = iter(loader), _Clock(start), start
+    batches, clock, position = iter(loader), Clock(start.step, start.elapsed_s), start
     guard = guard or Guard(GuardSettings(), device=spread.world.device)
     model.train()
     with stop_requests() as requests:
@@ -207,6 +214,7 @@ class _Sums(NamedTuple):
     loss: Tensor
     grad_norm: Tensor
     n_tokens: int
+    n_microbatches: int
     is_left_out: Tensor
 
 
@@ -233,7 +241,7 @@ def _update(
     make_step(optimizer, is_left_out)
     optimizer.zero_grad(set_to_none=True)
     n_tokens = sum(batch.tokens.numel() for batch in microbatches) * spread.world.data_size
-    return _Sums(total, grad_norm, n_tokens, is_left_out)
+    return _Sums(total, grad_norm, n_tokens, len(microbatches), is_left_out)
 
 
 def _alone(model: nn.Module) -> World:
@@ -249,7 +257,7 @@ class _Book:
 
     def __init__(
         self,
-        clock: "_Clock",
+        clock: Clock,
         guard: Guard,
         options: FitOptions,
         stops: Stops,
@@ -273,13 +281,14 @@ class _Book:
         options, step = self.options, self.clock.step
         elapsed_s, number = self.world.agreed(self.clock.elapsed_s(), self.requests.number or 0)
         position = Position(step=step, elapsed_s=elapsed_s)
-        self.clock.n_tokens += update.n_tokens
+        self.clock.count(n_tokens=update.n_tokens, n_microbatches=update.n_microbatches)
         is_last = _is_done(position, options)
         is_logged = is_last or step % options.log_every == 0
         is_read = is_logged or self.guard.is_due(step, options.log_every)
         self._is_save_due |= is_last or number != 0 or step % options.checkpoint_every == 0
         if is_read or self._is_save_due:
-            loss, grad_norm = self.clock.wait(update)
+            with self.clock.waiting():
+                loss, grad_norm = update.loss.item(), update.grad_norm.item()
             reading = self._hear(position, lr)
             if reading.error or (is_last and not reading.is_finite):
                 raise ValueError(reading.error or f"expected a finite loss at the last step, got {loss}; hint: go on "
@@ -287,12 +296,29 @@ class _Book:
             if reading.is_rollback and (back := self._roll_back(position)) is not None:
                 return back
             if is_logged and reading.is_finite:
-                self.stops.log(self.clock.report(position, loss, lr, grad_norm, options))
+                self.stops.log(self._report(position, loss, lr, grad_norm))
             if self._is_save_due and (reading.is_sound or is_last):
                 self._save(position)
         if number:
             raise self._stopped(number, position)
         return position
+
+    def _report(self, position: Position, loss: float, lr: float, grad_norm: float) -> Update:
+        """Returns the record of the last update and starts the next stretch of the pace."""
+        options = self.options
+        tokens_per_s, microbatch_s = self.clock.pace()
+        left_s = options.n_microbatches(position.step, options.steps) * microbatch_s
+        if options.max_seconds is not None:
+            left_s = min(left_s, options.max_seconds - position.elapsed_s)
+        return Update(
+            step=position.step,
+            loss=loss,
+            lr=lr,
+            grad_norm=grad_norm,
+            tokens_per_s=tokens_per_s,
+            seconds_left=left_s,
+            time_s=position.elapsed_s,
+        )
 
     def look(self, position: Position) -> None:
         """Evaluates and samples where it is due. A request to stop ends that at once: the weights are saved."""
@@ -356,49 +382,3 @@ class _Book:
 def _is_done(position: Position, options: FitOptions) -> bool:
     is_late = options.max_seconds is not None and position.elapsed_s >= options.max_seconds
     return position.step >= options.steps or (is_late and position.step > 0)
-
-
-class _Clock:
-    """Training time, and the pace of the updates alone."""
-
-    def __init__(self, start: Position) -> None:
-        self.step = start.step
-        self._zero = time.perf_counter() - start.elapsed_s
-        self._busy_s = 0.0
-        self._n_updates = 0
-        self.n_tokens = 0
-
-    @contextmanager
-    def update(self) -> Iterator[None]:
-        start = time.perf_counter()
-        yield
-        self._busy_s += time.perf_counter() - start
-        self.step += 1
-        self._n_updates += 1
-
-    def elapsed_s(self) -> float:
-        return time.perf_counter() - self._zero
-
-    def wait(self, update: _Sums) -> tuple[float, float]:
-        """Returns loss and gradient norm; on CUDA this waits for the updates that are still queued, which counts."""
-        start = time.perf_counter()
-        values = update.loss.item(), update.grad_norm.item()
-        self._busy_s += time.perf_counter() - start
-        return values
-
-    def report(self, position: Position, loss: float, lr: float, grad_norm: float, options: FitOptions) -> Update:
-        """Returns the record of the last update and starts the next stretch of the pace."""
-        left_s = (options.steps - position.step) * self._busy_s / self._n_updates
-        if options.max_seconds is not None:
-            left_s = min(left_s, options.max_seconds - position.elapsed_s)
-        update = Update(
-            step=position.step,
-            loss=loss,
-            lr=lr,
-            grad_norm=grad_norm,
-            tokens_per_s=self.n_tokens / self._busy_s,
-            seconds_left=left_s,
-            time_s=position.elapsed_s,
-        )
-        self._busy_s, self._n_updates, self.n_tokens = 0.0, 0, 0
-        return update

@@ -291,7 +291,7 @@ class Session:
         return FitOptions(
             steps=train.steps,
             accumulation=train.accumulation(self.world.data_size),
-            accumulation_at=lambda step: train.accumulation(self.world.data_size, step),
+            microbatches_before=lambda step: train.microbatches_before(step, self.world.data_size),
             clip=self.config.optim.clip,
             dtype=self.dtype,
             max_seconds=None if train.max_minutes is None else 60 * train.max_minutes,
@@ -304,7 +304,7 @@ class Session:
     def _after_update(self, is_left_out: Tensor) -> None:
         self.parts.after_update(self.mixtures, is_left_out)
         if self.average is not None:
-            self.average.update()
+            self.average.update(is_left_out)
 
     def _learning_rate(self, position: Position) -> float:
         options, elapsed_s = self._options(), position.elapsed_s
@@ -387,6 +387,7 @@ class Session:
             "loader": self.loader.state_dict(),
             "guard": self.guard.state_dict(),
             "left_out": self.left_out,
+            "n_averaged": 0 if self.average is None else self.average.n_updates,
             "lengths": self.look_lengths if position.step == self.look_step else self.journal.lengths(),
             "config": configs.to_dict(self.config),
             "model": dataclasses.asdict(self.model_config),

@@ -89,9 +89,10 @@ def batch_rows(step: int, *, start: int, full: int, warmup_steps: int, unit: int
 
 def rows_before(step: int, *, start: int, full: int, warmup_steps: int, unit: int) -> int:
     """Returns the rows of all updates before `step`; arguments as in `batch_rows`."""
-    warm = min(step, warmup_steps)
-    sizes = (batch_rows(i, start=start, full=full, warmup_steps=warmup_steps, unit=unit) for i in range(warm))
-    return sum(sizes) + (step - warm) * full
+    warm, n_units = min(step, warmup_steps), (full - start) // unit
+    begins = (-(-i * warmup_steps // n_units) for i in range(1, n_units + 1))  # updates from which a unit more is read
+    grown = sum(warm - begin for begin in begins if begin < warm)
+    return warm * start + grown * unit + (step - warm) * full
 
 
 def _cosine(progress: float) -> float:
