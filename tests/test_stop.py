@@ -191,6 +191,25 @@ def test_inside_at_once_the_first_signal_ends_the_work() -> None:
     assert stopped.value.number == signal.SIGUSR1
 
 
+def test_a_signal_inside_a_finalizer_is_not_lost(capsys: pytest.CaptureFixture[str]) -> None:
+    class Finalized:
+        def __del__(self) -> None:
+            terminate()
+            time.sleep(0)
+
+    hook = sys.unraisablehook
+    seen: list[str] = []
+    with pytest.raises(Stopped) as stopped, leaving_at_once():
+        Finalized()
+        seen.append("the finalizer's was dropped")
+        end = time.monotonic() + 5
+        while time.monotonic() < end:
+            time.sleep(0.01)
+        seen.append("lost")
+    assert stopped.value.exit_code == 75 and seen == ["the finalizer's was dropped"]
+    assert sys.unraisablehook is hook and capsys.readouterr().err == ""
+
+
 def test_a_thread_leaves_signals_as_they_are() -> None:
     seen: list[object] = []
 
