@@ -189,8 +189,7 @@ class Transformer(nn.Module):
             totals: (2 + n_mtp_layers,), `counts` of the larger batch that this one is a part of: the parts are then its
                 shares of that batch's, and add up to them. By default this batch's own.
             z_weight: of the mean log²Z of the next token's logits, not further tokens'; then "next" has it in it, and
-                "z" is that mean, to
-                look at.
+                "z" is that mean, to look at.
         """
         hidden, uses = self._run(tokens, cache=None, positions=positions, doc_ids=doc_ids)
         own = None if totals is None else totals[0]
