@@ -120,8 +120,7 @@ class Session:
         self.spread = Spread(self.model, world, dtype=self.dtype, **options)
         self.optimizer = optimizer_of(self.model, config.optim)
         self.spread.split_groups(self.optimizer)
-        train = config.train
-        self.average: Average | None = None
+        train, self.average = config.train, None
         if train.ema is not None:
             self.average = Average(self.model, decay=train.ema, is_corrected=train.is_ema_corrected)
         self.loader = feed.loader(config, data.train, world)
