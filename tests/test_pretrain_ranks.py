@@ -91,10 +91,10 @@ def test_a_run_on_several_ranks_is_the_run_of_one(size: int, overrides: tuple[st
     assert on_ranks(size, lambda: pretrain.run(config)) == [0] * size
     check(losses(tmp_path / "many"), losses(tmp_path / "one"))
     for line, plain in zip(statistics(tmp_path / "many"), statistics(tmp_path / "one"), strict=True):
-        own = {
-            key: alone[key] for key in alone if key.startswith(("grad_norm", "weight_norm", "update_ratio", "loads"))
-        }
-        assert {key: line[key] for key in own} == pytest.approx(own, rel=1e-3) and line.keys() == plain.keys()
+        assert line.keys() == plain.keys()
+        for key in plain:
+            if key.startswith(("grad_norm", "weight_norm", "update_ratio", "logit_max", "loads")):
+                assert line[key] == pytest.approx(plain[key], rel=1e-3, abs=1e-7), key
     assert (tmp_path / "many" / "samples.txt").read_bytes() == (tmp_path / "one" / "samples.txt").read_bytes()
     assert {p.name for p in (tmp_path / "many").iterdir()} == {p.name for p in (tmp_path / "one").iterdir()}
     assert straight.val_loss == pytest.approx(losses(tmp_path / "many")[-1][2], abs=1e-5)

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import pytest
@@ -9,12 +10,13 @@ import torch
 from torch import Tensor, nn
 
 from gptrs.model import ModelConfig, Transformer
+from gptrs.model.attend import DocumentAttention, inside_documents
 from gptrs.train.distributed import World
 from gptrs.train.loop import FitOptions, Stops, fit
 from gptrs.train.optim import adamw
 from gptrs.train.parts import Parts
 from gptrs.train.spread import Spread
-from gptrs.train.stats import Statistics, Values, largest_score
+from gptrs.train.stats import Statistics, Values, largest_score, seen
 
 torch.set_num_threads(1)
 GPT = ModelConfig(vocab_size=32, max_seq_len=8, dim=16, n_layers=2, n_heads=2, inter_dim=32, dropout=0.1)
@@ -44,17 +46,20 @@ def run(
     steps: int = 6,
     dtype: torch.dtype = torch.float32,
     device: str = "cpu",
+    doc_ids: Tensor | None = None,
+    by: DocumentAttention = "auto",
 ) -> dict[str, Any]:
     """A training of a few steps: its model, optimizer, losses, and the statistics by step."""
     torch.manual_seed(0)
     model = Transformer(config).to(device)
+    model.document_attention = by
     optimizer = adamw(model, lr=LR, weight_decay=0.0, betas=(0.9, 0.99), eps=1e-8)
     parts = Parts(mtp_weight=0.3, balance_weight=1e-4, bias_speed=1e-3, attention="stream", eot_id=None)
     found: dict[int, Values] = {}
     losses: list[float] = []
 
     def all_blocks(model: nn.Module, rows: Rows) -> Tensor:
-        return model.losses(rows.tokens, rows.targets)["next"]  # type: ignore[operator,no-any-return]
+        return model.losses(rows.tokens, rows.targets, doc_ids=doc_ids)["next"]  # type: ignore[operator,no-any-return]
 
     statistics = Statistics(
         Spread(model, World.alone(torch.device(device)), dtype=dtype),
@@ -144,7 +149,7 @@ def test_the_largest_score_looks_back_only_and_knows_shared_heads() -> None:
     k = torch.zeros(1, 3, 2)
     q[1, 1] = torch.tensor([2.0, 0.0])
     k[0, 0], k[0, 2] = torch.tensor([3.0, 0.0]), torch.tensor([100.0, 0.0])
-    assert largest_score(q, k, 0.5) == 3.0, "2·3·0.5 of head 1; the 100 stand behind it"
+    assert largest_score(q, k, 0.5, seen(None, q.unsqueeze(0))) == 3.0, "2·3·0.5 of head 1; the 100 stand behind it"
 
 
 def test_an_update_that_is_not_made_has_no_statistics() -> None:
@@ -161,3 +166,19 @@ def test_an_update_that_is_not_made_has_no_statistics() -> None:
         raise ZeroDivisionError
     assert found == {} and not optimizer._optimizer_step_pre_hooks
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
+
+
+@pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
+@pytest.mark.parametrize("by", ["sdpa", "flex"])
+def test_scores_of_other_documents_are_not_seen(by: DocumentAttention) -> None:
+    config = replace(GPT, dropout=0.0)
+    doc_ids = torch.tensor([0, 0, 0, 1, 1, 2, 3, 3]).expand(4, -1)
+    watched = run(config, every=1, steps=1, doc_ids=doc_ids, by=by)
+    model = watched["model"].eval()
+    x = model.embed(next(batches()).tokens, torch.arange(8))[:1]
+    block = model.layers[0]
+    q, k = block.attn.queries_and_keys(block.attn_norm(x))
+    scores = (q @ k.transpose(-1, -2) * block.attn.scale).masked_fill(~inside_documents(doc_ids[:1]), -torch.inf)
+    found = watched["found"][1]["logit_max/0"]
+    assert found == pytest.approx(float(scores.detach().max()), rel=1e-4)
+    assert found < run(config, every=1, steps=1)["found"][1]["logit_max/0"], "the largest score lies between documents"

@@ -14,9 +14,11 @@ from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
 from gptrs.model import Transformer, count
+from gptrs.model.attend import Mask
 from gptrs.model.moe import max_violation
 from gptrs.train.loop import HasTokens
 from gptrs.train.spread import LossFn, Spread
@@ -32,7 +34,7 @@ class Statistics:
         grad_norm, weight_norm     of a part in a layer; gradients behind clipping, weights behind the update
         update_ratio               norm of the weights' step over their norm before it
         act_mean, act_std, act_max of a block's output: mean, spread, largest absolute value
-        logit_max                  largest attention score before the softmax, of the first row, whatever its documents
+        logit_max                  largest attention score before the softmax, in the first row, of what may be seen
         max_violation, loads       of a mixture's experts in the update: MaxVio, and each expert's share
     """
 
@@ -105,7 +107,16 @@ class Statistics:
                 self.spread.loss(self.loss_fn, self.rows)
             finally:
                 self.model.train(was_training)
+        self._join_heads(found)
         return {name: found[name] for name in sorted(found, key=lambda name: name.partition("/")[0])}
+
+    def _join_heads(self, found: Values) -> None:
+        """Takes the largest scores of all ranks that share the heads."""
+        world, names = self.spread.world, [name for name in found if name.startswith("logit_max/")]
+        if world.sizes.tensor > 1 and world.mesh is not None:
+            scores = torch.tensor([found[name] for name in names], device=world.device)
+            dist.all_reduce(scores, op=dist.ReduceOp.MAX, group=world.mesh["tensor"].get_group())
+            found.update(zip(names, scores.tolist(), strict=True))
 
     def _experts(self) -> Values:
         found: Values = {}
@@ -154,17 +165,29 @@ def _noting_scores(found: Values, layer: str) -> Callable[[nn.Module, Any, dict[
         turns = given.get("turns")
         turns = turns if turns is None or turns.ndim == 3 else turns[:1]  # (T, D / 2, 2) or (1, T, D / 2, 2)
         q, k = module.queries_and_keys(inputs[0][:1], turns=turns)  # type: ignore[operator]
-        found[f"logit_max/{layer}"] = largest_score(q[0], k[0], float(module.scale))  # type: ignore[arg-type]
+        found[f"logit_max/{layer}"] = largest_score(q[0], k[0], float(module.scale), seen(given.get("mask"), q))  # type: ignore[arg-type]
 
     return note
 
 
-def largest_score(q: Tensor, k: Tensor, scale: float) -> float:
-    """The largest q·k·scale of a position and one up to it: (H, T, D), (K, T, D), head by head."""
-    H, T, _ = q.shape
-    later = torch.ones(T, T, dtype=torch.bool, device=q.device).triu(1)
+def seen(mask: Mask, q: Tensor) -> Tensor:
+    """Where the queries (B, H, T, D) of the first row may look: (T, T)."""
+    T = q.shape[-2]
+    if mask is None:
+        return torch.ones(T, T, dtype=torch.bool, device=q.device).tril()
+    if isinstance(mask, Tensor):
+        return mask[0, 0]
+    from torch.nn.attention.flex_attention import create_mask
+
+    whole: Tensor = create_mask(mask.mask_mod, 1, 1, T, T, device=str(q.device))
+    return whole[0, 0]
+
+
+def largest_score(q: Tensor, k: Tensor, scale: float, seen: Tensor) -> float:
+    """The largest q·k·scale of a position and one that it may see: (H, T, D), (K, T, D), head by head; seen (T, T)."""
+    H = len(q)
     most = [
-        (q[head] @ k[head * len(k) // H].T).masked_fill(later, -torch.inf).max()  # (T, T) → ()
+        (q[head] @ k[head * len(k) // H].T).masked_fill(~seen, -torch.inf).max()  # (T, T) → ()
         for head in range(H)
     ]
     return float(torch.stack(most).max().float() * scale)
