@@ -131,6 +131,20 @@ def test_a_page_that_is_far_larger_inside_is_refused_before_it_fills_the_memory(
     assert int(rss_mib) < 1024
 
 
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads the peak of memory from /proc")
+@pytest.mark.parametrize("codec", ["gzip", "zstd"])
+@pytest.mark.parametrize(("kind", "mib"), [("jsonl", 300), pytest.param("txt", 1200, marks=pytest.mark.long)])
+def test_a_file_that_is_far_larger_inside_is_refused_in_little_memory(tmp_path: Path, kind: str, mib: int, codec: str):
+    path = tmp_path / f"a.{kind}.{'gz' if codec == 'gzip' else 'zst'}"
+    with pa.CompressedOutputStream(str(path), codec) as file:
+        for _ in range(mib):
+            file.write(bytes(1 << 20))
+    done = subprocess.run([sys.executable, "-c", _PREPARE, path], capture_output=True, text=True, check=True)
+    error, rss_mib = done.stdout.splitlines()
+    assert path.name in error
+    assert int(rss_mib) < 1024
+
+
 def test_a_separator_cuts_text_files_alone(tok: Tokenizer, tmp_path: Path, cli: Cli):
     (tmp_path / "a.txt").write_text("one\n\n\ntwo\n\n\n\n\n\nthree\n\n\n")
     (tmp_path / "b.jsonl").write_text(json.dumps({"text": "four\n\n\nfive"}))
@@ -157,6 +171,9 @@ def test_documents_are_left_out_by_their_bytes_and_counted(tok: Tokenizer, tmp_p
     assert done.returncode == 0, done.stderr
     again = Dataset(tmp_path / "again")
     assert again.fingerprint == data.fingerprint
+    counts = "3 short, 1 long, 1 duplicate documents"
+    assert done.stdout.splitlines()[1:] == [f"left out: {counts}"]
+    assert f"left out    {counts}\n" in cli("data", "inspect", tmp_path / "again").stdout
     assert (again.manifest["source"], again.manifest["weight"]) == ("web", 0.5)
     assert "source" not in data.manifest
     options = {"min_document_bytes": 6, "max_document_bytes": 1000, "dedup": True}
@@ -183,6 +200,18 @@ def test_what_is_not_utf8_is_replaced_as_python_does(
     if expected != bad.decode(errors="ignore"):
         with pytest.raises(ValueError, match=r"a\.txt is not UTF-8: invalid byte at offset"):
             prepare(folder, tok, folder / "strict", threads=1)
+
+
+def test_what_was_replaced_is_counted_where_it_is_seen(tok: Tokenizer, tmp_path: Path, cli: Cli):
+    (tmp_path / "a.txt").write_bytes(b"one \xff two \xff\xfe three")
+    tok.save(tmp_path / "t.json")
+    command = ("prepare", tmp_path / "a.txt", "-t", tmp_path / "t.json", "-o", tmp_path / "out")
+    done = cli(*command)
+    assert done.returncode == 1 and "or prepare it with --errors replace" in done.stderr
+    done = cli(*command, "--errors", "replace")
+    assert done.stdout.splitlines()[1:] == ["replaced: 3 sequences that were not UTF-8, by U+FFFD"]
+    shown = cli("data", "inspect", tmp_path / "out", "--json").stdout
+    assert (json.loads(shown)["replaced"], json.loads(shown)["left out"]) == (3, {})
 
 
 def test_documents_may_come_from_python(tok: Tokenizer, tmp_path: Path):

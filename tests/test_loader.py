@@ -290,6 +290,29 @@ def test_a_batch_larger_than_memory_is_refused(tiny: Dataset):
         _core.HostMemory((1 << 63), 1 << 3).read(core, 0)
 
 
+LITTLE_MEMORY = """
+import resource, sys
+from gptrs import Dataset, Loader
+core = Loader(Dataset(sys.argv[1]), seq_len=8, global_batch=(1 << 31) - 1, device="numpy").core
+resource.setrlimit(resource.RLIMIT_AS, (8 << 30, 8 << 30))
+for ask in (core.row_starts, core.doc_ids):
+    try:
+        ask(0)
+    except MemoryError as error:
+        print(error)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the limit is kept by Linux alone")
+def test_rows_and_documents_that_no_memory_holds_are_refused(tiny: Dataset):
+    done = subprocess.run(
+        [sys.executable, "-c", LITTLE_MEMORY, str(tiny.path)], capture_output=True, text=True, timeout=60
+    )
+    whats = ("rows of 2147483647 x 1", "doc_ids of 2147483647 x 8")
+    assert done.stdout.splitlines() == [f"no memory for {what}; hint: use a smaller micro_batch" for what in whats]
+    assert done.returncode == 0, done.stderr
+
+
 @pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="a process cannot choose its cores here")
 def test_on_one_core_batches_are_the_same_however_fast_they_are_taken(dataset: Dataset):
     cores = os.sched_getaffinity(0)

@@ -139,7 +139,7 @@ def prepare(
                 progress=progress,
             )
             typer.echo(f"{tokenizer}: {coder.vocab_size} ids, pattern {coder.pattern}, digest {coder.digest[:16]}")
-    typer.echo(f"{out}: {dataset.n_tokens} tokens, {dataset.n_documents} documents, fingerprint {dataset.fingerprint}")
+    cli_tasks.report(out, dataset)
 
 
 @app.command("import")
@@ -208,12 +208,14 @@ def data_inspect(path: Folder, as_json: Json = False) -> None:
         "documents": dataset.n_documents,
         "text": f"{manifest['n_bytes']} bytes",
         "ids": f"{dataset.dtype.name}, below {dataset.vocab_size}",
+        **cli_tasks.corrections(manifest),
         "shards": len(manifest["shards"]),
         "tokenizer": dataset.tokenizer_digest,
         "fingerprint": dataset.fingerprint,
     }
     if as_json:
-        typer.echo(json.dumps({**facts, "text": manifest["n_bytes"], "shards": manifest["shards"]}))
+        counts = {"left out": manifest.get("left_out", {}), "replaced": manifest.get("replaced", 0)}
+        typer.echo(json.dumps({**facts, **counts, "text": manifest["n_bytes"], "shards": manifest["shards"]}))
         return
     for name, value in facts.items():
         typer.echo(f"{name:<12}{value}")

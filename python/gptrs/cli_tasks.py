@@ -1,8 +1,11 @@
 """`gptrs prepare` as one task of several, as their merge, or on a Ray cluster."""
 
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+
+if TYPE_CHECKING:
+    from gptrs.dataset import Dataset
 
 Task = Annotated[int | None, typer.Option(help="Encode this part of the files alone, from 0; see --of.", min=0)]
 Of = Annotated[int | None, typer.Option(help="The number of tasks that share the work.", min=1)]
@@ -56,4 +59,22 @@ def prepare(
     else:
         assert of is not None
         dataset = tasks.merge_tasks(files, coder, out, of, keep_tasks=keep_tasks, **options)
+    report(out, dataset)
+
+
+def report(out: str, dataset: "Dataset") -> None:
+    """Says what a run has made, and what is not in it as it was read."""
     typer.echo(f"{out}: {dataset.n_tokens} tokens, {dataset.n_documents} documents, fingerprint {dataset.fingerprint}")
+    for what, counts in corrections(dataset.manifest).items():
+        typer.echo(f"{what}: {counts}")
+
+
+def corrections(manifest: dict[str, Any]) -> dict[str, str]:
+    """How many documents a manifest says were left out, by reason, and how many bad sequences were replaced."""
+    lines = {}
+    left_out = [f"{n} {reason}" for reason, n in manifest.get("left_out", {}).items() if n]
+    if left_out:
+        lines["left out"] = f"{', '.join(left_out)} documents"
+    if manifest.get("replaced"):
+        lines["replaced"] = f"{manifest['replaced']} sequences that were not UTF-8, by U+FFFD"
+    return lines

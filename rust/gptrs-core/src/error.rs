@@ -26,7 +26,7 @@ pub enum Error {
     },
 
     /// A file that must be UTF-8 is not.
-    #[error("{} is not UTF-8: invalid byte at offset {offset}; hint: convert it, for example with iconv", path.display())]
+    #[error("{} is not UTF-8: invalid byte at offset {offset}; hint: convert it, for example with iconv, or prepare it with --errors replace", path.display())]
     NotUtf8 {
         /// The file.
         path: PathBuf,
@@ -65,6 +65,17 @@ pub enum Error {
     /// An argument is out of its range or does not fit another one.
     #[error("{0}")]
     Argument(String),
+
+    /// There is no memory for what the arguments ask for.
+    #[error("no memory for {what} of {rows} x {columns}; hint: use a smaller micro_batch")]
+    Memory {
+        /// What was to be held.
+        what: &'static str,
+        /// Rows of a microbatch.
+        rows: usize,
+        /// Values of a row.
+        columns: usize,
+    },
 
     /// A vocabulary breaks an invariant.
     #[error("invalid vocabulary: {0}")]

@@ -13,7 +13,7 @@ use std::time::Duration;
 
 use gptrs_core::Error;
 use gptrs_core::dataset::Dataset;
-use gptrs_core::loader::{Loader, LoaderOptions, Prefetch, Rows, Wide};
+use gptrs_core::loader::{Loader, LoaderOptions, Prefetch, Rows, Wide, room};
 use gptrs_core::order::OrderKind;
 use random::Random;
 
@@ -140,6 +140,14 @@ fn options_that_do_not_fit_are_refused_with_the_nearest_that_do() {
     assert!(message.contains("the nearest are 8 and 16"), "{message}");
     assert!(loader.fill(0, &mut [0; 80], &mut [0; 79]).is_err());
     assert!(loader.fill_rows(u64::MAX - 7, &mut [0u16; 88]).is_err());
+}
+
+#[test]
+fn a_microbatch_that_no_memory_holds_is_refused() {
+    for (rows, columns) in [(usize::MAX, 2), (1 << 62, 1), (1 << 31, 1 << 31)] {
+        let message = room::<u64>("doc_ids", rows, columns).unwrap_err().to_string();
+        assert_eq!(message, format!("no memory for doc_ids of {rows} x {columns}; hint: use a smaller micro_batch"));
+    }
 }
 
 #[test]

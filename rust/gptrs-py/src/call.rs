@@ -9,8 +9,8 @@ use std::time::Duration;
 
 use gptrs_core::{Control, Error, Result};
 use pyo3::exceptions::{
-    PyBlockingIOError, PyFileNotFoundError, PyIsADirectoryError, PyKeyboardInterrupt, PyOSError, PyRuntimeError,
-    PyValueError,
+    PyBlockingIOError, PyFileNotFoundError, PyIsADirectoryError, PyKeyboardInterrupt, PyMemoryError, PyOSError,
+    PyRuntimeError, PyValueError,
 };
 use pyo3::prelude::*;
 
@@ -29,6 +29,7 @@ pub fn py_err(error: Error) -> PyErr {
             (None, io::ErrorKind::IsADirectory) => PyIsADirectoryError::new_err(error.to_string()),
             (None, _) => PyOSError::new_err(error.to_string()),
         },
+        Error::Memory { .. } => PyMemoryError::new_err(error.to_string()),
         other => PyValueError::new_err(other.to_string()),
     }
 }

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use gptrs_core::loader::{Buffers, LoaderOptions, Marks, Prefetch, RowSource};
+use gptrs_core::loader::{Buffers, LoaderOptions, Marks, Prefetch, RowSource, room};
 use gptrs_core::mixture::{self, Mixture, Stage};
 use gptrs_core::order::{self, BlockShape, OrderKind};
 use gptrs_core::{Error, Result, pack};
@@ -118,7 +118,10 @@ impl Loader {
     fn row_starts<'py>(&self, py: Python<'py>, next_sample: u64) -> PyResult<(Numbers<'py>, Numbers<'py>)> {
         let (mut starts, mut sources) = (Vec::new(), Vec::new());
         detached(py, || {
-            for place in self.0.microbatch(next_sample)? {
+            let places = self.0.microbatch(next_sample)?;
+            starts = room("row starts", places.len(), 1)?;
+            sources = room("sources", places.len(), 1)?;
+            for place in places {
                 starts.push(self.0.sources()[place.source].start(place.row)? as i64);
                 sources.push(place.source as i64);
             }
@@ -129,8 +132,13 @@ impl Loader {
 
     /// The document of each token of the microbatch, counted in its source; -1 in padding.
     fn doc_ids<'py>(&self, py: Python<'py>, next_sample: u64) -> PyResult<Numbers<'py>> {
-        let mut ids = vec![0; self.0.options().micro_batch * self.0.options().seq_len];
-        detached(py, || self.0.fill_doc_ids(next_sample, &mut ids))?;
+        let LoaderOptions { micro_batch, seq_len, .. } = *self.0.options();
+        let ids = detached(py, || {
+            let mut ids = room("doc_ids", micro_batch, seq_len)?;
+            ids.resize(micro_batch * seq_len, 0);
+            self.0.fill_doc_ids(next_sample, &mut ids)?;
+            Ok(ids)
+        })?;
         Ok(ids.into_iter().map(|id| id as i64).collect::<Vec<_>>().into_pyarray(py))
     }
 

@@ -172,7 +172,11 @@ impl Loader {
         // On every rank alike: a mixture that ends inside a microbatch ends before it.
         self.mixture.as_ref().map_or(Ok(()), |mixture| mixture.check(end - 1))?;
         let first = next_sample + (self.options.rank * self.options.micro_batch) as u64;
-        Places::new(self, first)?.take(self.options.micro_batch).collect()
+        let mut places = room("rows", self.options.micro_batch, 1)?;
+        for place in Places::new(self, first)?.take(self.options.micro_batch) {
+            places.push(place?);
+        }
+        Ok(places)
     }
 
     /// Fills `tokens` and `targets`, each `micro_batch * seq_len`, with this rank's microbatch at `next_sample`.
@@ -237,7 +241,10 @@ impl Loader {
     pub fn fill_doc_ids(&self, next_sample: u64, out: &mut [u64]) -> Result<()> {
         let LoaderOptions { seq_len, micro_batch, .. } = self.options;
         check_len("doc_ids", out.len(), micro_batch, seq_len)?;
-        let (mut tokens, mut targets) = (vec![0i64; seq_len], vec![0i64; seq_len]);
+        let mut tokens: Vec<i64> = room("tokens", 1, seq_len)?;
+        tokens.resize(seq_len, 0);
+        let mut targets: Vec<i64> = room("targets", 1, seq_len)?;
+        targets.resize(seq_len, 0);
         for (Place { source, row }, doc_ids) in
             self.microbatch(next_sample)?.into_iter().zip(out.chunks_exact_mut(seq_len))
         {
@@ -288,6 +295,13 @@ impl<'m, 'b> RowMarks<'m, 'b> {
             }
         }
     }
+}
+
+/// An empty vector for `what`, `rows` x `columns` values, if there is memory for them.
+pub fn room<T>(what: &'static str, rows: usize, columns: usize) -> Result<Vec<T>> {
+    let mut values = Vec::new();
+    let end = rows.checked_mul(columns).map(|n| values.try_reserve_exact(n));
+    if end.is_some_and(|end| end.is_ok()) { Ok(values) } else { Err(Error::Memory { what, rows, columns }) }
 }
 
 fn check_options(options: &LoaderOptions) -> std::result::Result<(), String> {
