@@ -9,6 +9,7 @@ use std::thread;
 
 use crate::control::Control;
 use crate::error::{Error, Result};
+use crate::io::inherit;
 
 /// The thread count to use: `threads`, or the cores this process may use when it is 0.
 pub fn resolve_threads(threads: usize) -> usize {
@@ -45,7 +46,7 @@ pub fn run<S: Send>(
         vec![body()]
     } else {
         thread::scope(|scope| {
-            let handles: Vec<_> = (0..threads).map(|_| scope.spawn(body)).collect();
+            let handles: Vec<_> = (0..threads).map(|_| scope.spawn(inherit(&body))).collect();
             handles.into_iter().map(|h| h.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))).collect()
         })
     };
@@ -59,6 +60,8 @@ pub fn run<S: Send>(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::io::sweep::temporary_dir;
+    use crate::io::{self, fault};
 
     #[test]
     fn every_task_runs_once_on_any_thread_count() {
@@ -71,6 +74,17 @@ mod tests {
             let mut all: Vec<usize> = states.concat();
             all.sort_unstable();
             assert_eq!(all, (0..1000).collect::<Vec<_>>());
+        }
+    }
+
+    #[test]
+    fn changes_of_files_on_any_thread_are_those_of_the_caller() {
+        let dir = temporary_dir();
+        for threads in [1, 2, 8] {
+            let work = |(): &mut (), task: usize| io::create_dir(&dir.path().join(format!("{threads}-{task}")));
+            let (end, n_changes, _) = fault::measured(|| run(threads, 8, &Control::new(), || (), work));
+            end.unwrap();
+            assert_eq!(n_changes, 2 * 8, "a folder and a sync for each task on {threads} threads");
         }
     }
 

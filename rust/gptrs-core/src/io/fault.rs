@@ -320,7 +320,10 @@ pub(super) fn create(path: &Path, is_new: bool) -> Result<File> {
     if !was_there {
         record(path, Change::Created(path.to_owned()));
         // Opened again: a copy of the handle would share the file's lock.
-        let again = OpenOptions::new().read(true).write(true).open(path)?;
+        let again = match OpenOptions::new().read(true).write(true).open(path) {
+            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(file), // another thread took it for a leftover
+            end => end?,
+        };
         with_disk(|disk| {
             if disk.is_recording() {
                 disk.files.push(Written { file: again, synced: Vec::new() });

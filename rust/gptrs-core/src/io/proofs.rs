@@ -204,15 +204,16 @@ fn a_read_that_fails_or_is_short_is_an_error_and_never_a_wrong_token() {
     let dir = temporary_dir();
     dataset(dir.path()).unwrap().write(dir.path()).unwrap();
     let tokens = [tokens(1), tokens(2)].concat();
-    let work = || {
+    let work = |threads: usize| {
         let dataset = Dataset::open(dir.path())?;
         let mut got = vec![0u32; 70_000];
         dataset.read(20_000, &mut got)?;
         assert!(got == tokens[20_000..90_000]);
         assert_eq!(dataset.document(7)?, 59_999..69_998);
-        dataset.verify(1, &Control::new()).map(drop)
+        dataset.verify(threads, &Control::new()).map(drop)
     };
-    assert!(sweep::each_read(dir.path().to_str().unwrap(), work) > 20);
+    let [one, two] = [1, 2].map(|threads| sweep::each_read(dir.path().to_str().unwrap(), || work(threads)));
+    assert!(one > 20 && one == two, "{one} reads of one thread, {two} of two");
 }
 
 #[test]

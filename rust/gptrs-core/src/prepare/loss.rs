@@ -81,7 +81,7 @@ mod tests {
     use super::super::{merge_tasks, prepare, prepare_task};
     use super::*;
     use crate::control::Control;
-    use crate::io::sweep::temporary_dir;
+    use crate::io::sweep::{WRITE_FAULTS, temporary_dir};
     use crate::ranges::Task;
 
     #[test]
@@ -167,7 +167,7 @@ mod tests {
             merge_tasks(&paths, &Bytes, &out, 2, false, &options, &control)
         };
         for run in [&one as &dyn Fn() -> Result<_>, &tasks] {
-            let n = each_change_of(&out, &whole, run);
+            let n = each_change_of(&WRITE_FAULTS, &out, &whole, run);
             assert!(n > 30, "{n} changes");
         }
     }

@@ -145,19 +145,23 @@ fn tasks_and_a_merge_that_fail_or_die_at_any_change_of_a_file_end_in_the_bytes_o
     let [whole, out] = ["whole", "out"].map(|name| dir.path().join(name));
     let (control, n_tasks) = (Control::new(), 3);
     prepare(&paths, &Bytes, &whole, &options, &control).unwrap();
-    let run = || {
+    let run = |threads: usize| {
+        let options = PrepareOptions { threads, ..options.clone() };
         for index in 0..n_tasks {
             prepare_task(&paths, &Bytes, &out, Task { index, of: n_tasks }, &options, &control)?;
         }
         merge_tasks(&paths, &Bytes, &out, n_tasks, false, &options, &control)
     };
-    let n = each_change_of(&out, &whole, run);
-    assert!(n > 100, "three tasks and a merge are more changes than {n}");
+    let some = [Fault::Error(fault::EIO), Fault::Kill, Fault::PowerCut(Some(1))];
+    for (threads, faults) in [(1, &WRITE_FAULTS[..]), (2, &some[..])] {
+        let n = each_change_of(faults, &out, &whole, || run(threads));
+        assert!(n > 100, "three tasks and a merge are more changes than {n}");
+    }
 }
 
-/// Fails or stops `run`, which writes `out`, at each change of a file: it ends, then or run again, in the bytes of
+/// Fails or stops `run`, which writes `out`, by each of `faults` at each change of a file: it ends, then or run again, in the bytes of
 /// `whole`. How many changes there were.
-pub(super) fn each_change_of(out: &Path, whole: &Path, run: impl Fn() -> Result<Dataset>) -> u64 {
+pub(super) fn each_change_of(faults: &[Fault], out: &Path, whole: &Path, run: impl Fn() -> Result<Dataset>) -> u64 {
     let start = || {
         let _ = fs::remove_dir_all(out);
     };
@@ -166,7 +170,7 @@ pub(super) fn each_change_of(out: &Path, whole: &Path, run: impl Fn() -> Result<
         run().unwrap().verify(1, &Control::new()).unwrap();
         assert!(content(out) == content(whole), "{what}, again");
     };
-    each_change(&WRITE_FAULTS, start, || run().map(drop), check)
+    each_change(faults, start, || run().map(drop), check)
 }
 
 fn copy(from: &Path, to: &Path) {
