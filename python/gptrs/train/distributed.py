@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 NAMES = ("replicate", "shard", "expert", "tensor")  # dimensions of the mesh; ranks along the last are neighbours
-_FOREVER = timedelta(days=30)  # how long ranks wait for what rank 0 prepares: reading raw text takes hours
+_POLL_S = 0.05  # between questions whether rank 0 has prepared, for as long as it takes: raw text takes hours
 
 
 class Env(Protocol):
@@ -159,7 +159,8 @@ class World:
                     raise
                 self.store.set(key, "")
             return result
-        self.store.wait([key], _FOREVER)
+        while not self.store.check([key]):  # a wait inside of torch would hear no signal
+            time.sleep(_POLL_S)
         has_failed = bool(self.store.get(key))
         with self.together():
             if not has_failed:
