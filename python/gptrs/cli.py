@@ -162,19 +162,27 @@ def train_command(
         bool, typer.Option("--find-lr", help="Train nothing: search a learning rate in about 100 updates.")
     ] = False,
     allow: Allow = None,
+    profile: Annotated[
+        str | None,
+        typer.Option(help="Trace updates: log.profile, which an unfinished run takes too.", metavar="FIRST,LAST"),
+    ] = None,
 ) -> None:
     """Train a model as a config says; the same command on an unfinished run goes on where it stood."""
     require_torch("train")
     from gptrs.train import config as train_config
     from gptrs.train import pretrain
 
+    given, allowed = list(overrides or ()), list(allow or ())
+    if profile is not None:
+        given.append(f"log.profile={profile}")
+        allowed.append("log.profile")
     with _stop_codes():
         if find_lr:
             from gptrs.train.find_lr import find_rate
 
-            find_rate(train_config.load(config, overrides or ()))
+            find_rate(train_config.load(config, given))
         else:
-            pretrain.run(train_config.load(config, overrides or ()), is_fresh=fresh, allow=allow or ())
+            pretrain.run(train_config.load(config, given), is_fresh=fresh, allow=allowed)
 
 
 @contextmanager
