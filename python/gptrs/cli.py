@@ -54,14 +54,15 @@ def main() -> None:
     try:
         app(prog_name="gptrs")
     except OSError as error:
-        fail(str(error) if error.filename else error.strerror or str(error))
+        text = str(error) if error.filename else error.strerror or str(error)
+        fail(text, on_each_rank=getattr(error, "on_each_rank", False))
     except (ValueError, ModuleNotFoundError) as error:
         fail(str(error))
 
 
-def fail(message: str) -> None:
-    """Prints one line on stderr and exits with code 1; of the ranks of torchrun rank 0 prints it."""
-    if os.environ.get("RANK", "0") == "0":
+def fail(message: str, *, on_each_rank: bool = False) -> None:
+    """Prints one line on stderr and exits with code 1; of the ranks of torchrun rank 0 prints it, or each does."""
+    if on_each_rank or os.environ.get("RANK", "0") == "0":
         typer.echo(f"error: {message}", err=True)
     sys.exit(1)
 
