@@ -125,6 +125,8 @@ SPLITS: dict[int, list[dict[str, Any]]] = {
         {"expert": 2, "tensor": 2},
         {"expert": 4},
         {"expert": 2},
+        {"tensor": 2},
+        {"tensor": 4},
     ],
     8: [{"data": "fsdp", "expert": 2, "tensor": 2}, {"data": "hsdp", "shard": 2, "expert": 2}],
 }
@@ -134,7 +136,7 @@ def kinds(settings: dict[str, Any]) -> list[str]:
     """Which models a split is tried on: experts need some, and grouped queries are one more case of "tensor" alone."""
     if "expert" in settings:
         return ["deepseek"]
-    return ["gpt", "deepseek", "llama"] if "tensor" in settings else ["gpt", "deepseek"]
+    return ["gpt", "deepseek", "llama"] if settings.get("tensor") == 2 else ["gpt", "deepseek"]  # llama: 2 kv heads
 
 
 def check(
