@@ -108,7 +108,7 @@ def test_the_largest_micro_batch_is_the_last_that_fits(
 
 @pytest.mark.long  # starts torch twice
 def test_the_command_tells_lines_or_json(cli: Cli, tmp_path: Path) -> None:
-    done = cli("doctor", "--dir", tmp_path, "--model", "gpt2-small")
+    done = cli("doctor", "--dir", tmp_path, "--model", "gpt2-small", env=dict(os.environ, COLUMNS="40"))
     assert done.returncode == 0, done.stderr
     for text in ("machine", "CPU", "torch", "compile", "gpt2-small", "124,439,808", "warning"):
         assert text in done.stdout, text

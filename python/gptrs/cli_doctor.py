@@ -93,6 +93,7 @@ def _show(found: "list[Finding]", fits: "list[Fit]") -> None:
             fit.dtype,
             "yes" if fit.is_compiled else "no",
         )
+    console.width = max(console.width, Console(width=1000).measure(out).maximum)  # a narrow terminal breaks lines
     console.print(out)
     n_warnings = sum(finding.state == "warning" for finding in found)
     console.print(f"\n{n_warnings} warning{'s' * (n_warnings != 1)}")

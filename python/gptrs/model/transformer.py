@@ -23,6 +23,7 @@ from gptrs.model.block import Block, FurtherToken, holding, run_block
 from gptrs.model.cache import KVCache, LatentCache
 from gptrs.model.config import ModelConfig
 from gptrs.model.embedding import Embedding
+from gptrs.model.heap import shrinks_behind
 from gptrs.model.loss import IGNORED, further_targets, linear_cross_entropy_z
 from gptrs.model.moe import Experts, MoE, Router, Use
 from gptrs.model.norm import norm
@@ -338,6 +339,7 @@ class Transformer(nn.Module):
         return ((name, module) for name, module in self.named_modules() if isinstance(module, MoE))
 
     def _through(self, layer: int, block: nn.Module, x: Tensor, **given: Any) -> tuple[Tensor, Use | None]:
+        shrinks_behind(x)
         if not self._is_teaching():
             y, use = block(x, **given)
         elif self.checkpoints_blocks and layer % self.checkpoints_blocks == 0:
