@@ -24,6 +24,7 @@ Cli = Callable[..., "subprocess.CompletedProcess[str]"]
 
 def pytest_configure(config: pytest.Config) -> None:
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # torch's own threads would fight with the tests' processes
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # torch looks at it once, at the first product on CUDA
     if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # a background job's children would ignore Ctrl-C as well
         signal.signal(signal.SIGINT, signal.default_int_handler)
 

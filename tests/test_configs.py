@@ -1,6 +1,7 @@
 """Every config that comes with the package: it loads, its model is the one its name says, and it makes an update."""
 
 import math
+import re
 from pathlib import Path
 
 import pytest
@@ -49,8 +50,10 @@ def test_a_header_says_what_to_expect(name: str) -> None:
     text = (Path(gptrs.__file__).parent / "configs" / f"{name}.toml").read_text("utf-8")
     header = text[: text.index("[run]")]
     assert f"gptrs train {name}" in header or "gptrs demo" in header
-    if name in TRAINED:
+    if name in {"demo", *TRAINED}:
         assert "measured" in header.lower(), "figures say whether they were"
+        for figure in (r"\d (s|minutes?|hours?|days)\b|a minute", r"\d GB", r"\d( M)? tokens/s", r"\d nats"):
+            assert re.search(figure, header), figure
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -1,6 +1,10 @@
 """Several ranks are one process: the same losses whatever the split, votes before errors, and who is missing."""
 
 import dataclasses
+import os
+import signal
+import threading
+import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -17,6 +21,7 @@ from gptrs.train.distributed import World
 from gptrs.train.loop import FitOptions, Stops, fit, mean_loss
 from gptrs.train.optim import optimizer_of
 from gptrs.train.parts import Parts
+from gptrs.train.signals import Stopped, leaving_at_once
 from gptrs.train.spread import Spread
 from ranks import environment, fork, free_port, on_ranks
 
@@ -120,6 +125,8 @@ SPLITS: dict[int, list[dict[str, Any]]] = {
         {"expert": 2, "tensor": 2},
         {"expert": 4},
         {"expert": 2},
+        {"tensor": 2},
+        {"tensor": 4},
     ],
     8: [{"data": "fsdp", "expert": 2, "tensor": 2}, {"data": "hsdp", "shard": 2, "expert": 2}],
 }
@@ -129,7 +136,7 @@ def kinds(settings: dict[str, Any]) -> list[str]:
     """Which models a split is tried on: experts need some, and grouped queries are one more case of "tensor" alone."""
     if "expert" in settings:
         return ["deepseek"]
-    return ["gpt", "deepseek", "llama"] if "tensor" in settings else ["gpt", "deepseek"]
+    return ["gpt", "deepseek", "llama"] if settings.get("tensor") == 2 else ["gpt", "deepseek"]  # llama: 2 kv heads
 
 
 def check(
@@ -310,6 +317,25 @@ def test_ranks_decide_together(tmp_path: Path) -> None:
     assert (main["first"], other["first"]) == (0, 1)
     assert main["failed first"][0] == "ZeroDivisionError" and main["failed first"][2] == 1
     assert other["failed first"][0] == "ValueError" and other["failed first"][2] == 0
+
+
+def stopped_while_rank_0_prepares(world: World) -> float:
+    """Seconds until a rank that waits for rank 0 has heard its signal."""
+    begun = time.monotonic()
+    if world.is_main:
+        world.main_first(lambda: time.sleep(5))
+        return 0.0
+    threading.Timer(0.2, os.kill, (os.getpid(), signal.SIGTERM)).start()
+    with pytest.raises(Stopped), leaving_at_once():
+        world.main_first(lambda: None)
+    heard = time.monotonic() - begun
+    with world.together():  # rank 0's vote
+        pass
+    return heard
+
+
+def test_a_rank_that_waits_hears_its_signal(tmp_path: Path) -> None:
+    assert 0.2 <= on_ranks(2, tmp_path, stopped_while_rank_0_prepares)[1] < 4
 
 
 def test_a_rank_that_does_not_come_is_named() -> None:

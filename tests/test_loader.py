@@ -412,8 +412,6 @@ def test_torch_tensors_hold_the_same(dataset: Dataset):
 @pytest.mark.gpu
 def test_cuda_tensors_hold_the_same(dataset: Dataset):
     torch = pytest.importorskip("torch")
-    if not torch.cuda.is_available():
-        pytest.skip("needs a CUDA device")
     with (
         Loader(dataset, seq_len=T, global_batch=8, seed=1, device="cuda") as loader,
         Loader(dataset, seq_len=T, global_batch=8, seed=1, device="numpy") as plain,

@@ -6,12 +6,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from typer.testing import CliRunner
 
 from gptrs import chart, stats_report
+from gptrs.cli import app
 from gptrs.train import metrics, pretrain
 from gptrs.train.pretrain import Session
 from pages import Page
-from test_pretrain import DEEPSEEK, lines_of, outcome, run_until_killed, straight, text, tiny
+from test_pretrain import DEEPSEEK, TINY, lines_of, outcome, run_until_killed, straight, text, tiny
+from test_training_options import rewind
 
 __all__ = ["straight", "text"]  # fixtures
 LOOKS = ("log.stats_every=4", "log.profile=3,4")
@@ -34,6 +37,18 @@ def test_a_watched_run_is_the_same_run_after_a_kill_too(text: Path, tmp_path: Pa
     page = Page((directory / "report.html").read_text())
     assert "Inside the model on the way" in page.text and page.open == []
     assert all(not name.startswith("on") for _, attributes in page.tags for name in attributes)
+
+
+def test_a_run_that_was_begun_without_it_is_traced_too(text: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    pretrain.run(tiny(text, run))
+    straight = lines_of(run)
+    rewind(run, 15)
+    words = ["train", "shakespeare_cpu", *TINY, f"data.text={text}", f"run.dir={run}", "--profile", "17,18"]
+    done = CliRunner().invoke(app, words)
+    assert done.exit_code == 0, done.output
+    assert "traced updates 17 to 18" in done.output and (run / "profile" / "trace.json.gz").stat().st_size > 1000
+    assert [line for line in lines_of(run) if line["kind"] != "event"] == straight
 
 
 def test_a_run_that_goes_on_has_a_report_of_what_there_is(

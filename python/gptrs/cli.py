@@ -54,14 +54,15 @@ def main() -> None:
     try:
         app(prog_name="gptrs")
     except OSError as error:
-        fail(str(error) if error.filename else error.strerror or str(error))
+        text = str(error) if error.filename else error.strerror or str(error)
+        fail(text, on_each_rank=getattr(error, "on_each_rank", False))
     except (ValueError, ModuleNotFoundError) as error:
         fail(str(error))
 
 
-def fail(message: str) -> None:
-    """Prints one line on stderr and exits with code 1; of the ranks of torchrun rank 0 prints it."""
-    if os.environ.get("RANK", "0") == "0":
+def fail(message: str, *, on_each_rank: bool = False) -> None:
+    """Prints one line on stderr and exits with code 1; of the ranks of torchrun rank 0 prints it, or each does."""
+    if on_each_rank or os.environ.get("RANK", "0") == "0":
         typer.echo(f"error: {message}", err=True)
     sys.exit(1)
 
@@ -162,19 +163,27 @@ def train_command(
         bool, typer.Option("--find-lr", help="Train nothing: search a learning rate in about 100 updates.")
     ] = False,
     allow: Allow = None,
+    profile: Annotated[
+        str | None,
+        typer.Option(help="Trace updates: log.profile, which an unfinished run takes too.", metavar="FIRST,LAST"),
+    ] = None,
 ) -> None:
     """Train a model as a config says; the same command on an unfinished run goes on where it stood."""
     require_torch("train")
     from gptrs.train import config as train_config
     from gptrs.train import pretrain
 
+    given, allowed = list(overrides or ()), list(allow or ())
+    if profile is not None:
+        given.append(f"log.profile={profile}")
+        allowed.append("log.profile")
     with _stop_codes():
         if find_lr:
             from gptrs.train.find_lr import find_rate
 
-            find_rate(train_config.load(config, overrides or ()))
+            find_rate(train_config.load(config, given))
         else:
-            pretrain.run(train_config.load(config, overrides or ()), is_fresh=fresh, allow=allow or ())
+            pretrain.run(train_config.load(config, given), is_fresh=fresh, allow=allowed)
 
 
 @contextmanager

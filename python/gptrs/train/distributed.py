@@ -10,13 +10,15 @@ text, nothing is pickled. One process alone (`World.alone`) has no process group
 
 import json
 import os
+import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import TYPE_CHECKING, Protocol, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, Self, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -30,7 +32,13 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 NAMES = ("replicate", "shard", "expert", "tensor")  # dimensions of the mesh; ranks along the last are neighbours
-_FOREVER = timedelta(days=30)  # how long ranks wait for what rank 0 prepares: reading raw text takes hours
+_POLL_S = 0.05  # between questions whether rank 0 has prepared, for as long as it takes: raw text takes hours
+
+
+class MainMissingError(OSError):
+    """Rank 0 is not there to say what went wrong, so every rank does."""
+
+    on_each_rank = True  # for who prints
 
 
 class Env(Protocol):
@@ -159,7 +167,8 @@ class World:
                     raise
                 self.store.set(key, "")
             return result
-        self.store.wait([key], _FOREVER)
+        while not self.store.check([key]):  # a wait inside of torch would hear no signal
+            time.sleep(_POLL_S)
         has_failed = bool(self.store.get(key))
         with self.together():
             if not has_failed:
@@ -218,19 +227,42 @@ def _meet(rank: int, size: int, timeout_s: float, env: Env) -> Store:
     """Returns the key-value store of all ranks once every one of them has come to it."""
     host, port = env.get("MASTER_ADDR", "127.0.0.1"), int(env.get("MASTER_PORT", "29500"))
     is_agents = env.get("TORCHELASTIC_USE_AGENT_STORE", "False") == "True"  # then torchrun itself keeps the store
-    patience = timedelta(seconds=timeout_s)
+    options: dict[str, Any] = {"timeout": timedelta(seconds=timeout_s), "wait_for_workers": False, "multi_tenant": True}
     try:
-        found = TCPStore(
-            host, port, None, rank == 0 and not is_agents, timeout=patience, wait_for_workers=False, multi_tenant=True
-        )
-    except dist.DistNetworkError as error:
+        found = _within(timeout_s + 1, lambda: TCPStore(host, port, None, rank == 0 and not is_agents, **options))
+    except (dist.DistNetworkError, TimeoutError) as error:
         if rank == 0 and not is_agents:
             hint = "hint: another MASTER_PORT, or torchrun --master-port"
             text = f"cannot listen on port {port} of {host} for the other ranks: {_first_line(error)}; {hint}"
             raise OSError(text) from error
-        raise OSError(f"rank 0 did not answer on port {port} of {host} within {timeout_s:g} s") from error
+        raise MainMissingError(
+            f"rank {rank}: rank 0 did not answer on port {port} of {host} within {timeout_s:g} s"
+        ) from error
     end = time.monotonic() + timeout_s
-    return _gathered(found, size, end, timeout_s) if rank == 0 else _joined(found, rank, size, end, timeout_s)
+    if rank == 0:
+        return _gathered(found, size, end, timeout_s)
+    try:
+        return _joined(found, rank, size, end, timeout_s)
+    except dist.DistNetworkError as error:  # the store went with it
+        raise MainMissingError(f"rank {rank}: rank 0 left before all {size} ranks had come") from error
+
+
+def _within(seconds: float, make: Callable[[], T]) -> T:
+    """Returns what `make` does. Another program on the port may take a connection and never answer: for that torch
+    waits without an end, so it does in a thread, beside which signals are heard.
+
+    Raises: TimeoutError; what `make` raises.
+    """
+    made: Future[T] = Future()
+
+    def work() -> None:
+        try:
+            made.set_result(make())
+        except Exception as error:
+            made.set_exception(error)
+
+    threading.Thread(target=work, daemon=True).start()
+    return made.result(seconds)
 
 
 def _gathered(found: Store, size: int, end: float, timeout_s: float) -> Store:
@@ -244,11 +276,22 @@ def _gathered(found: Store, size: int, end: float, timeout_s: float) -> Store:
     store.set(_here(0), "")
     while missing := [rank for rank in range(1, size) if not store.check([_here(rank)])]:
         if time.monotonic() > end:
-            raise _absent(missing, size, timeout_s)
+            error = _absent(missing, size, timeout_s)
+            _let_go(store, sorted({*range(1, size)} - {*missing}), str(error))
+            raise error
         words = {rank: found.get(_word(rank)).decode() for rank in range(1, size) if found.check([_word(rank)])}
         found.set(_START, json.dumps({"name": name, "words": words}))
         time.sleep(0.01)
+    store.set(_ALL, "")
     return store
+
+
+def _let_go(store: Store, ranks: list[int], text: str) -> None:
+    """Tells those that came why they leave, and waits a moment until they have read it: the store goes with rank 0."""
+    store.set(_ALL, text)
+    end = time.monotonic() + _FAREWELL_S
+    while ranks and time.monotonic() < end and not store.check([_left(rank) for rank in ranks]):
+        time.sleep(0.01)
 
 
 def _joined(found: Store, rank: int, size: int, end: float, timeout_s: float) -> Store:
@@ -257,7 +300,7 @@ def _joined(found: Store, rank: int, size: int, end: float, timeout_s: float) ->
     found.set(_word(rank), word)
     while name is None:
         if time.monotonic() > end:
-            raise _absent([0], size, timeout_s)
+            raise MainMissingError(f"rank {rank}: {_absent([0], size, timeout_s)}")
         start = json.loads(found.get(_START)) if found.check([_START]) else {"words": {}}
         if start["words"].get(str(rank)) == word:
             name = start["name"]
@@ -265,15 +308,20 @@ def _joined(found: Store, rank: int, size: int, end: float, timeout_s: float) ->
             time.sleep(0.01)
     store = PrefixStore(f"gptrs/{name}", found)
     store.set(_here(rank), "")
-    keys = [_here(other) for other in range(size)]
-    try:
-        store.wait(keys, timedelta(seconds=max(end - time.monotonic(), 0.001)))
-    except dist.DistStoreError as error:
-        raise _absent([i for i, key in enumerate(keys) if not store.check([key])], size, timeout_s) from error
+    while not store.check([_ALL]):
+        if time.monotonic() > end:
+            store.set(_left(rank), "")
+            raise _absent([other for other in range(size) if not store.check([_here(other)])], size, timeout_s)
+        time.sleep(0.01)
+    if text := store.get(_ALL).decode():
+        store.set(_left(rank), "")
+        raise OSError(text)
     return store
 
 
 _START = "gptrs/start"
+_ALL = "all"  # is there once all ranks are, or with the text of why they never will be
+_FAREWELL_S = 1.0
 
 
 def _word(rank: int) -> str:
@@ -282,6 +330,10 @@ def _word(rank: int) -> str:
 
 def _here(rank: int) -> str:
     return f"here/{rank}"
+
+
+def _left(rank: int) -> str:
+    return f"left/{rank}"
 
 
 def _absent(missing: list[int], size: int, timeout_s: float) -> OSError:
