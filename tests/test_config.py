@@ -188,6 +188,7 @@ def test_shakespeare_cpu_is_nanogpt_s_published_setting() -> None:
         (["data.train=a", "data.val=b"], r"data.train needs the tokenizer that prepared it, got none"),
         (["data.text=t", "data.train=a", "data.val=b"], r"data.text and data.train exclude each other"),
         (["run.name=a/b"], r"run.name must be a file name, got 'a/b'"),
+        (["run.threads=100000"], r"run.threads must be 0 \(all cores\) to 1024, got 100000"),
         (["train.steps=0"], r"train.steps must be at least 1, got 0"),
         (["train.keep_best=-1"], r"train.keep_best must be 0 or more, got -1"),
         (["train.checkpoint_async=2"], r"train.checkpoint_async"),

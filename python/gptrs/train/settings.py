@@ -31,7 +31,7 @@ class RunSettings:
 
     def __post_init__(self) -> None:
         require(self.name not in ("", ".", "..") and "/" not in self.name, "run.name", "a file name", self.name)
-        require(self.threads >= 0, "run.threads", "0 (all cores) or more", self.threads)
+        require(0 <= self.threads <= 1024, "run.threads", "0 (all cores) to 1024", self.threads)
         require(0 <= self.seed < 2**63, "run.seed", "from 0 to 2**63 - 1", self.seed)
 
     @property

@@ -11,9 +11,16 @@ use crate::control::Control;
 use crate::error::{Error, Result};
 use crate::io::inherit;
 
-/// The thread count to use: `threads`, or the cores this process may use when it is 0.
+/// No result depends on the number of threads, so more than any machine has use for are not asked of the system, which
+/// may refuse them.
+const MOST_THREADS: usize = 1024;
+
+/// The thread count to use: `threads`, 1,024 at most, or the cores this process may use when it is 0.
 pub fn resolve_threads(threads: usize) -> usize {
-    if threads == 0 { thread::available_parallelism().map_or(1, NonZeroUsize::get) } else { threads }
+    match threads {
+        0 => thread::available_parallelism().map_or(1, NonZeroUsize::get),
+        _ => threads.min(MOST_THREADS),
+    }
 }
 
 /// Runs `work(state, task)` for every task in `0..n_tasks` and returns the threads' states.
@@ -62,6 +69,12 @@ mod tests {
     use super::*;
     use crate::io::sweep::temporary_dir;
     use crate::io::{self, fault};
+
+    #[test]
+    fn absurd_thread_counts_are_not_asked_of_the_system() {
+        assert_eq!([1, 1024, 1025, usize::MAX].map(resolve_threads), [1, 1024, 1024, 1024]);
+        assert!((1..=MOST_THREADS).contains(&resolve_threads(0)));
+    }
 
     #[test]
     fn every_task_runs_once_on_any_thread_count() {
