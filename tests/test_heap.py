@@ -18,10 +18,10 @@ def resident():
         return int(file.read().split()[1]) * 4096
 
 pieces = [torch.ones(n) for _ in range(400) for n in (1 << 17, 64)]
+before = resident()
 del pieces[::2]
 x = torch.ones(1 << 20, requires_grad=True) * 2
 heap.shrinks_behind(x)
-before = resident()
 x.sum().backward()
 print((before - resident()) >> 20)
 """
