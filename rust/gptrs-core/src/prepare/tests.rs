@@ -159,8 +159,8 @@ fn tasks_and_a_merge_that_fail_or_die_at_any_change_of_a_file_end_in_the_bytes_o
     }
 }
 
-/// Fails or stops `run`, which writes `out`, by each of `faults` at each change of a file: it ends, then or run again, in the bytes of
-/// `whole`. How many changes there were.
+/// Fails or stops `run`, which writes `out`, by each of `faults` at each change of a file: it ends, then or run again, in
+/// the bytes of `whole`. How many changes there were.
 pub(super) fn each_change_of(faults: &[Fault], out: &Path, whole: &Path, run: impl Fn() -> Result<Dataset>) -> u64 {
     let start = || {
         let _ = fs::remove_dir_all(out);
