@@ -52,7 +52,7 @@ def check(codes: list[int], err: str, *says: str) -> None:
     [
         ((*EXPERTS, "parallel.expert=4"), ("expert parallelism (4) must divide n_routed_experts (6)",)),
         ((*EXPERTS, "parallel.expert=3"), ("(3) must divide the number of ranks, got 2; hint: ",)),
-        (("train.global_batch=1000",), ("expected at least the 1000 rows of a step", "hint: ")),
+        (("train.global_batch=1000",), ("expected at least the 1,000 rows of a step", "hint: ")),
         (("model.init_std=1e30",), ("expected a finite loss and gradient at the first step", "hint: ")),
         (("run.dir=/dev/null/run",), ("cannot write to the run directory /dev/null/run", "hint: ")),
         (("data.text=/nowhere/text.txt",), ("/nowhere/text.txt",)),

@@ -50,7 +50,7 @@ def fails(train: Train, *words: str, says: tuple[str, ...]) -> None:
     ("words", "says"),
     [
         (("train.micro_batch=3",), ("train.micro_batch must divide train.global_batch (4), got 3",)),
-        (("train.global_batch=1000",), ("expected at least the 1000 rows of a step (train.global_batch)", "got ")),
+        (("train.global_batch=1000",), ("expected at least the 1,000 rows of a step (train.global_batch)", "got ")),
         (("train.seq_len=9000", "model.position=rope"), ("9000",)),
         (("model.init_std=1e30",), ("expected a finite loss and gradient at the first step", "got loss ")),
         (("run.dir=/dev/null/run",), ("cannot write to the run directory /dev/null/run", "Not a directory")),

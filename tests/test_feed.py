@@ -95,7 +95,7 @@ def test_a_mixture_trains_in_any_order(folder: Path, tmp_path: Path, order: str)
 
 def test_a_mixture_that_ends_before_the_last_step_is_refused(folder: Path, tmp_path: Path) -> None:
     overrides = (f"data.mixture={folder / 'web'},{folder / 'code'}", "data.max_epochs=1", "data.weights=1,3")
-    with pytest.raises(ValueError, match=r"expected a mixture of the 4000 rows .*, got one that ends after \d+ by"):
+    with pytest.raises(ValueError, match=r"expected a mixture of the 4,000 rows .*, got one that ends after \d+ by"):
         pretrain.run(tiny(folder, tmp_path / "run", *overrides, "train.steps=1000"))
     assert not (tmp_path / "run" / "checkpoints").exists()
     pretrain.run(tiny(folder, tmp_path / "run", *overrides, "train.steps=2"), is_fresh=True)

@@ -82,6 +82,9 @@ def test_a_larger_fraction_only_adds_files(many: list[Path]) -> None:
 def test_folders_and_globs_become_files_each_once(many: list[Path], tmp_path: Path) -> None:
     corpus = tmp_path / "corpus"
     (corpus / "notes.md").write_text("left out of the folder")
+    for name in ("runs/a/config.toml", "runs/a/.lock", "runs/a/metrics.jsonl", "runs/a/data/val.txt"):
+        (corpus / name).parent.mkdir(parents=True, exist_ok=True)
+        (corpus / name).write_text("of a run, no corpus")
     assert holdout.files_of((str(corpus),)) == sorted(many)
     assert holdout.files_of((str(corpus / "part0" / "*.txt"), str(corpus))) == [
         *sorted((corpus / "part0").iterdir()),

@@ -376,6 +376,16 @@ def test_changed_text_is_noticed(text: Path, unfinished: Path) -> None:
         pretrain.run(tiny(text, unfinished))
 
 
+def test_a_run_that_ends_inside_its_warm_up_says_at_what_rate(
+    text: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pretrain.run(tiny(text, tmp_path / "run", "train.steps=4", "schedule.warmup_steps=9", "optim.lr=0.01"))
+    said = "ends inside the warm-up of 9 steps, at a learning rate of 0.004, not 0.01; hint: schedule.warmup_steps"
+    assert said in capsys.readouterr().out
+    pretrain.run(tiny(text, tmp_path / "whole", "train.steps=4", "schedule.warmup_steps=3"))
+    assert "warm-up" not in capsys.readouterr().out
+
+
 def test_the_time_cap_ends_a_run_well(text: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     result = pretrain.run(tiny(text, tmp_path / "run", "train.steps=1000000", "train.max_minutes=0.005"))
     assert result.is_capped and 0 < result.steps < 1_000_000 and (tmp_path / "run" / "result.json").exists()
@@ -428,7 +438,7 @@ def test_several_files_and_prepared_datasets_give_the_same_training(tmp_path: Pa
             ["model.preset=deepseek-tiny", "train.seq_len=1"],
             r"train.seq_len must exceed the 1 further tokens predicted, got 1 .*; hint: train.seq_len=2",
         ),
-        (["model.n_heads=3"], r"n_heads \(3\) must divide dim \(16\)"),
+        (["model.n_heads=3"], r"\[model\] n_heads \(3\) must divide dim \(16\)"),
         (["train.seq_len=100000", "model.position=sinusoidal"], "100000|100001"),
     ],
 )

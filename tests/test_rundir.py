@@ -100,9 +100,10 @@ def test_a_finished_run_goes_on_with_more_steps_alone(tmp_path: Path) -> None:
 
 def test_a_place_that_cannot_be_written_is_one_clear_error(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("x")
-    message = r"cannot write to the run directory .*run: Not a directory; hint: give leave there, or run\.dir=…"
-    with pytest.raises(OSError, match=message):
-        begin(tmp_path / "file" / "run")
+    hint = r"hint: move the file that stands in its way, or run\.dir=…"
+    for place, reason in (("file/run", "Not a directory"), ("file", "File exists")):
+        with pytest.raises(OSError, match=f"cannot write to the run directory .*{place}: {reason}; {hint}"):
+            begin(tmp_path / place)
 
 
 def test_a_finished_run_is_refused(tmp_path: Path) -> None:

@@ -220,7 +220,7 @@ def data_inspect(path: Folder, as_json: Json = False) -> None:
     for name, value in facts.items():
         typer.echo(f"{name:<12}{value}")
     for shard in manifest["shards"]:
-        typer.echo(f"  {shard['name']}  {shard['n_tokens']} tokens  {shard['n_documents']} documents")
+        typer.echo(f"  {shard['name']}  {shard['n_tokens']:,} tokens  {shard['n_documents']:,} documents")
 
 
 @app.command("verify")
@@ -231,9 +231,9 @@ def data_verify(path: Folder, threads: Threads = 0, progress: Progress = True) -
     dataset, start = Dataset(path), time.perf_counter()
     n_bytes = dataset.verify(threads=threads, progress=progress)
     seconds, n_shards = time.perf_counter() - start, len(dataset.manifest["shards"])
-    typer.echo(f"{path}: {dataset.n_tokens} tokens are whole, fingerprint {dataset.fingerprint}")
+    typer.echo(f"{path}: {dataset.n_tokens:,} tokens are whole, fingerprint {dataset.fingerprint}")
     rate = n_bytes / 1e6 / max(seconds, 1e-9)
-    typer.echo(f"{n_shards} shards, {n_bytes} bytes in {seconds:.2f} s, {rate:.0f} MB/s")
+    typer.echo(f"{n_shards:,} shard{'s' * (n_shards != 1)}, {n_bytes:,} bytes in {seconds:.2f} s, {rate:.0f} MB/s")
 
 
 @app.command("show")

@@ -35,7 +35,9 @@ def require_torch(command: str) -> None:
 def generate_command(
     run: Run = None,
     checkpoint: Checkpoint = None,
-    prompt: Annotated[str, typer.Option("--prompt", "-p", help="The text to go on from.")] = "\n",
+    prompt: Annotated[
+        str, typer.Option("--prompt", "-p", help="The text to go on from.", show_default="a new line")
+    ] = "\n",
     max_new_tokens: Annotated[
         int | None, typer.Option("--max-new-tokens", "-n", help="Tokens at most. [default: 200, or what fits]", min=1)
     ] = None,

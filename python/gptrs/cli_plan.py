@@ -37,7 +37,7 @@ def plan(
     gpus: Annotated[int | None, typer.Option(help="Its GPUs. [default: the ranks of the split]", min=1)] = None,
     peak_tflops: Annotated[float, typer.Option(help="TFLOP/s of a GPU, dense; 989: H100, bfloat16.")] = _PEAK_TFLOPS,
     mfu: Annotated[float, typer.Option(help="The share of the peak that the run reaches.")] = _MFU,
-    price: Annotated[float | None, typer.Option(help="Of a GPU's hour.")] = None,
+    price: Annotated[float | None, typer.Option(help="Of a GPU's hour, in any currency.")] = None,
     released: Annotated[bool, typer.Option("--released", help="The size of files as DeepSeek-V3's, in fp8.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="The plan as JSON.")] = False,
     plot: Annotated[str | None, typer.Option(help="Draw where the parameters are, *.png.")] = None,

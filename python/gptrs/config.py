@@ -10,6 +10,7 @@ key or a value of another type is an error that names the key, what was expected
 import dataclasses
 import difflib
 import json
+import math
 import tomllib
 import types
 import typing
@@ -164,7 +165,7 @@ def _convert(value: object, kind: Any, key: str) -> object:
         return tuple(_convert(v, item, f"{key}[{i}]") for i, v in enumerate(value))
     if inner is float and type(value) is int:
         return float(value)
-    if type(value) is inner:
+    if type(value) is inner and (inner is not float or math.isfinite(typing.cast(float, value))):
         return value
     raise ValueError(f"{key} must be {_describe(kind)}, got {value!r}")
 
@@ -179,7 +180,7 @@ def _optional(kind: Any) -> tuple[Any, bool]:
 
 def _describe(kind: Any) -> str:
     inner, is_optional = _optional(kind)
-    words = {bool: "true or false", int: "a whole number", float: "a number", str: "text"}
+    words = {bool: "true or false", int: "a whole number", float: "a finite number", str: "text"}
     if typing.get_origin(inner) is typing.Literal:
         text = " or ".join(f'"{word}"' for word in typing.get_args(inner))
     elif typing.get_origin(inner) is tuple:

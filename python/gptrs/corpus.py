@@ -30,9 +30,19 @@ def is_compressed(path: Path) -> bool:
 
 
 def inside(folder: Path) -> list[Path]:
-    """The files of text at any depth below a folder, sorted; a Parquet file is never compressed as a whole."""
-    found = (path for path in folder.rglob("*") if kind(path) in _FOUND_IN_FOLDERS and path.is_file())
+    """The files of text at any depth below a folder, sorted; a Parquet file is never compressed as a whole.
+
+    Run directories below it are left out: what a run writes is no corpus.
+    """
+    found = [path for path in folder.rglob("*") if kind(path) in _FOUND_IN_FOLDERS and path.is_file()]
+    runs = {above for above in {a for path in found for a in path.parents} if above > folder and _is_run(above)}
+    found = [path for path in found if runs.isdisjoint(path.parents)]
     return sorted(path for path in found if kind(path) != ".parquet" or not is_compressed(path))
+
+
+def _is_run(folder: Path) -> bool:
+    """Whether a folder is a training run's: it has the config and the lock that every run has from its start."""
+    return (folder / "config.toml").is_file() and (folder / ".lock").is_file()
 
 
 def expand(paths: AnyPath | Iterable[AnyPath]) -> list[str]:

@@ -67,13 +67,15 @@ def loader(config: PretrainConfig, data: Dataset | Mixture, world: World) -> Loa
     )
     if made.n_rows < train.global_batch:
         raise ValueError(
-            f"expected at least the {train.global_batch} rows of a step (train.global_batch) in the training data, got "
-            f"{made.n_rows} of {train.seq_len} tokens; hint: more text, a smaller train.global_batch or train.seq_len"
+            f"expected at least the {train.global_batch:,} rows of a step (train.global_batch) in the training data, "
+            f"got {made.n_rows:,} of {train.seq_len:,} tokens; "
+            "hint: more text, a smaller train.global_batch or train.seq_len"
         )
     needed = train.rows_before(train.steps, data_size=world.data_size)
     if made.n_samples is not None and made.n_samples < needed:
         raise ValueError(
-            f"expected a mixture of the {needed} rows that train.steps takes, got one that ends after {made.n_samples} "
-            f"by data.max_epochs; hint: train.steps={made.n_samples // train.global_batch}, or a larger data.max_epochs"
+            f"expected a mixture of the {needed:,} rows that train.steps takes, got one that ends after "
+            f"{made.n_samples:,} by data.max_epochs; "
+            f"hint: train.steps={made.n_samples // train.global_batch}, or a larger data.max_epochs"
         )
     return made

@@ -111,4 +111,9 @@ class Journal:
         epochs = train.rows_before(train.steps) * train.seq_len / data.train.n_tokens
         sizes = sorted({train.rows_at(0) * train.seq_len, train.global_batch * train.seq_len})
         size = " to ".join(f"{n:,}" for n in sizes)
-        say(f"{train.steps} steps of {size} tokens ({epochs:.1f} epochs), from step {facts['step']}")
+        say(f"{train.steps:,} steps of {size} tokens ({epochs:.1f} epochs), from step {facts['step']:,}")
+        peak, warmup = config.optim.lr, config.schedule.warmup_steps
+        if warmup >= train.steps:
+            end = config.schedule.rate(train.steps - 1, peak=peak, steps=train.steps)
+            text = f"the run ends inside the warm-up of {warmup:,} steps, at a learning rate of {end:.2g}, not {peak:g}"
+            say(f"{text}; hint: schedule.warmup_steps")

@@ -145,7 +145,9 @@ def _make(directory: Path) -> None:
         directory.mkdir(parents=True, exist_ok=True)
         (directory / ".lock").open("a").close()
     except OSError as error:
-        hint = "hint: give leave there, or run.dir=… takes another directory"
+        is_file = isinstance(error, NotADirectoryError | FileExistsError)
+        cure = "move the file that stands in its way" if is_file else "give leave there"
+        hint = f"hint: {cure}, or run.dir=… takes another directory"
         text = f"cannot write to the run directory {directory}: {error.strerror or error}; {hint}"
         raise OSError(error.errno, text) from error
 

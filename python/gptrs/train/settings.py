@@ -63,7 +63,7 @@ class SpeedSettings:
 class DataSettings:
     """[data]: raw text, which the run splits and prepares itself, or prepared datasets; and how rows come from it."""
 
-    text: tuple[str, ...] = ()  # files, folders (*.txt, *.jsonl) or globs to train on and to hold out of
+    text: tuple[str, ...] = ()  # files, folders (*.txt, *.jsonl, *.parquet) or globs to train on and to hold out of
     val_fraction: float = 0.1  # share of the bytes held out: the end of a single file, whole files of several
     text_field: str = "text"  # of a .jsonl line
     train: str | None = None  # prepared dataset, instead of text
@@ -166,7 +166,16 @@ class ModelSettings:
     n_mtp_layers: int | None = None  # further tokens that are predicted; unset: 0
 
     def resolve(self, *, vocab_size: int, seq_len: int) -> ModelConfig:
-        """Returns the architecture for a vocabulary and a row length."""
+        """Returns the architecture for a vocabulary and a row length.
+
+        Raises: ValueError for parts that do not fit together, told as those of [model].
+        """
+        try:
+            return self._resolve(vocab_size, seq_len)
+        except ValueError as error:
+            raise ValueError(f"[model] {error}") from None
+
+    def _resolve(self, vocab_size: int, seq_len: int) -> ModelConfig:
         given: dict[str, Any] = {f.name: getattr(self, f.name) for f in fields(self)}
         given = {name: value for name, value in given.items() if value is not None}
         if (preset := given.pop("preset", None)) is not None:

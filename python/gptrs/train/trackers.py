@@ -122,7 +122,7 @@ def start(
         try:
             opened[each] = _KINDS[each](filing)
         except Exception as error:
-            hint = "hint: unset log.trackers, or take its offline mode (docs/design.md)"
+            hint = f"hint: unset log.trackers{', or set WANDB_MODE=offline' if each == 'wandb' else ''}"
             if each not in ids:
                 raise ValueError(f"{each} does not begin a run: {error}; {hint}") from error
             say(f"warning: {each} does not go on with run {ids[each]} and is left out: {error}")

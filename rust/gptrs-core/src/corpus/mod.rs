@@ -86,7 +86,7 @@ impl Input {
 }
 
 /// The files behind `paths`, in their order; a folder gives its `*.txt` and `*.jsonl`, compressed or not, and its
-/// `*.parquet`, at any depth, sorted by path.
+/// `*.parquet`, at any depth, sorted by path. Run directories below it are left out: what a run writes is no corpus.
 ///
 /// Every file is opened once, so what is missing or unreadable fails here. Named files of any other ending are text,
 /// except those that are known not to be.
@@ -148,7 +148,9 @@ fn files_below(dir: &Path) -> Result<Vec<PathBuf>> {
             let entry = entry.map_err(Error::io("list", &folder))?;
             let path = entry.path();
             if entry.file_type().map_err(Error::io("read the metadata of", &path))?.is_dir() {
-                folders.push(path);
+                if !is_run(&path) {
+                    folders.push(path);
+                }
             } else if is_found(&path) && !path.is_dir() {
                 files.push(path);
             }
@@ -156,6 +158,11 @@ fn files_below(dir: &Path) -> Result<Vec<PathBuf>> {
     }
     files.sort();
     Ok(files)
+}
+
+/// Whether a folder is a training run's: it has the config and the lock that every run has from its start.
+fn is_run(folder: &Path) -> bool {
+    folder.join("config.toml").is_file() && folder.join(".lock").is_file()
 }
 
 /// Whether a file is one of those that a folder gives.
@@ -347,8 +354,10 @@ mod tests {
     #[test]
     fn a_folder_gives_its_texts_sorted_and_what_is_no_text_is_refused() {
         let dir = tempfile::tempdir().unwrap();
-        fs::create_dir(dir.path().join("b")).unwrap();
-        for name in ["z.txt", "b/c.jsonl", "b/a.txt", "a.TXT", "note.md"] {
+        fs::create_dir_all(dir.path().join("b/run/data")).unwrap();
+        let run =
+            ["b/run/.lock", "b/run/config.toml", "b/run/samples.txt", "b/run/data/val.txt", ".lock", "config.toml"];
+        for name in ["z.txt", "b/c.jsonl", "b/a.txt", "a.TXT", "note.md"].into_iter().chain(run) {
             fs::write(dir.path().join(name), "").unwrap();
         }
         let found = inputs(&[dir.path().to_owned()]).unwrap();
