@@ -8,7 +8,10 @@ import typer
 
 
 def runs_command(
-    folder: Annotated[str, typer.Argument(help="The folder that holds them.", metavar="[DIR]")] = "runs",
+    folders: Annotated[
+        list[str] | None,
+        typer.Argument(help="Runs, and folders that hold some.", metavar="DIR", show_default="runs"),
+    ] = None,
     sort: Annotated[
         str, typer.Option(help="A column (val_loss, step, tokens_per_s, …) or a setting to sort by.")
     ] = "name",
@@ -31,9 +34,12 @@ def runs_command(
             raise ValueError(f"{option} must be a {suffix} file in a folder that exists, got {path}")
     if png is not None and find_spec("matplotlib") is None:
         raise ModuleNotFoundError("--png needs matplotlib, which is not installed; hint: pip install 'gptrs[train]'")
-    found = runs.where(runs.find(Path(folder)), where or ())
+    places = folders or ["runs"]
+    several = {run.path: run for place in places for run in runs.find(Path(place))}
+    found = runs.where(list(several.values()), where or ())
     if not found:
-        raise ValueError(f"no run in {folder} has {' and '.join(where or ())}; hint: gptrs runs {folder}")
+        text = " ".join(places)
+        raise ValueError(f"no run in {text} has {' and '.join(where or ())}; hint: gptrs runs {text}")
     found = runs.by(found, sort, is_reversed=is_reversed)
     if html is not None:
         write_atomic(Path(html), runs_view.html(found, x).encode())
