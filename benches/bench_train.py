@@ -1,12 +1,13 @@
 """Training steps and the loss's memory, ours and peers with the same shapes, batches, optimizer and threads, in turn.
 
-    python benches/bench_train.py                       # cpu, loss and compile; on a CUDA device all tasks but cpu's
+    python benches/bench_train.py                       # cpu, loss, compile, moe; on a CUDA device all but cpu's
     python benches/bench_train.py --only gpt2 ladder    # some of them
     python benches/bench_train.py --only gpt2 --tiny    # the same code with tiny shapes on the CPU; no row is kept
 
 cpu: nanoGPT's CPU setting against transformers. loss: the loss over 129,280 tokens, forward and backward. compile: what
 a start and a step cost by speed.compile. gpt2: GPT-2 124M in bf16 against transformers, compiled. moe: deepseek-small
-against a dense model of as many active parameters. ladder: what each setting of [speed] gains.
+against a dense model of as many active parameters, on the CPU four layers of it in fp32. ladder: what each setting of
+[speed] gains.
 """
 
 import argparse
@@ -30,7 +31,7 @@ from gptrs.model.loss import linear_cross_entropy
 V, C, L, H, T, B = 256, 128, 4, 4, 64, 12
 STEPS = 100
 PACKAGES = ["torch", "transformers"]
-CUDA_TASKS = ("gpt2", "moe", "ladder")
+CUDA_TASKS = ("gpt2", "ladder")
 LOSS = {"N": 8192, "V": 129_280, "C": 2048}
 MOST_GB = {"fp32": 0.6, "bf16": 0.4}  # of the loss above inputs and gradients
 
@@ -57,7 +58,7 @@ def main() -> int:
     parser.add_argument("--steps", type=int, default=20, help="steps of a repeat on CUDA (default: 20)")
     options = parser.parse_args()
     has_cuda = torch.cuda.is_available()
-    chosen = options.only or (["loss", *CUDA_TASKS] if has_cuda else ["cpu", "loss", "compile"])
+    chosen = options.only or (["loss", "moe", *CUDA_TASKS] if has_cuda else ["cpu", "loss", "compile", "moe"])
     missing = [task for task in chosen if task in CUDA_TASKS and not (has_cuda or options.tiny)]
     if missing:
         print(f"{', '.join(missing)}: needs a CUDA device, torch finds none; hint: --tiny runs the code on the CPU")
@@ -236,17 +237,20 @@ def gpt2(options: argparse.Namespace) -> None:
 
 def moe(options: argparse.Namespace) -> None:
     sparse: dict[str, Any] = {"preset": "deepseek-small"}
+    on_cpu = not (torch.cuda.is_available() or options.tiny)
+    if on_cpu:
+        sparse |= {"n_layers": 4, "max_seq_len": 512}
     if options.tiny:
         sparse = {"preset": "deepseek-tiny", "vocab_size": 300, "n_layers": 2}
     config = config_of(sparse)
     active = (config.n_activated_experts + config.n_shared_experts) * config.moe_inter_dim
     dense = sparse | {"n_routed_experts": 0, "n_shared_experts": 0, "n_activated_experts": 0, "n_dense_layers": 0,
                       "moe_inter_dim": 0, "inter_dim": active}  # fmt: skip
-    given = {"dtype": "bf16", "compile": None if options.tiny else "blocks"}
-    rows = compare(f"{sparse['preset']}, bf16, MFU beside a dense model of as many active parameters",
-                   {"gptrs": (sparse, given), "gptrs, dense": (dense, given)}, options)  # fmt: skip
-    if all(row["mfu"] for row in rows):
-        print(f"MFU ratio {rows[0]['mfu'] / rows[1]['mfu']:.3f}")
+    given = {"dtype": "fp32" if on_cpu else "bf16", "compile": None if on_cpu or options.tiny else "blocks"}
+    what = "4 layers, 512 positions, fp32, CPU" if on_cpu else "bf16"
+    rows = compare(f"{sparse['preset']}, {what}, FLOP/s beside a dense model of as many active parameters",
+                   {"gptrs": (sparse, given), "gptrs, dense": (dense, given)}, options, on_cpu=on_cpu)  # fmt: skip
+    print(f"MFU ratio {rows[0]['gflop_per_s'] / rows[1]['gflop_per_s']:.3f}")
 
 
 def ladder(options: argparse.Namespace) -> None:
@@ -259,14 +263,16 @@ def ladder(options: argparse.Namespace) -> None:
         compare("GPT-2 124M, context 1,024, by setting", {f"gptrs, {name}": (shape, given)}, options)
 
 
-def compare(task: str, engines: dict[str, tuple[Any, Any]], options: argparse.Namespace) -> list[dict[str, Any]]:
+def compare(
+    task: str, engines: dict[str, tuple[Any, Any]], options: argparse.Namespace, *, on_cpu: bool = False
+) -> list[dict[str, Any]]:
     """Rows of engines, each in processes of its own, in turn."""
-    device = "cpu" if options.tiny else "cuda"
-    rows, n_rounds = 2 if options.tiny else options.batch, 1 if options.tiny else 2
+    device = "cpu" if options.tiny or on_cpu else "cuda"
+    rows, n_rounds = 2 if options.tiny else 4 if on_cpu else options.batch, 1 if options.tiny else 2
     runs: dict[str, list[dict[str, Any]]] = {name: [] for name in engines}
     for _ in range(n_rounds):
         for name, (shape, given) in engines.items():
-            n_steps = 2 if options.tiny else options.steps
+            n_steps = 2 if options.tiny or on_cpu else options.steps
             runs[name].append(steps(shape, given, rows=rows, n_steps=n_steps, n_repeats=3, device=device))
     first = [found[0]["first_loss"] for found in runs.values()]
     assert max(first) - min(first) < 0.3, f"untrained losses differ: {dict(zip(runs, first, strict=True))}"
@@ -274,9 +280,10 @@ def compare(task: str, engines: dict[str, tuple[Any, Any]], options: argparse.Na
     for name, found in runs.items():
         assert all(run["last_loss"] < run["first_loss"] for run in found), f"{name} did not learn: {found}"
         tokens = [rate * found[0]["n_tokens"] for run in found for rate in run["steps_per_s"]]
+        flop_per_s = summary(tokens, 0)["median"] * found[0]["flops_per_token"]
         row = {"task": f"{task}, {rows} rows", "engine": name, "device": found[0]["device"],
-               "tokens_per_s": summary(tokens, 0), "mfu": found[0]["mfu_of"] and round(
-                   summary(tokens, 0)["median"] * found[0]["flops_per_token"] / found[0]["mfu_of"], 4),
+               "tokens_per_s": summary(tokens, 0), "gflop_per_s": round(flop_per_s / 1e9, 1),
+               "mfu": found[0]["mfu_of"] and round(flop_per_s / found[0]["mfu_of"], 4),
                "peak_mb": summary([run["peak_mb"] for run in found], 0),
                "start_s": summary([run["start_s"] for run in found], 1)}  # fmt: skip
         keep(row, options)

@@ -30,9 +30,9 @@ def test_steps_are_those_of_a_model_that_learns(monkeypatch: pytest.MonkeyPatch,
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a device")
 def test_tasks_of_a_gpu_say_in_one_line_that_there_is_none() -> None:
-    done = bench("--only", "gpt2", "moe")
+    done = bench("--only", "gpt2", "ladder")
     assert done.returncode == 1 and done.stderr == ""
-    assert done.stdout == "gpt2, moe: needs a CUDA device, torch finds none; hint: --tiny runs the code on the CPU\n"
+    assert done.stdout == "gpt2, ladder: needs a CUDA device, torch finds none; hint: --tiny runs the code on the CPU\n"
 
 
 @pytest.mark.long
