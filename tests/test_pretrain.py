@@ -376,6 +376,18 @@ def test_changed_text_is_noticed(text: Path, unfinished: Path) -> None:
         pretrain.run(tiny(text, unfinished))
 
 
+def test_a_peak_that_the_run_itself_exceeds_is_measured_again(
+    text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for again, least, most in ((2.0, 1e-6, 1.0), (1e18, 0.0, 1e-6)):  # at the least, the run itself is known
+        peaks = iter([1.0, again])
+        monkeypatch.setattr(metrics, "measured_peak", lambda dtype, peaks=peaks: next(peaks, 1.0))
+        directory = tmp_path / f"{again:g}"
+        pretrain.run(tiny(text, directory, "train.steps=3"))
+        used = [line["mfu"] for line in metrics.read(directory / "metrics.jsonl") if line["kind"] == "train"]
+        assert len(used) == 3 and all(least < share <= most for share in used)
+
+
 def test_a_run_that_ends_inside_its_warm_up_says_at_what_rate(
     text: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

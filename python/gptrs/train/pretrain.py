@@ -351,11 +351,20 @@ class Session:
             write=lambda step, values: self.journal.write("stats", step, **values),
         )
 
+    def _mfu(self, tokens_per_s: float) -> float | None:
+        """The share of the peak that is used; a peak that others slowed when it was measured is measured again."""
+        if self.peak is None:
+            return None
+        used = tokens_per_s * self.flops_per_token / self.world.size
+        if used > self.peak and self.world.device.type == "cpu":
+            self.peak = max(used, metrics.measured_peak(self.dtype))
+        return used / self.peak
+
     def _log(self, update: Update) -> None:
         parts = self.parts.log()
         if not self.world.is_main:
             return
-        mfu = update.tokens_per_s * self.flops_per_token / (self.peak * self.world.size) if self.peak else None
+        mfu = self._mfu(update.tokens_per_s)
         memory = metrics.memory(self.world.device)
         self.journal.write(
             "train",
