@@ -162,7 +162,7 @@ def test_the_commands_import_export_verify_and_show(dataset: Dataset, gpt2_like:
     counts = f"{len(data)} tokens, {data.n_documents} documents"
     assert end.returncode == 0 and end.stdout == f"{out}: {counts}, fingerprint {data.fingerprint}\n"
     verify = cli("data", "verify", out).stdout.splitlines()
-    assert verify[0].endswith(f"fingerprint {data.fingerprint}") and verify[1].startswith("1 shards, ")
+    assert verify[0].endswith(f"fingerprint {data.fingerprint}") and verify[1].startswith("1 shard, ")
     options = ("--seq-len", 8, "--global-batch", 3, "--seed", 5)
     lines = cli("data", "show", out, "--batch", 7, *options).stdout
     assert lines == cli("data", "show", out, 7, *options).stdout
