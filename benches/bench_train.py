@@ -267,12 +267,15 @@ def compare(
     task: str, engines: dict[str, tuple[Any, Any]], options: argparse.Namespace, *, on_cpu: bool = False
 ) -> list[dict[str, Any]]:
     """Rows of engines, each in processes of its own, in turn."""
-    device = "cpu" if options.tiny or on_cpu else "cuda"
-    rows, n_rounds = 2 if options.tiny else 4 if on_cpu else options.batch, 1 if options.tiny else 2
+    if options.tiny:
+        device, rows, n_steps, n_rounds = "cpu", 2, 2, 1
+    elif on_cpu:
+        device, rows, n_steps, n_rounds = "cpu", 4, 1, 2
+    else:
+        device, rows, n_steps, n_rounds = "cuda", options.batch, options.steps, 2
     runs: dict[str, list[dict[str, Any]]] = {name: [] for name in engines}
     for _ in range(n_rounds):
         for name, (shape, given) in engines.items():
-            n_steps = 2 if options.tiny else 1 if on_cpu else options.steps
             runs[name].append(steps(shape, given, rows=rows, n_steps=n_steps, n_repeats=3, device=device))
     first = [found[0]["first_loss"] for found in runs.values()]
     assert max(first) - min(first) < 0.3, f"untrained losses differ: {dict(zip(runs, first, strict=True))}"

@@ -37,7 +37,7 @@ def steps_child(text: str) -> dict[str, Any]:
         return float(value), time.perf_counter() - start  # float waits for the device
 
     first, start_s = timed(1)
-    timed(1 if plan["n_steps"] == 1 else 3)
+    timed(min(3, plan["n_steps"]))
     reset_peak(device.type)
     found = [timed(plan["n_steps"]) for _ in range(plan["n_repeats"])]
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"

@@ -162,7 +162,7 @@ def test_the_command_prints_a_table_and_writes_page_picture_and_json(cli: Cli, f
 
 def test_runs_are_named_one_by_one_and_each_is_there_once(cli: Cli, folder: Path) -> None:
     chosen = [Path(run.path) for run in runs.find(folder) if run.name != "a"]
-    for words, names in ((chosen, ["b", "c"]), ((chosen[0], folder), ["a", "b", "c"])):
+    for words, names in ((chosen, ["b", "c"]), ((chosen[0], folder, folder / ".." / folder.name), ["a", "b", "c"])):
         assert [run["name"] for run in json.loads(cli("runs", *words, "--json").stdout)["runs"]] == names
     done = cli("runs", *chosen, "none")
     assert done.returncode == 1 and "found none at none" in done.stderr

@@ -35,8 +35,7 @@ def runs_command(
     if png is not None and find_spec("matplotlib") is None:
         raise ModuleNotFoundError("--png needs matplotlib, which is not installed; hint: pip install 'gptrs[train]'")
     places = folders or ["runs"]
-    several = {run.path: run for place in places for run in runs.find(Path(place))}
-    found = runs.where(list(several.values()), where or ())
+    found = runs.where(runs.find(*map(Path, places)), where or ())
     if not found:
         text = " ".join(places)
         raise ValueError(f"no run in {text} has {' and '.join(where or ())}; hint: gptrs runs {text}")

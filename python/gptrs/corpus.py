@@ -1,6 +1,7 @@
 """Which files a corpus is: paths, globs and folders as the user gives them; and files for what is none."""
 
 import json
+import os
 import shutil
 import sys
 import tempfile
@@ -34,10 +35,11 @@ def inside(folder: Path) -> list[Path]:
 
     Run directories below it are left out: what a run writes is no corpus.
     """
-    found = [path for path in folder.rglob("*") if kind(path) in _FOUND_IN_FOLDERS and path.is_file()]
-    runs = {above for above in {a for path in found for a in path.parents} if above > folder and _is_run(above)}
-    found = [path for path in found if runs.isdisjoint(path.parents)]
-    return sorted(path for path in found if kind(path) != ".parquet" or not is_compressed(path))
+    found = []
+    for place, folders, names in os.walk(folder):
+        folders[:] = [name for name in folders if not _is_run(Path(place, name))]
+        found += [path for path in (Path(place, name) for name in names) if kind(path) in _FOUND_IN_FOLDERS]
+    return sorted(p for p in found if p.is_file() and (kind(p) != ".parquet" or not is_compressed(p)))
 
 
 def _is_run(folder: Path) -> bool:

@@ -50,17 +50,21 @@ class Run:
     lines: tuple[dict[str, Any], ...]  # of metrics.jsonl
 
 
-def find(folder: Path) -> list[Run]:
-    """Returns the runs in a folder and some levels below, by path.
+def find(*folders: Path) -> list[Run]:
+    """Returns the runs in folders and some levels below, by folder and path, each once.
 
-    Raises: ValueError when there is none.
+    Raises: ValueError when there is none in one of them.
     """
-    if not folder.is_dir():
-        raise FileNotFoundError(f"expected a folder of runs, found none at {folder}")
-    found = [read(path) for path in sorted(_directories(folder, _DEPTH))]
-    if not found:
-        raise ValueError(f"expected run directories in {folder}, found none; hint: they have a {rundir.CONFIG}")
-    return found
+    paths: dict[Path, Path] = {}  # by where it truly is
+    for folder in folders:
+        if not folder.is_dir():
+            raise FileNotFoundError(f"expected a folder of runs, found none at {folder}")
+        found = sorted(_directories(folder, _DEPTH))
+        if not found:
+            raise ValueError(f"expected run directories in {folder}, found none; hint: they have a {rundir.CONFIG}")
+        for path in found:
+            paths.setdefault(path.resolve(), path)
+    return [read(path) for path in paths.values()]
 
 
 def read(path: Path) -> Run:
