@@ -113,10 +113,11 @@ $(VENV)/bin/maturin: | tools
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --disable-pip-version-check --upgrade pip 'maturin>=1.10,<2'
 
-# `.train`: the package as a user gets it with [train]; `.dev` and `.bench` add what the checks and the peers need.
+# `.train`: the package as a user gets it with [train]; `.dev` and `.bench` add what the checks and the peers need. Built
+# without isolation, by the maturin that builds wheels: cargo has one answer for both, not two releases to compile.
 $(VENV)/.train: pyproject.toml $(VENV)/bin/maturin $(RUST_SOURCES)
 	@echo 'building the extension and installing what it needs (torch is large: some minutes the first time)'
-	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[train]'
+	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/pip install --quiet --disable-pip-version-check --no-build-isolation --editable '.[train]'
 	@touch $@
 
 $(VENV)/.dev: pyproject.toml $(VENV)/.train

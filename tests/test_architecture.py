@@ -153,6 +153,16 @@ def test_the_public_names_load_without_torch():
     assert "torch" not in _in_fresh_python("import gptrs.cli, sys; print(*sys.modules)").split()
 
 
+def test_building_a_model_leaves_the_compiler_alone():
+    code = (
+        "import sys; from gptrs import attention_map, generate, score;"
+        "from gptrs.model import ModelConfig, Transformer;"
+        "Transformer(ModelConfig.preset('deepseek-tiny')); Transformer(ModelConfig.preset('gpt2-small', n_layers=1));"
+        "print(*sys.modules)"
+    )
+    assert {"torch._dynamo", "torch._inductor", "sympy"}.isdisjoint(_in_fresh_python(code).split())
+
+
 def test_importing_gptrs_is_fast():
     code = "import time; t = time.perf_counter(); import gptrs; gptrs.__version__; print(time.perf_counter() - t)"
     assert min(float(_in_fresh_python(code)) for _ in range(3)) <= 0.150

@@ -67,7 +67,7 @@ def test_tokens_that_travel_come_to_the_same_sums(world: World) -> None:
         for _, mixture in model.experts() if group is not None else ():
             experts, mesh = mixture.experts, world.mesh
             assert mesh is not None
-            experts.expert_group = group
+            experts.share(expert_group=group, tensor_group=None)
             experts.up, experts.down = (
                 torch.nn.Parameter(distribute_tensor(weight.detach(), mesh["expert"], [Shard(0)]))
                 for weight in (experts.up, experts.down)

@@ -89,6 +89,15 @@ class Experts(nn.Module):
         self.down = nn.Parameter(torch.empty(E, C, m))
         self.expert_group: dist.ProcessGroup | None = None
         self.tensor_group: dist.ProcessGroup | None = None
+        self._apply_afar = _apply_afar
+
+    def share(self, expert_group: dist.ProcessGroup | None, tensor_group: dist.ProcessGroup | None) -> None:
+        """Tells which ranks share the experts, and which the inner width of each; the caller deals out the weights."""
+        self.expert_group, self.tensor_group = expert_group, tensor_group
+        if expert_group is not None:
+            # How many rows travel is known only when they do. Not a decorator: that would import the compiler, which
+            # takes longer than torch, wherever a model is used.
+            self._apply_afar = torch.compiler.disable(_apply_afar)  # type: ignore[no-untyped-call]
 
     def forward(self, x: Tensor, ids: Tensor, weights: Tensor) -> Tensor:
         """Σ weight·expert(x) of each token: (N, C), (N, A), (N, A) → (N, C)."""
@@ -100,7 +109,7 @@ class Experts(nn.Module):
         if self.expert_group is None:
             y = _apply(x, ids, weights, up, down)
         else:
-            y = _apply_afar(x, ids, weights, up, down, self.expert_group)
+            y = self._apply_afar(x, ids, weights, up, down, self.expert_group)
         return leave(y, self.tensor_group)
 
 
@@ -145,7 +154,6 @@ class _Moved(torch.autograd.Function):
         return d.view(-1, ctx.n, d.shape[-1]).sum(dim=1) if ctx.n > 1 else d, None, None, None
 
 
-@torch.compiler.disable  # type: ignore[untyped-decorator]  # how many rows travel is known only when they do
 def _apply_afar(x: Tensor, ids: Tensor, weights: Tensor, up: Tensor, down: Tensor, group: dist.ProcessGroup) -> Tensor:
     """The same with E / n experts on each of the group's n ranks: tokens go there, their sums come back.
 
@@ -181,17 +189,9 @@ def _product(x: Tensor, matrices: Tensor, ends: Tensor) -> Tensor:
     return F.grouped_mm(x, matrices, offs=ends)
 
 
-def _is_traced() -> bool:
-    """Whether torch.compile knows the shape of a grouped product in float32; that of torch 2.11 refuses the type."""
-    x, ends = (torch.empty(1, 4, dtype=dtype, device="meta") for dtype in (torch.float32, torch.int32))
-    try:
-        F.grouped_mm(x, x.new_empty(4, 4, 4).transpose(-2, -1), offs=ends.squeeze(0))
-    except RuntimeError:
-        return False
-    return True
-
-
-_IS_TRACED = _is_traced()
+# Whether torch.compile knows the shape of a grouped product in float32: torch 2.15 does, 2.11 refuses the type. A look
+# with meta tensors would tell, and import sympy for it.
+_IS_TRACED = torch.__version__ >= (2, 15)  # type: ignore[operator]
 
 
 @torch.library.custom_op("gptrs::grouped_product", mutates_args=())

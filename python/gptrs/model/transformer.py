@@ -16,6 +16,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 from torch.utils.checkpoint import checkpoint
 
 from gptrs.model.attend import DocumentAttention, Mask, sight
@@ -29,6 +30,20 @@ from gptrs.model.moe import Experts, MoE, Router, Use
 from gptrs.model.norm import norm
 from gptrs.model.ranks import Span, enter, gather, part
 from gptrs.model.rope import rotations
+
+
+class _Undrawn(TorchFunctionMode):
+    """Layers leave their matrices as memory is: drawing costs seconds and numbers of torch's global generator, and, on
+    the meta device, the import of the compiler."""
+
+    DRAWING = nn.init.normal_, nn.init.uniform_, nn.init.kaiming_uniform_
+
+    def __torch_function__(
+        self, function: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        """The tensor itself where one is drawn, else what the function gives."""
+        kwargs = kwargs or {}
+        return (args[0] if args else kwargs["tensor"]) if function in self.DRAWING else function(*args, **kwargs)
 
 
 class Transformer(nn.Module):
@@ -54,9 +69,7 @@ class Transformer(nn.Module):
         self.span: Span | None = None
         self._run_block: Callable[..., tuple[Tensor, Use | None]] = run_block
         self.document_attention: DocumentAttention = "auto"
-        device = torch.get_default_device()
-        # Shapes first: torch's own initialisation would cost seconds and draw from the global generator.
-        with torch.device("meta"):
+        with _Undrawn():
             self.embed = Embedding(config)
             self.layers = nn.ModuleList(
                 Block(config, layer, has_experts=config.has_experts(layer)) for layer in range(config.n_layers)
@@ -64,7 +77,6 @@ class Transformer(nn.Module):
             self.norm = norm(config, config.dim)
             self.head = None if config.is_head_tied else nn.Linear(config.dim, config.vocab_size, bias=False)
             self.further = nn.ModuleList(FurtherToken(config, depth) for depth in range(config.n_mtp_layers))
-        self.to_empty(device=device)
         self.init_weights(seed)
 
     def compile_blocks(self, **options: Any) -> None:

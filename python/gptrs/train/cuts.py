@@ -165,8 +165,8 @@ def _tell(module: nn.Module, world: World) -> None:
     assert world.mesh is not None
     n, group = world.sizes.tensor, world.mesh["tensor"].get_group()
     if isinstance(module, Experts):
-        module.tensor_group = group if n > 1 else None
-        module.expert_group = world.mesh["expert"].get_group() if world.sizes.expert > 1 else None
+        experts = world.mesh["expert"].get_group() if world.sizes.expert > 1 else None
+        module.share(expert_group=experts, tensor_group=group if n > 1 else None)
     if n == 1:
         return
     if isinstance(module, Attention):
