@@ -54,6 +54,10 @@ def fails(train: Train, *words: str, says: tuple[str, ...]) -> None:
         (("train.seq_len=9000", "model.position=rope"), ("9000",)),
         (("model.init_std=1e30",), ("expected a finite loss and gradient at the first step", "got loss ")),
         (("run.dir=/dev/null/run",), ("cannot write to the run directory /dev/null/run", "Not a directory")),
+        (
+            ("model.dim=262144",),
+            ("expected a model that fits in the ", "got 824,", " parameters, whose weights", "gptrs plan"),
+        ),
         (("guard.spike_window=1",), ("guard.spike_window must be at least 2, got 1",)),
     ],
 )
@@ -76,6 +80,25 @@ def test_a_config_that_changed_under_a_run_is_named(train: Train, tmp_path: Path
     fails(train, "model.dim=32", "--allow", "model.dim", says=("model.dim cannot change while a run is under way",))
     code, err = train("optim.lr=2e-2", "train.eval_every=7", "--allow", "optim.lr", "--allow", "train.eval_every")
     assert code == 0, err
+
+
+def test_memory_that_torch_does_not_get_is_one_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(cli, "app", lambda **_: torch.empty(2**60, dtype=torch.uint8))
+    monkeypatch.setattr(warnings, "showwarning", warnings.showwarning)
+    with pytest.raises(SystemExit) as end:
+        cli.main()
+    err = capsys.readouterr().err
+    assert end.value.code == 1 and err.count("\n") == 1
+    assert f"{2**60}" in err and "hint: a smaller train.micro_batch" in err
+
+
+def test_another_error_of_torch_stays_what_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cli, "app", lambda **_: torch.ones(2) @ torch.ones(3))
+    monkeypatch.setattr(warnings, "showwarning", warnings.showwarning)
+    with pytest.raises(RuntimeError, match="size"):
+        cli.main()
 
 
 def test_the_switch_for_the_same_bits_is_put_back() -> None:

@@ -113,6 +113,14 @@ def test_errors_say_what_is_missing_or_does_not_fit(corpus: Path, tokenizer_file
         prepare_task(corpus, Tokenizer.from_file(tokenizer_file), tmp_path, 0, 2, shards=3)  # type: ignore[call-arg]
 
 
+def test_a_merge_names_the_tasks_that_it_leaves(corpus: Path, tokenizer_file: Path, cli: Cli, tmp_path: Path):
+    for arguments in (("--task", 1, "--of", 3), ("--task", 0, "--of", 1), ("--merge", "--of", 1)):
+        end = cli("prepare", corpus, "-t", tokenizer_file, "-o", tmp_path, *arguments)
+        assert end.returncode == 0, end.stderr
+    assert f"{tmp_path / 'tasks'} holds tasks of another --of: task-00001-of-00003; hint: remove it" in end.stdout
+    assert [folder.name for folder in (tmp_path / "tasks").iterdir()] == ["task-00001-of-00003"]
+
+
 def test_a_task_has_one_process(corpus: Path, gpt2_like: Tokenizer, tmp_path: Path):
     import fcntl
 

@@ -44,6 +44,12 @@ Allow = Annotated[
 ]
 
 
+_LESS_MEMORY = (
+    "hint: a smaller train.micro_batch or train.seq_len, speed.checkpoint_blocks=1 or a smaller model takes less; "
+    "gptrs plan says how much"
+)
+
+
 def main() -> None:
     """Runs the command line and exits."""
     # torch's OpenMP threads spin at every barrier by default; beside another busy process a step then takes 3 to 13
@@ -58,6 +64,18 @@ def main() -> None:
         fail(text, on_each_rank=getattr(error, "on_each_rank", False))
     except (ValueError, ModuleNotFoundError) as error:
         fail(str(error))
+    except (MemoryError, RuntimeError) as error:
+        if not (isinstance(error, MemoryError) or _is_torch_out_of_memory(error)):
+            raise
+        found = str(error).split("\n")[0] or "the system has no more memory"
+        fail(
+            found if "hint: " in found else f"{found}; {_LESS_MEMORY}", on_each_rank=not isinstance(error, MemoryError)
+        )
+
+
+def _is_torch_out_of_memory(error: RuntimeError) -> bool:
+    """Whether that is torch's error of a GPU without memory, or of its allocator on the CPU. Imports no torch."""
+    return type(error).__name__ == "OutOfMemoryError" or "DefaultCPUAllocator" in str(error)
 
 
 def fail(message: str, *, on_each_rank: bool = False) -> None:

@@ -1,5 +1,6 @@
 """`gptrs prepare` as one task of several, as their merge, or on a Ray cluster."""
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -60,6 +61,10 @@ def prepare(
         assert of is not None
         dataset = tasks.merge_tasks(files, coder, out, of, keep_tasks=keep_tasks, **options)
     report(out, dataset)
+    left = sorted(folder.name for folder in Path(out, "tasks").glob("task-*"))
+    if left and not keep_tasks:
+        whose = f"{Path(out, 'tasks')} holds tasks of another --of"
+        typer.echo(f"{whose}: {', '.join(left)}; hint: remove it, nothing of it is missing here")
 
 
 def report(out: str, dataset: "Dataset") -> None:

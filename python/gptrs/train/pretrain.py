@@ -117,7 +117,7 @@ class Session:
         speed.prepare(self.model, config.speed, device=device)
         is_new = checkpoint.find(self.dir / "checkpoints").newest is None  # else no weight is drawn
         options = {"seed": config.run.seed if is_new else None, **speed.compilation(config.run, config.speed)}
-        self.spread = Spread(self.model, world, dtype=self.dtype, **options)
+        self.spread = Spread(self.model, world, dtype=self.dtype, before_memory=self._must_fit, **options)
         self.optimizer = optimizer_of(self.model, config.optim)
         self.spread.split_groups(self.optimizer)
         train, self.average = config.train, None
@@ -151,6 +151,19 @@ class Session:
         self.profiler = Profiler(self.dir, updates=config.log.profile if world.is_main else (), say=self.display.say)
         self.is_finished = False
         self.beside: rundir.Outcome | str | None = None
+
+    def _must_fit(self, n_params: int, n_bytes: int) -> None:
+        """Where memory is promised that is not there, the system ends the process later and without a word."""
+        is_averaged = self.config.train.ema is not None
+        n_moments = 1 if self.config.optim.name == "muon" else 2  # Muon: at the least
+        needed, there = (2 + n_moments + is_averaged) * n_bytes, metrics.memory(self.world.device)[1]
+        if needed > there:
+            raise MemoryError(
+                f"expected a model that fits in the {there / 1e9:.1f} GB of memory here, got {n_params:,} parameters"
+                f"{' on a rank' if self.world.size > 1 else ''}, whose weights, gradients and optimizer take "
+                f"{needed / 1e9:,.1f} GB; hint: make it smaller or divide it among more devices; gptrs plan says what "
+                "each of them holds"
+            )
 
     def train(self) -> None:
         facts = {"environment": self.environment, "dtype": self.dtype, "step": self.position.step}

@@ -83,12 +83,15 @@ class Spread:
         is_whole: bool = True,
         mode: str | None = None,
         seed: int | None = None,
+        before_memory: Callable[[int, int], None] | None = None,
     ) -> None:
         """Divides the model among the ranks, in place, and moves it to their devices. One on the meta device becomes
         real here: no rank ever has more than its own parts and one weight.
 
         Args: is_whole: compiles loss and backward as one, not block by block; FSDP2 always has blocks. mode: of
             torch.compile. seed: of the weights of a model on the meta device; None: the caller fills them.
+            before_memory: is told parameters and bytes of this rank's parts of such a model before they take memory,
+            and may raise.
         Raises: ValueError when its sizes cannot be divided so.
         """
         self.model = model
@@ -106,7 +109,7 @@ class Spread:
         if is_sharded:
             assert isinstance(model, Transformer)
             self._sums_rest = shard(self._module, model, world, dtype=dtype, is_compiled=is_compiled)
-        self._place(seed)
+        self._place(seed, before_memory)
         if world.data_size > 1 and not is_sharded:
             self._module = _ddp(self._module, world)
 
@@ -130,13 +133,16 @@ class Spread:
         if is_last:
             self._sum_rest()
 
-    def _place(self, seed: int | None) -> None:
+    def _place(self, seed: int | None, before_memory: Callable[[int, int], None] | None) -> None:
         """Brings the parts to the rank's device; those of a model on the meta device get memory, and their weights."""
         if not next(self.model.parameters()).is_meta:
             self._module.to(self.world.device)
             return
         names = {id(p): name for name, p in self.model.named_parameters()}
         rest = [names[id(p)] for p in self._sums_rest]
+        if before_memory is not None:
+            held = [local(p) for p in self.model.parameters()]
+            before_memory(sum(p.numel() for p in held), sum(p.numel() * p.element_size() for p in held))
         self._module.to_empty(device=self.world.device)
         self._sums_rest = [self.model.get_parameter(name) for name in rest]  # with memory they are others
         if seed is not None:
