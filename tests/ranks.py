@@ -46,13 +46,20 @@ def on_ranks(size: int, folder: Path, work: Callable[[World], Any], timeout_s: f
 
 
 def fork(size: int, one: Callable[[int], None], timeout_s: float = TIMEOUT_S) -> list[int]:
-    """Runs one(rank) in processes of their own; returns their exit codes, negative for signals."""
+    """Runs one(rank) in processes of their own; returns their exit codes, negative for signals.
+
+    None begins before all are forked: where a test keeps the store that they come to, its thread is at rest by then. A
+    process forked while that thread takes in another rank inherits what it has locked, and hangs at its own connection.
+    """
     children = []
+    waiting, starting = os.pipe()
     for rank in range(size):
         child = os.fork()
         if child == 0:
             code = 1
             try:
+                os.close(starting)
+                os.read(waiting, 1)  # nothing comes: it ends when the last process has closed the other end
                 torch.set_num_threads(1)
                 one(rank)
                 code = 0
@@ -61,6 +68,8 @@ def fork(size: int, one: Callable[[int], None], timeout_s: float = TIMEOUT_S) ->
             finally:
                 os._exit(code)
         children.append(child)
+    os.close(starting)
+    os.close(waiting)
     return _collect(children, time.monotonic() + timeout_s)
 
 

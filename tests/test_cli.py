@@ -8,6 +8,8 @@ import shutil
 import subprocess
 import sys
 import time
+import warnings
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -15,6 +17,7 @@ import pytest
 import gptrs
 from conftest import Cli
 from gptrs import Dataset, Loader, Tokenizer
+from gptrs import cli as cli_module
 
 
 @pytest.fixture(scope="module")
@@ -258,3 +261,47 @@ def test_help_is_quick_and_plain(cli: Cli):
     end = cli("prepare", "--help", env={"PATH": "", "COLUMNS": "120", "PYTHONPATH": ":".join(sys.path)})
     assert time.perf_counter() - start < 2
     assert end.returncode == 0 and "--shard-tokens" in end.stdout and "torch" not in end.stderr
+
+
+TORCH_CPU = (
+    "[enforce fail at alloc_cpu.cpp:127] . DefaultCPUAllocator: can't allocate memory: you tried 64 bytes.\nwhere"
+)
+
+
+@pytest.fixture
+def fails(monkeypatch: pytest.MonkeyPatch) -> Callable[[Exception], None]:
+    """Runs the command line in this process, where a command raises this error."""
+    monkeypatch.setenv("OMP_WAIT_POLICY", "passive")  # main() sets these three
+    monkeypatch.setenv("KINETO_LOG_LEVEL", "99")
+    monkeypatch.setattr(warnings, "showwarning", warnings.showwarning)
+
+    def run(error: Exception) -> None:
+        def app(**_: object) -> None:
+            raise error
+
+        monkeypatch.setattr(cli_module, "app", app)
+        cli_module.main()
+
+    return run
+
+
+@pytest.mark.parametrize(
+    ("error", "says"),
+    [
+        (MemoryError(), "error: the system has no more memory; hint: a smaller input or fewer threads take less\n"),
+        (MemoryError("no room; hint: take less"), "error: no room; hint: take less\n"),
+        (RuntimeError(TORCH_CPU), f"error: {TORCH_CPU.splitlines()[0]}; hint: a smaller train.micro_batch"),
+    ],
+)
+def test_memory_that_runs_out_is_one_line(
+    fails: Callable[[Exception], None], capsys: pytest.CaptureFixture[str], error: Exception, says: str
+):
+    with pytest.raises(SystemExit) as end:
+        fails(error)
+    err = capsys.readouterr().err
+    assert end.value.code == 1 and err.startswith(says) and err.count("\n") == 1, err
+
+
+def test_other_errors_keep_their_traceback(fails: Callable[[Exception], None]):
+    with pytest.raises(RuntimeError, match=r"^a bug$"):
+        fails(RuntimeError("a bug"))

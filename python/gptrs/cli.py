@@ -64,13 +64,13 @@ def main() -> None:
         fail(text, on_each_rank=getattr(error, "on_each_rank", False))
     except (ValueError, ModuleNotFoundError) as error:
         fail(str(error))
-    except (MemoryError, RuntimeError) as error:
-        if not (isinstance(error, MemoryError) or _is_torch_out_of_memory(error)):
+    except MemoryError as error:
+        found = str(error) or "the system has no more memory"
+        fail(found if "hint: " in found else f"{found}; hint: a smaller input or fewer threads take less")
+    except RuntimeError as error:
+        if not _is_torch_out_of_memory(error):
             raise
-        found = str(error).split("\n")[0] or "the system has no more memory"
-        fail(
-            found if "hint: " in found else f"{found}; {_LESS_MEMORY}", on_each_rank=not isinstance(error, MemoryError)
-        )
+        fail(f"{str(error).split(chr(10))[0]}; {_LESS_MEMORY}", on_each_rank=True)
 
 
 def _is_torch_out_of_memory(error: RuntimeError) -> bool:
