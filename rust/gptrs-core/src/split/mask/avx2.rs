@@ -49,13 +49,76 @@ fn ascii(block: &[u8; 64]) -> Ascii {
     }
 }
 
+/// Characters of one row of [`Kinds::rows`] that are worth looking up together, and characters among which to seek such.
+const FEW: u32 = 5;
+const MANY: u32 = 8;
+
 #[inline]
-#[target_feature(enable = "avx2")]
+#[target_feature(enable = "avx2,bmi1,bmi2,lzcnt,popcnt")]
 fn high(block: &[u8; 64], kinds: &Kinds) -> High {
     let halves = load_halves(block);
     let high = mask(halves, |half| half);
     let cont = mask(halves, |half| _mm256_cmpgt_epi8(_mm256_set1_epi8(0xC0_u8 as i8), half));
-    High::easy(cont, mask(halves, |half| easy_leads(half, kinds)) & high & !cont, kinds)
+    let leads = high & !cont;
+    let mut found = High::easy(cont, mask(halves, |half| easy_leads(half, kinds)) & leads, kinds);
+    let hard = leads & !found.known;
+    if hard.count_ones() >= MANY {
+        by_rows(block, halves, hard, kinds, &mut found);
+    }
+    found
+}
+
+/// Finds characters that have all bytes but the last in common with others of the block, by tables of bits, unless the
+/// block ends inside the character.
+#[inline(never)]
+#[target_feature(enable = "avx2,bmi1,bmi2,lzcnt,popcnt")]
+fn by_rows(block: &[u8; 64], halves: [__m256i; 2], mut hard: u64, kinds: &Kinds, found: &mut High) {
+    const BIT_OF: [u8; 32] = {
+        let mut bit_of = [0; 32];
+        let mut i = 0;
+        while i < 32 {
+            bit_of[i] = 1 << (i % 8);
+            i += 1;
+        }
+        bit_of
+    };
+    // `max(x, first) == x` is `x >= first` without signs.
+    let from = |byte: u8| {
+        let first = _mm256_set1_epi8(byte as i8);
+        mask(halves, |half| _mm256_cmpeq_epi8(_mm256_max_epu8(half, first), half))
+    };
+    let is = |byte: u8| mask(halves, |half| _mm256_cmpeq_epi8(half, _mm256_set1_epi8(byte as i8)));
+    let is_long = from(0xE0);
+    hard &= !from(0xF0) & (u64::MAX >> 1) & (!is_long | u64::MAX >> 2);
+    // What each byte names as the last of a character: the byte of a row, and its bit.
+    let seven = _mm256_set1_epi8(7);
+    let places = halves.map(|half| _mm256_and_si256(_mm256_srli_epi16::<3>(half), seven));
+    let bits = halves.map(|half| _mm256_shuffle_epi8(load(&BIT_OF), _mm256_and_si256(half, seven)));
+    let mut n_alone = 0;
+    while hard.count_ones() >= FEW && n_alone < 2 {
+        let at = hard.trailing_zeros() as usize;
+        let Some(&[first, second]) = block[at..].first_chunk() else { break };
+        let (same, n_after, row) = if is_long >> at & 1 == 0 {
+            (is(first), 1, usize::from(first & 0x1F))
+        } else {
+            (is(first) & is(second) >> 1, 2, usize::from(first & 0x0F) << 6 | usize::from(second & 0x3F))
+        };
+        let same = same & hard;
+        hard &= !same;
+        if same.count_ones() < FEW {
+            n_alone += 1;
+            continue;
+        }
+        for (kind, &row) in found.bits.iter_mut().zip(&kinds.rows[row]) {
+            let table = _mm256_set1_epi64x(row as i64);
+            let has = |i: usize| {
+                let byte = _mm256_shuffle_epi8(table, places[i]);
+                _mm256_cmpeq_epi8(_mm256_and_si256(byte, bits[i]), bits[i])
+            };
+            *kind |= joined([has(0), has(1)]) >> n_after & same;
+        }
+        found.known |= same;
+    }
 }
 
 /// Top bit: [`Kinds::easy`] names the byte. By halves of a byte: the low one picks which high ones are in.
@@ -122,7 +185,14 @@ fn flatten(mut starts: u64, base: u32, list: &mut [u32; 64]) {
 #[inline]
 #[target_feature(enable = "avx2")]
 fn mask(halves: [__m256i; 2], of: impl Fn(__m256i) -> __m256i) -> u64 {
-    let [low, high] = halves.map(|half| u64::from(_mm256_movemask_epi8(of(half)) as u32));
+    joined(halves.map(of))
+}
+
+/// The top bits of a block's bytes.
+#[inline]
+#[target_feature(enable = "avx2")]
+fn joined(halves: [__m256i; 2]) -> u64 {
+    let [low, high] = halves.map(|half| u64::from(_mm256_movemask_epi8(half) as u32));
     low | high << 32
 }
 

@@ -71,6 +71,9 @@ pub(in crate::split) struct Kinds {
     pub(super) two: [[u8; 256]; 3],
     /// The same for U+2000..=U+20FF and U+3000..=U+30FF: general punctuation, kana and their marks.
     pub(super) marks: [[u8; 64]; 3],
+    /// The first plane, 64 code points a row: those that differ in a character's last byte alone. A number for each bit of
+    /// a kind.
+    pub(super) rows: [[u64; 3]; 1024],
 }
 
 pub(super) static COARSE: Kinds = Kinds::new(Rule::Coarse, LETTER);
@@ -81,13 +84,14 @@ impl Kinds {
     #[allow(clippy::large_stack_arrays)] // runs in the compiler only
     const fn new(rule: Rule, easy_kind: u8) -> Self {
         let (mut plane, mut easy, mut easy_by_low) = ([0; 4096], [1; 64], [0; 32]);
-        let (mut two, mut marks) = ([[0; 256]; 3], [[0; 64]; 3]);
+        let (mut two, mut marks, mut rows) = ([[0; 256]; 3], [[0; 64]; 3], [[0; 3]; 1024]);
         let mut code = 0;
         while code < 0x1_0000 {
             let kind = rule.kind(code as u32);
             plane[code >> 4] |= (kind as u64) << (4 * (code & 15));
             let mut bit = 0;
             while bit < 3 {
+                rows[code >> 6][bit] |= ((kind >> bit & 1) as u64) << (code & 63);
                 let here = (kind >> bit & 1) << (code & 7);
                 if code < 0x800 {
                     two[bit][code >> 3] |= here;
@@ -110,7 +114,7 @@ impl Kinds {
             easy_by_low[16 + lead % 16] = easy_by_low[lead % 16];
             lead += 1;
         }
-        Self { rule, plane, easy_kind, easy, easy_by_low, two, marks }
+        Self { rule, plane, easy_kind, easy, easy_by_low, two, marks, rows }
     }
 
     /// The kind of the character of several bytes at the start of `text`.
@@ -162,6 +166,10 @@ mod tests {
                 let code = c as usize;
                 let bits = |byte: [u8; 3]| byte.map(|byte| byte >> (code & 7) & 1);
                 let expected = [kind & 1, kind >> 1 & 1, kind >> 2];
+                if code < 0x1_0000 {
+                    let row = kinds.rows[code >> 6].map(|row| (row >> (code & 63) & 1) as u8);
+                    assert_eq!(row, expected, "{c:?}");
+                }
                 if code < 0x800 {
                     assert_eq!(bits(kinds.two.map(|table| table[code >> 3])), expected, "{c:?}");
                 }
