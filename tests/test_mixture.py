@@ -58,6 +58,15 @@ def test_without_weights_the_tokens_count(sources: dict[str, Dataset]):
         assert abs(got.count(name) - 4096 * n / sum(n_tokens.values())) <= 1
 
 
+def test_a_mixture_without_an_end_has_no_number_of_samples(sources: dict[str, Dataset]):
+    endless = [Stage({"web": 1}, samples=10), Stage({"code": 1})]
+    unbounded = {"web": 1}  # of a source that has no weight behind the first stage
+    for mixture in (Mixture(sources), Mixture(sources, stages=endless, max_epochs=unbounded)):
+        with Loader(mixture, seq_len=T, global_batch=4, device="numpy") as loader:
+            assert loader.n_samples is None
+            assert len(names(loader, 10)) == 40
+
+
 def test_stages_switch_at_their_sample_and_end(sources: dict[str, Dataset]):
     stages = [Stage({"web": 1}, samples=100), Stage({"code": 1, "books": 3}, samples=60)]
     with Loader(Mixture(sources, stages=stages), seq_len=T, global_batch=4, device="numpy") as loader:

@@ -24,6 +24,7 @@ from gptrs.progress import bar
 from gptrs.ring import Ring, memory
 
 _STATE_VERSION = 2
+_NO_END = (1 << 64) - 1  # the core's last sample of a mixture that nothing ends
 _PACKINGS = {"stream": "stream", "bestfit": "bestfit-v1"}
 _ARGUMENTS = ("seq_len", "global_batch", "seed", "rank", "world_size", "micro_batch", "pack", "shuffle", "documents",
               "max_documents", "device", "prefetch")  # fmt: skip
@@ -219,7 +220,7 @@ class Loader:
     def n_samples(self) -> int | None:
         """Samples there are in all, or None for an endless stream: those of a mixture's stages, or fewer where a source
         would come more often than its `max_epochs`."""
-        return self.core.end
+        return None if self.core.end == _NO_END else self.core.end
 
     @property
     def source_names(self) -> list[str]:
