@@ -232,6 +232,12 @@ def test_documents_may_come_from_python(tok: Tokenizer, tmp_path: Path):
         [{"a": "x", "b": "y"}, {"a": "x", "b": "y"}], tok, tmp_path / "t", text_field="{a}{{{b}", dedup=True
     )
     assert texts_of(data, tok) == ["x{y"]
+    # What is in braces is a name as it stands, as it is for files.
+    data = prepare_documents([{"a:b": "x", "c!r": "y"}], tok, tmp_path / "n", text_field="{a:b}}}{c!r}")
+    assert texts_of(data, tok) == ["x}y"]
+    for template in ("{", "}", "{}", "{text", "{text}}", "{te{xt}"):
+        with pytest.raises(ValueError, match="expected field names in braces"):
+            prepare_documents(["a"], tok, tmp_path / "bad", text_field=template)
 
 
 def test_documents_that_are_none_are_refused_by_number(tok: Tokenizer, tmp_path: Path):

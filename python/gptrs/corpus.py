@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import sys
 import tempfile
@@ -10,7 +11,6 @@ from contextlib import contextmanager
 from glob import glob, has_magic
 from os import PathLike, fspath
 from pathlib import Path
-from string import Formatter
 from typing import Any
 
 AnyPath = str | PathLike[str]
@@ -18,6 +18,8 @@ AnyPath = str | PathLike[str]
 _COMPRESSED = (".gz", ".gzip", ".zst", ".zstd")
 _FOUND_IN_FOLDERS = (".txt", ".jsonl", ".parquet")
 _BATCH = 1000  # rows asked of a table at a time
+_NAME = re.compile(r"\{\{|\}\}|\{([^{}]+)\}")  # in a template: two braces for one, or the name of a field
+_TEMPLATE = re.compile(rf"(?:[^{{}}]|{_NAME.pattern})*")
 
 
 def kind(path: Path) -> str:
@@ -120,14 +122,12 @@ def as_file(documents: Iterable[str | Mapping[str, Any]], text_field: str, folde
 
 
 def _fields(text_field: str) -> list[str]:
-    """The fields that a template names, each once, or the field itself."""
+    """The fields that a template names, each once, or the field itself; what is in braces is a name as it stands."""
     if "{" not in text_field and "}" not in text_field:
         return [text_field]
-    try:
-        found = [name for _, name, _, _ in Formatter().parse(text_field) if name is not None]
-    except ValueError as error:
-        raise ValueError(f"expected field names in braces in the template {text_field!r}, got {error}") from None
-    return list(dict.fromkeys(found))
+    if not _TEMPLATE.fullmatch(text_field):
+        raise ValueError(f"expected field names in braces, and two braces for one, in the template {text_field!r}")
+    return list(dict.fromkeys(name for name in _NAME.findall(text_field) if name))
 
 
 def _rows(documents: Iterable[Any], fields: list[str]) -> Iterator[Any]:
