@@ -14,7 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from conftest import Cli, dataset_bytes
-from gptrs import Dataset, Loader, Tokenizer, prepare
+from gptrs import Dataset, Loader, Tokenizer, prepare, prepare_documents, prepare_task, train_and_prepare
 
 
 @pytest.fixture
@@ -402,6 +402,61 @@ def test_a_second_writer_of_a_folder_is_refused_at_once(
 
 
 # ── the command line ──
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        (
+            {"loss_fields": "answer"},
+            TypeError,
+            r"loss_fields must be a list of names, got 'answer'; hint: \['answer'\]",
+        ),
+        ({"loss_fields": [5]}, TypeError, "loss_fields must be text, got 5"),
+        ({"text_field": None}, TypeError, "text_field must be text, got None"),
+        ({"text_field": "\udcff"}, ValueError, "text_field must be Unicode text, got '.udcff'"),
+        ({"source": "\ud800"}, ValueError, "source must be Unicode text"),
+        ({"doc_separator": b"\n"}, TypeError, "doc_separator must be text, got b"),
+        ({"shard_tokens": 1.5}, TypeError, "shard_tokens must be a whole number, got 1.5"),
+        ({"threads": None}, TypeError, "threads must be a whole number, got None"),
+        ({"dedup": "no"}, TypeError, "dedup must be True or False, got 'no'"),
+        ({"min_document_bytes": 0}, ValueError, "min_document_bytes must be 1 to 9223372036854775807, got 0"),
+        ({"max_document_bytes": -1}, ValueError, "max_document_bytes must be 1 to 9223372036854775807, got -1"),
+        ({"weight": "3"}, TypeError, "weight must be a number, got '3'"),
+    ],
+)
+def test_an_option_of_prepare_that_does_not_fit_is_named(
+    tok: Tokenizer, tmp_path: Path, options: dict, error: type[Exception], message: str
+):
+    (tmp_path / "a.jsonl").write_text('{"text": "good"}\n')
+    for work in (
+        lambda: prepare(tmp_path / "a.jsonl", tok, tmp_path / "out", **options),
+        lambda: prepare_documents(["good"], tok, tmp_path / "out", **options),
+        lambda: prepare_task(tmp_path / "a.jsonl", tok, tmp_path / "out", 0, 1, **options),
+    ):
+        with pytest.raises(error, match=message):
+            work()
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_option_that_does_not_fit_is_named_before_a_tokenizer_is_trained(tmp_path: Path):
+    (tmp_path / "a.jsonl").write_text('{"text": "good"}\n')
+    save = tmp_path / "t.json"
+    for options in ({"shard_tokens": 0}, {"loss_fields": "text"}, {"documents": {"min_document_bytes": 0}}):
+        with pytest.raises((ValueError, TypeError), match=" must be "):
+            train_and_prepare(tmp_path / "a.jsonl", 260, tmp_path / "out", save=save, **options)
+    assert not save.exists() and not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("option", ["--text-field", "--source", "--doc-separator", "--loss-field"])
+def test_an_option_that_is_not_utf8(tok: Tokenizer, tmp_path: Path, cli: Cli, option: str):
+    (tmp_path / "a.jsonl").write_text('{"text": "good"}\n')
+    tok.save(tmp_path / "t.json")
+    arguments = ("prepare", tmp_path / "a.jsonl", "-t", tmp_path / "t.json", "-o", tmp_path / "out")
+    name = {"--loss-field": "loss_fields"}.get(option, option[2:].replace("-", "_"))
+    fails(cli, *arguments, option, "\udcff", says=(name, "must be Unicode text"))
+    if option == "--doc-separator":
+        fails(cli, *arguments, option, r"\ud800", says=(name, "must be Unicode text"))
 
 
 @pytest.mark.parametrize(

@@ -78,15 +78,14 @@ def prepare(
         ValueError: The corpus is empty, not UTF-8 or not valid JSON, or `out` holds another dataset.
         OSError: A file cannot be read or written.
     """
-    require("shard_tokens", shard_tokens, 1, 1 << 40)
-    require("threads", threads, 0, 1 << 16)
     unknown = sorted(options.keys() - DocumentOptions.__annotations__.keys())
     if unknown:
         raise TypeError(f"expected options of {', '.join(DocumentOptions.__annotations__)}, got {unknown[0]!r}")
+    sizes = {"text_field": text_field, "shard_tokens": shard_tokens, "append_eot": append_eot, "threads": threads}
+    given = {**sizes, "loss_fields": loss_fields, **options}
+    check_options(given)
     paths = expand(files)
     with bar(progress) as report:
-        sizes = {"text_field": text_field, "shard_tokens": shard_tokens, "append_eot": append_eot, "threads": threads}
-        given = {**sizes, "loss_fields": loss_fields, **options}
         core = _core.prepare(paths, tokenizer.core, fspath(out), given, report)
     return Dataset._of(core)
 
@@ -161,8 +160,8 @@ def prepare_documents(
         ValueError: A field is missing, or what `prepare` says; lines are numbered as documents are, from 1.
         OSError: A file cannot be read or written.
     """
-    require("shard_tokens", shard_tokens, 1, 1 << 40)
-    require("threads", threads, 0, 1 << 16)
+    given = {"text_field": text_field, "shard_tokens": shard_tokens, "append_eot": append_eot, "threads": threads}
+    check_options({**given, "loss_fields": loss_fields, **options})
     with as_file(documents, text_field, out) as path:
         return prepare(
             path,
@@ -326,6 +325,8 @@ class Dataset:
 
     def __getitem__(self, index: slice) -> npt.NDArray[np.uint32]:
         """The ids of a slice with step 1."""
+        if not isinstance(index, slice):
+            raise TypeError(f"expected a slice of the tokens, got {index!r}; hint: dataset[start:end]")
         start, stop, step = index.indices(self.n_tokens)
         if step != 1:
             raise ValueError(f"expected a slice with step 1, got step {step}; hint: slice the array that comes back")
@@ -338,7 +339,41 @@ class Dataset:
         return Dataset, (str(self.path),)
 
 
+def check_options(given: Mapping[str, Any]) -> None:
+    """Raises TypeError or ValueError for an option of `prepare` that is not of its type or range, by its name."""
+    loss_fields = given.get("loss_fields", ())
+    if isinstance(loss_fields, str):
+        raise TypeError(f"loss_fields must be a list of names, got {loss_fields!r}; hint: [{loss_fields!r}]")
+    texts = [("text_field", given["text_field"]), *(("loss_fields", field) for field in loss_fields)]
+    texts += [(name, text) for name in ("doc_separator", "errors", "source") if (text := given.get(name)) is not None]
+    for name, text in texts:
+        if not isinstance(text, str):
+            raise TypeError(f"{name} must be text, got {text!r}")
+        if not _is_unicode(text):
+            raise ValueError(f"{name} must be Unicode text, got {text!r} with a lone surrogate or an undecodable byte")
+    for name in ("append_eot", "dedup"):
+        if not isinstance(is_asked := given.get(name, False), bool | np.bool_):
+            raise TypeError(f"{name} must be True or False, got {is_asked!r}")
+    for name, least, most in (("shard_tokens", 1, 1 << 40), ("threads", 0, 1 << 16)):
+        require(name, given[name], least, most)
+    for name in ("min_document_bytes", "max_document_bytes"):
+        if (n_bytes := given.get(name)) is not None:
+            require(name, n_bytes, 1, (1 << 63) - 1)
+    if not hasattr(weight := given.get("weight") or 0.0, "__float__"):
+        raise TypeError(f"weight must be a number, got {weight!r}")
+
+
+def _is_unicode(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def require(name: str, value: int, least: int, most: int) -> None:
-    """Raises ValueError unless `least` <= `value` <= `most`."""
+    """Raises TypeError unless `value` is a whole number, ValueError unless `least` <= `value` <= `most`."""
+    if not hasattr(value, "__index__"):
+        raise TypeError(f"{name} must be a whole number, got {value!r}")
     if not least <= value <= most:
         raise ValueError(f"{name} must be {least} to {most}, got {value}")

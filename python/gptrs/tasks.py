@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Unpack
 
 from gptrs import _core
 from gptrs.corpus import AnyPath, expand
-from gptrs.dataset import Dataset, DocumentOptions, require
+from gptrs.dataset import Dataset, DocumentOptions, check_options, require
 from gptrs.progress import bar
 
 if TYPE_CHECKING:
@@ -116,6 +116,5 @@ def _core_options(options: Options) -> dict[str, Any]:
     if unknown:
         raise TypeError(f"expected options of prepare ({', '.join(known)}), got {unknown[0]!r}")
     given: dict[str, Any] = {"text_field": "text", "shard_tokens": 1 << 27, "append_eot": True, "threads": 0, **options}
-    require("shard_tokens", given["shard_tokens"], 1, 1 << 40)
-    require("threads", given["threads"], 0, 1 << 16)
+    check_options(given)
     return given

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 from typing import Unpack
 
 from gptrs.corpus import AnyPath, expand
-from gptrs.dataset import Dataset, DocumentOptions, prepare
+from gptrs.dataset import Dataset, DocumentOptions, check_options, prepare
 from gptrs.tokenizer import Tokenizer
 from gptrs.trainer import Options
 
@@ -46,6 +46,9 @@ def train_and_prepare(
         ValueError: An argument is out of range, the corpus is empty or not UTF-8, or `out` holds another dataset.
         OSError: A file cannot be read or written.
     """
+    shared = {"text_field": options.get("text_field", "text"), "threads": options.get("threads", 0)}
+    sizes = {"shard_tokens": shard_tokens, "append_eot": append_eot, "loss_fields": loss_fields}
+    check_options({**shared, **sizes, **(documents or {})})
     paths = expand(files)
     tokenizer = Tokenizer.train(paths, vocab_size, **options)
     if save is not None:
