@@ -432,7 +432,7 @@ def test_cuda_tensors_hold_the_same(dataset: Dataset):
         ),
         ({"global_batch": 10, "world_size": 4}, "hint: use global_batch=8 or global_batch=12"),
         ({"global_batch": 0}, "global_batch"),
-        ({"global_batch": 4, "world_size": 0}, "world_size"),
+        ({"global_batch": 4, "world_size": 0}, "world_size must be 1 to 2147483647, got 0"),
         ({"global_batch": 4, "rank": 1}, "rank must be 0 to 0, got 1"),
         ({"global_batch": 4, "seed": -1}, "seed must be 0 to 18446744073709551615, got -1"),
         ({"global_batch": 1 << 70}, "global_batch must be 1 to 2147483647"),
@@ -442,6 +442,7 @@ def test_cuda_tensors_hold_the_same(dataset: Dataset):
         ({"global_batch": 4, "pack": "crop"}, 'pack must be "stream" or "bestfit"'),
         ({"global_batch": 4, "shuffle": "files"}, 'shuffle must be True, False or "blocks"'),
         ({"global_batch": 4, "max_documents": 1 << 31}, "max_documents must be 1 to"),
+        ({"global_batch": 4, "max_documents": 0}, "max_documents must be 1 to"),
         ({"global_batch": 4, "prefetch": 0}, "prefetch must be 1 to"),
         ({"global_batch": 4, "device": "tpu"}, 'device must be "cpu", "numpy" or a CUDA device'),
     ],
@@ -449,6 +450,15 @@ def test_cuda_tensors_hold_the_same(dataset: Dataset):
 def test_arguments_that_do_not_fit_are_named_with_a_cure(dataset: Dataset, options: dict, message: str):
     with pytest.raises(ValueError, match=message):
         Loader(dataset, **{"seq_len": T, "device": "numpy", **options})
+
+
+def test_what_is_no_number_and_no_dataset_is_named(dataset: Dataset):
+    with pytest.raises(TypeError, match=r"seq_len must be a whole number, got 8.0"):
+        Loader(dataset, seq_len=8.0, global_batch=4, device="numpy")  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match=r"expected a Dataset or a Mixture, got '.*'; hint: gptrs.Dataset"):
+        Loader(str(dataset.path), seq_len=8, global_batch=4, device="numpy")  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match=r"expected a slice of the tokens, got 3; hint: dataset\[start:end\]"):
+        dataset[3]  # type: ignore[index]
 
 
 def test_a_closed_loader_says_so_and_leaves_no_thread(dataset: Dataset):

@@ -120,6 +120,10 @@ def test_what_does_not_fit_is_named(sources: dict[str, Dataset], gpt2_like: Toke
         Mixture({})
     with pytest.raises(ValueError, match="weights or stages, got both"):
         Mixture(sources, {"web": 1}, stages=[Stage({"web": 1})])
+    with pytest.raises(ValueError, match=r"samples of stage 0 must be 1 to .*, got -5"):
+        Mixture(sources, stages=[Stage({"web": 1}, samples=-5)])
+    with pytest.raises(ValueError, match=r"max_epochs of source 'code' must be 1 to .*, got -1"):
+        Mixture(sources, max_epochs={"code": -1})
     for weights, message in (({"web": -1.0}, "weight"), ({"web": float("nan")}, "weight"), ({"web": 0}, "weight")):
         with pytest.raises(ValueError, match=message):
             Loader(Mixture(sources, weights), seq_len=T, global_batch=1, device="numpy")

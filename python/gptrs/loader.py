@@ -154,14 +154,21 @@ class Loader:
         Raises:
             ValueError: An argument is out of range, or the batch sizes do not divide; names the nearest that do.
         """
+        if not isinstance(dataset, Dataset | Mixture):
+            raise TypeError(
+                f"expected a Dataset or a Mixture, got {dataset!r:.80}; hint: gptrs.Dataset(path) opens one"
+            )
         if pack not in _PACKINGS:
             raise ValueError(f'pack must be "stream" or "bestfit", got {pack!r}; hint: "stream" needs no plan')
         if shuffle not in _ORDERS:
             raise ValueError(f'shuffle must be True, False or "blocks", got {shuffle!r}')
+        require("world_size", world_size, 1, (1 << 31) - 1)
         if micro_batch is None:
             micro_batch = _split(global_batch, world_size)
         sizes = {"seq_len": seq_len, "global_batch": global_batch, "micro_batch": micro_batch, "world_size": world_size}
-        for name, value in {**sizes, "prefetch": prefetch, "max_documents": max_documents or 1}.items():
+        if max_documents is not None:
+            sizes["max_documents"] = max_documents
+        for name, value in {**sizes, "prefetch": prefetch}.items():
             require(name, value, 1, (1 << 31) - 1)
         require("seed", seed, 0, (1 << 64) - 1)
         require("rank", rank, 0, world_size - 1)

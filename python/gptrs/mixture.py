@@ -4,7 +4,7 @@ import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from gptrs.dataset import Dataset
+from gptrs.dataset import Dataset, require
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,8 +68,14 @@ class Mixture:
             for name in names:
                 if name not in self.sources:
                     raise ValueError(f"{where} names {name!r}; expected one of {', '.join(self.sources)}")
+        for i, stage in enumerate(self.stages):
+            if stage.samples is not None:
+                require(f"samples of stage {i}", stage.samples, 1, (1 << 64) - 1)
         limit = None if isinstance(max_epochs, Mapping) else max_epochs
         self.max_epochs = {name: named.get(name, limit) for name in self.sources}
+        for name, most in self.max_epochs.items():
+            if most is not None:
+                require(f"max_epochs of source {name!r}", most, 1, (1 << 64) - 1)
 
     @property
     def fingerprint(self) -> str:
