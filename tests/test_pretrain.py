@@ -293,6 +293,16 @@ def unfinished(text: Path, tmp_path: Path) -> Path:
     return directory
 
 
+def test_a_run_that_was_moved_goes_on(
+    text: Path, tmp_path: Path, unfinished: Path, straight: dict[str, object]
+) -> None:
+    shutil.rmtree(unfinished / "checkpoints" / "step-00000020")
+    shutil.move(unfinished, tmp_path / "moved")
+    pretrain.run(tiny(text, tmp_path / "moved"), allow=["run.dir"])
+    lines = [line for line in lines_of(tmp_path / "moved") if line.get("event") != "config changed"]
+    assert lines == straight["metrics"] and not unfinished.exists()
+
+
 def test_an_unfinished_checkpoint_is_passed_over_with_a_warning(
     text: Path, unfinished: Path, straight: dict[str, object]
 ) -> None:

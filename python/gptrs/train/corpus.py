@@ -206,8 +206,10 @@ def _split(text: tuple[str, ...], fraction: float, out: Path) -> tuple[tuple[Sou
         parts = holdout.split(files, fraction, out)
         split = {"files": given, "train": [str(p) for p in parts[0]], "val": [str(p) for p in parts[1]]}
         write_atomic(path, (json.dumps(split, indent=1) + "\n").encode())
-    held_out = set(split["val"])
     is_cut = len(files) == 1
+    if is_cut:  # the parts lie in the run directory, which may have been moved since
+        split |= {part: [str(out / Path(p).name) for p in split[part]] for part in ("train", "val")}
+    held_out = set(split["val"])
     sources = tuple(
         Source(
             path=f["path"], n_bytes=f["bytes"], part="both" if is_cut else "val" if f["path"] in held_out else "train"
