@@ -111,6 +111,20 @@ def test_a_run_logs_saves_and_goes_on_with_its_mean(text: Path, tmp_path: Path) 
     assert not torch.equal(exported[0][name], exported[1][name])
 
 
+def test_a_run_that_goes_on_with_a_mean_begins_it_with_the_weights_there(text: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    pretrain.run(tiny(text, run, "train.steps=5"))
+    given = ("train.steps=8", "train.ema=0.5", "train.is_ema_corrected=false", "train.checkpoint_every=1")
+    config = tiny(text, run, *given, "train.keep_checkpoints=9")
+    allow = [f"train.{key}" for key in ("steps", "ema", "is_ema_corrected", "checkpoint_every", "keep_checkpoints")]
+    pretrain.run(config, allow=allow)
+    saved = [run / "checkpoints" / f"step-{step:08d}" for step in (5, 6, 7, 8)]
+    weights = [safetensors.torch.load_file(path / "model.safetensors")["norm.weight"] for path in saved]
+    expected = 0.125 * weights[0] + 0.125 * weights[1] + 0.25 * weights[2] + 0.5 * weights[3]
+    mean = safetensors.torch.load_file(saved[-1] / "ema.safetensors")["ema:norm.weight"]
+    assert torch.allclose(mean, expected, rtol=1e-6) and checkpoint.read_state(saved[-1])["n_averaged"] == 3
+
+
 def test_a_bad_update_of_a_run_is_not_in_its_mean(text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Weights and mean after update 4, which was left out, are those after update 3, on a resumed run too."""
     found: list[tuple[bool, bool, int]] = []

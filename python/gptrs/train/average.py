@@ -41,6 +41,11 @@ class Average:
     def n_updates(self, n: int) -> None:
         self._n_updates.fill_(n)
 
+    def begin(self) -> None:
+        """Begins anew with the weights as they are: for a run that had no mean until here."""
+        self.means = {name: _wide(p).clone() for name, p in self._parameters.items()}
+        self.n_updates = 0
+
     @torch.no_grad()
     def update(self, is_left_out: Tensor | None = None) -> None:
         """Takes the weights after one more update into the mean.

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 import torch.distributed as dist
 
-from gptrs.train import checkpoint
+from gptrs.train import checkpoint, manifest
 from gptrs.train.average import Average
 from gptrs.train.config import TrainSettings
 from gptrs.train.saver import Saver
@@ -76,16 +76,19 @@ class Keeper:
             warnings.warn(f"checkpoint {path} was never finished; going on from {origin}", stacklevel=2)
         if found.newest is None:
             return None
+        has_mean = bool(manifest.tensor_files(found.newest, "ema"))  # or the run goes on with train.ema from here
         state = checkpoint.load(
             found.newest,
             self.spread.model,
             self.optimizer,
-            others=self._others(),
+            others=self._others() if has_mean else {},
             group=self._group,
             orders=self._orders,
             seed=self._seed,
         )
-        if self.average is not None:
+        if self.average is not None and not has_mean:
+            self.average.begin()
+        elif self.average is not None:
             self.average.n_updates = state.get("n_averaged", state["step"])
         return state
 
