@@ -112,6 +112,13 @@ def test_curves_run_over_steps_tokens_or_time(folder: Path) -> None:
     assert runs.curve(run, "time", "train")[:2] == [(0.5, 3.1), (1.0, 3.1)]
 
 
+def test_tokens_of_a_batch_that_grows_are_those_that_were_read(tmp_path: Path) -> None:
+    growth = ("train.micro_batch=1", "train.batch_start=1", "train.batch_warmup_steps=6")
+    run = runs.read(make(tmp_path, "a", *growth))
+    rows = (1, 1, 2, 2, 3, 3, 4, 4)
+    assert [at for at, _ in runs.curve(run, "tokens", "train")] == [16 * sum(rows[:n]) for n in range(1, 9)]
+
+
 @pytest.mark.parametrize(
     ("damage", "problem"),
     [

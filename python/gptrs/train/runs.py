@@ -19,6 +19,7 @@ from gptrs.model import count
 from gptrs.model.config import ModelConfig
 from gptrs.train import rundir
 from gptrs.train.config import PretrainConfig
+from gptrs.train.schedule import rows_before
 
 State = Literal["running", "finished", "stopped", "unreadable"]
 SORTS = ("name", "state", "step", "val_loss", "bits_per_byte", "tokens_per_s", "mfu", "seconds", "n_params")
@@ -138,14 +139,22 @@ def value(run: Run, key: str) -> Any:
 
 def curve(run: Run, x: Literal["step", "tokens", "time"], kind: Literal["train", "eval"]) -> list[tuple[float, float]]:
     """Returns the losses of the next token over updates, tokens or seconds."""
-    size = (_whole(run.config.get("train.global_batch")) or 0) * (_whole(run.config.get("train.seq_len")) or 0)
     points = []
     for line in run.lines:
         loss = _number(line.get("val_loss") if kind == "eval" else line.get("next_loss", line.get("loss")))
-        at = {"step": line["step"], "tokens": line["step"] * size, "time": line.get("time_s")}[x]
+        at = line.get("time_s") if x == "time" else line["step"] if x == "step" else _tokens_before(run, line["step"])
         if line["kind"] == kind and loss is not None and (place := _number(at)) is not None:
             points.append((place, loss))
     return points
+
+
+def _tokens_before(run: Run, step: int) -> int:
+    """The tokens of so many updates of one rank's microbatches; of several a growing batch takes wider steps."""
+    names = ("seq_len", "global_batch", "batch_start", "batch_warmup_steps", "micro_batch")
+    length, full, start, warmup, micro = (_whole(run.config.get(f"train.{name}")) or 0 for name in names)
+    if not start > 0 < warmup:
+        return step * full * length
+    return length * rows_before(step, start=start, full=full, warmup_steps=warmup, unit=max(micro, 1))
 
 
 def _directories(folder: Path, depth: int) -> Iterator[Path]:
