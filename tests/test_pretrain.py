@@ -26,7 +26,7 @@ from gptrs import config as configs
 from gptrs.dataset import Dataset
 from gptrs.model import Transformer
 from gptrs.tokenizer import Tokenizer
-from gptrs.train import corpus, metrics, pretrain
+from gptrs.train import corpus, metrics, pretrain, rundir
 from gptrs.train.config import PretrainConfig, load
 from gptrs.train.schedule import learning_rate, stand
 
@@ -260,6 +260,25 @@ def test_a_finished_or_different_run_is_refused_and_fresh_begins_anew(text: Path
     again = pretrain.run(tiny(text, directory, "train.steps=3"), is_fresh=True)
     assert again.val_loss == first.val_loss and outcome(directory) == before
     assert (directory / "notes.md").read_text() == "mine"
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        ("data.text=typo.txt",),
+        ("tokenizer.path=typo.json",),
+        ("data.text=", "data.train=typo", "data.val=typo", "tokenizer.path=typo.json"),
+    ],
+)
+def test_a_name_that_is_wrong_makes_and_clears_no_directory(text: Path, tmp_path: Path, wrong: tuple[str, ...]) -> None:
+    directory = tmp_path / "run"
+    with pytest.raises((OSError, ValueError), match="typo"):
+        pretrain.run(tiny(text, directory, *wrong))
+    assert not directory.exists()
+    pretrain.run(tiny(text, directory, "train.steps=1"))
+    with pytest.raises((OSError, ValueError), match="typo"):
+        pretrain.run(tiny(text, directory, *wrong), is_fresh=True)
+    assert rundir.is_finished(directory)
 
 
 def test_the_command_line_interrupts_goes_on_and_refuses(

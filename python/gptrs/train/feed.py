@@ -1,7 +1,9 @@
 """What a run is fed with: the corpus that its config names, and a loader of it."""
 
+from pathlib import Path
 from typing import Literal
 
+from gptrs import holdout
 from gptrs.dataset import Dataset
 from gptrs.loader import Loader
 from gptrs.mixture import Mixture
@@ -21,6 +23,22 @@ def training_data(data: DataSettings) -> Dataset | Mixture:
     sources = {path: Dataset(path) for path in data.mixture}
     weights = dict(zip(sources, data.weights, strict=True)) if data.weights else None
     return Mixture(sources, weights=weights, max_epochs=data.max_epochs)
+
+
+def check_sources(config: PretrainConfig, *, is_fresh: bool) -> None:
+    """Sees that text, datasets and tokenizer are there, before a directory is made or cleared for a run on them.
+
+    Raises: ValueError and OSError as `corpus_of`.
+    """
+    data, tokenizer = config.data, config.tokenizer.path
+    if data.is_prepared and data.val:
+        training_data(data)
+        Dataset(data.val)
+    else:
+        holdout.files_of(data.text)
+    is_kept = not (is_fresh or data.is_prepared) and (config.run.path / "tokenizer.json").is_file()
+    if tokenizer and not is_kept and not Path(tokenizer).exists():
+        raise FileNotFoundError(f"expected a tokenizer at tokenizer.path, found none at {tokenizer}; hint: check it")
 
 
 def corpus_of(config: PretrainConfig, world: World) -> Corpus:

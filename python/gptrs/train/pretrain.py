@@ -88,6 +88,7 @@ def opened(config: PretrainConfig, *, is_fresh: bool, allow: Iterable[str] = ())
         with world.together():
             config.train.rows(world.data_size)
             if world.is_main:
+                feed.check_sources(config, is_fresh=is_fresh)
                 stack.enter_context(rundir.claim(config.run.path, config, is_fresh=is_fresh, allow=allow))
         data = world.main_first(lambda: feed.corpus_of(config, world))
         with world.together():
