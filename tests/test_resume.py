@@ -45,6 +45,7 @@ def test_every_setting_is_fixed_harmless_or_neither_and_every_pattern_means_one(
     harmless = {change.key for change in keys if change.is_harmless}
     assert {"data.text", "tokenizer.path", "model.dim", "run.seed", "train.seq_len"} <= fixed
     assert {"train.log_every", "sample.prompts", "run.device", "train.keep_checkpoints", "guard.spike"} <= harmless
+    assert {"train.keep_best", "train.checkpoint_async"} <= harmless, "the bits are the same"
     others = {change.key for change in keys} - fixed - harmless
     assert {"optim.lr", "train.steps", "train.max_minutes", "train.global_batch", "model.dropout"} <= others
     assert not fixed & harmless

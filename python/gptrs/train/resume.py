@@ -37,6 +37,8 @@ HARMLESS = {  # pattern of keys → why training is the same, but for rounding
     "train.eval_rows": "what is looked at",
     "train.checkpoint_every": "what is kept",
     "train.keep_checkpoints": "what is kept",
+    "train.keep_best": "what is kept",
+    "train.checkpoint_async": "when it is written",
     "sample.*": "what is looked at",
     "guard.*": "updates that cannot be trusted alone",
     "log.*": "where it is told",
