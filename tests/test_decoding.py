@@ -44,6 +44,17 @@ def test_the_penalty_equals_the_one_of_transformers(penalty):
     assert torch.equal(penalized(logits, is_seen, penalty), theirs(ids, logits.clone()))
 
 
+@pytest.mark.parametrize("penalty", [1e-300, 1e-40, 1e40, 1e300])
+def test_a_penalty_beyond_the_numbers_of_the_logits_leaves_them_finite(penalty):
+    logits, is_seen = torch.tensor([[2.0, -1.0, 3.0, 0.0]]), torch.tensor([[True, True, False, True]])
+    found = penalized(logits, is_seen, penalty)
+    assert found.isfinite().all()
+    assert found[0, 2:].tolist() == [3.0, 0.0]
+    model = Transformer(CONFIGS["learned"])
+    (ids,) = generate(model, [[1]], max_new_tokens=6, repetition_penalty=penalty, seed=1)
+    assert max(ids) < 37
+
+
 @pytest.mark.parametrize("use_cache", [True, False])
 def test_prompt_and_new_ids_are_penalized_at_every_step(model, use_cache):
     expected = []
@@ -227,6 +238,8 @@ def test_each_sequence_of_a_batch_stops_at_its_own_string(bytes_tokenizer):
     [
         ({"repetition_penalty": 0.0}, r"repetition_penalty must be a number above 0, got 0\.0; hint"),
         ({"repetition_penalty": math.nan}, "repetition_penalty must be a number above 0, got nan"),
+        ({"seed": 2**64}, "seed must be an integer of 64 bits, got 18446744073709551616; hint"),
+        ({"seed": -(2**63) - 1}, "seed must be an integer of 64 bits, got -9223372036854775809"),
         ({"logprobs": -1}, "logprobs must be at least 0, got -1"),
         ({"prefill_chunk": 0}, "prefill_chunk must be at least 1, got 0"),
         ({"n_drafts": -1}, "n_drafts must be at least 0, got -1"),

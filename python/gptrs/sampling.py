@@ -17,6 +17,8 @@ from torch import Tensor
 if TYPE_CHECKING:
     from gptrs.tokenizer import Tokenizer
 
+_SEEDS = -(2**63), 2**64 - 1  # what torch's generators take
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Sampling:
@@ -67,6 +69,8 @@ class Sampling:
             raise ValueError(f"logprobs must be at least 0, got {self.logprobs!r}; hint: 0 is the token's own alone")
         if self.prefill_chunk is not None and self.prefill_chunk < 1:
             raise ValueError(f"prefill_chunk must be at least 1, got {self.prefill_chunk!r}")
+        if self.seed is not None and not _SEEDS[0] <= self.seed <= _SEEDS[1]:
+            raise ValueError(f"seed must be an integer of 64 bits, got {self.seed!r}; hint: leave it out for a fresh one")
         if self.n_drafts < 0:
             raise ValueError(f"n_drafts must be at least 0, got {self.n_drafts!r}")
 
@@ -88,12 +92,15 @@ class Sampling:
 def penalized(logits: Tensor, is_seen: Tensor, penalty: float) -> Tensor:
     """Logits of the ids seen before, divided by the penalty where above 0 and multiplied where below; (B, V).
 
-    A penalty above 1 makes them less likely, one below 1 likelier.
+    A penalty above 1 makes them less likely, one below 1 likelier; no logit becomes infinite, however far it is from 1.
     Source: arXiv 1909.05858, section 4.1; below 0, where division would make an id likelier, as transformers does.
     Example: logits (2, -1, 3), the first two seen, penalty 2 give (1, -2, 3).
     """
     wide = logits.to(torch.promote_types(logits.dtype, torch.float32))  # (B, V)
-    return torch.where(is_seen, torch.where(wide < 0, wide * penalty, wide / penalty), wide)
+    limits = torch.finfo(wide.dtype)
+    penalty = min(max(penalty, limits.tiny), limits.max)
+    changed = torch.where(wide < 0, wide * penalty, wide / penalty).clamp(limits.min, limits.max)  # (B, V)
+    return torch.where(is_seen, changed, wide)
 
 
 def probabilities(logits: Tensor, *, temperature: float, top_k: int | None, top_p: float | None) -> Tensor:
