@@ -105,6 +105,7 @@ def test_command_draws_and_says_it(tmp_path: Path, corpus: Path):
         (("a b c", "--layer", 2), "--layer must be below n_layers (2), got 2"),
         (("a b c", "--out", tmp_path / "map.jpg"), "--out must be a .png file"),
         (("a",), "at least 3 tokens"),
+        (("",), "expected a text of one token or more, got none"),
     ):
         error = command(*arguments).exception
         assert isinstance(error, ValueError) and says in str(error)

@@ -34,8 +34,11 @@ def attention_weights(model: Transformer, tokens: Tensor) -> list[Tensor]:
     """The weights of each layer, first layer first: (B, T) ids → (B, H, T, T) each, query by key.
 
     Rows sum to 1, and later positions have weight 0. The model is left in the mode it was in, and dropout is off.
+    Raises: ValueError when there is no token.
     Example: `attention_weights(model, torch.tensor([ids]))[0][0, 3]` is head 3 of the first layer.
     """
+    if tokens.shape[1] == 0:
+        raise ValueError("expected a text of one token or more, got none")
     weights: list[Tensor] = []
 
     def look(layer: Any, inputs: tuple[Tensor], given: dict[str, Any]) -> None:
