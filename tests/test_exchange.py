@@ -106,6 +106,12 @@ def test_transformers_computes_the_same_logits_and_gradients(tmp_path, name):
             assert a.grad.abs().max() > 1e-4
 
 
+def test_integers_in_fields_of_numbers_are_no_obstacle_to_transformers(tmp_path):
+    ours = random_model(V3 | {"route_scale": 2, "rope_theta": 10_000})
+    theirs = theirs_of(export_hf(ours, tmp_path / "model"))
+    assert (ours(tokens()) - theirs(tokens()).logits).abs().max() < TOLERANCE
+
+
 @pytest.mark.parametrize("name", ["gpt2", "llama", "v2", "v3 compressed queries, yarn"])
 def test_greedy_tokens_are_those_of_transformers(tmp_path, name):
     ours = random_model(MODELS[name], torch.float32)

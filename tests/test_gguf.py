@@ -119,6 +119,13 @@ def test_deepseek2_says_its_sizes(tmp_path):
     )  # fmt: skip
 
 
+def test_integers_in_fields_of_numbers_are_written_as_floats(tmp_path):
+    model = random_model(V3 | {"q_lora_rank": 16, "rope_theta": 10_000, "route_scale": 16}, torch.float32)
+    fields = gguf.GGUFReader(export_gguf(model, tmp_path / "model.gguf")).fields
+    for key in ("rope.freq_base", "expert_weights_scale"):  # llama.cpp refuses another type
+        assert fields[f"deepseek2.{key}"].types == [gguf.GGUFValueType.FLOAT32], key
+
+
 def test_eight_bits_are_close(tmp_path):
     ours = random_model(MODELS["llama"] | {"dim": 64, "inter_dim": 96}, torch.float32)
     export_gguf(ours, tmp_path / "model.gguf", dtype="Q8_0")

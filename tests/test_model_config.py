@@ -135,6 +135,14 @@ def test_unknown_names_are_answered_with_the_nearest():
         ModelConfig.preset("gpt2-small", n_layer=2)
 
 
+def test_an_integer_in_a_field_of_numbers_becomes_a_float():
+    config = ModelConfig(**SIZES, rope_theta=500_000, dropout=0)
+    assert (repr(config.rope_theta), repr(config.dropout)) == ("500000.0", "0.0")
+    assert config == ModelConfig(**SIZES, rope_theta=500_000.0)
+    with pytest.raises(ValueError, match="rope_theta must be a number, got an integer of 1329 bits"):
+        ModelConfig(**SIZES, rope_theta=10**400)
+
+
 def test_a_config_cannot_be_changed():
     with pytest.raises(dataclasses.FrozenInstanceError):
         ModelConfig(**SIZES).dim = 64

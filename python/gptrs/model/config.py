@@ -110,8 +110,12 @@ class ModelConfig:
             if type(getattr(self, name)) is not bool:
                 raise ValueError(f"{name} must be true or false, got {getattr(self, name)!r}")
         for name in (*_POSITIVE, "dropout", "rope_factor", "rope_mscale"):
-            if type(getattr(self, name)) not in (int, float):
-                raise ValueError(f"{name} must be a number, got {getattr(self, name)!r}")
+            if type(value := getattr(self, name)) not in (int, float):
+                raise ValueError(f"{name} must be a number, got {value!r}")
+            try:  # 10000 becomes 10000.0: files that are written from this tell integers from other numbers
+                object.__setattr__(self, name, float(value))
+            except OverflowError:
+                raise ValueError(f"{name} must be a number, got an integer of {value.bit_length()} bits") from None
         for name in _POSITIVE:
             if not 0.0 < getattr(self, name) < math.inf:
                 raise ValueError(f"{name} must be a positive number, got {getattr(self, name)!r}")
