@@ -70,7 +70,9 @@ class Sampling:
         if self.prefill_chunk is not None and self.prefill_chunk < 1:
             raise ValueError(f"prefill_chunk must be at least 1, got {self.prefill_chunk!r}")
         if self.seed is not None and not _SEEDS[0] <= self.seed <= _SEEDS[1]:
-            raise ValueError(f"seed must be an integer of 64 bits, got {self.seed!r}; hint: leave it out for a fresh one")
+            raise ValueError(
+                f"seed must be an integer of 64 bits, got {self.seed!r}; hint: leave it out for a fresh one"
+            )
         if self.n_drafts < 0:
             raise ValueError(f"n_drafts must be at least 0, got {self.n_drafts!r}")
 
