@@ -217,6 +217,15 @@ def test_broken_characters_are_written_as_decode_writes_them(bytes_tokenizer):
     assert (stopped.text, stopped.ended_by) == ("a\ufffd", "stop_string")
 
 
+def test_an_id_without_a_token_adds_no_text(bytes_tokenizer):
+    tokens = [ord("a"), 0xC3, 300, 0xA9, 257]  # 257 and 300 stand behind the tokenizer's ids
+    settings = {"max_new_tokens": 5, "temperature": 0, "tokenizer": bytes_tokenizer, "stop_strings": ["é!"]}
+    (whole,) = complete(Writes(tokens, vocab_size=301), [[0]], **settings)
+    assert (whole.ids, whole.text) == (tokens, "aé")
+    streamed = stream_tokens(Writes(tokens, vocab_size=301), [0], **settings)
+    assert [token.text for token in streamed] == ["a", "", "", "", "é"]
+
+
 def test_a_stop_token_is_no_text(bytes_tokenizer):
     whole, _ = written(b"ab!c", bytes_tokenizer, stop_tokens=[ord("!")], stop_strings=["b!"])
     assert (whole.text, whole.ended_by, bytes(whole.ids)) == ("ab", "stop_token", b"ab!")

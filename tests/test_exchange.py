@@ -309,6 +309,27 @@ def test_the_command_line_takes_a_folder_in_and_out(tmp_path, cli, gpt2_like):
     assert tokenizer("import os")["input_ids"] == ids
 
 
+def test_a_model_of_more_ids_than_its_tokenizer_goes_in_and_out(tmp_path, cli, gpt2_like):
+    n = gpt2_like.vocab_size
+    ours = random_model(MODELS["llama"] | {"vocab_size": n + 40}, torch.float32)
+    export_hf(ours, tmp_path / "theirs", tokenizer=gpt2_like)
+    assert cli("import", tmp_path / "theirs", "--out", tmp_path / "run").returncode == 0
+    for out in ("again", "model.gguf"):
+        done = cli("export", "--run", tmp_path / "run", "--out", tmp_path / out)
+        assert (done.returncode, done.stderr) == (0, "")
+    for path in (tmp_path / "theirs").iterdir():
+        assert (tmp_path / "again" / path.name).read_bytes() == path.read_bytes(), path.name
+    with torch.no_grad():
+        ours.head.weight[:n] = 0.0  # the likeliest id is one without a token
+    export_hf(ours, tmp_path / "odd", tokenizer=gpt2_like)
+    assert cli("import", tmp_path / "odd", "--out", tmp_path / "odd-run").returncode == 0
+    settings = ("--prompt", "import", "--temperature", "0", "-n", "3", "--device", "cpu")
+    done = cli("generate", "--run", tmp_path / "odd-run", *settings, "--logprobs", "1")
+    assert done.returncode == 0, done.stderr
+    assert all(json.loads(line)["id"] >= n for line in done.stdout.splitlines())
+    assert all(json.loads(line)["token"] is None for line in done.stdout.splitlines())
+
+
 def test_the_command_line_says_what_it_cannot_take(tmp_path, cli, gpt2_like):
     export_hf(random_model(MODELS["llama"], torch.float32), tmp_path / "theirs")
     gpt2_like.save(tmp_path / "tokenizer.json")

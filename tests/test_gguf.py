@@ -1,9 +1,13 @@
 """GGUF files, judged by transformers' reader (gpt2, llama) and by the gguf package's table (deepseek2)."""
 
+import json
+
 import pytest
 import torch
 
+from gptrs import Tokenizer
 from gptrs.exchange.gguf import export_gguf
+from gptrs.exchange.gguf_read import import_gguf_tokenizer
 from gptrs.model import ModelConfig
 from test_exchange import LATENT, MODELS, V2, V3, YARN, random_model, tokens
 
@@ -150,6 +154,21 @@ def test_what_the_format_does_not_have_is_refused_by_name(tmp_path, sizes, messa
     with pytest.raises(ValueError, match=message):
         export_gguf(random_model(sizes, torch.float32), tmp_path / "model.gguf")
     assert not any(tmp_path.iterdir())
+
+
+def test_ids_without_a_token_are_unused_ones(tmp_path, gpt2_like):
+    n = gpt2_like.vocab_size
+    file = json.loads(gpt2_like.to_json())
+    file["added_tokens"].append(file["added_tokens"][0] | {"id": n + 2, "content": "<tool>"})
+    holed = Tokenizer.from_json(json.dumps(file))
+    for tokenizer, unused in ((gpt2_like, [n, n + 1, n + 2]), (holed, [n, n + 1])):
+        model = random_model(MODELS["gpt2"] | {"vocab_size": n + 3}, torch.float32)
+        path = export_gguf(model, tmp_path / "model.gguf", tokenizer=tokenizer)
+        fields = gguf.GGUFReader(path).fields
+        texts, types = (fields[f"tokenizer.ggml.{name}"].contents() for name in ("tokens", "token_type"))
+        assert [i for i, kind in enumerate(types) if kind == gguf.TokenType.UNUSED] == unused
+        assert [texts[i] for i in unused] == [f"[PAD{i}]" for i in unused]
+        assert import_gguf_tokenizer(path) == tokenizer
 
 
 def test_a_tokenizer_that_does_not_fit_is_refused(tmp_path, gpt2_like, cl100k_like):

@@ -99,9 +99,13 @@ def generate_command(
 
 
 def _as_line(token: "Token", tokenizer: "Tokenizer") -> str:
-    """A token as one line of JSON; "token" is its own text, with � where it holds parts of characters."""
-    likeliest = [{"id": i, "token": tokenizer.decode([i]), "logprob": round(p, 6)} for i, p in token.likeliest]
-    line = {"id": token.id, "token": tokenizer.decode([token.id]), "logprob": round(token.logprob or 0.0, 6)}
+    """A token as one line of JSON; "token" is its own text, with � where it holds parts of characters, or null."""
+
+    def text(token_id: int) -> str | None:
+        return None if tokenizer.id_to_token(token_id) is None else tokenizer.decode([token_id])
+
+    likeliest = [{"id": i, "token": text(i), "logprob": round(p, 6)} for i, p in token.likeliest]
+    line = {"id": token.id, "token": text(token.id), "logprob": round(token.logprob or 0.0, 6)}
     return json.dumps(line | ({"likeliest": likeliest} if likeliest else {}), ensure_ascii=False) + "\n"
 
 

@@ -84,7 +84,8 @@ class Completion:
     """What followed a prompt.
 
     Attributes: ids: a stop token that ended the sequence, or the one that completed a stop string, is the last; text:
-        the same as text, without the stop token, up to the stop string; None without a tokenizer; logprobs, likeliest:
+        the same as text, without the stop token, up to the stop string; ids that have no token add nothing; None
+        without a tokenizer; logprobs, likeliest:
         for each id, as in `Token`; ended_by: what ended it; n_drafted, n_accepted: drafts, and those that held.
     """
 
@@ -195,18 +196,22 @@ class _Sequence:
 class _Text:
     """The text of ids that come one at a time, up to the first stop string.
 
+    An id without a token, as models of more ids than their tokenizer have some, adds nothing.
+
     Attributes: is_stopped: whether a stop string has come.
     """
 
     def __init__(self, tokenizer: "Tokenizer", stop_strings: Sequence[str]) -> None:
         self.is_stopped = False
+        self._tokenizer = tokenizer
         self._decoder = tokenizer.decoder()
         self._stop_strings = stop_strings
         self._held = ""  # the end of the text so far, where it may be the beginning of a stop string
 
     def push(self, token_id: int) -> str:
         """The text that is certain now and was not before."""
-        text = self._cut(self._held + self._decoder.push(token_id))
+        added = "" if self._tokenizer.id_to_token(token_id) is None else self._decoder.push(token_id)
+        text = self._cut(self._held + added)
         n_held = 0 if self.is_stopped else max((_overlap(text, stop) for stop in self._stop_strings), default=0)
         self._held = text[len(text) - n_held :]
         return text[: len(text) - n_held]

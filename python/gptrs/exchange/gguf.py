@@ -125,7 +125,7 @@ def _checked(config: ModelConfig, tokenizer: "Tokenizer | None") -> str:
         part = "biases" if config.has_bias else "a stretched context (rope_factor)"
         raise ValueError(f"a GGUF file of llama has no {part}")
     if tokenizer is not None:
-        if tokenizer.vocab_size != config.vocab_size:
+        if tokenizer.vocab_size > config.vocab_size:
             got = f"{tokenizer.vocab_size} ids and a model of {config.vocab_size}"
             raise ValueError(f"expected the tokenizer of the model, got one of {got}")
         if tokenizer.pattern not in PATTERNS:
@@ -173,8 +173,9 @@ def _add_tokenizer(writer: Any, tokenizer: "Tokenizer", vocab_size: int) -> None
     merges = (pair if isinstance(pair, str) else " ".join(pair) for pair in file["model"]["merges"])
     writer.add_tokenizer_model("gpt2")
     writer.add_tokenizer_pre(PATTERNS[tokenizer.pattern])
-    writer.add_token_list([texts[i] for i in range(vocab_size)])
-    writer.add_token_types([types.get(i, NORMAL) for i in range(vocab_size)])
+    # an id without a token is written as llama.cpp's converters do
+    writer.add_token_list([texts.get(i, f"[PAD{i}]") for i in range(vocab_size)])
+    writer.add_token_types([types.get(i, NORMAL if i in texts else UNUSED) for i in range(vocab_size)])
     writer.add_token_merges(list(merges))
     writer.add_add_bos_token(False)
     if tokenizer.eot_id is not None:

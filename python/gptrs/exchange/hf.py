@@ -50,13 +50,14 @@ def export_hf(
 ) -> Path:
     """Writes a model as transformers has it, and the tokenizer beside it; returns the directory.
 
-    Raises: ValueError for a model that transformers does not have, FileExistsError for a directory that is not empty.
+    Raises: ValueError for a model that transformers does not have or a tokenizer of more ids than the model has,
+        FileExistsError for a directory that is not empty.
     """
     config = hf_config.write(model.config) | {"torch_dtype": str(model.embed.token.weight.dtype).removeprefix("torch.")}
     path = Path(directory)
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
         raise FileExistsError(f"expected an empty or new directory, got {path}; hint: remove it, or name another")
-    if tokenizer is not None and tokenizer.vocab_size != model.config.vocab_size:
+    if tokenizer is not None and tokenizer.vocab_size > model.config.vocab_size:
         got = f"{tokenizer.vocab_size} ids and a model of {model.config.vocab_size}"
         raise ValueError(f"expected the tokenizer of the model, got one of {got}")
     temporary = path.with_name(f".{path.name}.tmp")
