@@ -125,6 +125,14 @@ def test_other_files_are_refused(tmp_path, data):
         convert(tmp_path / "ckpt.pt", tmp_path / "model")
 
 
+@pytest.mark.parametrize(("data", "message"), [("{", "expected JSON"), ("[1]", "expected keys and values, got")])
+def test_a_config_beside_that_is_none_is_refused_by_name(tmp_path, data, message):
+    torch.save({"a": torch.ones(2)}, tmp_path / "pytorch_model.bin")
+    (tmp_path / "config.json").write_text(data)
+    with pytest.raises(ValueError, match=rf"{tmp_path}/config\.json: {message}"):
+        convert(tmp_path / "pytorch_model.bin", tmp_path / "out")
+
+
 def test_the_command_converts_and_import_says_so(tmp_path, cli):
     ours = random_model(SIZES, torch.float32)
     torch.save(checkpoint(ours), tmp_path / "ckpt.pt")

@@ -101,7 +101,12 @@ def _beside(source: Path) -> dict[str, Any]:
     path = source.with_name("config.json")
     if not path.is_file():
         raise FileNotFoundError(f"expected config.json of transformers beside {source}, whose tensors have no sizes")
-    config: dict[str, Any] = json.loads(path.read_bytes())
+    try:
+        config: Any = json.loads(path.read_bytes())
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path}: expected JSON: {error}") from error
+    if not isinstance(config, dict):
+        raise ValueError(f"{path}: expected keys and values, got {config!r:.60}")
     return config
 
 
