@@ -49,6 +49,21 @@ def large(tmp_path_factory: pytest.TempPathFactory, stdlib_files: list[Path]) ->
     return path
 
 
+def test_a_pattern_that_no_file_can_hold_is_refused_before_the_work(tmp_path: Path, cli: Cli):
+    """The files do not even exist: nothing was read before the refusal."""
+    files, pattern = tmp_path / "none.txt", r"^\w+|\s+|."
+    wanted = r"cannot be written as tokenizer.json: ^ is the start of every line in Oniguruma; hint: use \A"
+    end = cli("tokenizer", "train", files, "-n", 300, "--pattern", pattern, "-o", tmp_path / "a.json")
+    assert end.returncode == 1 and end.stderr.rstrip().endswith(wanted) and end.stderr.count("\n") == 1
+    (tmp_path / "a.txt").write_text("one two")
+    report = tmp_path / "r.json"
+    with pytest.raises(ValueError, match=r"cannot be written as tokenizer\.json"):
+        train_and_prepare(
+            tmp_path / "a.txt", 300, tmp_path / "out", save=tmp_path / "a.json", pattern=pattern, report=report
+        )
+    assert not report.exists() and not (tmp_path / "out").exists()
+
+
 def test_warm_words_never_change_an_id(large: Path, tmp_path: Path):
     file, words = tmp_path / "tokenizer.json", tmp_path / "tokenizer.warm"
     tok = Tokenizer.train(large, 2000)

@@ -50,12 +50,14 @@ def train(
     progress: Progress = True,
 ) -> None:
     """Train a byte-level BPE tokenizer on text files or count files and write tokenizer.json."""
+    from gptrs import trainer
     from gptrs.tokenizer import Tokenizer
 
     if Path(out).suffix not in (".json", ".tiktoken") or not Path(out).resolve().parent.is_dir():
         raise ValueError(f"--out must be a .json or .tiktoken file in a folder that exists, got {out}")
     if not files and not from_counts:
         raise typer.BadParameter("expected FILES… or --from-counts FILE")
+    trainer.check_saves(out, pattern)
     make = Tokenizer.train_from_counts if from_counts else Tokenizer.train
     tokenizer = make(
         [*(from_counts or ()), *(files or ())],

@@ -116,12 +116,12 @@ def save(
     }
     path = Path(folder)
     path.mkdir(parents=True, exist_ok=True)
+    core.write(str(path / "tokenizer.json"))  # first, as not every tokenizer can be written so
     if chat_template is not None:
         config["chat_template"] = chat_template  # read by transformers 4, whatever its version
         (path / "chat_template.jinja").write_text(chat_template, "utf-8", newline="\n")
     text = json.dumps(config, indent=2, ensure_ascii=False) + "\n"
     (path / "tokenizer_config.json").write_text(text, "utf-8", newline="\n")
-    core.write(str(path / "tokenizer.json"))
 
 
 def _flags(

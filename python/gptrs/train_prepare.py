@@ -11,7 +11,7 @@ from typing import Unpack
 from gptrs.corpus import AnyPath, expand
 from gptrs.dataset import Dataset, DocumentOptions, check_options, prepare
 from gptrs.tokenizer import Tokenizer
-from gptrs.trainer import Options
+from gptrs.trainer import Options, check_saves
 
 
 def train_and_prepare(
@@ -50,6 +50,8 @@ def train_and_prepare(
     sizes = {"shard_tokens": shard_tokens, "append_eot": append_eot, "loss_fields": loss_fields}
     check_options({**shared, **sizes, **(documents or {})})
     paths = expand(files)
+    if save is not None:
+        check_saves(save, options.get("pattern"))
     tokenizer = Tokenizer.train(paths, vocab_size, **options)
     if save is not None:
         tokenizer.save(save)

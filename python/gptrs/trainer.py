@@ -83,6 +83,15 @@ def from_counts(files: Paths, vocab_size: int, options: Options) -> _core.Tokeni
         return training.finish(report)
 
 
+def check_saves(path: AnyPath, pattern: str | None) -> None:
+    """Fails, before any work, when a tokenizer of this pattern cannot be written to `path`.
+
+    tokenizer.json holds no expression that Hugging Face's engine reads otherwise than ours; ranks hold none at all.
+    """
+    if pattern is not None and Path(path).suffix == ".json":
+        from_iterator(["a"], 256, {"pattern": pattern, "special_tokens": (), "progress": False}).to_json()
+
+
 def count(
     files: Paths,
     out: AnyPath,
@@ -107,6 +116,8 @@ def count(
         threads: Threads to use; 0 means all cores.
         progress: Show a progress bar when stderr is a terminal.
     """
+    if threads < 0:
+        raise ValueError(f"threads must be 0 (all cores) or more, got {threads}")
     options: dict[str, Any] = {"pattern": pattern, "text_field": text_field, "superwords": superwords, "task": task}
     with bar(progress) as report:
         return _core.count(expand(files), fspath(out), **options, threads=threads, progress=report)
@@ -170,7 +181,8 @@ class _Training:
         self.threads = options.get("threads", 0)
         self.is_shown = options.get("progress", True)
         self.text_field = options.get("text_field", "text")
-        self.held_out = options.get("held_out")
+        held_out = options.get("held_out")
+        self.held_out = float(held_out) if isinstance(held_out, int) else held_out
         self.held_out_files: list[str] = []
         self.report = _report_path(options.get("report"), self.held_out)
         if self.held_out is not None and not isinstance(self.held_out, float):
@@ -187,6 +199,8 @@ class _Training:
         if isinstance(special, str):
             raise ValueError(f"expected a list of special tokens, got {special!r}; hint: [{special!r}]")
         base = self.options.get("base")
+        if isinstance(base, str | Path):
+            raise TypeError(f"expected a Tokenizer as base, got {base!r}; hint: Tokenizer.from_file({str(base)!r})")
         return _core.Trainer(
             self.options.get("pattern") or (base.pattern if base else "gpt2"),
             self.vocab_size,
