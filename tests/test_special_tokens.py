@@ -62,6 +62,13 @@ def test_a_plain_string_is_no_set_of_specials(tok: Tokenizer):
         tok.encode("x", disallowed_special=EOT)
 
 
+def test_names_are_any_collection_and_nothing_else(tok: Tokenizer):
+    assert tok.encode(EOT, allowed_special=(name for name in [EOT])) == [tok.eot_id]  # type: ignore[arg-type]
+    for bad in (None, 3):
+        with pytest.raises(TypeError, match=r'expected "all" or a set of texts, got (NoneType|int)'):
+            tok.encode("x", allowed_special=bad)  # type: ignore[arg-type]
+
+
 def test_an_unknown_special_is_refused(tok: Tokenizer):
     with pytest.raises(ValueError, match="nope"):
         tok.encode("x", allowed_special={"<|nope|>"})

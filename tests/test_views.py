@@ -1,6 +1,8 @@
 """The views beside the originals: tiktoken's and tokenizers' own objects made from the same vocabulary."""
 
+import copy
 import json
+import pickle
 import random
 from itertools import pairwise
 from pathlib import Path
@@ -9,7 +11,7 @@ from typing import Any
 import pytest
 import tiktoken
 import tokenizers
-from tokenizers import processors
+from tokenizers import AddedToken, processors
 
 import oracles
 from conftest import is_assigned
@@ -292,3 +294,53 @@ def test_what_is_no_text_is_refused(gpt2_like: Tokenizer):
         view.encode(["a", "b"])
     with pytest.raises(TypeError, match="expected a list of words"):
         view.encode("a b", is_pretokenized=True)
+    assert view.encode_batch([[], ["a"]], is_pretokenized=True)[0].ids == []
+    for bad in (None, [None]):
+        with pytest.raises(TypeError, match="expected a text, got None"):
+            view.encode(bad) if bad is None else view.encode_batch(bad)  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="expected a list of texts, got one text"):
+        view.encode_batch("a b")
+    with pytest.raises(ValueError, match="expected a text or a pair of texts, got 3 of them"):
+        view.encode_batch([("a", "b", "c")])
+
+
+def test_settings_that_mean_nothing_are_refused_where_they_are_made(gpt2_like: Tokenizer):
+    view = gpt2_like.as_hf()
+    with pytest.raises(ValueError, match="expected one of left, right as direction, got 'up'"):
+        view.enable_padding(direction="up")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="length must be 0 or more, got -1"):
+        view.enable_padding(length=-1)
+    with pytest.raises(ValueError, match="expected one of left, right as direction, got 'up'"):
+        view.enable_truncation(4, direction="up")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=r"expected one of longest_first, .* as strategy, got 'longest'"):
+        view.enable_truncation(4, strategy="longest")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="max_length must be 0 or more, got -1"):
+        view.enable_truncation(-1)
+    assert view.padding is None and view.truncation is None
+    with pytest.raises(ValueError, match=r"num_threads must be 0 \(all cores\) or more, got -1"):
+        gpt2_like.as_tiktoken().encode_batch(["a"], num_threads=-1)
+
+
+def test_views_are_pickled_and_copied_as_the_originals_are(gpt2_like: Tokenizer, tmp_path: Path):
+    view = gpt2_like.as_hf()
+    view.enable_padding(length=5)
+    view.encode_special_tokens = True
+    for again in (pickle.loads(pickle.dumps(view)), copy.deepcopy(view)):  # noqa: S301
+        assert again.encode("a<|endoftext|>").ids == view.encode("a<|endoftext|>").ids
+        assert again.padding == view.padding and again.get_vocab() == view.get_vocab()
+    other_view = gpt2_like.as_tiktoken("x")
+    for other in (pickle.loads(pickle.dumps(other_view)), copy.deepcopy(other_view)):  # noqa: S301
+        assert other.name == "x" and other.encode("hello") == gpt2_like.encode("hello")
+    assert view.to_str(pretty=True) == gpt2_like.to_json()
+    view.save(str(tmp_path / "a.json"), pretty=True)
+    assert Tokenizer.from_file(tmp_path / "a.json") == gpt2_like
+
+
+@pytest.mark.parametrize("trims", [True, False])
+def test_an_added_token_shows_the_white_space_that_it_takes(trims: bool, gpt2_like: Tokenizer):
+    peer = tokenizers.Tokenizer.from_str(gpt2_like.to_json())
+    peer.add_tokens([AddedToken("<mask>", lstrip=True, normalized=False), AddedToken("<r>", rstrip=True)])
+    peer.post_processor = processors.ByteLevel(trim_offsets=trims)
+    view = Tokenizer.from_json(peer.to_str()).as_hf()
+    for text in ("a  <mask> b", "<mask>\n<r> \n\tc", "é <r>  <mask><r>", "x\u3000\u2003<mask>", "\u00a0<mask>"):
+        assert_equal(view.encode(text), peer.encode(text), text)

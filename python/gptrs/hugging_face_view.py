@@ -122,12 +122,22 @@ class HuggingFaceView:
     and truncation. A pair's tokens beyond `max_length` are dropped, not kept as `overflowing`.
     """
 
-    __slots__ = ("_added", "_alphabet", "_core", "_padding", "_skipped", "_truncation", "encode_special_tokens")
+    __slots__ = (
+        "_added",
+        "_alphabet",
+        "_core",
+        "_padding",
+        "_skipped",
+        "_strips",
+        "_truncation",
+        "encode_special_tokens",
+    )
 
     def __init__(self, core: "_core.Tokenizer") -> None:
         self._core = core
         self._added = {added[0]: added for added in core.added_tokens}
         self._skipped = {added[0] for added in core.added_tokens if added[6]}
+        self._strips = {added[0] for added in core.added_tokens if added[3] or added[4]}
         self._alphabet = _byte_alphabet()
         self._padding: _Padding | None = None
         self._truncation: _Truncation | None = None
@@ -155,11 +165,11 @@ class HuggingFaceView:
         self, input: Iterable[Any], is_pretokenized: bool = False, add_special_tokens: bool = True
     ) -> list[Encoding]:
         """The tokens of many texts, or of many (text, text) pairs."""
+        if isinstance(input, str):
+            raise TypeError("expected a list of texts, got one text; hint: wrap it in a list")
         encodings = []
         for one in input:
-            first, second = one, None
-            if isinstance(one, tuple | list) and (not is_pretokenized or not isinstance(one[0], str)):
-                first, second = one
+            first, second = _pair_of(one) if _is_pair(one, is_pretokenized) else (one, None)
             encodings.append(self._encode(first, second, is_pretokenized, add_special_tokens))
         if self._padding is not None:
             self._pad(encodings, self._padding)
@@ -170,7 +180,8 @@ class HuggingFaceView:
     def _encode(
         self, sequence: str | Sequence[str], pair: str | Sequence[str] | None, is_pretokenized: bool, is_wrapped: bool
     ) -> Encoding:
-        texts = [self._text(one, i, is_pretokenized) for i, one in enumerate((sequence, pair)) if one is not None]
+        both = (sequence,) if pair is None else (sequence, pair)
+        texts = [self._text(one, i, is_pretokenized) for i, one in enumerate(both)]
         if self._truncation is not None:
             n_added = self.num_special_tokens_to_add(pair is not None) if is_wrapped else 0
             texts = _truncate(texts, self._truncation, n_added)
@@ -181,22 +192,32 @@ class HuggingFaceView:
 
     def _text(self, sequence: str | Sequence[str], index: int, is_pretokenized: bool) -> Encoding:
         """The tokens of one text without anything around it."""
-        if isinstance(sequence, str) == is_pretokenized:
+        if isinstance(sequence, str) == is_pretokenized or not isinstance(sequence, str | Iterable):
             wanted = "a list of words" if is_pretokenized else "a text"
             raise TypeError(f"expected {wanted}, got {sequence!r:.80}; hint: see is_pretokenized")
         allowed = [a[1] for a in self._added.values() if not (self.encode_special_tokens and a[6])]
         words = [sequence] if isinstance(sequence, str) else sequence
         ids: list[int] = []
+        tokens: list[str] = []
         offsets: list[tuple[int, int]] = []
         word_ids: list[int | None] = []
         for i, word in enumerate(words):
             new_ids, new_offsets, pieces = self._core.encode_with_places(word, allowed)
             ids += new_ids
+            tokens += self._spelled(word, new_ids, new_offsets)
             offsets += new_offsets
             word_ids += [i] * len(new_ids) if is_pretokenized else pieces
         n = len(ids)
-        tokens = [self.id_to_token(i) or "" for i in ids]
         return Encoding(ids, [index] * n, tokens, offsets, [1] * n, [0] * n, word_ids, [index] * n)
+
+    def _spelled(self, text: str, ids: list[int], offsets: list[tuple[int, int]]) -> list[str]:
+        """The spelling of each token; an added one that takes white space from its sides has that in it."""
+        tokens = [self.id_to_token(i) or "" for i in ids]
+        if not self._strips.isdisjoint(ids) and self._core.normalize(text) == text.encode():
+            for at, (i, (start, end)) in enumerate(zip(ids, offsets, strict=True)):
+                if i in self._strips:
+                    tokens[at] = text[start:end]
+        return tokens
 
     def _wrap(self, texts: list[Encoding], is_wrapped: bool) -> Encoding:
         """Joins the texts with what the template puts around them."""
@@ -276,6 +297,8 @@ class HuggingFaceView:
         pad_to_multiple_of: int | None = None,
     ) -> None:
         """Fills encodings up to `length`, or to the longest of their batch."""
+        _check_one_of("direction", direction, ("left", "right"))
+        _check_counts(pad_id=pad_id, pad_type_id=pad_type_id, length=length, pad_to_multiple_of=pad_to_multiple_of)
         self._padding = _Padding(
             direction=direction,
             pad_id=pad_id,
@@ -302,6 +325,9 @@ class HuggingFaceView:
         direction: _Direction = "right",
     ) -> None:
         """Cuts encodings to `max_length` tokens, those that the post-processor adds included."""
+        _check_one_of("direction", direction, ("left", "right"))
+        _check_one_of("strategy", strategy, ("longest_first", "only_first", "only_second"))
+        _check_counts(max_length=max_length, stride=stride)
         if stride and max_length - self.num_special_tokens_to_add(is_pair=False) <= stride:
             raise ValueError(f"stride ({stride}) must be less than max_length ({max_length}) without added tokens")
         self._truncation = _Truncation(max_length=max_length, stride=stride, strategy=strategy, direction=direction)
@@ -342,13 +368,35 @@ class HuggingFaceView:
 
     # ── files ──
 
-    def to_str(self) -> str:
-        """The text of tokenizer.json."""
+    def to_str(self, pretty: bool = False) -> str:
+        """The text of tokenizer.json, on one line whatever `pretty` says."""
         return self._core.to_json()
 
-    def save(self, path: str) -> None:
-        """Writes tokenizer.json."""
+    def save(self, path: str, pretty: bool = True) -> None:
+        """Writes tokenizer.json, on one line whatever `pretty` says."""
         self._core.write(path)
+
+
+def _is_pair(one: Any, is_pretokenized: bool) -> bool:
+    """Whether an item of a batch is two texts; a list of words is one."""
+    return isinstance(one, tuple | list) and not (is_pretokenized and all(isinstance(word, str) for word in one))
+
+
+def _pair_of(one: Sequence[Any]) -> Sequence[Any]:
+    if len(one) != 2:
+        raise ValueError(f"expected a text or a pair of texts, got {len(one)} of them: {one!r:.80}")
+    return one
+
+
+def _check_one_of(name: str, value: str, known: tuple[str, ...]) -> None:
+    if value not in known:
+        raise ValueError(f"expected one of {', '.join(known)} as {name}, got {value!r}")
+
+
+def _check_counts(**values: int | None) -> None:
+    for name, value in values.items():
+        if value is not None and value < 0:
+            raise ValueError(f"{name} must be 0 or more, got {value}")
 
 
 def _truncate(texts: list[Encoding], to: _Truncation, n_added: int) -> list[Encoding]:
@@ -381,7 +429,9 @@ def _shares(first: int, second: int, room: int) -> list[int]:
 
 def _trimmed(text: Encoding, *, keeps_first: bool) -> list[tuple[int, int]]:
     """Offsets without the white space at the tokens' ends, as Hugging Face's ByteLevel post-processor counts it."""
-    spaces = "\u0120 \t\n\r\x0b\x0c\x85\xa0"
+    spaces = "\u0120 \t\n\r\x0b\x0c\x85\xa0\u1680\u2028\u2029\u202f\u205f\u3000" + "".join(
+        map(chr, range(0x2000, 0x200B))
+    )
     offsets = []
     for i, (token, (start, end)) in enumerate(zip(text.tokens, text.offsets, strict=True)):
         n_left = len(token) - len(token.lstrip(spaces))

@@ -61,6 +61,8 @@ class TiktokenView:
         disallowed_special: _Names = "all",
     ) -> list[list[int]]:
         """The ids of many texts; as `encode` for each of them."""
+        if num_threads < 0:
+            raise ValueError(f"num_threads must be 0 (all cores) or more, got {num_threads}")
         ids, offsets = self._core.encode_batch(text, allowed_special, disallowed_special, threads=num_threads)
         flat: list[int] = ids.tolist()
         ends: list[int] = offsets.tolist()

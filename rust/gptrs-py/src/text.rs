@@ -75,8 +75,13 @@ impl<'a, 'py> FromPyObject<'a, 'py> for Names {
                     "expected \"all\" or a set of texts, got {word}; hint: use {{{word}}}"
                 )))
             }
-            Err(_) if object.len()? == 0 => Ok(Self::Some(Vec::new())),
-            Err(_) => Ok(Self::Some(object.try_iter()?.map(|name| name?.extract()).collect::<PyResult<_>>()?)),
+            Err(_) => {
+                let Ok(names) = object.try_iter() else {
+                    let got = object.get_type().name()?;
+                    return Err(PyTypeError::new_err(format!("expected \"all\" or a set of texts, got {got}")));
+                };
+                Ok(Self::Some(names.map(|name| name?.extract()).collect::<PyResult<_>>()?))
+            }
         }
     }
 }

@@ -65,6 +65,12 @@ impl Tokenizer {
         detached(py, || tokenizer_json::to_string(&self.0))
     }
 
+    /// Pickles as the text of tokenizer.json, and so do the views that hold it.
+    fn __reduce__<'py>(slf: &Bound<'py, Self>) -> PyResult<(Bound<'py, PyAny>, (String,))> {
+        let text = slf.get().to_json(slf.py())?;
+        Ok((slf.get_type().getattr("from_json")?, (text,)))
+    }
+
     fn write(&self, py: Python<'_>, path: PathBuf) -> PyResult<()> {
         detached(py, || formats::write(&self.0, &path))
     }
