@@ -5,7 +5,7 @@ import random
 from pathlib import Path
 
 import pytest
-from tokenizers import Regex, models, pre_tokenizers, trainers
+from tokenizers import AddedToken, Regex, models, pre_tokenizers, processors, trainers
 from tokenizers import Tokenizer as HuggingFace
 
 import oracles
@@ -142,10 +142,32 @@ def test_a_base_brings_its_normalizer(corpora: dict[str, list[str]], tmp_path: P
     composed = Tokenizer.train_from_iterator([text.replace("e\u0301", "\u00e9")], 405, base=base, special_tokens=[])
     assert more == composed and more.encode(text) == HuggingFace.from_str(more.to_json()).encode(text).ids
     assert any("\u00e9".encode() in (more.id_to_token(i) or b"") for i in range(400, 405))
+    for pattern in ("r50k", "llama3"):  # another name of the base's pattern, and another pattern
+        other = Tokenizer.train_from_iterator([text], 405, base=base, special_tokens=[], pattern=pattern)
+        assert other.normalizer == "NFC"
+        assert other.encode(text) == HuggingFace.from_str(other.to_json()).encode(text).ids
     (tmp_path / "a.txt").write_text(text)
     trainer.count(tmp_path / "a.txt", tmp_path / "a.gtc")
     with pytest.raises(ValueError, match=r"the form NFC first; hint: train on the files"):
         Tokenizer.train_from_counts(tmp_path / "a.gtc", 405, base=base)
+
+
+def test_a_base_brings_how_its_special_tokens_are_found_and_its_template(corpora: dict[str, list[str]]):
+    tok = Tokenizer.train_from_iterator(corpora["code"], 400, special_tokens=["<s>"])
+    peer = HuggingFace.from_str(tok.to_json())
+    peer.add_tokens([AddedToken("<mask>", lstrip=True, normalized=False), AddedToken("tool", single_word=True)])
+    peer.post_processor = processors.TemplateProcessing(
+        single="<s> $A", pair="<s> $A $B", special_tokens=[("<s>", 399)]
+    )
+    base = Tokenizer.from_json(peer.to_str())
+    more = Tokenizer.train_from_iterator(corpora["code"], 450, base=base, special_tokens=["<new>"])
+    again = HuggingFace.from_str(more.to_json())
+    text = "a  <mask> tools tool<new>"
+    assert more.encode(text, allowed_special="all") == again.encode(text, add_special_tokens=False).ids
+    assert more.encode("a  <mask>", allowed_special="all") == [97, 400]
+    assert again.encode("a").ids == [399, 97] and again.decode([400, 401, 399]) == peer.decode([400, 401, 399])
+    old, new = (json.loads(tokenizer.to_json())["added_tokens"] for tokenizer in (base, more))
+    assert new[:-1] == old and new[-1]["content"] == "<new>"
 
 
 # ── merges across spaces ──
@@ -237,3 +259,30 @@ def test_what_cannot_be_is_refused_before_the_work(options: dict[str, object], s
 def test_an_unknown_option_is_named():
     with pytest.raises(TypeError, match=r"expected options of training .*got 'vocabulary'"):
         Tokenizer.train_from_iterator(["a"], 300, vocabulary=3)
+
+
+def test_a_name_that_is_no_patterns_name_is_no_expression(tmp_path: Path):
+    """As one it would cut that word alone out of the text, and merges would cross everything else."""
+    wanted = r'expected a pattern\'s name \(gpt2, .*\) or a regular expression, got "gpt-2"; hint: \(\?:gpt-2\)'
+    (tmp_path / "a.txt").write_text("one gpt-2 two " * 9)
+    with pytest.raises(ValueError, match=wanted):
+        Tokenizer.train_from_iterator(["one two"], 300, pattern="gpt-2")
+    with pytest.raises(ValueError, match=wanted):
+        trainer.count(tmp_path / "a.txt", tmp_path / "a.gtc", pattern="gpt-2")
+    tok = Tokenizer.train(tmp_path / "a.txt", 260, pattern="(?:gpt-2)", special_tokens=[])
+    tok.save(tmp_path / "a.tiktoken")
+    with pytest.raises(ValueError, match=wanted):
+        Tokenizer.from_file(tmp_path / "a.tiktoken", pattern="gpt-2")
+    # What a file says stays what it says.
+    file = tok.to_json().replace("(?:gpt-2)", "gpt-2")
+    assert Tokenizer.from_json(file).pattern == "gpt-2"
+
+
+def test_arguments_of_another_kind_are_named(tmp_path: Path):
+    (tmp_path / "a.txt").write_text("one two")
+    with pytest.raises(TypeError, match=r"expected a Tokenizer as base, got 'a.json'; hint: .*from_file"):
+        Tokenizer.train_from_iterator(["one"], 300, base="a.json")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=r"held_out must be files or a fraction between 0 and 1, got 1"):
+        Tokenizer.train(tmp_path / "a.txt", 300, held_out=1, report=tmp_path / "r.json")
+    with pytest.raises(ValueError, match=r"threads must be 0 \(all cores\) or more, got -1"):
+        trainer.count(tmp_path / "a.txt", tmp_path / "a.gtc", threads=-1)

@@ -76,7 +76,8 @@ class Tokenizer:
                 smallest right id. "hf" does so over Hugging Face's ids, special tokens first, then the bytes in the
                 order of the byte-level alphabet: merges and ids are those of its BpeTrainer over that alphabet.
             base: A tokenizer to go on from: its merges are applied to the text first and come first in the result, its
-                ids stay, new merges and then new special tokens follow. Brings its pattern unless one is given.
+                ids stay, new merges and then new special tokens follow. Brings its normalizer, the flags of its special
+                tokens, its template, and its pattern unless one is given.
             superbpe_from: Once the vocabulary has this many ids, merges may cross single spaces between words
                 (SuperBPE). The tokenizer then splits text into runs of words, and its `pattern` says so.
             report: A .html or .json file for a report: bytes per token, longest tokens, time by stage and more.

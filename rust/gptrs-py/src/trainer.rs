@@ -75,9 +75,12 @@ impl Trainer {
                 _ => return Err(Error::Argument(format!("tie must be \"id\" or \"hf\", got {tie:?}"))),
             };
             let recipe = Recipe { vocab_size, special_tokens, min_count, max_token_bytes, tie };
-            // The base's own splitter brings its normalizer as well.
-            let own = base.as_ref().map(|base| base.splitter()).filter(|own| own.pattern() == pattern);
-            let splitter = own.map_or_else(|| Splitter::new(pattern), |own| Ok(own.clone()))?;
+            // Whatever the pattern, the base's ids are those of normal text.
+            let own = base.as_ref().map(|base| base.splitter());
+            let splitter = match own.filter(|own| own.pattern() == pattern) {
+                Some(own) => own.clone(),
+                None => Splitter::asked_for(pattern)?.with_normalizer(own.and_then(Splitter::normalizer)),
+            };
             recipe.check(base.as_deref())?;
             let corpus = match superbpe_from {
                 None => Corpus::Words(WordCounts::new()),
@@ -329,7 +332,7 @@ pub fn count<'py>(
     progress: Option<&Bound<'py, PyAny>>,
 ) -> PyResult<Bound<'py, PyDict>> {
     let header = watched(py, progress, |control| {
-        let words = Splitter::new(pattern)?;
+        let words = Splitter::asked_for(pattern)?;
         let splitter = if superwords { Splitter::new(&superwords::run_pattern(&words)?)? } else { words };
         let (counts, n_documents) = match task {
             Some((index, of)) => count_task(&paths, text_field, &splitter, Task::new(index, of)?, threads, control)?,

@@ -128,11 +128,13 @@ fn read_tiktoken(path: &Path, pattern: Option<&str>) -> Result<Tokenizer> {
             path.display()
         )));
     };
-    tiktoken::read(path, Splitter::new(pattern)?, |n_ranks| known.map_or(Vec::new(), |known| (known.specials)(n_ranks)))
+    tiktoken::read(path, Splitter::asked_for(pattern)?, |n_ranks| {
+        known.map_or(Vec::new(), |known| (known.specials)(n_ranks))
+    })
 }
 
 fn read_merges(vocab: &Path, merges: &Path, pattern: Option<&str>) -> Result<Tokenizer> {
-    merges::read(vocab, merges, Splitter::new(pattern.unwrap_or("gpt2"))?)
+    merges::read(vocab, merges, Splitter::asked_for(pattern.unwrap_or("gpt2"))?)
 }
 
 /// The whole file, refused before it is read when it is larger than any tokenizer.

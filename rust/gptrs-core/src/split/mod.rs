@@ -123,6 +123,29 @@ impl Splitter {
         Ok(Self::of(kind))
     }
 
+    /// [`Splitter::new`] for what somebody typed: what looks like a name and is none is refused, since the expression
+    /// that it is would cut nothing but that one word out of the text. Files keep such expressions.
+    ///
+    /// ```
+    /// # use gptrs_core::split::Splitter;
+    /// assert_eq!(Splitter::asked_for("cl100k")?.pattern(), "cl100k_base");
+    /// assert!(Splitter::asked_for("gpt4").is_err() && Splitter::new("gpt4").is_ok());
+    /// # Ok::<(), gptrs_core::Error>(())
+    /// ```
+    pub fn asked_for(pattern: &str) -> Result<Self> {
+        let is_name_like = |c: char| c.is_ascii_alphanumeric() || "-_.".contains(c);
+        let looks_named =
+            pattern.len() > 1 && pattern.starts_with(char::is_alphabetic) && pattern.chars().all(is_name_like);
+        if looks_named && Known::find(pattern).is_none() {
+            return Err(Error::Argument(format!(
+                "expected a pattern's name ({}) or a regular expression, got {pattern:?}; hint: (?:{pattern}) is the \
+                 expression",
+                NAMES.join(", ")
+            )));
+        }
+        Self::new(pattern)
+    }
+
     fn of(kind: Kind) -> Self {
         Self { kind, level: Level::detected(), normalizer: None }
     }

@@ -10,7 +10,7 @@ use crate::count::WordCounts;
 use crate::error::{Error, Result};
 use crate::formats::alphabet;
 use crate::naive::Pair;
-use crate::special::SpecialToken;
+use crate::special::{Matching, SpecialToken};
 use crate::split::Splitter;
 use crate::tokenizer::Tokenizer;
 use crate::vocab::Vocab;
@@ -148,15 +148,18 @@ impl Recipe {
 
     /// The tokenizer of these merges.
     pub(super) fn tokenizer(&self, merges: &[Pair], base: Option<&Tokenizer>, splitter: Splitter) -> Result<Tokenizer> {
-        let mut specials = base.map(|base| base.specials().to_vec()).unwrap_or_default();
+        // The base's special tokens are found as its file says, and its template names ids that stay.
+        let of_base = base.into_iter().flat_map(|base| base.specials().iter().zip(base.matching()));
+        let mut specials: Vec<_> = of_base.map(|(token, matching)| (token.clone(), *matching)).collect();
         let (vocab, first) = match (base, self.tie) {
             (None, Tie::Id) => (Vocab::from_merges(merges)?, 256 + merges.len()),
             (None, Tie::HuggingFace) => (hugging_face_vocab(merges, self.special_tokens.len())?, 0),
             (Some(base), _) => (extended_vocab(base, merges)?, base.vocab_size() + merges.len()),
         };
         let new = self.new_specials(base).zip(first as u32..);
-        specials.extend(new.map(|(text, id)| SpecialToken { text: text.clone(), id }));
-        Tokenizer::new(vocab, splitter, specials)
+        specials.extend(new.map(|(text, id)| (SpecialToken { text: text.clone(), id }, Matching::EXACT)));
+        let template = base.and_then(Tokenizer::template).cloned();
+        Ok(Tokenizer::with_matching(vocab, splitter, specials)?.with_template(template))
     }
 }
 
