@@ -1,12 +1,15 @@
 """What a run is fed with: packed rows, mixtures and orders by the config, and each microbatch's share of its step."""
 
+import dataclasses
 import json
+import math
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+from gptrs import trace
 from gptrs.dataset import Dataset, prepare
 from gptrs.loader import Loader
 from gptrs.mixture import Mixture
@@ -14,7 +17,7 @@ from gptrs.model import ModelConfig, Transformer
 from gptrs.model.loss import IGNORED
 from gptrs.tokenizer import Tokenizer
 from gptrs.train import config as configs
-from gptrs.train import feed, pretrain, rundir
+from gptrs.train import corpus, feed, pretrain, rundir
 from gptrs.train.config import PretrainConfig
 from gptrs.train.corpus import Rows
 from gptrs.train.distributed import World
@@ -179,3 +182,61 @@ def test_other_rows_have_no_pieces(folder: Path) -> None:
         assert pieces(next(loader)) is None
     tokens = torch.zeros(1, 4, dtype=torch.int64)
     assert pieces(Rows(tokens, tokens)) is None
+
+
+@pytest.fixture(scope="module")
+def asked(folder: Path) -> Path:
+    """The tokenizer, and questions whose answers alone are to be predicted, prepared as a dataset."""
+    pairs = [{"q": f"what is {i}? ", "a": f"it is {WORDS[i % 40 : i % 40 + 9]}"} for i in range(40)]
+    (folder / "asked.jsonl").write_text("".join(json.dumps(pair) + "\n" for pair in pairs))
+    tokenizer = Tokenizer.from_file(folder / "tokenizer.json")
+    prepare(
+        [folder / "asked.jsonl"], tokenizer, folder / "asked", text_field="{q}{a}", loss_fields=["a"], progress=False
+    )
+    return folder / "asked"
+
+
+def test_a_held_out_loss_is_that_of_the_tokens_to_be_predicted(folder: Path, asked: Path, tmp_path: Path) -> None:
+    dataset = Dataset(asked)
+    n = int(dataset.loss_bits(1, dataset.n_tokens - 1).sum())
+    assert 0 < n < dataset.n_tokens / 2
+    found = list(corpus.rows(dataset, seq_len=16, batch=3, device=torch.device("cpu")))
+    targets = torch.cat([rows.targets.flatten() for rows in found])
+    following = torch.from_numpy(dataset.read(1, dataset.n_tokens - 1).astype("int64"))
+    bits = torch.from_numpy(dataset.loss_bits(1, dataset.n_tokens - 1))
+    assert torch.equal(targets, torch.where(bits, following, IGNORED))
+    assert torch.equal(torch.cat([rows.tokens.flatten() for rows in found])[1:], following[:-1]), "all are read"
+
+    overrides = (f"data.train={asked}", f"data.val={asked}", "model.n_mtp_layers=1")
+    result = pretrain.run(tiny(folder, tmp_path / "run", *overrides))
+    *_, last = (line for line in lines(tmp_path / "run") if line["kind"] == "eval")
+    assert last["n_targets"] == n
+    answers = [json.loads(line)["a"] for line in (folder / "asked.jsonl").read_text().splitlines()]
+    n_bytes = sum(map(len, answers))  # and an end of text after each, which has no byte
+    assert result.bits_per_byte == pytest.approx(result.val_loss * n / n_bytes / math.log(2))
+    counts = torch.bincount(following[bits]).double()
+    assert result.unigram_entropy == pytest.approx(torch.distributions.Categorical(counts / n).entropy().item())
+
+
+def test_further_tokens_are_guessed_where_they_are_to_be_predicted() -> None:
+    torch.manual_seed(1)
+    sizes = {"dim": 8, "inter_dim": 8, "n_layers": 1, "n_heads": 2, "n_mtp_layers": 1}
+    model = Transformer(ModelConfig(vocab_size=11, max_seq_len=8, **sizes)).eval()
+    tokens, targets = torch.randint(11, (2, 8)), torch.randint(11, (2, 8))
+    targets[0, 2:] = IGNORED
+    (found,) = trace.usage(model, [(tokens, targets)], eot_id=None, documents=lambda _: {}).further
+    assert found.n_targets == 1 + 7
+    whole = [(tokens[i : i + 1], targets[i : i + 1, :length]) for i, length in ((0, 2), (1, 8))]
+    parts = [(ids[:, : wanted.shape[1]], wanted) for ids, wanted in whole]
+    (expected,) = trace.usage(model, parts, eot_id=None, documents=lambda _: {}).further
+    assert dataclasses.astuple(found) == pytest.approx(dataclasses.astuple(expected))
+
+
+def test_nothing_to_predict_is_said_before_the_first_update(folder: Path, asked: Path, tmp_path: Path) -> None:
+    (folder / "mute.jsonl").write_text(json.dumps({"q": "what is that? ", "a": ""}) + "\n")
+    tokenizer = Tokenizer.from_file(folder / "tokenizer.json")
+    options: Any = {"text_field": "{q}{a}", "loss_fields": ["a"], "append_eot": False, "progress": False}
+    prepare([folder / "mute.jsonl"], tokenizer, tmp_path / "mute", **options)
+    config = tiny(folder, tmp_path / "run", f"data.train={asked}", f"data.val={tmp_path / 'mute'}")
+    with pytest.raises(ValueError, match=r"expected tokens to be predicted in .*mute, got loss bits of none"):
+        pretrain.run(config)

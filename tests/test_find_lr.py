@@ -119,3 +119,11 @@ def test_ctrl_c_ends_it_and_leaves_no_result(text: Path, tmp_path: Path) -> None
 
 def _overrides(text: Path, run: Path) -> list[str]:
     return [*TINY, f"data.text={text}", f"run.dir={run}"]
+
+
+@pytest.mark.parametrize("more", [["--fresh"], ["--allow", "optim.lr"]])
+def test_it_takes_no_options_of_the_run(text: Path, tmp_path: Path, more: list[str]) -> None:
+    arguments = ["train", "shakespeare_cpu", f"data.text={text}", f"run.dir={tmp_path / 'run'}", "--find-lr", *more]
+    end = CliRunner().invoke(app, arguments)
+    assert end.exit_code == 2 and "leaves the run alone" in end.output
+    assert not (tmp_path / "run").exists()

@@ -171,8 +171,10 @@ def test_a_state_of_another_loader_is_refused_by_name(dataset: Dataset, field: s
         loader.load_state_dict({k: v for k, v in before.items() if k != field})
     with pytest.raises(ValueError, match="'more' is unknown"):
         loader.load_state_dict({**before, "more": 1})
-    for bad in (-4, 2, "4", 4.0, True):
-        with pytest.raises(ValueError, match="next_sample must be a multiple"):
+    with pytest.raises(ValueError, match="next_sample must be a multiple"):
+        loader.load_state_dict({**before, "next_sample": 2})
+    for bad in (-4, "4", 4.0, True, None, 1 << 63):
+        with pytest.raises(ValueError, match="next_sample must be a whole number of at most 63 bits, got"):
             loader.load_state_dict({**before, "next_sample": bad})
     assert loader.state_dict() == before
 

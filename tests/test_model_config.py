@@ -117,6 +117,7 @@ EXPERTS = {
             r"group_score 'top2' needs groups of 2 experts or more, got 1; hint: use 'max'",
         ),
         ({"rope_factor": 0.5}, r"rope_factor must be at least 1, got 0\.5"),
+        ({"rope_factor": 4.0, "rope_theta": 1.0}, r"rope_theta must be above 1 where rope_factor is, got 1\.0"),
         ({"rope_beta_slow": 40.0}, r"rope_beta_slow \(40\.0\) must not exceed rope_beta_fast \(32\.0\)"),
         ({"route_scale": 0.0}, r"route_scale must be a positive number, got 0\.0"),
         ({"norm": "batch"}, r"norm must be one of layer, rms, got 'batch'"),

@@ -427,6 +427,15 @@ def test_a_run_that_ends_inside_its_warm_up_says_at_what_rate(
     assert "warm-up" not in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("damaged", ["{", "[1]", "{}"])
+def test_a_damaged_split_is_named(text: Path, tmp_path: Path, damaged: str) -> None:
+    pretrain.run(tiny(text, tmp_path / "run", "train.steps=1"))
+    (tmp_path / "run" / "result.json").unlink()
+    (tmp_path / "run" / "data" / "split.json").write_text(damaged)
+    with pytest.raises(ValueError, match=r"split\.json: expected .*; hint: --fresh"):
+        pretrain.run(tiny(text, tmp_path / "run", "train.steps=1"))
+
+
 def test_the_time_cap_ends_a_run_well(text: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     result = pretrain.run(tiny(text, tmp_path / "run", "train.steps=1000000", "train.max_minutes=0.005"))
     assert result.is_capped and 0 < result.steps < 1_000_000 and (tmp_path / "run" / "result.json").exists()

@@ -45,8 +45,8 @@ Allow = Annotated[
 
 
 _LESS_MEMORY = (
-    "hint: a smaller train.micro_batch or train.seq_len, speed.checkpoint_blocks=1 or a smaller model takes less; "
-    "gptrs plan says how much"
+    "hint: a smaller train.micro_batch or train.seq_len, speed.checkpoint_blocks=1, fewer new tokens or a smaller "
+    "model takes less; gptrs plan says how much"
 )
 
 
@@ -191,6 +191,10 @@ def train_command(
     from gptrs.train import config as train_config
     from gptrs.train import pretrain
 
+    if find_lr and (fresh or allow):
+        raise typer.BadParameter("--find-lr leaves the run alone, so it takes neither --fresh nor --allow")
+    if find_lr and (fresh or allow):
+        raise typer.BadParameter("--find-lr leaves the run alone and takes neither --fresh nor --allow")
     given, allowed = list(overrides or ()), list(allow or ())
     if profile is not None:
         given.append(f"log.profile={profile}")

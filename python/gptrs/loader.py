@@ -343,7 +343,10 @@ class Loader:
         is_same = state["global_batch"] == self.global_batch
         stride = self._stride if is_same else self.global_batch
         next_sample = state["next_sample"]
-        if type(next_sample) is not int or next_sample < 0 or next_sample % stride:
+        if type(next_sample) is not int or not 0 <= next_sample < 1 << 63:
+            hint = "hint: pass what state_dict() returned"
+            raise ValueError(f"next_sample must be a whole number of at most 63 bits, got {next_sample!r}; {hint}")
+        if next_sample % stride:
             what, hint = ("micro_batch * world_size", "micro_batch") if is_same else ("global_batch",) * 2
             raise ValueError(
                 f"next_sample must be a multiple of {what} ({stride}), got {next_sample!r}; hint: choose a {hint} that "

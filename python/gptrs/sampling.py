@@ -53,8 +53,8 @@ class Sampling:
                 raise ValueError(f"{name} needs the cache, got use_cache=False")
 
     def _check_numbers(self) -> None:
-        if self.max_new_tokens < 1:
-            raise ValueError(f"max_new_tokens must be at least 1, got {self.max_new_tokens}")
+        if not 1 <= self.max_new_tokens < 2**31:
+            raise ValueError(f"max_new_tokens must be 1 to {2**31 - 1}, got {self.max_new_tokens}")
         if not 0.0 <= self.temperature < math.inf:
             raise ValueError(f"temperature must be a number of at least 0, got {self.temperature!r}")
         if self.top_k is not None and self.top_k < 1:

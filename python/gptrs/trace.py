@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from gptrs.model import Transformer
-from gptrs.model.loss import crosses_an_end
+from gptrs.model.loss import IGNORED, crosses_an_end
 from gptrs.model.moe import Use
 from gptrs.tokenizer import Tokenizer
 
@@ -120,7 +120,7 @@ def _guess_further(
     ends = torch.zeros_like(tokens, dtype=torch.bool) if eot_id is None else tokens == eot_id
     states = model.further_states(hidden, tokens, positions, doc_ids)
     for depth, (state, _) in enumerate(states, start=1):
-        counts = ~crosses_an_end(ends, depth)  # (B, T - depth)
+        counts = ~crosses_an_end(ends, depth) & (targets[:, depth:] != IGNORED)  # (B, T - depth)
         logits, expected, main = model.logits(state)[counts], targets[:, depth:][counts], own[:, depth:][counts]
         guess = logits.argmax(dim=-1)
         loss = F.cross_entropy(logits.float(), expected, reduction="sum")

@@ -8,6 +8,7 @@ in it runs. What comes out is read by `hf.import_hf`, once before it gets its na
 """
 
 import json
+import re
 import shutil
 import zipfile
 from collections.abc import Mapping
@@ -73,7 +74,11 @@ def _load(source: Path) -> dict[str, Any]:
     except OSError:
         raise
     except Exception as error:  # of any kind: a damaged pickle fails wherever its bytes lead
-        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        # torch's own first line advises to load such a file all the same.
+        refused = re.search(
+            r"(?m)(?:WeightsUnpickler error: *|^)(.*unsupported GLOBAL.+?|Unsupported .+?)(?:\. |\.?$)", str(error)
+        )
+        first = refused[1] if refused else (str(error).strip() or type(error).__name__).splitlines()[0]
         hint = "hint: save tensors and plain values alone, as torch.save(model.state_dict(), …)"
         raise ValueError(f"{source}: expected a file of tensors by PyTorch: {first:.200}; {hint}") from error
     if not isinstance(given, dict):

@@ -123,6 +123,8 @@ class ModelConfig:
             raise ValueError(f"dropout must be at least 0 and below 1, got {self.dropout!r}")
         if not 1.0 <= self.rope_factor < math.inf:
             raise ValueError(f"rope_factor must be at least 1, got {self.rope_factor!r}")
+        if self.rope_factor > 1.0 and self.rope_theta <= 1.0:
+            raise ValueError(f"rope_theta must be above 1 where rope_factor is, got {self.rope_theta!r}")
         if not 0.0 <= self.rope_mscale < math.inf:
             raise ValueError(f"rope_mscale must be 0 or more, got {self.rope_mscale!r}")
         if self.rope_beta_slow > self.rope_beta_fast:

@@ -34,17 +34,26 @@ class Corpus:
     train: Dataset | Mixture
     val: Dataset
     sources: tuple[Source, ...]  # empty for prepared datasets
-    counts: npt.NDArray[np.int64]  # (V,) how often each id occurs in val
+    counts: npt.NDArray[np.int64]  # (V,) how often each id occurs in val; where it has loss bits, is to be predicted
 
     @property
     def unigram_entropy(self) -> float:
-        """Nats: the loss on val of a model that knows how often each token occurs there, and nothing else."""
+        """Nats: the loss on val of a model that knows how often each token comes there, and nothing else."""
         return entropy(self.counts)
 
     def bits_per_byte(self, loss: float) -> float:
-        """Returns a loss in nats for a token of val as bits for a byte of its text, without the first token."""
-        first = self.tokenizer.id_to_token(int(self.val.read(0, 1)[0])) or b""
-        return loss * (self.val.n_tokens - 1) / (n_text_bytes(self.val) - len(first)) / math.log(2)
+        """Returns a loss in nats for a token of val as bits for a byte of its text, without the first token; where val
+        has loss bits, of the text that is to be predicted."""
+        first_id = int(self.val.read(0, 1)[0])
+        first = self.tokenizer.id_to_token(first_id) or b""
+        if not self.val.has_loss_bits:
+            return loss * (self.val.n_tokens - 1) / (n_text_bytes(self.val) - len(first)) / math.log(2)
+        counts = self.counts.copy()
+        counts[first_id] -= int(self.val.loss_bits(0, 1)[0])
+        special = set(self.tokenizer.special_tokens.values())
+        ids = [int(i) for i in np.flatnonzero(counts) if i not in special]
+        n_bytes = sum(len(self.tokenizer.id_to_token(i) or b"") * int(counts[i]) for i in ids)
+        return loss * int(counts.sum()) / n_bytes / math.log(2) if n_bytes else math.nan
 
     def frequent_words(self, n: int) -> list[int]:
         """Returns the ids of the `n` most frequent tokens of val, those that are whole words first."""
@@ -144,7 +153,7 @@ def rows(
     world_size: int = 1,
 ) -> Iterator[Rows]:
     """Yields every row of the dataset in order, so that each token but the first is a target once; or `n_rows` of them,
-    evenly spread.
+    evenly spread. Where loss bits say that a token is not to be predicted, the target is -100.
 
     What remains after the full rows comes as one shorter row. Of several ranks each takes every world_size-th batch;
     those that would have one less than others read their first again, with no target that counts.
@@ -159,7 +168,7 @@ def rows(
     for step in range(0, len(pieces), world_size):
         is_there = step + rank < len(pieces)
         piece = pieces[step + rank] if is_there else pieces[0]
-        found = _rows([dataset.read(start, length + 1) for start, length in piece], device)
+        found = _rows(dataset, piece, device)
         yield found if is_there else Rows(found.tokens, torch.full_like(found.targets, IGNORED))
 
 
@@ -186,7 +195,11 @@ def _corpus(tokenizer: Tokenizer, train: Dataset | Mixture, val: Dataset, source
         raise ValueError(f"expected two tokens or more to evaluate on in {val.path}, got {val.n_tokens}")
     counts = np.zeros(tokenizer.vocab_size, np.int64)
     for start in range(0, val.n_tokens, _BLOCK):
-        counts += np.bincount(val.read(start, min(_BLOCK, val.n_tokens - start)), minlength=len(counts))
+        n = min(_BLOCK, val.n_tokens - start)
+        ids = val.read(start, n)
+        counts += np.bincount(ids[val.loss_bits(start, n)] if val.has_loss_bits else ids, minlength=len(counts))
+    if val.has_loss_bits and counts.sum() == val.loss_bits(0, 1)[0]:
+        raise ValueError(f"expected tokens to be predicted in {val.path}, got loss bits of none but the first")
     return Corpus(tokenizer=tokenizer, train=train, val=val, sources=sources, counts=counts)
 
 
@@ -197,7 +210,7 @@ def _split(text: tuple[str, ...], fraction: float, out: Path) -> tuple[tuple[Sou
     given = [{"path": str(file), "bytes": file.stat().st_size, "blake2b": digest(file)} for file in files]
     path = out / "split.json"
     if path.is_file():
-        split: dict[str, Any] = json.loads(path.read_bytes())
+        split = _read_split(path)
         if (changed := _first_difference(split["files"], given)) is not None:
             raise ValueError(
                 f"expected the text that the run began with, got another {changed}; hint: --fresh starts anew"
@@ -219,6 +232,16 @@ def _split(text: tuple[str, ...], fraction: float, out: Path) -> tuple[tuple[Sou
     return sources, [Path(p) for p in split["train"]], [Path(p) for p in split["val"]]
 
 
+def _read_split(path: Path) -> dict[str, Any]:
+    try:
+        split: Any = json.loads(path.read_bytes())
+    except ValueError as error:
+        raise ValueError(f"{path}: expected JSON: {error}; hint: --fresh starts anew") from error
+    if not isinstance(split, dict) or not {"files", "train", "val"} <= split.keys():
+        raise ValueError(f"{path}: expected files, train and val, got {split!r:.60}; hint: --fresh starts anew")
+    return split
+
+
 def _first_difference(before: list[dict[str, Any]], now: list[dict[str, Any]]) -> str | None:
     for old, new in zip(before, now, strict=False):
         if old != new:
@@ -226,6 +249,10 @@ def _first_difference(before: list[dict[str, Any]], now: list[dict[str, Any]]) -
     return None if len(before) == len(now) else f"number of files ({len(now)} instead of {len(before)})"
 
 
-def _rows(rows: list[npt.NDArray[np.uint32]], device: torch.device) -> Rows:
-    ids = torch.from_numpy(np.stack(rows).astype(np.int64)).to(device)  # (B, T + 1)
-    return Rows(ids[:, :-1], ids[:, 1:])
+def _rows(dataset: Dataset, piece: list[tuple[int, int]], device: torch.device) -> Rows:
+    ids = np.stack([dataset.read(start, length + 1) for start, length in piece]).astype(np.int64)  # (B, T + 1)
+    targets = ids[:, 1:].copy()
+    if dataset.has_loss_bits:
+        bits = np.stack([dataset.loss_bits(start + 1, length) for start, length in piece])  # (B, T)
+        targets[~bits] = IGNORED
+    return Rows(torch.from_numpy(ids[:, :-1]).to(device), torch.from_numpy(targets).to(device))

@@ -192,6 +192,7 @@ def mean_loss(
     """Returns the mean loss of a target that counts over all batches, in eval mode, and the number of such targets.
 
     Batches may differ in size. Of several ranks each gives its own batches, as many as every other.
+    Raises: ValueError when no target counts.
     """
     spread = spread or Spread(model, _alone(model), dtype=dtype)
     was_training = model.training
@@ -205,6 +206,8 @@ def mean_loss(
     finally:
         model.train(was_training)
     total, n = spread.world.sum(sums).tolist()
+    if not n:
+        raise ValueError("expected held-out rows with tokens to be predicted, got none; hint: a larger train.eval_rows")
     return total / n, int(n)
 
 
