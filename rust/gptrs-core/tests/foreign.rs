@@ -495,4 +495,7 @@ fn an_export_that_cannot_be_right_is_refused() {
     let options = ExportOptions { format: Format::Megatron, tokens_per_file: 1, drop_loss_bits: false };
     assert!(matches!(export(&dataset, out.path(), &options, &control), Err(Error::Interrupted)));
     assert!(!out.path().join("tokens.bin").exists() && !out.path().join("tokens.idx").exists());
+    exported(&dataset, out.path(), Format::Megatron, 100).unwrap();
+    let said = message(out.path(), Format::NanoGpt, 100);
+    assert!(said.contains("tokens.idx is of another export, this one has none; hint: "), "{said}");
 }

@@ -30,7 +30,8 @@ pub struct ExportOptions {
 /// Writes the tokens of `dataset` into the folder `out`; returns the files that were written.
 ///
 /// nanoGPT: `tokens.bin`. llm.c: `tokens_000000.bin`, …. Megatron-LM: `tokens.bin` and `tokens.idx`, a sequence for each
-/// document. Each file appears when it is whole; one of the same name is replaced.
+/// document. Each file appears when it is whole; one of the same name is replaced, and what a reader would take for one
+/// of these is refused.
 pub fn export(dataset: &Dataset, out: &Path, options: &ExportOptions, control: &Control) -> Result<Vec<PathBuf>> {
     let limit = i32::MAX as u64;
     if !(1..=limit).contains(&options.tokens_per_file) {
@@ -64,7 +65,10 @@ pub fn export(dataset: &Dataset, out: &Path, options: &ExportOptions, control: &
 }
 
 fn nanogpt(dataset: &Dataset, out: &Path, control: &Control) -> Result<Vec<PathBuf>> {
-    let path = out.join("tokens.bin");
+    let (path, index) = (out.join("tokens.bin"), out.join("tokens.idx"));
+    if index.try_exists().map_err(Error::io("open", &index))? {
+        return Err(of_another(&index, "has none"));
+    }
     let mut file = AtomicFile::create(&path)?;
     copy(dataset, 0..dataset.n_tokens(), Ids::U16, &mut file, control)?;
     file.commit()?;
@@ -96,11 +100,16 @@ fn refuse_others(out: &Path, n_files: u64) -> Result<()> {
     for entry in fs::read_dir(out).map_err(Error::io("list", out))? {
         let path = entry.map_err(Error::io("list", out))?.path();
         if llmc::index_of(&path).is_some_and(|i| i >= n_files) {
-            let message = format!("{} is of another export, this one has {n_files} files", path.display());
-            return Err(Error::Argument(format!("{message}; hint: choose another folder, or remove it")));
+            return Err(of_another(&path, &format!("has {n_files} files")));
         }
     }
     Ok(())
+}
+
+/// A reader would take the file at `path` for this export's.
+fn of_another(path: &Path, what: &str) -> Error {
+    let message = format!("{} is of another export, this one {what}", path.display());
+    Error::Argument(format!("{message}; hint: choose another folder, or remove it"))
 }
 
 fn megatron_lm(dataset: &Dataset, out: &Path, control: &Control) -> Result<Vec<PathBuf>> {
