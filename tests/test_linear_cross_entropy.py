@@ -1,5 +1,6 @@
 """The loss through the head some rows at a time, against the loss of all logits at once."""
 
+import os
 import subprocess
 import sys
 
@@ -123,10 +124,13 @@ print(peak() - before - (weight.nbytes + hidden.nbytes) / 1e6)
 """
 
 
-@pytest.mark.parametrize(("dtype", "at_most"), [("float32", 150), ("bfloat16", 250)])
+@pytest.mark.parametrize(("dtype", "at_most"), [("float32", 100), ("bfloat16", 180)])
 def test_all_logits_are_never_there(dtype, at_most):
     """Peak of the process above inputs and gradients, in MB; all logits in 32 bits alone are 410."""
-    done = subprocess.run([sys.executable, "-c", PEAK, dtype], capture_output=True, check=True, timeout=120)
+    # Large blocks go back at once: else the allocator keeps some, now these and now those, and the peak is 180 to 280.
+    environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": str(1 << 20)}
+    command = [sys.executable, "-c", PEAK, dtype]
+    done = subprocess.run(command, env=environment, capture_output=True, check=True, timeout=120)
     assert float(done.stdout) < at_most
 
 
