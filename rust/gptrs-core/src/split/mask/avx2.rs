@@ -73,15 +73,6 @@ fn high(block: &[u8; 64], kinds: &Kinds) -> High {
 #[inline(never)]
 #[target_feature(enable = "avx2,bmi1,bmi2,lzcnt,popcnt")]
 fn by_rows(block: &[u8; 64], halves: [__m256i; 2], mut hard: u64, kinds: &Kinds, found: &mut High) {
-    const BIT_OF: [u8; 32] = {
-        let mut bit_of = [0; 32];
-        let mut i = 0;
-        while i < 32 {
-            bit_of[i] = 1 << (i % 8);
-            i += 1;
-        }
-        bit_of
-    };
     // `max(x, first) == x` is `x >= first` without signs.
     let from = |byte: u8| {
         let first = _mm256_set1_epi8(byte as i8);
@@ -93,7 +84,7 @@ fn by_rows(block: &[u8; 64], halves: [__m256i; 2], mut hard: u64, kinds: &Kinds,
     // What each byte names as the last of a character: the byte of a row, and its bit.
     let seven = _mm256_set1_epi8(7);
     let places = halves.map(|half| _mm256_and_si256(_mm256_srli_epi16::<3>(half), seven));
-    let bits = halves.map(|half| _mm256_shuffle_epi8(load(&BIT_OF), _mm256_and_si256(half, seven)));
+    let bits = halves.map(|half| _mm256_shuffle_epi8(load(&const { one_of(8) }), _mm256_and_si256(half, seven)));
     let mut n_alone = 0;
     while hard.count_ones() >= FEW && n_alone < 2 {
         let at = hard.trailing_zeros() as usize;
@@ -125,19 +116,21 @@ fn by_rows(block: &[u8; 64], halves: [__m256i; 2], mut hard: u64, kinds: &Kinds,
 #[inline]
 #[target_feature(enable = "avx2")]
 fn easy_leads(half: __m256i, kinds: &Kinds) -> __m256i {
-    const BY_HIGH: [u8; 32] = {
-        let mut by_high = [0; 32];
-        let mut i = 0;
-        while i < 32 {
-            by_high[i] = 1 << (i % 4);
-            i += 1;
-        }
-        by_high
-    };
     let nibble = _mm256_set1_epi8(0x0F);
     let low = _mm256_shuffle_epi8(load(&kinds.easy_by_low), _mm256_and_si256(half, nibble));
-    let high = _mm256_shuffle_epi8(load(&BY_HIGH), _mm256_and_si256(_mm256_srli_epi16::<4>(half), nibble));
+    let high = _mm256_shuffle_epi8(load(&const { one_of(4) }), _mm256_and_si256(_mm256_srli_epi16::<4>(half), nibble));
     _mm256_cmpgt_epi8(_mm256_and_si256(low, high), _mm256_setzero_si256())
+}
+
+/// By index: one bit, at the place that the index has modulo `n`.
+const fn one_of(n: usize) -> [u8; 32] {
+    let mut bits = [0; 32];
+    let mut i = 0;
+    while i < 32 {
+        bits[i] = 1 << (i % n);
+        i += 1;
+    }
+    bits
 }
 
 /// See [`utf8::is_valid`].
