@@ -70,11 +70,11 @@ def kept_bytes(config: ModelConfig, *, checkpoints_blocks: bool) -> float:
     return sum(tensor.untyped_storage().nbytes() for tensor in held.values()) / (B * T)
 
 
-# LayerNorm and values as wide as keys: what a GPU runs as one kernel, the CPU does too and keeps nothing in between.
+# Values as wide as keys: what a GPU runs as one kernel, the CPU does too and keeps nothing in between.
 KEPT = {
     "gpt2": ModelConfig.preset("gpt2-small", n_layers=3, vocab_size=512, dim=384, n_heads=6),
-    "grouped": ModelConfig.preset("llama-small", n_layers=3, vocab_size=512, norm="layer"),
-    "latent": ModelConfig.preset("deepseek-tiny", vocab_size=512, v_head_dim=48, norm="layer", q_lora_rank=64),
+    "grouped": ModelConfig.preset("llama-small", n_layers=3, vocab_size=512),
+    "latent": ModelConfig.preset("deepseek-tiny", vocab_size=512, v_head_dim=48, q_lora_rank=64),
 }
 
 
@@ -93,7 +93,7 @@ def test_activations_are_what_torch_keeps(monkeypatch, name, checkpoints_blocks)
         expected = found.checkpointed - found.attention - max(ffn)
     # the gradient of the head is there already, in bfloat16, and is not a token's
     expected += 2 * config.vocab_size * config.dim * (1 + config.n_mtp_layers) / (B * T)
-    within = 0.05 if config.n_mtp_layers else 0.01  # a further token has a position less
+    within = 0.02 if config.n_mtp_layers else 0.01  # a further token has a position less
     assert kept_bytes(config, checkpoints_blocks=checkpoints_blocks) == pytest.approx(expected, rel=within)
 
 

@@ -13,6 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from gptrs.model.feed_forward import gated_backward
+
 
 def expert_by_expert(x: Tensor, up: Tensor, down: Tensor, weights: Tensor, order: Tensor, loads: Tensor) -> Tensor:
     """Σ weight·down(silu(gate(x))·value(x)) over the experts of each token, (N, C).
@@ -56,7 +58,7 @@ class _ExpertByExpert(torch.autograd.Function):
             weight = _weights_of(weights, places, h)  # (n,)
             if d_down is not None:
                 torch.mm(d_out.T, h.mul_(weight).T, out=d_down[expert])
-            d_high = _gated_backward(d_h.mul_(weight), high)  # (2·m, n)
+            d_high = gated_backward(d_h.mul_(weight), high, dim=0)  # (2·m, n)
             if d_up is not None:
                 torch.mm(d_high, x[tokens], out=d_up[expert])
             d_x.index_add_(0, tokens, d_high.T @ up[expert])
@@ -85,13 +87,3 @@ def _gated(high: Tensor) -> Tensor:
     """silu(gate)·value: (2·m, n) → (m, n)."""
     gate, value = high.chunk(2)
     return F.silu(gate).mul_(value)
-
-
-def _gated_backward(d_h: Tensor, high: Tensor) -> Tensor:
-    """The gradient of (gate | value): (m, n), (2·m, n) → (2·m, n)."""
-    gate, value = high.chunk(2)
-    d_high = torch.empty_like(high)
-    d_gate, d_value = d_high.chunk(2)
-    torch.mul(F.silu(gate), d_h, out=d_value)
-    torch.ops.aten.silu_backward.grad_input(d_h.mul_(value), gate, grad_input=d_gate)
-    return d_high

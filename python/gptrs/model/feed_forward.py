@@ -1,5 +1,8 @@
 """The dense feed-forward layer: every position by itself, through a wider space."""
 
+from typing import Any
+
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -32,11 +35,43 @@ class SwiGLU(nn.Module):
         self.down = nn.Linear(width, config.dim, bias=config.has_bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        gate, up = self.up(x).chunk(2, dim=-1)  # (B, T, width) each
-        y: Tensor = self.down(F.silu(gate) * up)  # (B, T, C)
+        y: Tensor = self.down(gated(self.up(x)))  # (B, T, C)
         return y
 
 
 def feed_forward(config: ModelConfig) -> FeedForward | SwiGLU:
     """The model's kind of dense layer."""
     return FeedForward(config) if config.feed_forward == "gelu" else SwiGLU(config, config.inter_dim)
+
+
+def gated(high: Tensor) -> Tensor:
+    """silu(gate)·value of (gate | value): (…, 2·width) → (…, width). The backward pass keeps its input alone."""
+    if torch.compiler.is_compiling():
+        gate, value = high.chunk(2, dim=-1)
+        return F.silu(gate) * value
+    y: Tensor = _Gated.apply(high)
+    return y
+
+
+class _Gated(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, high: Tensor) -> Tensor:
+        ctx.save_for_backward(high)
+        gate, value = high.chunk(2, dim=-1)  # (…, width) each
+        return F.silu(gate).mul_(value)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, dy: Tensor) -> Tensor:
+        (high,) = ctx.saved_tensors
+        return gated_backward(dy, high, dim=-1)
+
+
+def gated_backward(dy: Tensor, high: Tensor, *, dim: int) -> Tensor:
+    """The gradient of (gate | value), which stand one behind the other along `dim`."""
+    gate, value = high.chunk(2, dim)
+    d_high = torch.empty_like(high)
+    d_gate, d_value = d_high.chunk(2, dim)
+    torch.mul(F.silu(gate), dy, out=d_value)
+    torch.ops.aten.silu_backward.grad_input(dy * value, gate, grad_input=d_gate)
+    return d_high

@@ -5,9 +5,9 @@ All figures are formulas over `count.weights`. Assumptions, in one place:
     parameters   bfloat16 copy 2 bytes, its gradient 2; float32 master 4 and AdamW's two moments 8, for trained ones
     activations  what the backward pass keeps of each token: bfloat16, but float32 for the router; of the head the
                  gradient of the states alone, for logits come and go some rows at a time. Checkpointed: each block's
-                 input, and one block computed again; blocks of further tokens are kept whole. No dropout; norms and
-                 attention are one kernel each, which on the CPU is so for LayerNorm and for values as wide as keys
-                 alone: others keep more there
+                 input, and one block computed again; blocks of further tokens are kept whole. No dropout;
+                 attention is one kernel, which on the CPU is so for values as wide as keys alone: others keep more
+                 there
     ranks        data × expert × tensor. tensor: divides heads, inner widths and the vocabulary of embedding and head;
                  the residual stream, latents and the matrices that make them, positions, norms, routers and the matrix
                  that joins state and token are whole on each rank. expert: divides routed experts, and takes other
@@ -141,12 +141,12 @@ def activations(config: ModelConfig, *, tensor: int = 1) -> Activations:
     stream = 2 * 2 * C  # a branch's input before and behind its norm
     attention = stream + _attention_bytes(config, tensor)
     inner = math.ceil(config.inter_dim / tensor)
-    dense = stream + 2 * inner * (2 if config.feed_forward == "gelu" else 4)
+    dense = stream + 2 * inner * (2 if config.feed_forward == "gelu" else 3)
     experts = 0
     if E:
         m = math.ceil(config.moe_inter_dim / tensor)
-        routed = 2 * A * (3 * C + 4 * m)  # input, output, output times weight; gate, up, silu(gate), their product
-        experts = stream + 4 * C + 2 * 4 * E + routed + 2 * 4 * S * m
+        routed = 2 * A * (2 * C + 3 * m)  # input and output; gate, value, silu(gate)·value
+        experts = stream + 4 * C + 2 * 4 * E + routed + 2 * 3 * S * m
     head = stream  # its input, and the gradient of what the head reads
     layers = [attention + (experts if config.has_experts(layer) else dense) for layer in range(config.n_layers)]
     further = 2 * stream + attention + (experts or dense) + head  # two inputs, each before and behind its norm

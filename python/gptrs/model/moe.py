@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from gptrs.model.config import ModelConfig
 from gptrs.model.expert_by_expert import expert_by_expert
-from gptrs.model.feed_forward import SwiGLU
+from gptrs.model.feed_forward import SwiGLU, gated
 from gptrs.model.ranks import enter, exchange, leave, part
 
 _ALIGNED = 16  # bytes that the grouped product wants the inner sizes to be a multiple of
@@ -177,8 +177,8 @@ def _apply_afar(x: Tensor, ids: Tensor, weights: Tensor, up: Tensor, down: Tenso
 def _grouped(x: Tensor, loads: Tensor, up: Tensor, down: Tensor) -> Tensor:
     """(N·A, C), sorted by expert → (N·A, C), all experts in one product for each matrix."""
     ends = loads.cumsum(0).to(torch.int32)  # (E,)
-    gate, high = _product(x, up.transpose(-2, -1), ends).chunk(2, dim=-1)  # (N·A, m) each
-    return _product(F.silu(gate) * high, down.transpose(-2, -1), ends)
+    h = gated(_product(x, up.transpose(-2, -1), ends))  # (N·A, m)
+    return _product(h, down.transpose(-2, -1), ends)
 
 
 def _product(x: Tensor, matrices: Tensor, ends: Tensor) -> Tensor:
@@ -228,8 +228,7 @@ def _one_by_one(x: Tensor, loads: Tensor, up: Tensor, down: Tensor) -> Tensor:
     """The same, expert after expert."""
     out = []
     for stretch, wide, narrow in zip(torch.split(x, loads.tolist()), up, down, strict=True):
-        gate, high = F.linear(stretch, wide).chunk(2, dim=-1)
-        out.append(F.linear(F.silu(gate) * high, narrow))
+        out.append(F.linear(gated(F.linear(stretch, wide)), narrow))
     return torch.cat(out)
 
 
