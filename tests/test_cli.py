@@ -254,6 +254,8 @@ def test_every_verb_explains_itself_and_each_option(verb: tuple[str, ...]):
     assert command.help
     undescribed = [parameter.name for parameter in command.params if not getattr(parameter, "help", None)]
     assert undescribed in ([], ["help"])
+    swallowed = [parameter.name for parameter in command.params if "[" in (getattr(parameter, "help", None) or "")]
+    assert swallowed == [], "what looks like markup is not shown; show_default= is"
 
 
 def test_help_is_quick_and_plain(cli: Cli):

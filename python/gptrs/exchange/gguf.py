@@ -67,9 +67,10 @@ def export_gguf(
     """Writes a model and its tokenizer as a GGUF file; returns its path.
 
     Args: dtype: of the matrices; vectors, and the router's, stay in float32.
-    Raises: ValueError for a model or a tokenizer that the format does not have, naming the part; ModuleNotFoundError
-        without the gguf package.
+    Raises: ValueError for a model or a tokenizer that the format does not have, naming the part; OSError for a path
+        that is in no folder or is one; ModuleNotFoundError without the gguf package.
     """
+    check_place(path)
     gguf = package()
     config, file = model.config, Path(path)
     kind = _checked(config, tokenizer)
@@ -102,6 +103,18 @@ def export_gguf(
         raise
     sync_directory(file.parent)
     return file
+
+
+def check_place(path: str | os.PathLike[str]) -> None:
+    """Sees, before the work, that a file can have this path.
+
+    Raises: OSError when it is in no folder, or is one.
+    """
+    file = Path(path)
+    if not file.resolve().parent.is_dir():
+        raise FileNotFoundError(f"expected a file in a folder that exists, got {file}; hint: mkdir -p {file.parent}")
+    if file.is_dir():
+        raise IsADirectoryError(f"expected a file, got the folder {file}; hint: name a file in it")
 
 
 def package() -> Any:
