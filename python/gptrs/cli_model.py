@@ -129,6 +129,8 @@ def attention_command(
     model, tokenizer = open_model(run, checkpoint, device)
     if layer is not None and layer >= model.config.n_layers:
         raise ValueError(f"--layer must be below n_layers ({model.config.n_layers}), got {layer}")
+    if layer is not None and out is None:
+        raise typer.BadParameter("--layer says which layer is drawn and goes with --out FILE.png")
     ids = tokenizer.encode(text, allowed_special="all")
     tokens = torch.tensor([ids], dtype=torch.int64, device=model.embed.token.weight.device)
     weights = attention_map.attention_weights(model, tokens)

@@ -7,6 +7,7 @@ matrices of the absorbed form, that of the keys transposed. `gguf_read` fills a 
 
 import json
 import os
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
@@ -189,7 +190,9 @@ def _add_tokenizer(writer: Any, tokenizer: "Tokenizer", vocab_size: int) -> None
     # an id without a token is written as llama.cpp's converters do
     writer.add_token_list([texts.get(i, f"[PAD{i}]") for i in range(vocab_size)])
     writer.add_token_types([types.get(i, NORMAL if i in texts else UNUSED) for i in range(vocab_size)])
-    writer.add_token_merges(list(merges))
+    writer.add_token_merges(list(merges))  # an empty list is not written
+    if not file["model"]["merges"]:
+        warnings.warn("llama.cpp reads no tokenizer without merges, and this one has none", stacklevel=3)
     writer.add_add_bos_token(False)
     if tokenizer.eot_id is not None:
         writer.add_bos_token_id(tokenizer.eot_id)
