@@ -109,3 +109,5 @@ def test_command_draws_and_says_it(tmp_path: Path, corpus: Path):
     ):
         error = command(*arguments).exception
         assert isinstance(error, ValueError) and says in str(error)
+    undrawn = command("a b c", "--layer", 1)
+    assert undrawn.exit_code == 2 and "--layer says which layer is drawn" in undrawn.output

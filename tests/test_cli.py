@@ -225,6 +225,20 @@ def test_generate_needs_a_whole_checkpoint(run: Path, tmp_path: Path, cli: Cli):
     assert cli("generate").returncode == 2
 
 
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("prepare", "a.txt", "-t", "t.json", "-o", "x", "--stdin", "jsonl"), "--stdin jsonl says what standard"),
+        (("prepare", "a.txt", "-t", "t.json", "-o", "x", "--keep-tasks"), "--keep-tasks goes with --merge"),
+        (("data", "export", "x", "y", "--format", "nanogpt", "--tokens-per-file", 5), "goes with --format llmc"),
+        (("runs", ".", "--x", "time"), "goes with --html or --png"),
+    ],
+)
+def test_an_option_that_would_not_be_heeded_is_refused(cli: Cli, words: tuple[object, ...], message: str):
+    done = cli(*words, env={**os.environ, "COLUMNS": "200"})
+    assert done.returncode == 2 and message in done.stderr
+
+
 def test_the_version_is_the_packages(cli: Cli):
     assert cli("--version").stdout == f"gptrs {gptrs.__version__}\n"
 
@@ -254,6 +268,8 @@ def test_every_verb_explains_itself_and_each_option(verb: tuple[str, ...]):
     assert command.help
     undescribed = [parameter.name for parameter in command.params if not getattr(parameter, "help", None)]
     assert undescribed in ([], ["help"])
+    swallowed = [parameter.name for parameter in command.params if "[" in (getattr(parameter, "help", None) or "")]
+    assert swallowed == [], "what looks like markup is not shown; show_default= is"
 
 
 def test_help_is_quick_and_plain(cli: Cli):

@@ -342,6 +342,10 @@ def test_the_command_line_says_what_it_cannot_take(tmp_path, cli, gpt2_like):
         ),
         (("export", "-o", tmp_path / "out", "--dtype", "q8_0"), "expected --out FILE.gguf with --dtype q8_0"),
         (("export", "-o", tmp_path / "out"), "expected --run DIR or --checkpoint DIR"),
+        (
+            ("export", "--run", tmp_path / "run", "-o", tmp_path / "none" / "x.gguf"),
+            f"in a folder that exists, got {tmp_path / 'none' / 'x.gguf'}; hint: mkdir -p {tmp_path / 'none'}",
+        ),
     ):
         done = cli(*words)
         assert done.returncode != 0

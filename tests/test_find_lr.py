@@ -121,7 +121,7 @@ def _overrides(text: Path, run: Path) -> list[str]:
     return [*TINY, f"data.text={text}", f"run.dir={run}"]
 
 
-@pytest.mark.parametrize("more", [["--fresh"], ["--allow", "optim.lr"]])
+@pytest.mark.parametrize("more", [["--fresh"], ["--allow", "optim.lr"], ["--profile", "1,2"]])
 def test_it_takes_no_options_of_the_run(text: Path, tmp_path: Path, more: list[str]) -> None:
     arguments = ["train", "shakespeare_cpu", f"data.text={text}", f"run.dir={tmp_path / 'run'}", "--find-lr", *more]
     end = CliRunner().invoke(app, arguments)

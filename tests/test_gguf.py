@@ -14,6 +14,16 @@ from test_exchange import LATENT, MODELS, V2, V3, YARN, random_model, tokens
 gguf = pytest.importorskip("gguf")
 
 
+def test_a_path_that_no_file_can_have_is_named_before_the_work(tmp_path):
+    model = random_model(MODELS["gpt2"], torch.float32)
+    with pytest.raises(FileNotFoundError, match=f"in a folder that exists, got {tmp_path}/none/x.gguf; hint: mkdir -p"):
+        export_gguf(model, tmp_path / "none" / "x.gguf")
+    (tmp_path / "x.gguf").mkdir()
+    with pytest.raises(IsADirectoryError, match=f"expected a file, got the folder {tmp_path}/x.gguf"):
+        export_gguf(model, tmp_path / "x.gguf")
+    assert [path.name for path in tmp_path.iterdir()] == ["x.gguf"]
+
+
 @pytest.mark.parametrize("name", ["gpt2", "gpt2 untied", "llama", "llama mqa tied"])
 @pytest.mark.parametrize(("dtype", "tolerance"), [("F32", 1e-5), ("F16", 0.02)])
 def test_transformers_reader_gives_the_same_logits(tmp_path, gpt2_like, name, dtype, tolerance):

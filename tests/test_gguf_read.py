@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 
+from gptrs import Tokenizer
 from gptrs.cli_model import open_model
 from gptrs.exchange.gguf import export_gguf
 from test_exchange import MODELS, V2, V3, YARN, random_model, tokens
@@ -182,6 +183,14 @@ def test_unused_ids_have_no_token(tmp_path, gpt2_like):
         import_gguf_tokenizer(changed(path, tmp_path / "odd.gguf", {"tokenizer.ggml.merges": None}))
     with pytest.raises(ValueError, match=r"expected a list of str in tokenizer.ggml.merges, got 7"):
         import_gguf_tokenizer(changed(path, tmp_path / "odd.gguf", {"tokenizer.ggml.merges": [7]}))
+
+
+def test_a_vocabulary_of_bytes_has_no_merges_and_comes_back(tmp_path):
+    tok = Tokenizer.train_from_iterator(["a true friend"], 257, special_tokens=["<|endoftext|>"])
+    model = random_model(MODELS["gpt2"] | {"vocab_size": 257}, torch.float32)
+    with pytest.warns(UserWarning, match="llama.cpp reads no tokenizer without merges"):
+        path = export_gguf(model, tmp_path / "model.gguf", tokenizer=tok)
+    assert import_gguf_tokenizer(path) == tok
 
 
 @pytest.mark.parametrize(

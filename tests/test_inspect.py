@@ -164,3 +164,7 @@ def test_the_command_prints_and_writes(low: Tokenizer, tmp_path: Path, cli: Cli)
     assert (tmp_path / "page.html").read_text("utf-8") == page(low, pieces)
     wrong = cli("tokenizer", "inspect", file, "slower", "--html", tmp_path / "none" / "page.html")
     assert wrong.returncode == 1 and wrong.stderr.startswith("error: ") and "none" in wrong.stderr
+    (tmp_path / "folder").mkdir()
+    for place, reason in (("none/page.html", "No such file or directory"), ("folder", "Is a directory")):
+        wrong = cli("tokenizer", "inspect", file, "slower", "--html", tmp_path / place)
+        assert wrong.stderr.endswith(f"{reason}: '{tmp_path / place}'\n"), "the file that was asked for"

@@ -439,7 +439,8 @@ def test_a_damaged_split_is_named(text: Path, tmp_path: Path, damaged: str) -> N
 def test_the_time_cap_ends_a_run_well(text: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     result = pretrain.run(tiny(text, tmp_path / "run", "train.steps=1000000", "train.max_minutes=0.005"))
     assert result.is_capped and 0 < result.steps < 1_000_000 and (tmp_path / "run" / "result.json").exists()
-    assert f"ended by train.max_minutes after {result.steps} of 1000000 steps" in capsys.readouterr().out
+    said = f"ended by train.max_minutes after {result.steps} of 1000000 steps; hint: a larger one with --allow"
+    assert said in capsys.readouterr().out
     lines = [line for line in metrics.read(tmp_path / "run" / "metrics.jsonl") if line["kind"] == "train"]
     for before, line in itertools.pairwise(lines):  # the clock brings the rate down
         at = stand(before["step"], steps=10**6, elapsed_s=before["time_s"], max_seconds=0.3)

@@ -148,6 +148,16 @@ def test_the_folder_names_the_tokens_of_its_template(chat_like: Tokenizer, tmp_p
     assert sorted(path.name for path in tmp_path.iterdir()) == ["tokenizer.json", "tokenizer_config.json"]
 
 
+def test_a_folder_keeps_no_template_of_an_earlier_tokenizer(chat_like: Tokenizer, tmp_path: Path):
+    chat_like.save_pretrained(tmp_path, chat_template=CHAT)
+    (tmp_path / "notes.md").write_text("mine")
+    chat_like.save_pretrained(tmp_path)
+    left = {path.name for path in tmp_path.iterdir()}
+    assert {"notes.md", "tokenizer.json", "tokenizer_config.json"} <= left and "chat_template.jinja" not in left
+    transformers = pytest.importorskip("transformers")
+    assert transformers.AutoTokenizer.from_pretrained(tmp_path).chat_template is None
+
+
 def test_a_token_that_is_not_there_is_refused_before_a_file_is_written(chat_like: Tokenizer, tmp_path: Path):
     absent = "<pad>"
     with pytest.raises(ValueError, match="pad_token must be a special token of this tokenizer, got '<pad>'"):

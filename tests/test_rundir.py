@@ -19,6 +19,7 @@ from gptrs.train import rundir
 class Section:
     steps: int = 3
     words: tuple[str, ...] = ()
+    max_minutes: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -96,6 +97,28 @@ def test_a_finished_run_goes_on_with_more_steps_alone(tmp_path: Path) -> None:
     assert rundir.is_finished(tmp_path), "until its state was found to fit"
     rundir.settle(tmp_path, make(steps=4))
     assert not rundir.is_finished(tmp_path)
+
+
+def test_a_finished_run_without_time_left_says_that_more_steps_are_not_enough(tmp_path: Path) -> None:
+    begin(tmp_path, max_minutes=2.0)
+    rundir.finish(tmp_path, {"steps": 2, "is_capped": True, "seconds": 120.5})
+    says = r"trained for 2\.01 minutes, and train\.max_minutes ends it at 2; hint: .*--allow train\.max_minutes"
+    allow = ("train.steps", "train.max_minutes")
+    with pytest.raises(ValueError, match=says):
+        begin(tmp_path, steps=9, max_minutes=2.0, allow=allow)
+    for minutes in (3.0, None):
+        begin(tmp_path, steps=9, max_minutes=minutes, allow=allow)
+        begin(tmp_path, steps=3, max_minutes=minutes, allow=allow)
+
+
+@pytest.mark.parametrize("damaged", ["{", "[1]", "{}", "", "\udcff"])
+def test_a_damaged_result_is_named(tmp_path: Path, damaged: str) -> None:
+    begin(tmp_path)
+    (tmp_path / "result.json").write_bytes(damaged.encode("utf-8", "surrogateescape"))
+    with pytest.raises(ValueError, match=f"^{tmp_path}/result.json: expected .*; hint: remove it, and the command"):
+        begin(tmp_path)
+    (tmp_path / "result.json").unlink()
+    begin(tmp_path)
 
 
 def test_a_place_that_cannot_be_written_is_one_clear_error(tmp_path: Path) -> None:
@@ -182,5 +205,7 @@ def test_another_run_s_outcome_is_compared_on_the_same_tokens_alone(tmp_path: Pa
     for change, reason in changes:
         assert reason in str(rundir.beside(dataclasses.replace(own, **change), directory))  # type: ignore[arg-type]
     assert "No finished run in" in str(rundir.beside(own, tmp_path / "none"))
+    (directory / "result.json").write_text("{}")
+    assert f"cannot be read: {directory / 'result.json'}: expected val_loss among" in str(rundir.beside(own, directory))
     (directory / "config.toml").write_text("[run]\n")
     assert "cannot be read" in str(rundir.beside(own, directory))

@@ -103,3 +103,8 @@ def test_mistakes_are_one_line(cli: Cli, words: tuple[str, ...], message: str) -
 @pytest.mark.parametrize("words", [(), ("--compute", 1e19, "--layers"), ("--compute", 1e19, "--tokens", 1e9)])
 def test_what_does_not_go_together_is_a_wrong_command_line(cli: Cli, words: tuple[object, ...]) -> None:
     assert cli("plan", *words).returncode == 2
+
+
+def test_a_split_says_nothing_about_a_budget(cli: Cli) -> None:
+    done = cli("plan", "--compute", 1e19, "--micro-batch", 4)
+    assert done.returncode == 2 and "--compute goes with a kind, sizes" in done.stderr

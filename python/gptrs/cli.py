@@ -191,10 +191,8 @@ def train_command(
     from gptrs.train import config as train_config
     from gptrs.train import pretrain
 
-    if find_lr and (fresh or allow):
-        raise typer.BadParameter("--find-lr leaves the run alone, so it takes neither --fresh nor --allow")
-    if find_lr and (fresh or allow):
-        raise typer.BadParameter("--find-lr leaves the run alone and takes neither --fresh nor --allow")
+    if find_lr and (fresh or allow or profile is not None):
+        raise typer.BadParameter("--find-lr leaves the run alone and takes no --fresh, --allow or --profile")
     given, allowed = list(overrides or ()), list(allow or ())
     if profile is not None:
         given.append(f"log.profile={profile}")

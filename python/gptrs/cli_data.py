@@ -70,6 +70,10 @@ def prepare(
     Machines that share a folder share the work: run it with --task I --of N for every I from 0 to N - 1, in any order,
     then once with --of N --merge. On Slurm, --task $SLURM_ARRAY_TASK_ID; on a Ray cluster, --ray ADDRESS does it all.
     """
+    if stdin != "txt" and "-" not in files:
+        raise typer.BadParameter(f"--stdin {stdin} says what standard input holds, but no file is named -")
+    if keep_tasks and not (merge or ray):
+        raise typer.BadParameter("--keep-tasks goes with --merge or --ray ADDRESS")
     from gptrs import dataset as datasets
     from gptrs import train_and_prepare
     from gptrs.corpus import standard_input
@@ -177,19 +181,22 @@ def data_export(
     path: Folder,
     out: Annotated[str, typer.Argument(help="The folder for the files.", metavar="OUT")],
     format: Annotated[Literal["nanogpt", "llmc", "megatron"], typer.Option(help="Whose format.")],
-    tokens_per_file: Annotated[int, typer.Option(help="Most tokens in a file of llmc.", min=1)] = 100_000_000,
+    tokens_per_file: Annotated[
+        int | None, typer.Option(help="Most tokens in a file of llmc.", show_default="100000000", min=1)
+    ] = None,
     drop_loss_bits: Annotated[
         bool, typer.Option("--drop-loss-bits", help="Leave loss bits behind: readers predict every token.")
     ] = False,
     progress: Progress = True,
 ) -> None:
     """Write a dataset as token files of nanoGPT, llm.c or Megatron-LM."""
+    if tokens_per_file is not None and format != "llmc":
+        raise typer.BadParameter(f"--tokens-per-file goes with --format llmc, files of {format} are not divided")
     from gptrs.dataset import Dataset
 
     dataset = Dataset(path)
-    files = dataset.export(
-        out, format, tokens_per_file=tokens_per_file, drop_loss_bits=drop_loss_bits, progress=progress
-    )
+    n = tokens_per_file or 100_000_000
+    files = dataset.export(out, format, tokens_per_file=n, drop_loss_bits=drop_loss_bits, progress=progress)
     if dataset.has_loss_bits:
         typer.echo("loss bits stayed behind: readers of these files predict every token", err=True)
     for file in files:

@@ -39,7 +39,8 @@ def generate_command(
         str, typer.Option("--prompt", "-p", help="The text to go on from.", show_default="a new line")
     ] = "\n",
     max_new_tokens: Annotated[
-        int | None, typer.Option("--max-new-tokens", "-n", help="Tokens at most. [default: 200, or what fits]", min=1)
+        int | None,
+        typer.Option("--max-new-tokens", "-n", help="Tokens at most.", show_default="200, or what fits", min=1),
     ] = None,
     temperature: Annotated[float, typer.Option(help="0 takes the likeliest token; 1 draws as the model says.")] = 0.8,
     top_k: Annotated[int | None, typer.Option(help="Draw from this many of the likeliest tokens.")] = None,
@@ -128,6 +129,8 @@ def attention_command(
     model, tokenizer = open_model(run, checkpoint, device)
     if layer is not None and layer >= model.config.n_layers:
         raise ValueError(f"--layer must be below n_layers ({model.config.n_layers}), got {layer}")
+    if layer is not None and out is None:
+        raise typer.BadParameter("--layer says which layer is drawn and goes with --out FILE.png")
     ids = tokenizer.encode(text, allowed_special="all")
     tokens = torch.tensor([ids], dtype=torch.int64, device=model.embed.token.weight.device)
     weights = attention_map.attention_weights(model, tokens)
@@ -227,6 +230,9 @@ def export_command(
 
     from gptrs.exchange import gguf, hf
 
+    if is_gguf:
+        gguf.package()
+        gguf.check_place(out)
     model, tokenizer = open_model(run, checkpoint, "cpu", is_averaged=ema)
     if is_gguf:
         gguf.export_gguf(model, out, tokenizer=tokenizer, dtype=_GGUF_TYPES[dtype])

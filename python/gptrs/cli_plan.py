@@ -27,14 +27,15 @@ def plan(
     ] = None,
     layers: Annotated[bool, typer.Option("--layers", help="A table by layer too.")] = False,
     seq_len: Annotated[
-        int | None, typer.Option(help="Positions of FLOPs and activations. [default: max_seq_len, at most 4096]", min=1)
+        int | None,
+        typer.Option(help="Positions of FLOPs and activations.", show_default="max_seq_len, at most 4096", min=1),
     ] = None,
     data_parallel: Annotated[int, typer.Option(help="Ranks that divide the batch.", min=1)] = 1,
     expert_parallel: Annotated[int, typer.Option(help="Ranks that divide routed experts, and the batch.", min=1)] = 1,
     tensor_parallel: Annotated[int, typer.Option(help="Ranks that divide every matrix.", min=1)] = 1,
     micro_batch: Annotated[int, typer.Option(help="Sequences that a rank computes at a time.", min=1)] = 1,
     tokens: Annotated[float | None, typer.Option(help="Tokens of a run whose hours are asked for: 14.8e12.")] = None,
-    gpus: Annotated[int | None, typer.Option(help="Its GPUs. [default: the ranks of the split]", min=1)] = None,
+    gpus: Annotated[int | None, typer.Option(help="Its GPUs.", show_default="the ranks of the split", min=1)] = None,
     peak_tflops: Annotated[float, typer.Option(help="TFLOP/s of a GPU, dense; 989: H100, bfloat16.")] = _PEAK_TFLOPS,
     mfu: Annotated[float, typer.Option(help="The share of the peak that the run reaches.")] = _MFU,
     price: Annotated[float | None, typer.Option(help="Of a GPU's hour, in any currency.")] = None,
@@ -59,7 +60,7 @@ def plan(
     config = plans.find(name, overrides or ())
     split = plans.Split(data=data_parallel, expert=expert_parallel, tensor=tensor_parallel, micro_batch=micro_batch)
     if compute is not None:
-        if tokens is not None or layers or released or check or split.world > 1 or seq_len is not None:
+        if tokens is not None or layers or released or check or split.world * micro_batch > 1 or seq_len:
             raise typer.BadParameter("--compute goes with a kind, sizes, --gpus, --peak-tflops, --mfu, --price alone")
         _compute(compute, config, name, (gpus or 1, peak_tflops, mfu, price), as_json=as_json, plot=plot)
         return

@@ -32,6 +32,8 @@ def runs_command(
     for option, path, suffix in (("--html", html, ".html"), ("--png", png, ".png")):
         if path is not None and (Path(path).suffix != suffix or not Path(path).resolve().parent.is_dir()):
             raise ValueError(f"{option} must be a {suffix} file in a folder that exists, got {path}")
+    if x != "step" and html is None and png is None:
+        raise typer.BadParameter("--x says what curves are drawn over and goes with --html or --png")
     if png is not None and find_spec("matplotlib") is None:
         raise ModuleNotFoundError("--png needs matplotlib, which is not installed; hint: pip install 'gptrs[train]'")
     places = folders or ["runs"]

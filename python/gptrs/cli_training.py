@@ -26,10 +26,10 @@ def train(
         list[str] | None, typer.Option(help="A count file to train on; may be repeated, and FILES are more of them.")
     ] = None,
     pattern: Annotated[
-        str | None, typer.Option(help=f"{_PATTERN} [default: gpt2, or that of --base or the count files]")
+        str | None, typer.Option(help=_PATTERN, show_default="gpt2, or that of --base or the count files")
     ] = None,
     special: Annotated[
-        list[str] | None, typer.Option(help="A special token; may be repeated. [default: <|endoftext|>]")
+        list[str] | None, typer.Option(help="A special token; may be repeated.", show_default="<|endoftext|>")
     ] = None,
     min_count: Annotated[int, typer.Option(help="A pair must occur this often to be merged.", min=1)] = 1,
     max_token_bytes: Annotated[int | None, typer.Option(help="The longest token that a merge makes.", min=2)] = None,

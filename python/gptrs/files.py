@@ -3,6 +3,7 @@
 import hashlib
 import os
 from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -17,14 +18,18 @@ class Written(NamedTuple):
 
 
 def write_atomic(path: Path, data: bytes) -> None:
-    """Writes `data` to `path`: after a kill or a full disk there is the old file or the new one, never a part."""
+    """Writes `data` to `path`: after a kill or a full disk there is the old file or the new one, never a part.
+
+    Raises: OSError that names `path`.
+    """
     temporary = temporary_of(path)
     try:
         write_synced(temporary, data)
         temporary.replace(path)
-    except OSError:
-        temporary.unlink(missing_ok=True)
-        raise
+    except OSError as error:
+        with suppress(OSError):  # where nothing can be written, that says nothing new
+            temporary.unlink(missing_ok=True)
+        raise OSError(error.errno, error.strerror, str(path)) from error
     sync_directory(path.parent)
 
 

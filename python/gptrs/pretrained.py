@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 
 # What a repository may hold, the best first; a list is one tokenizer.
 _FILES = (["tokenizer.json"], ["vocab.json", "merges.txt"])
+_TEMPLATE = "chat_template.jinja"
 
 
 def download(name: str, **options: Any) -> str:
@@ -102,7 +103,7 @@ def save(
     pad_token: str | None,
     model_max_length: int | None,
 ) -> None:
-    """Writes the folder that `transformers.AutoTokenizer.from_pretrained` loads."""
+    """Writes the folder that `transformers.AutoTokenizer.from_pretrained` loads, over that of an earlier tokenizer."""
     named = {"bos_token": bos_token or _first_added(core), "eos_token": eos_token or _end(core), "pad_token": pad_token}
     for name, token in named.items():
         if token is not None and token not in core.special_tokens:
@@ -119,7 +120,9 @@ def save(
     core.write(str(path / "tokenizer.json"))  # first, as not every tokenizer can be written so
     if chat_template is not None:
         config["chat_template"] = chat_template  # read by transformers 4, whatever its version
-        (path / "chat_template.jinja").write_text(chat_template, "utf-8", newline="\n")
+        (path / _TEMPLATE).write_text(chat_template, "utf-8", newline="\n")
+    else:
+        (path / _TEMPLATE).unlink(missing_ok=True)  # an earlier tokenizer's would be taken for this one's
     text = json.dumps(config, indent=2, ensure_ascii=False) + "\n"
     (path / "tokenizer_config.json").write_text(text, "utf-8", newline="\n")
 

@@ -7,6 +7,7 @@ matrices of the absorbed form, that of the keys transposed. `gguf_read` fills a 
 
 import json
 import os
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
@@ -67,9 +68,10 @@ def export_gguf(
     """Writes a model and its tokenizer as a GGUF file; returns its path.
 
     Args: dtype: of the matrices; vectors, and the router's, stay in float32.
-    Raises: ValueError for a model or a tokenizer that the format does not have, naming the part; ModuleNotFoundError
-        without the gguf package.
+    Raises: ValueError for a model or a tokenizer that the format does not have, naming the part; OSError for a path
+        that is in no folder or is one; ModuleNotFoundError without the gguf package.
     """
+    check_place(path)
     gguf = package()
     config, file = model.config, Path(path)
     kind = _checked(config, tokenizer)
@@ -102,6 +104,18 @@ def export_gguf(
         raise
     sync_directory(file.parent)
     return file
+
+
+def check_place(path: str | os.PathLike[str]) -> None:
+    """Sees, before the work, that a file can have this path.
+
+    Raises: OSError when it is in no folder, or is one.
+    """
+    file = Path(path)
+    if not file.resolve().parent.is_dir():
+        raise FileNotFoundError(f"expected a file in a folder that exists, got {file}; hint: mkdir -p {file.parent}")
+    if file.is_dir():
+        raise IsADirectoryError(f"expected a file, got the folder {file}; hint: name a file in it")
 
 
 def package() -> Any:
@@ -176,7 +190,9 @@ def _add_tokenizer(writer: Any, tokenizer: "Tokenizer", vocab_size: int) -> None
     # an id without a token is written as llama.cpp's converters do
     writer.add_token_list([texts.get(i, f"[PAD{i}]") for i in range(vocab_size)])
     writer.add_token_types([types.get(i, NORMAL if i in texts else UNUSED) for i in range(vocab_size)])
-    writer.add_token_merges(list(merges))
+    writer.add_token_merges(list(merges))  # an empty list is not written
+    if not file["model"]["merges"]:
+        warnings.warn("llama.cpp reads no tokenizer without merges, and this one has none", stacklevel=3)
     writer.add_add_bos_token(False)
     if tokenizer.eot_id is not None:
         writer.add_bos_token_id(tokenizer.eot_id)

@@ -100,7 +100,7 @@ def import_gguf_tokenizer(path: str | os.PathLike[str]) -> Tokenizer | None:
 
 def _tokenizer_json(file: Any, pattern: str, *, looks_up_pieces: bool) -> dict[str, Any]:
     """The tokenizer.json of a file's lists."""
-    tokens, merges = (_list(file, f"tokenizer.ggml.{name}", str) for name in ("tokens", "merges"))
+    tokens = _list(file, "tokenizer.ggml.tokens", str)
     key = "tokenizer.ggml.token_type"
     types = _list(file, key, int) if file.names(key) else [gguf.NORMAL] * len(tokens)
     if len(types) != len(tokens):
@@ -110,6 +110,10 @@ def _tokenizer_json(file: Any, pattern: str, *, looks_up_pieces: bool) -> dict[s
     bytes_alone = _core.Tokenizer.from_ranks([(bytes([byte]), byte) for byte in range(256)], pattern, [], "")
     out: dict[str, Any] = json.loads(bytes_alone.to_json())  # of these the pattern and what goes with it stay
     used = [(i, text, kind) for i, (text, kind) in enumerate(zip(tokens, types, strict=True)) if kind != gguf.UNUSED]
+    # an empty list is never in a file: where every token is a byte, there are none
+    has_merges = any(kind == gguf.NORMAL and len(text) > 1 for _, text, kind in used)
+    key = "tokenizer.ggml.merges"
+    merges = _list(file, key, str) if has_merges or file.names(key) else []
     out["model"] |= {
         "vocab": {text: i for i, text, _ in used}, "merges": merges, "ignore_merges": looks_up_pieces,
     }  # fmt: skip

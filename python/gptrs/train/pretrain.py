@@ -235,7 +235,8 @@ class Session:
         for prompt, text in self.looks.samples:
             say(f"── sample, prompt {prompt!r}\n{prompt}{text}\n")
         if result.is_capped:
-            say(f"ended by train.max_minutes after {result.steps} of {self.config.train.steps} steps")
+            told = f"ended by train.max_minutes after {result.steps} of {self.config.train.steps} steps"
+            say(f"{told}; hint: a larger one with --allow train.max_minutes trains on")
         say(f"run directory {self.dir}, report {self.dir / 'report.html'}")
         if isinstance(self.beside, rundir.Outcome):
             say(f"beside it, run {self.beside.name}: val loss {self.beside.result['val_loss']:.4f}")

@@ -86,6 +86,22 @@ def finish(directory: Path, result: Mapping[str, Any]) -> None:
     write_atomic(directory / RESULT, (json.dumps(result, indent=1) + "\n").encode())
 
 
+def _result(directory: Path, *needed: str) -> dict[str, Any]:
+    """What result.json holds, with what is needed of it.
+
+    Raises: ValueError, naming the file, when it is damaged.
+    """
+    path = directory / RESULT
+    hint = "hint: remove it, and the command that made the run ends it again from its newest checkpoint"
+    try:
+        result = json.loads(path.read_bytes())
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path}: expected JSON: {error}; {hint}") from error
+    if not isinstance(result, dict) or any(name not in result for name in needed):
+        raise ValueError(f"{path}: expected {', '.join(needed)} among its keys, got {result!r:.60}; {hint}")
+    return result
+
+
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class Outcome:
     """What a run came to, and on what."""
@@ -108,7 +124,7 @@ def outcome(directory: Path) -> Outcome | None:
     train = Mixture(sources) if sources else Dataset(data.get("train") or directory / "data" / "train")
     return Outcome(
         name=config["run"]["name"],
-        result=json.loads((directory / RESULT).read_bytes()),
+        result=_result(directory, "val_loss"),
         lines=[json.loads(line) for line in (directory / "metrics.jsonl").read_bytes().splitlines()],
         tokenizer=val.tokenizer_digest,
         data=(train.fingerprint, val.fingerprint),
@@ -161,9 +177,18 @@ def _check(directory: Path, config: Any, allow: tuple[str, ...]) -> None:
         return
     found = resume.changes(configs.load(type(config), directory / CONFIG), config)
     resume.check(found, allow, schema=type(config), where=str(directory), hint=hint)
-    if is_finished(directory) and not _is_longer(found, json.loads((directory / RESULT).read_bytes())):
+    if not is_finished(directory):
+        return
+    result, minutes = _result(directory, "steps"), config.train.max_minutes
+    if not _is_longer(found, result):
         longer = "a larger train.steps with --allow train.steps trains on"
         raise ValueError(f"{directory} holds a finished run of this config; {hint}, {longer}")
+    if minutes is not None and 60 * minutes <= result["seconds"]:  # it would end again at once
+        raise ValueError(
+            f"{directory} holds a finished run that trained for {result['seconds'] / 60:.3g} minutes, and "
+            f"train.max_minutes ends it at {minutes:g}; hint: a larger train.max_minutes, or none, with "
+            "--allow train.max_minutes trains on"
+        )
 
 
 def _is_longer(found: Sequence[resume.Change], result: Mapping[str, Any]) -> bool:
