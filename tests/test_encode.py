@@ -255,3 +255,18 @@ def test_a_batch_of_ids_decodes_as_one_by_one(gpt2_like: Tokenizer, stdlib_files
     assert gpt2_like.decode_batch([]) == []
     with pytest.raises(ValueError, match="id 5000"):
         gpt2_like.decode_batch([[65], [5000]])
+
+
+def test_an_error_in_a_batch_says_in_which_text(gpt2_like: Tokenizer):
+    for call in (gpt2_like.encode_batch, gpt2_like.count_batch, gpt2_like.encode_batch_with_offsets):
+        with pytest.raises(TypeError, match=r"^text 2: expected str or bytes, got int$"):
+            call(["a", b"b", 3])  # type: ignore[list-item]
+    with pytest.raises(
+        ValueError, match=r'^text 1: the text contains the special token "<.endoftext.>" at byte 1; hint'
+    ):
+        gpt2_like.encode_batch(["a", "b<|endoftext|>"], disallowed_special="all")
+    for n in (0, 100_000):
+        with pytest.raises(ValueError, match=f"^the text contains the special token .* at byte {n}; hint"):
+            gpt2_like.encode("b" * n + "<|endoftext|>")
+    with pytest.raises(TypeError, match=r"^text 1: expected a text, got 3; hint"):
+        gpt2_like.as_hf().encode_batch(["a", 3])

@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -17,6 +18,7 @@ from hypothesis import strategies as st
 import gptrs
 from conftest import Cli
 from gptrs import Dataset, Tokenizer, prepare, prepare_documents
+from gptrs.holdout import files_of
 
 TEXTS = ["One hat.\n", "", "Zwei Hüte 帽子", "One hat.\n", "three " * 3000, "\u2028"]
 
@@ -284,3 +286,39 @@ def test_a_dataset_of_hugging_face_is_documents(tok: Tokenizer, tmp_path: Path):
         assert texts_of(prepare_documents(documents, tok, tmp_path / str(i)), tok) == TEXTS
     with pytest.raises(TypeError, match="hint: give one split"):
         prepare_documents(datasets.DatasetDict(train=table), tok, tmp_path / "other")
+
+
+def test_limits_that_leave_nothing_say_how_many_each_left_out(tok: Tokenizer, tmp_path: Path):
+    texts = ["one", "a long one here", "one", ""]
+    for options, counts in (
+        (
+            {"min_document_bytes": 4, "max_document_bytes": 5},
+            "min_document_bytes=4 left out 3, max_document_bytes=5 left out 1",
+        ),
+        ({"min_document_bytes": 100, "dedup": True}, "min_document_bytes=100 left out 4"),
+    ):
+        with pytest.raises(ValueError, match=f"^no text is left: of 4 documents {counts}; hint: "):
+            prepare_documents(texts, tok, tmp_path / "out", **options)
+        file = tmp_path / "a.jsonl"
+        file.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+        for task in range(2):
+            gptrs.prepare_task(file, tok, tmp_path / "tasks", task, 2, **options)
+        with pytest.raises(ValueError, match=f"^no text is left: of 4 documents {counts}; hint: "):
+            gptrs.merge_tasks(file, tok, tmp_path / "tasks", 2, **options)
+        shutil.rmtree(tmp_path / "tasks")
+
+
+def test_a_link_to_nothing_in_a_folder_is_refused_by_name(tok: Tokenizer, tmp_path: Path):
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data/a.txt").write_text("some text")
+    (tmp_path / "data/b.txt").symlink_to(tmp_path / "gone.txt")
+    for read in (
+        lambda: prepare(tmp_path / "data", tok, tmp_path / "out"),
+        lambda: tok.encode_files(tmp_path / "data"),
+        lambda: Tokenizer.train(tmp_path / "data", 260),
+        lambda: files_of((str(tmp_path / "data"),)),
+    ):
+        with pytest.raises(FileNotFoundError, match=r"b.txt: it is a link to .*gone.txt, which is not there; hint: "):
+            read()
+    (tmp_path / "gone.txt").write_text("there again")
+    assert prepare(tmp_path / "data", tok, tmp_path / "out").n_documents == 2

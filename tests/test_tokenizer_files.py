@@ -4,6 +4,7 @@ import base64
 import gzip
 import hashlib
 import json
+import warnings
 from pathlib import Path
 
 import pytest
@@ -159,3 +160,87 @@ def test_published_vocabularies_give_tiktokens_digests(
             assert got == expected[peer], (name, peer)
             n_compared += 1
     assert n_compared >= 200
+
+
+LENGTHS = {
+    "truncation": {"direction": "Right", "max_length": 4, "strategy": "LongestFirst", "stride": 0},
+    "padding": {
+        "strategy": "BatchLongest", "direction": "Right", "pad_to_multiple_of": None,
+        "pad_id": 0, "pad_type_id": 0, "pad_token": "!",
+    },
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("names", [["truncation"], ["padding"], ["truncation", "padding"]])
+def test_lengths_in_a_tokenizer_json_are_left_to_the_caller_with_a_warning(
+    gpt2_like: Tokenizer, tmp_path: Path, names: list[str]
+):
+    file = json.loads(gpt2_like.to_json()) | {name: LENGTHS[name] for name in names}
+    theirs = tokenizers.Tokenizer.from_str(json.dumps(file))
+    assert (theirs.truncation is not None) == ("truncation" in names)
+    (tmp_path / "tokenizer.json").write_text(json.dumps(file))
+    with pytest.warns(UserWarning, match=f"asks for {' and '.join(names)}, not applied; hint: ") as warned:
+        read = Tokenizer.from_file(tmp_path)
+    assert len(warned) == 1 and warned[0].filename == __file__
+    with pytest.warns(UserWarning, match=names[0]):
+        assert Tokenizer.from_json(json.dumps(file)) == read == gpt2_like
+    theirs.no_truncation()
+    theirs.no_padding()
+    text = "neither cut nor filled, whatever the file says"
+    assert read.encode(text) == theirs.encode(text).ids
+    assert json.loads(read.to_json())["truncation"] is None and json.loads(read.to_json())["padding"] is None
+
+
+@pytest.mark.parametrize("name", LENGTHS)
+def test_lengths_that_hugging_face_refuses_are_refused(gpt2_like: Tokenizer, name: str):
+    for field in set(LENGTHS[name]) - {"pad_to_multiple_of"} - ({"direction"} if name == "truncation" else set()):
+        file = json.loads(gpt2_like.to_json()) | {name: {k: v for k, v in LENGTHS[name].items() if k != field}}
+        with pytest.raises(Exception, match="missing field"):
+            tokenizers.Tokenizer.from_str(json.dumps(file))
+        with pytest.raises(ValueError, match=f"as {name}"):
+            Tokenizer.from_json(json.dumps(file))
+
+
+def test_a_file_that_does_not_hold_all_of_a_tokenizer_says_so(gpt2_like: Tokenizer, tmp_path: Path):
+    end = gpt2_like.special_tokens["<|endoftext|>"]
+    with pytest.warns(UserWarning, match=rf"special tokens .\"<.endoftext.>\": {end}.*hint: save tokenizer.json"):
+        gpt2_like.save(tmp_path / "mine.tiktoken")
+    assert Tokenizer.from_file(tmp_path / "mine.tiktoken", pattern="gpt2").special_tokens == {}
+    form = json.loads(gpt2_like.to_json()) | {"normalizer": {"type": "NFC"}}
+    composed = Tokenizer.from_json(json.dumps(form))
+    with pytest.warns(UserWarning, match="and the normalizer NFC"):
+        composed.save(tmp_path / "mine.tiktoken")
+    with pytest.warns(UserWarning, match="does not hold the normalizer NFC"):
+        composed.save(tmp_path / "merges.txt")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        composed.save(tmp_path / "tokenizer.json")
+        gpt2_like.save(tmp_path / "merges.txt")
+        Tokenizer.train_from_iterator(["abab"], 257, special_tokens=[]).save(tmp_path / "plain.tiktoken")
+    assert Tokenizer.from_file(tmp_path / "merges.txt").special_tokens == gpt2_like.special_tokens
+
+
+def test_an_added_token_has_the_number_that_hugging_face_gives_it_or_is_refused(gpt2_like: Tokenizer):
+    file = json.loads(gpt2_like.to_json())
+    n = len(file["model"]["vocab"])
+    flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
+    for ids in ([n, n + 1], [n + 1, n], [n, n + 2], [n + 3]):
+        own = {f"<{i}>": number for i, number in enumerate(ids)}
+        new = [{"id": number, "content": text, **flags} for text, number in own.items()]
+        text = json.dumps(file | {"added_tokens": file["added_tokens"] + new})
+        theirs = tokenizers.Tokenizer.from_str(text)
+        if all(theirs.token_to_id(name) == number for name, number in own.items()):
+            assert Tokenizer.from_json(text).special_tokens.items() >= own.items()
+        else:
+            with pytest.raises(ValueError, match=r"has id \d+, but Hugging Face makes it \d+.*hint: "):
+                Tokenizer.from_json(text)
+
+
+def test_a_class_of_ascii_that_is_one_of_unicode_for_hugging_face_is_refused(gpt2_like: Tokenizer):
+    file = json.loads(gpt2_like.to_json())
+    for regex in ("[[:punct:]]", "[^[:alpha:]]+"):
+        split = {"type": "Split", "pattern": {"Regex": regex}, "behavior": "Isolated", "invert": False}
+        steps = [split, {"type": "ByteLevel", "add_prefix_space": False, "use_regex": False}]
+        file["pre_tokenizer"] = {"type": "Sequence", "pretokenizers": steps}
+        with pytest.raises(ValueError, match=r"\[:name:\] has ASCII alone here"):
+            Tokenizer.from_json(json.dumps(file))

@@ -344,3 +344,38 @@ def test_an_added_token_shows_the_white_space_that_it_takes(trims: bool, gpt2_li
     view = Tokenizer.from_json(peer.to_str()).as_hf()
     for text in ("a  <mask> b", "<mask>\n<r> \n\tc", "é <r>  <mask><r>", "x\u3000\u2003<mask>", "\u00a0<mask>"):
         assert_equal(view.encode(text), peer.encode(text), text)
+
+
+def test_places_of_pieces_are_those_of_tokenizers(views: tuple[HuggingFaceView, tokenizers.Tokenizer]):
+    for texts in ((TEXTS[3],), (TEXTS[1], TEXTS[5])):
+        ours, theirs = (view.encode(*texts) for view in views)
+        for sequence in range(len(texts)):
+            for i in range(len(ours) + 2):
+                for name in ("word_to_tokens", "word_to_chars", "char_to_word", "char_to_token"):
+                    assert getattr(ours, name)(i, sequence) == getattr(theirs, name)(i, sequence), (name, i, sequence)
+
+
+@pytest.mark.parametrize("direction", ["left", "right"])
+def test_one_encoding_is_cut_and_filled_as_by_tokenizers(
+    views: tuple[HuggingFaceView, tokenizers.Tokenizer], direction: Any
+):
+    for length, stride in ((0, 0), (3, 0), (4, 2), (1000, 0)):
+        ours, theirs = (view.encode(TEXTS[5]) for view in views)
+        for one in (ours, theirs):
+            one.truncate(length, stride, direction)
+            one.pad(12, direction=direction, pad_id=5, pad_type_id=1, pad_token="!")  # noqa: S106
+        for mine, other in zip((ours, *ours.overflowing), (theirs, *theirs.overflowing), strict=True):
+            for name in ("ids", "type_ids", "tokens", "offsets", "attention_mask", "special_tokens_mask", "word_ids"):
+                assert getattr(mine, name) == getattr(other, name), (name, length)
+    with pytest.raises(ValueError, match="direction"):
+        ours.pad(3, direction="up")  # type: ignore[arg-type]
+
+
+def test_an_added_token_that_is_an_ordinary_one_too_stays_in_the_vocabulary_without_added_ones():
+    file = json.loads(Tokenizer.train_from_iterator(["abab"], 257, special_tokens=[]).to_json())
+    flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": False}
+    file["added_tokens"] = [{"id": 256, "content": "ab", **flags}, {"id": 257, "content": "<x>", **flags}]
+    ours, theirs = Tokenizer.from_json(json.dumps(file)).as_hf(), tokenizers.Tokenizer.from_str(json.dumps(file))
+    for with_added in (True, False):
+        assert ours.get_vocab(with_added) == theirs.get_vocab(with_added)
+        assert ours.get_vocab_size(with_added) == theirs.get_vocab_size(with_added)

@@ -36,11 +36,18 @@ def inside(folder: Path) -> list[Path]:
     """The files of text at any depth below a folder, sorted; a Parquet file is never compressed as a whole.
 
     Run directories below it are left out: what a run writes is no corpus.
+
+    Raises:
+        FileNotFoundError: A link leads to nothing.
     """
     found = []
     for place, folders, names in os.walk(folder):
         folders[:] = [name for name in folders if not _is_run(Path(place, name))]
         found += [path for path in (Path(place, name) for name in names) if kind(path) in _FOUND_IN_FOLDERS]
+    for path in found:
+        if not path.exists():  # passed over, its text would be missing without a word
+            reason = f"it is a link to {path.readlink()}, which is not there"
+            raise FileNotFoundError(f"cannot read {path}: {reason}; hint: restore that, or remove the link")
     return sorted(p for p in found if p.is_file() and (kind(p) != ".parquet" or not is_compressed(p)))
 
 

@@ -21,6 +21,7 @@ _Direction = Literal["left", "right"]
 class Encoding:
     """The tokens of a text, as in `tokenizers.Encoding`; all lists have one entry for each token.
 
+    `sequence_ids` are those of the texts, also where a `Sequence` of post-processors makes the original count on.
     Offsets are in characters of the text, and of its normal form where the tokenizer has a normalizer that changes it.
     """
 
@@ -63,6 +64,22 @@ class Encoding:
         """Which piece of its text a token is of."""
         return self.word_ids[token_index] if 0 <= token_index < len(self) else None
 
+    def word_to_tokens(self, word_index: int, sequence_index: int = 0) -> tuple[int, int] | None:
+        """The first token of a piece of a text and the one after its last."""
+        words = zip(self.word_ids, self.sequence_ids, strict=True)
+        found = [i for i, place in enumerate(words) if place == (word_index, sequence_index)]
+        return (found[0], found[-1] + 1) if found else None
+
+    def word_to_chars(self, word_index: int, sequence_index: int = 0) -> tuple[int, int] | None:
+        """Where a piece of a text begins and ends."""
+        tokens = self.word_to_tokens(word_index, sequence_index)
+        return None if tokens is None else (self.offsets[tokens[0]][0], self.offsets[tokens[1] - 1][1])
+
+    def char_to_word(self, char_pos: int, sequence_index: int = 0) -> int | None:
+        """The piece of a text that has the character at `char_pos`."""
+        token = self.char_to_token(char_pos, sequence_index)
+        return None if token is None else self.word_ids[token]
+
     def char_to_token(self, char_pos: int, sequence_index: int = 0) -> int | None:
         """The first token of a text that has the character at `char_pos`."""
         places = zip(self.offsets, self.sequence_ids, strict=True)
@@ -70,6 +87,34 @@ class Encoding:
             if sequence == sequence_index and start <= char_pos < end:
                 return i
         return None
+
+    def pad(
+        self,
+        length: int,
+        *,
+        direction: _Direction = "right",
+        pad_id: int = 0,
+        pad_type_id: int = 0,
+        pad_token: str = "[PAD]",  # noqa: S107 (a token of text)
+    ) -> None:
+        """Fills this encoding and its overflowing parts up to `length` tokens."""
+        _check_one_of("direction", direction, ("left", "right"))
+        for part in self.overflowing:
+            part.pad(length, direction=direction, pad_id=pad_id, pad_type_id=pad_type_id, pad_token=pad_token)
+        fillers: tuple[Any, ...] = (pad_id, pad_type_id, pad_token, (0, 0), 0, 1, None, None)
+        n = max(length - len(self), 0)
+        for name, filler in zip(_LISTS, fillers, strict=True):
+            own = getattr(self, name)
+            setattr(self, name, own + [filler] * n if direction == "right" else [filler] * n + own)
+
+    def truncate(self, max_length: int, stride: int = 0, direction: _Direction = "right") -> None:
+        """Cuts this encoding to `max_length` tokens; the rest becomes its overflowing parts."""
+        _check_one_of("direction", direction, ("left", "right"))
+        _check_counts(max_length=max_length, stride=stride)
+        if max_length < len(self):
+            cut = replace(self, overflowing=[])._truncated(max_length, stride, direction)
+            for name in (*_LISTS, "overflowing"):
+                setattr(self, name, getattr(cut, name))
 
     def _slice(self, start: int, end: int) -> "Encoding":
         return Encoding(*(getattr(self, name)[start:end] for name in _LISTS))
@@ -168,9 +213,12 @@ class HuggingFaceView:
         if isinstance(input, str):
             raise TypeError("expected a list of texts, got one text; hint: wrap it in a list")
         encodings = []
-        for one in input:
-            first, second = _pair_of(one) if _is_pair(one, is_pretokenized) else (one, None)
-            encodings.append(self._encode(first, second, is_pretokenized, add_special_tokens))
+        for index, one in enumerate(input):
+            try:
+                first, second = _pair_of(one) if _is_pair(one, is_pretokenized) else (one, None)
+                encodings.append(self._encode(first, second, is_pretokenized, add_special_tokens))
+            except (TypeError, ValueError) as error:
+                raise type(error)(f"text {index}: {error}") from None
         if self._padding is not None:
             self._pad(encodings, self._padding)
         return encodings
@@ -270,8 +318,11 @@ class HuggingFaceView:
         return None if token is None else "".join(self._alphabet[byte] for byte in token)
 
     def get_vocab(self, with_added_tokens: bool = True) -> dict[str, int]:
-        """Every token's spelling and id; without the added ones where asked."""
-        ids = (i for i in range(self._core.vocab_size) if with_added_tokens or i not in self._added)
+        """Every token's spelling and id; without the added ones where asked, but for those that merges make too.
+
+        Those that a file lists in its model's vocabulary all the same, as GPT-2's does, are added ones here.
+        """
+        ids = (i for i in range(self._core.vocab_size) if with_added_tokens or self._core.is_ordinary(i))
         return {token: i for i in ids if (token := self.id_to_token(i)) is not None}
 
     def get_vocab_size(self, with_added_tokens: bool = True) -> int:
@@ -344,27 +395,17 @@ class HuggingFaceView:
         return {name: getattr(self._truncation, name) for name in _Truncation.__slots__}
 
     def _pad(self, encodings: list[Encoding], padding: _Padding) -> None:
-        everything = [*encodings, *(part for one in encodings for part in one.overflowing)]
         length = max(map(len, encodings), default=0) if padding.length is None else padding.length
         if padding.pad_to_multiple_of:
             length = -(-length // padding.pad_to_multiple_of) * padding.pad_to_multiple_of
-        for one in everything:
-            n = length - len(one)
-            if n <= 0:
-                continue
-            fillers: tuple[list[Any], ...] = (
-                [padding.pad_id] * n,
-                [padding.pad_type_id] * n,
-                [padding.pad_token] * n,
-                [(0, 0)] * n,
-                [0] * n,
-                [1] * n,
-                [None] * n,
-                [None] * n,
+        for one in encodings:
+            one.pad(
+                length,
+                direction=padding.direction,
+                pad_id=padding.pad_id,
+                pad_type_id=padding.pad_type_id,
+                pad_token=padding.pad_token,
             )
-            for name, filler in zip(_LISTS, fillers, strict=True):
-                own = getattr(one, name)
-                setattr(one, name, own + filler if padding.direction == "right" else filler + own)
 
     # ── files ──
 

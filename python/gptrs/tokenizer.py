@@ -7,6 +7,7 @@ token, so any text, and any bytes at all, can be encoded and come back unchanged
                     tokenizer.json ◀──▶ (Hugging Face's own format)
 """
 
+import warnings
 from collections.abc import Collection, Iterable, Sequence
 from os import fspath
 from pathlib import Path
@@ -129,11 +130,13 @@ class Tokenizer:
             path: The file or folder.
             pattern: The splitting pattern where the file holds none (.tiktoken): a name or a regular expression.
 
+        `truncation` and `padding` of a tokenizer.json are not applied, with a warning: lengths are the caller's here.
+
         Raises:
             ValueError: The file is not valid, or uses a feature that would change ids and is not supported.
             OSError: The file cannot be read.
         """
-        return cls(_core.Tokenizer.read(fspath(path), pattern))
+        return cls(_all_of(_core.Tokenizer.read(fspath(path), pattern), fspath(path)))
 
     @classmethod
     def from_pretrained(cls, name: AnyPath, *, pattern: str | None = None, **options: Any) -> "Tokenizer":
@@ -167,7 +170,7 @@ class Tokenizer:
     @classmethod
     def from_json(cls, text: str) -> "Tokenizer":
         """The tokenizer of the text of a tokenizer.json."""
-        return cls(_core.Tokenizer.from_json(text))
+        return cls(_all_of(_core.Tokenizer.from_json(text), "tokenizer.json"))
 
     def to_json(self) -> str:
         """The text of tokenizer.json, which Hugging Face tokenizers reads as it is."""
@@ -176,9 +179,15 @@ class Tokenizer:
     def save(self, path: AnyPath) -> None:
         """Writes tokenizer.json, or by the name ranks (*.tiktoken) or merges.txt with vocab.json beside it.
 
-        An earlier file stays whole until the new one is complete.
+        An earlier file stays whole until the new one is complete. Ranks hold no special tokens, and neither they nor
+        merges.txt a normalizer: what a tokenizer has of these is left out with a warning.
         """
-        self.core.write(fspath(path))
+        if missing := self.core.write(fspath(path)):
+            warnings.warn(
+                f"{fspath(path)} does not hold the {' and the '.join(missing)}; hint: save tokenizer.json, which holds "
+                "all, or read ranks with tiktoken.Encoding(..., special_tokens={...}) and Tokenizer.from_tiktoken",
+                stacklevel=2,
+            )
 
     def save_pretrained(
         self,
@@ -478,6 +487,18 @@ class Tokenizer:
 
     def __reduce__(self) -> tuple[Any, tuple[str]]:
         return Tokenizer.from_json, (self.to_json(),)
+
+
+def _all_of(core: _core.Tokenizer, name: str) -> _core.Tokenizer:
+    """The tokenizer of a file; warns of what the file asks for and nothing here does."""
+    hints = {
+        "truncation": "encode_batch(max_length=...) or as_hf().enable_truncation(...)",
+        "padding": "Encoded.pad(...) or as_hf().enable_padding(...)",
+    }
+    if left_behind := core.left_behind:
+        hint = ", ".join(hints[what] for what in left_behind)
+        warnings.warn(f"{name} asks for {' and '.join(left_behind)}, not applied; hint: {hint}", stacklevel=3)
+    return core
 
 
 def _check_threads(threads: int) -> None:

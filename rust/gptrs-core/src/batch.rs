@@ -13,7 +13,7 @@ use crate::cache::Cache;
 use crate::control::Control;
 use crate::dropout::Dropout;
 use crate::encode::{Count, Sink};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::guess::Guess;
 use crate::ids::Ids;
 use crate::pages;
@@ -146,8 +146,23 @@ impl Tokenizer {
         options: &EncodeOptions,
         control: &Control,
     ) -> Result<Encoded> {
+        for (index, text) in texts.iter().enumerate() {
+            let in_text = |error| match error {
+                Error::SpecialToken { .. } => Error::InText { index, source: Box::new(error) },
+                other => other,
+            };
+            self.refuse(text.as_ref(), options.allowed, options.disallowed).map_err(in_text)?;
+        }
+        self.encode_all(texts, options, control)
+    }
+
+    fn encode_all<T: AsRef<[u8]> + Sync>(
+        &self,
+        texts: &[T],
+        options: &EncodeOptions,
+        control: &Control,
+    ) -> Result<Encoded> {
         let how = self.how(options)?;
-        texts.iter().try_for_each(|text| self.refuse(text.as_ref(), options.allowed, options.disallowed))?;
         Ok(if self.vocab_size() <= 1 << 16 {
             let made = self.make::<Vec<u16>, T>(texts, &how, options.threads, control)?;
             let ids = gather(made.stores, &made.parts, options.threads, control)?;
@@ -161,7 +176,8 @@ impl Tokenizer {
 
     /// The ids of one text as `options` say; a long one is encoded by all threads.
     pub fn encode_with(&self, text: &[u8], options: &EncodeOptions, control: &Control) -> Result<Ids> {
-        Ok(self.encode_batch_with(&[text], options, control)?.ids)
+        self.refuse(text, options.allowed, options.disallowed)?;
+        Ok(self.encode_all(&[text], options, control)?.ids)
     }
 
     /// The number of ids of each text as ordinary text, without making them.

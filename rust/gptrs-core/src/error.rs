@@ -38,6 +38,15 @@ pub enum Error {
     #[error("the corpus is empty: expected at least one byte of text; hint: check the paths")]
     EmptyCorpus,
 
+    /// The options leave out every document that there was.
+    #[error("no text is left: of {n} documents {left_out}; hint: change these options")]
+    NothingLeft {
+        /// Documents in all.
+        n: u64,
+        /// Which options left out how many of them.
+        left_out: String,
+    },
+
     /// A file's content does not follow its format.
     #[error("{} is not a valid {format}: {reason}", path.display())]
     Format {
@@ -100,6 +109,15 @@ pub enum Error {
         token: String,
         /// Byte offset in the text.
         offset: usize,
+    },
+
+    /// One of several texts is wrong.
+    #[error("text {index}: {source}")]
+    InText {
+        /// Which one, from 0.
+        index: usize,
+        /// What is wrong with it.
+        source: Box<Self>,
     },
 
     /// An id is not in the vocabulary.

@@ -33,6 +33,7 @@ pub struct Tokenizer {
     splitter: Splitter,
     specials: SpecialSet,
     template: Option<Template>,
+    left_behind: Vec<&'static str>,
     /// Tells the caches of one tokenizer from those of another.
     identity: u64,
     cache_bytes: usize,
@@ -53,8 +54,18 @@ impl Tokenizer {
         static NEXT_IDENTITY: AtomicU64 = AtomicU64::new(0);
         let specials = SpecialSet::new(specials, splitter.normalizer(), &vocab)?;
         let identity = NEXT_IDENTITY.fetch_add(1, Ordering::Relaxed);
-        let (template, idle, warm, digest) = (None, Mutex::new(Vec::new()), Warm::default(), OnceBox::new());
-        Ok(Self { vocab, splitter, specials, template, identity, cache_bytes: DEFAULT_BYTES, idle, warm, digest })
+        Ok(Self {
+            vocab,
+            splitter,
+            specials,
+            template: None,
+            left_behind: Vec::new(),
+            identity,
+            cache_bytes: DEFAULT_BYTES,
+            idle: Mutex::new(Vec::new()),
+            warm: Warm::default(),
+            digest: OnceBox::new(),
+        })
     }
 
     /// The same tokenizer with a splitter that uses these vector instructions, as [`Splitter::with_level`].
@@ -118,6 +129,17 @@ impl Tokenizer {
     #[must_use]
     pub fn with_template(mut self, template: Option<Template>) -> Self {
         self.template = template;
+        self
+    }
+
+    /// What its file asks for beside ids and nothing here does, by name.
+    pub fn left_behind(&self) -> &[&'static str] {
+        &self.left_behind
+    }
+
+    #[must_use]
+    pub(crate) fn with_left_behind(mut self, names: Vec<&'static str>) -> Self {
+        self.left_behind = names;
         self
     }
 

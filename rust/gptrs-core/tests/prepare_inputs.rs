@@ -419,7 +419,7 @@ fn a_selection_that_says_nothing_sensible_is_refused() {
         (Selection { doc_separator: Some("\n".to_owned()), ..none() }, "expected a text file among the inputs"),
         (Selection { min_document_bytes: Some(9), max_document_bytes: Some(8), ..none() }, "got 9 and 8"),
         (Selection { max_document_bytes: Some(0), ..none() }, "must be 1 or more"),
-        (Selection { min_document_bytes: Some(8), ..none() }, "the corpus is empty"),
+        (Selection { min_document_bytes: Some(8), ..none() }, "of 1 documents min_document_bytes=8 left out 1"),
     ] {
         assert!(error(selection.clone()).contains(part), "{}", error(selection));
     }

@@ -51,7 +51,18 @@ pub fn texts(object: &Bound<'_, PyAny>) -> PyResult<Vec<Text>> {
     if object.is_instance_of::<PyString>() || object.is_instance_of::<PyBytes>() {
         return Err(PyTypeError::new_err("expected a list of texts, got one text; hint: wrap it in a list"));
     }
-    object.try_iter()?.map(|text| text?.extract()).collect()
+    let mut texts = Vec::with_capacity(object.len().unwrap_or(0));
+    for (index, text) in object.try_iter()?.enumerate() {
+        texts.push(text?.extract().map_err(|error| in_text(object.py(), error, index))?);
+    }
+    Ok(texts)
+}
+
+fn in_text(py: Python<'_>, error: PyErr, index: usize) -> PyErr {
+    if !error.is_instance_of::<PyTypeError>(py) {
+        return error;
+    }
+    PyTypeError::new_err(format!("text {index}: {}", error.value(py)))
 }
 
 /// `allowed_special` or `disallowed_special`: `"all"` or the texts of special tokens.

@@ -71,8 +71,14 @@ impl Tokenizer {
         Ok((slf.get_type().getattr("from_json")?, (text,)))
     }
 
-    fn write(&self, py: Python<'_>, path: PathBuf) -> PyResult<()> {
-        detached(py, || formats::write(&self.0, &path))
+    /// Writes the file and says what it does not hold.
+    fn write(&self, py: Python<'_>, path: PathBuf) -> PyResult<Vec<String>> {
+        detached(py, || formats::write(&self.0, &path).map(|()| formats::not_written(&self.0, &path)))
+    }
+
+    #[getter]
+    fn left_behind(&self) -> &[&'static str] {
+        self.0.left_behind()
     }
 
     fn encode<'py>(
@@ -248,6 +254,10 @@ impl Tokenizer {
     fn token_bytes<'py>(&self, py: Python<'py>, id: i128) -> Option<Bound<'py, PyBytes>> {
         let id = u32::try_from(id).ok()?;
         self.0.token_bytes(id).map(|bytes| PyBytes::new(py, bytes))
+    }
+
+    fn is_ordinary(&self, id: u32) -> bool {
+        self.0.vocab().token(id).is_some()
     }
 
     fn token_id(&self, token: Text) -> Option<u32> {

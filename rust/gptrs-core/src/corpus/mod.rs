@@ -88,7 +88,7 @@ impl Input {
 /// The files behind `paths`, in their order; a folder gives its `*.txt` and `*.jsonl`, compressed or not, and its
 /// `*.parquet`, at any depth, sorted by path. Run directories below it are left out: what a run writes is no corpus.
 ///
-/// Every file is opened once, so what is missing or unreadable fails here. Named files of any other ending are text,
+/// Every file is opened once, so what is missing or unreadable fails here, and so does a link to nothing. Named files of any other ending are text,
 /// except those that are known not to be.
 pub fn inputs(paths: &[PathBuf]) -> Result<Vec<Input>> {
     let mut inputs = Vec::new();
@@ -122,8 +122,16 @@ fn input(path: PathBuf) -> Result<Input> {
         }
         _ => Kind::Text,
     };
-    let (_, n_bytes) = io::open_regular(&path)?;
+    let (_, n_bytes) = io::open_regular(&path).map_err(|error| broken_link(&path).unwrap_or(error))?;
     Ok(Input { path, kind, codec, n_bytes })
+}
+
+/// The error for a link to nothing. It is not passed over: what it was to bring would be missing from the corpus.
+fn broken_link(path: &Path) -> Option<Error> {
+    let to = fs::read_link(path).ok().filter(|_| !path.exists())?;
+    let reason =
+        format!("it is a link to {}, which is not there; hint: restore that, or remove the link", to.display());
+    Some(Error::io("read", path)(std::io::Error::new(std::io::ErrorKind::NotFound, reason)))
 }
 
 /// The ending of a file's name that says what it holds, and how it is compressed.

@@ -74,8 +74,13 @@ impl Entries {
         Ok(())
     }
 
-    fn len(&self) -> usize {
+    pub(super) fn len(&self) -> usize {
         self.regular.len() + self.odd.len()
+    }
+
+    /// Every id.
+    pub(super) fn ids(&self) -> impl Iterator<Item = u32> {
+        self.regular.iter().map(|entry| entry.id).chain(self.odd.iter().map(|(_, id)| *id))
     }
 
     fn bytes(&self, entry: Entry) -> &[u8] {
@@ -98,8 +103,7 @@ impl Entries {
     /// A lying id cannot make it allocate more than a few times what the file holds.
     fn by_id(&self) -> Checked<Vec<u32>> {
         let bound = (2 * self.len() + 1024) as u32;
-        let all = self.regular.iter().map(|entry| entry.id).chain(self.odd.iter().map(|(_, id)| *id));
-        let highest = all.max().map_or(0, |id| id.min(bound - 1) as usize + 1);
+        let highest = self.ids().max().map_or(0, |id| id.min(bound - 1) as usize + 1);
         let mut order = vec![NONE; highest];
         for (i, entry) in self.regular.iter().enumerate() {
             let show = |entry: Entry| format!("\"{}\"", self.bytes(entry).escape_ascii());

@@ -81,6 +81,27 @@ pub fn write(tokenizer: &Tokenizer, path: &Path) -> Result<()> {
     }
 }
 
+/// What the file that [`write`] makes at `path` does not hold of a tokenizer, as its reader finds it: by words for a message.
+pub fn not_written(tokenizer: &Tokenizer, path: &Path) -> Vec<String> {
+    let is_tiktoken = path.extension().is_some_and(|extension| extension == "tiktoken");
+    let is_pair = MERGE_FILES.iter().any(|(_, merges)| path.file_name().is_some_and(|name| name == *merges));
+    let mut missing = Vec::new();
+    if is_tiktoken {
+        let stem = path.file_stem().and_then(|stem| stem.to_str()).unwrap_or_default();
+        let n_ranks = tokenizer.vocab().len() as u32;
+        let known = tiktoken::known(stem).map_or(Vec::new(), |known| (known.specials)(n_ranks));
+        let lost = tokenizer.specials().iter().filter(|token| !known.contains(token));
+        let lost: Vec<_> = lost.map(|token| format!("{:?}: {}", token.text, token.id)).collect();
+        if !lost.is_empty() {
+            missing.push(format!("special tokens {{{}}}", lost.join(", ")));
+        }
+    }
+    if let Some(form) = tokenizer.splitter().normalizer().filter(|_| is_tiktoken || is_pair) {
+        missing.push(format!("normalizer {}", form.name()));
+    }
+    missing
+}
+
 fn read_directory(path: &Path, pattern: Option<&str>) -> Result<Tokenizer> {
     let json = path.join("tokenizer.json");
     if json.is_file() {

@@ -146,6 +146,9 @@ fn reads_differently(regex: &str) -> Option<&'static str> {
                     chars.by_ref().find(|&c| c == '}');
                 }
             }
+            '[' if depth > 0 && next == Some(':') => {
+                return Some("[:name:] has ASCII alone here, all of Unicode in Oniguruma; hint: use \\p{...}");
+            }
             '[' => depth += 1,
             ']' if depth > 0 => depth -= 1,
             _ if depth > 0 => {}
@@ -172,7 +175,7 @@ mod tests {
 
     #[test]
     fn what_oniguruma_reads_differently_is_found_outside_classes_and_escapes() {
-        for regex in [r"\s+$", "^a", r"\p{N}{1,3}+", "(?s).", "(?m:.)", "[a]$"] {
+        for regex in [r"\s+$", "^a", r"\p{N}{1,3}+", "(?s).", "(?m:.)", "[a]$", "[[:punct:]]+"] {
             assert!(reads_differently(regex).is_some(), "{regex}");
         }
         for regex in [r"\$|\^|[$^]", r"[^\s]+\p{L}++", r"(?i:'s)|\p{L}{1,3}|a(?!\S)|(?>a{1,2})", "(?<!a)b"] {

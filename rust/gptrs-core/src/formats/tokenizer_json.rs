@@ -4,7 +4,7 @@
 //! too, as in GPT-2's file: Hugging Face numbers all others by itself, without holes. `special: false` tokens of a file
 //! are special tokens here, since Hugging Face cuts them out of the text in the same way.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::path::Path;
 
 use serde::{Deserialize, Serialize};
@@ -59,6 +59,7 @@ fn whole_file(text: &str, path: &Path) -> Result<File> {
 fn read_file(file: File, path: &Path) -> Result<Tokenizer> {
     let error = format_error(path, FORMAT);
     check_file(&file).map_err(&error)?;
+    let left_behind = left_behind(&file);
     check_model(&file.model).map_err(&error)?;
     let normalizer = read_normalizer(file.normalizer.as_ref()).map_err(&error)?;
     let splitter = pre_tokenizer::read(&file.pre_tokenizer).map_err(&error)?.with_normalizer(normalizer);
@@ -68,7 +69,7 @@ fn read_file(file: File, path: &Path) -> Result<Tokenizer> {
     let specials = added.into_iter().map(Added::into_special).collect();
     let tokenizer = in_file(Tokenizer::with_matching(vocab, splitter, specials), path, FORMAT)?;
     check_template(template.as_ref(), &tokenizer).map_err(&error)?;
-    Ok(tokenizer.with_template(template))
+    Ok(tokenizer.with_template(template).with_left_behind(left_behind))
 }
 
 /// The text of the file, which reads back to an equal tokenizer.
@@ -181,12 +182,37 @@ fn check_file(file: &File) -> Checked<()> {
     if file.version.as_ref().and_then(Value::as_str) != Some("1.0") {
         return Err(format!("expected version \"1.0\", got {}", show(file.version.as_ref())));
     }
-    for (name, value) in [("truncation", &file.truncation), ("padding", &file.padding)] {
-        if value.is_some() {
-            return Err(format!("{name} is not supported, expected null; hint: set it to null and cut in the loader"));
+    for (name, value) in lengths(file) {
+        if !is_lengths(name, value) {
+            return Err(format!("expected null or what Hugging Face writes as {name}, got {}", show(Some(value))));
         }
     }
     check_decoder(file.decoder.as_ref())
+}
+
+/// What cuts and fills the lists of ids; transformers goes by its own arguments too.
+fn lengths(file: &File) -> impl Iterator<Item = (&'static str, &Value)> {
+    let both = [("truncation", file.truncation.as_ref()), ("padding", file.padding.as_ref())];
+    both.into_iter().filter_map(|(name, value)| Some((name, value?)))
+}
+
+fn is_lengths(name: &str, value: &Value) -> bool {
+    let is_one_of = |field: &str, known: &[&str]| value[field].as_str().is_some_and(|text| known.contains(&text));
+    let are_counts = |fields: &[&str]| fields.iter().all(|field| value[field].is_u64());
+    let has_direction = is_one_of("direction", &["Left", "Right"]);
+    if name == "truncation" {
+        return are_counts(&["max_length", "stride"])
+            && is_one_of("strategy", &["LongestFirst", "OnlyFirst", "OnlySecond"])
+            && (has_direction || value.get("direction").is_none());
+    }
+    are_counts(&["pad_id", "pad_type_id"])
+        && value["pad_token"].is_string()
+        && (value["strategy"] == "BatchLongest" || value["strategy"]["Fixed"].is_u64())
+        && has_direction
+}
+
+fn left_behind(file: &File) -> Vec<&'static str> {
+    lengths(file).map(|(name, _)| name).collect()
 }
 
 /// The decoder must be `ByteLevel`, alone or in a sequence.
@@ -267,6 +293,7 @@ fn read_vocab(model: &Model, added: &[Added]) -> Checked<Vocab> {
         }
     }
     check_odd(model.vocab.odd(), added)?;
+    check_numbers(&model.vocab, added)?;
     Vocab::from_resolved(parts, model.ignore_merges.unwrap_or(false)).map_err(super::reason)
 }
 
@@ -284,6 +311,23 @@ fn check_odd(odd: &[(String, u32)], added: &[Added]) -> Checked<()> {
                 return Err(format!("token {text:?} has {c:?}, which is not in the byte-level alphabet"));
             }
         }
+    }
+    Ok(())
+}
+
+/// Hugging Face gives an added token that is not in the model's vocabulary the next number, whatever the file says.
+fn check_numbers(vocab: &Entries, added: &[Added]) -> Checked<()> {
+    let first = added.iter().map(|token| token.id).min().unwrap_or(u32::MAX);
+    let listed: HashSet<u32> = vocab.ids().filter(|&id| id >= first).collect();
+    let mut next = vocab.len() as u32;
+    for Added { id, content, .. } in added {
+        if *id != next && !listed.contains(id) {
+            return Err(format!(
+                "added token {content:?} has id {id}, but Hugging Face makes it {next}: the first number after its vocabulary \
+                 and the added tokens before; hint: put it into model.vocab, or list the added tokens by id"
+            ));
+        }
+        next = next.max(id.saturating_add(1));
     }
     Ok(())
 }

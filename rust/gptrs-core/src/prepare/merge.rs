@@ -19,6 +19,7 @@ use serde::{Deserialize, Serialize};
 use super::check::{self, Shared};
 use super::journal::{self, Shard, is_whole, refuse_shards, shard_name};
 use super::options::{check_options, check_separator, recipe, refuse_other};
+use super::survey::nothing_left;
 use super::task::{FOLDER, Marker, Surveyed, corpus_digest, folder, merged};
 use super::{Encode, PrepareOptions, labelled, relabel};
 use crate::control::Control;
@@ -223,7 +224,12 @@ impl<'a> Merge<'a> {
     fn new(out: &'a Path, recipe: &Recipe, markers: &'a [Marker]) -> Result<Self> {
         let spec = recipe.spec().map_err(Error::Argument)?;
         if markers.iter().all(|marker| marker.n_bytes == 0) {
-            return Err(Error::EmptyCorpus);
+            let counts =
+                markers.first().and_then(|marker| marker.share.surveyed.as_ref()).map(|surveyed| surveyed.left_out);
+            let counts = counts.unwrap_or_default();
+            let n_kept: u64 = markers.iter().map(|marker| marker.n_documents).sum();
+            let n = n_kept + counts.short + counts.long + counts.duplicate;
+            return Err(nothing_left(&recipe.selection, counts, n));
         }
         let (mut pieces, mut n_tokens, mut carried, mut tasks) = (Vec::new(), 0u64, 0u64, blake3::Hasher::new());
         for marker in markers {

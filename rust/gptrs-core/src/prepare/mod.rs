@@ -105,7 +105,7 @@ fn finish(
             io::remove(&out.join(shard.name))?;
         }
         Journal::remove(out)?;
-        return Err(Error::EmptyCorpus);
+        return Err(survey.nothing_left(&options.selection));
     }
     let manifest = Manifest::new(recipe, shards, special_texts)?;
     let manifest = Manifest { left_out: survey.counts, replaced: survey.n_replaced, ..manifest };

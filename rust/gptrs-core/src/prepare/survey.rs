@@ -8,8 +8,8 @@ use super::segments::{Body, Reading, Segment, Segments};
 use super::texts::{Cutter, Part, Shared};
 use super::{Position, PrepareOptions};
 use crate::control::Control;
-use crate::corpus::{self, Input, LinePosition, TextField};
-use crate::error::Result;
+use crate::corpus::{self, Input, LinePosition, Selection, TextField};
+use crate::error::{Error, Result};
 use crate::manifest::LeftOut;
 use crate::parallel::{self, resolve_threads};
 use crate::ranges::{Place, Range};
@@ -57,6 +57,11 @@ impl Survey {
     /// Whether a document is not to be encoded, by its number among those that are read from the first place on.
     pub(super) fn leaves_out(&self, document: u64) -> bool {
         self.left_out.get(self.n_before + document)
+    }
+
+    /// The error for a corpus of which nothing is left.
+    pub(super) fn nothing_left(&self, selection: &Selection) -> Error {
+        nothing_left(selection, self.counts, self.left_out.len())
     }
 
     /// Identity of the choice; `None` where there is none to make.
@@ -252,6 +257,20 @@ impl Tally<'_> {
             self.digests.push(digest);
         }
     }
+}
+
+/// The error for a corpus of `n` documents of which nothing is left once `counts` are left out.
+pub(super) fn nothing_left(selection: &Selection, counts: LeftOut, n: u64) -> Error {
+    let Selection { min_document_bytes: min, max_document_bytes: max, .. } = selection;
+    let short = (counts.short, min.map(|min| format!("min_document_bytes={min}")));
+    let long = (counts.long, max.map(|max| format!("max_document_bytes={max}")));
+    let duplicate = (counts.duplicate, Some("dedup".to_owned()));
+    let left_out = [short, long, duplicate].into_iter().filter(|&(n, _)| n > 0);
+    let left_out: Vec<_> = left_out.filter_map(|(n, what)| Some(format!("{} left out {n}", what?))).collect();
+    if left_out.is_empty() {
+        return Error::EmptyCorpus;
+    }
+    Error::NothingLeft { n, left_out: left_out.join(", ") }
 }
 
 fn digest(hash: &blake3::Hash) -> Digest {
