@@ -41,6 +41,11 @@ HEADER = json.dumps({"model.norm.weight": {"dtype": "F32", "shape": [2**62, 8], 
         ({"rope_scaling": YARN_KEYS | {"truncate": False}}, "expected truncate=None or True, got False"),
         ({"partial_rotary_factor": 0.5}, "expected partial_rotary_factor=None or 1.0, got 0.5"),
         ({"mlp_bias": True}, "expected mlp_bias=False, got True"),
+        ({"is_causal": False}, "LlamaForCausalLM: expected is_causal=None or True, got False"),
+        (
+            {"rope_parameters": {"rope_type": "default"}, "rope_scaling": {"type": "linear", "factor": 2.0}},
+            "expected the same in rope_parameters and rope_scaling, or one of them, got .*'default'.*'linear'",
+        ),
         (
             {"quantization_config": {"quant_method": "gptq"}},
             "expected plain weights or quant_method 'fp8' .* got .*gptq",
@@ -66,6 +71,8 @@ def test_settings_that_change_a_number_and_that_we_do_not_have_are_refused(tmp_p
         ({"n_group": 3}, r"n_expert_groups \(3\) must divide n_routed_experts \(8\)"),
         ({"n_shared_experts": None}, "expected the keys of DeepseekV3ForCausalLM, missing n_shared_experts"),
         ({"norm_topk_prob": "true"}, "expected norm_topk_prob of the kind bool, got 'true'"),
+        ({"norm_topk_prob": None}, "expected norm_topk_prob=True or False, got None"),
+        ({"head_dim": 20}, "expected head_dim=None or 8, got 20"),
     ],
 )
 def test_settings_of_experts_that_we_do_not_have_are_refused(changes, message):
@@ -171,6 +178,29 @@ def test_tensors_that_do_not_fit_are_named(tmp_path, change, message):
     change(tensors)
     safetensors.torch.save_file(tensors, path)
     with pytest.raises(ValueError, match=message):
+        import_hf(tmp_path / "model")
+
+
+@pytest.mark.parametrize(
+    ("name", "copy", "ours"),
+    [
+        ("llama mqa tied", "lm_head.weight", "embed.token.weight"),
+        ("v3 with a further token", "model.layers.3.embed_tokens.weight", "embed.token.weight"),
+        ("v3 with a further token", "model.layers.3.shared_head.head.weight", "head.weight"),
+    ],
+)
+def test_a_copy_of_a_shared_tensor_is_one(tmp_path, name, copy, ours):
+    export_hf(random_model(MODELS[name], torch.float32), tmp_path / "model")
+    path = tmp_path / "model" / "model.safetensors"
+    tensors = safetensors.torch.load_file(path)
+    tensors.setdefault(copy, tensors["model.embed_tokens.weight"].clone())
+    safetensors.torch.save_file(tensors, path)
+    import_hf(tmp_path / "model")
+    tensors[copy][7, 5] += 1.0
+    safetensors.torch.save_file(tensors, path)
+    with pytest.raises(
+        ValueError, match=f"expected {copy} to be a copy of {ours}, which the model shares, got another"
+    ):
         import_hf(tmp_path / "model")
 
 

@@ -144,6 +144,31 @@ def test_what_transformers_writes_is_read(tmp_path, name):
     assert (ours(tokens()) - theirs(tokens()).logits).abs().max() < TOLERANCE
 
 
+def test_keys_that_are_missing_mean_what_transformers_takes_them_for(tmp_path):
+    """V3's own sizes of what may be left out."""
+    sizes = {"route_scale": 2.5, "n_expert_groups": 8, "n_limited_groups": 4, "n_dense_layers": 3, "n_layers": 4}
+    export_hf(random_model(V3 | sizes | {"n_routed_experts": 16}), tmp_path / "model")
+    path = tmp_path / "model" / "config.json"
+    given = json.loads(path.read_text())
+    for key in ("norm_topk_prob", "routed_scaling_factor", "n_group", "topk_group", "first_k_dense_replace"):
+        del given[key]
+    path.write_text(json.dumps(given))
+    theirs, ours = theirs_of(tmp_path / "model"), import_hf(tmp_path / "model")
+    assert ours.config == ModelConfig(**V3 | sizes | {"n_routed_experts": 16})
+    assert (ours(tokens()) - theirs(tokens()).logits).abs().max() < TOLERANCE
+
+
+def test_further_tokens_that_transformers_dropped_are_not_missed(tmp_path):
+    """It writes the config's number of them on, and none of their tensors."""
+    export_hf(random_model(MODELS["v3 with a further token"]), tmp_path / "ours")
+    theirs = theirs_of(tmp_path / "ours")
+    theirs.save_pretrained(tmp_path / "theirs")
+    with pytest.warns(UserWarning, match="its config has 1 further-token modules and its files none"):
+        ours = import_hf(tmp_path / "theirs")
+    assert ours.config.n_mtp_layers == 0
+    assert (ours(tokens()) - theirs(tokens()).logits).abs().max() < TOLERANCE
+
+
 def test_pairs_in_two_halves_are_read(tmp_path):
     export_hf(random_model(V3 | {"q_lora_rank": 16}), tmp_path / "model")
     path = tmp_path / "model" / "config.json"

@@ -122,6 +122,15 @@ def test_too_many_in_a_row_end_the_run() -> None:
     Run(batches({2: math.nan, 3: math.nan, 5: math.nan}), max_in_a_row=3)
 
 
+def test_a_last_update_that_is_left_out_ends_a_good_run_and_two_do_not() -> None:
+    run = Run(batches({7: math.nan}))
+    assert equal(run, Run(batches({}), steps=7)) and run.saved == list(range(1, 9))
+    (event,) = run.events
+    assert event.text == "loss nan, gradient norm nan at step 8: the update was left out"
+    with pytest.raises(ValueError, match=r"expected a finite loss at the last step, got nan; hint: "):
+        Run(batches({6: math.nan, 7: math.nan}))
+
+
 def test_the_policy_stop_ends_the_run_before_anything_is_saved() -> None:
     with pytest.raises(ValueError, match=r"got loss nan, .* at step 4: .*and \[guard\] says stop; hint"):
         Run(batches({3: math.nan}), nonfinite="stop")
@@ -261,6 +270,26 @@ def test_a_rollback_goes_past_the_samples_and_a_kill_after_it_changes_nothing(
     pretrain.run(tiny(tmp_path, "again", "guard.nonfinite=rollback"))
     assert seen == [*range(20, 28, 2), *range(28, 72, 2)], "from the checkpoint, into the trouble, past it again"
     assert lines(tmp_path / "again") == found
+
+
+def test_a_last_update_is_rolled_back_as_any_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = poison(monkeypatch, 62)  # the second microbatch of update 16
+    pretrain.run(tiny(tmp_path, "run", "guard.nonfinite=rollback"))
+    assert seen == list(range(0, 68, 2)), "update 16 again, with the samples behind"
+    assert [line["step"] for line in lines(tmp_path / "run") if line["kind"] == "train"] == list(range(1, 17))
+
+
+@pytest.mark.parametrize("steps", [1, 2])
+def test_weights_that_evaluate_to_no_number_are_no_result(tmp_path: Path, steps: int) -> None:
+    """The one update that is made leaves weights of 1e30, the second is left out."""
+    rates = ("optim.lr=1e30", "schedule.warmup_steps=0", "schedule.min_lr=1e30")
+    config = tiny(tmp_path, "run", f"train.steps={steps}", *rates)
+    for _ in range(2):  # the same again from its checkpoint
+        with pytest.raises(
+            ValueError, match="expected a finite loss on held-out text at the last step, got nan; hint: "
+        ):
+            pretrain.run(config)
+    assert not (tmp_path / "run" / "result.json").exists()
 
 
 def test_rollbacks_end_when_they_do_not_help(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

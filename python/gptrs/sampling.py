@@ -2,8 +2,9 @@
 
 Unusual here: every sequence has a random stream of its own, derived from the seed and its place in the batch, and each
 new position of it has its own numbers, so what is drawn depends on nothing else: not on its companions, not on when
-they stop, not on the device, not on torch's global generator. A draw is one uniform number looked up in the cumulative
-distribution.
+they stop, not on the device, not on torch's global generator. One thing remains: near the last learned position the
+longest sequence bounds how many drafts fit, and a token that is drafted is drawn by other numbers, of the same
+distribution. A draw is one uniform number looked up in the cumulative distribution.
 """
 
 import math

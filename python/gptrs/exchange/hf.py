@@ -6,14 +6,17 @@
     tokenizer.json, …                    beside, when one is given
 
 A directory appears whole or not at all. On reading, every tensor is looked for before memory is taken for the first:
-one that is missing, left over, of another shape or type, or not finite is an error with its name. Weights in 8-bit
-floats with a scale for each block of 128 × 128, as DeepSeek-V3 is released, are multiplied out. Tensors go from the
-mapped file into their place one by one, so the model is in memory once.
+one that is missing, left over, of another shape or type, or not finite is an error with its name, and so is a copy of
+a shared one that differs. Weights in 8-bit floats with a scale for each block of 128 × 128, as DeepSeek-V3 is
+released, are multiplied out. Tensors go from the mapped file into their place one by one, so the model is in memory
+once.
 """
 
+import dataclasses
 import json
 import os
 import shutil
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
 from itertools import islice
@@ -27,6 +30,7 @@ from torch import Tensor
 
 from gptrs.exchange import hf_config, hf_tensors
 from gptrs.files import sync_directory, write_synced
+from gptrs.model.config import ModelConfig
 from gptrs.model.transformer import Transformer
 
 if TYPE_CHECKING:
@@ -92,12 +96,14 @@ def import_hf(
     given = _json(path / "config.json")
     config = hf_config.read(given)
     architecture = hf_config.architecture_of(config)
-    entries = hf_tensors.entries(config, architecture, is_interleaved=hf_config.is_interleaved(given))
     with _Files(path) as files:
-        table = list(islice(entries, len(files) + 1))  # one entry too many shows that some are missing
-        embedding = table[0].pieces[0].name
+        embedding = "transformer.wte.weight" if architecture == "GPT2LMHeadModel" else "model.embed_tokens.weight"
         files.restore_prefix(embedding)
-        files.check_names(table, hf_tensors.copies(config))
+        config = files.without_missing_modules(config)
+        entries = hf_tensors.entries(config, architecture, is_interleaved=hf_config.is_interleaved(given))
+        table = list(islice(entries, len(files) + 1))  # one entry too many shows that some are missing
+        copies = hf_tensors.copies(config, is_tied_head_stored=True)
+        files.check_names(table, copies)
         with torch.device("meta"):
             model = Transformer(config)
         files.check_shapes(table, dict(model.named_parameters()))
@@ -110,6 +116,8 @@ def import_hf(
                 rows = [hf_tensors.from_theirs(piece, files.read(piece.name)) for piece in entry.pieces]
                 for piece, tensor in zip(torch.split(target, [p.n_rows for p in entry.pieces]), rows, strict=True):
                     piece.copy_(tensor)
+            for name, ours in copies.items():
+                files.check_copy(name, parameters[ours], ours)
     return model
 
 
@@ -168,10 +176,25 @@ class _Files:
             raise ValueError(f"{self.path}: expected {len(needed)} tensors, missing {_some(missing)}")
         scales = {name + _SCALE for name in needed if self._type(name) == _EIGHT_BITS}
         extra = [name for name in self._where.keys() - needed - scales - copies.keys() if not name.endswith(_COMPUTED)]
-        if tied := [name for name in extra if name == "lm_head.weight"]:
-            extra.remove(tied[0])  # some files store a tied head again
         if extra:
             raise ValueError(f"{self.path}: expected {len(needed)} tensors, {_some(sorted(extra))} left over")
+
+    def without_missing_modules(self, config: ModelConfig) -> ModelConfig:
+        """The config without further-token modules that no tensor is of: transformers keeps their number and drops
+        them."""
+        names = hf_tensors.module_prefixes(config)
+        if not names or any(name.startswith(names) for name in self._where):
+            return config
+        text = f"{self.path}: its config has {len(names)} further-token modules and its files none; read without them"
+        warnings.warn(text, stacklevel=3)
+        return dataclasses.replace(config, n_mtp_layers=0)
+
+    def check_copy(self, name: str, original: Tensor, ours: str) -> None:
+        """Raises: ValueError when a tensor that may stand in the files again is another one there."""
+        if name in self._where and not torch.equal(self.read(name).to(original), original):
+            raise ValueError(
+                f"{self.path}: expected {name} to be a copy of {ours}, which the model shares, got another"
+            )
 
     def check_shapes(self, table: list[hf_tensors.Entry], parameters: Mapping[str, Tensor]) -> None:
         """Raises: ValueError when a tensor, or the scales of one, are of another shape or type."""

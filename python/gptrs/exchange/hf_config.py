@@ -42,6 +42,14 @@ _DEEPSEEK = _LLAMA | {
     "norm_topk_prob": "norm_topk_prob", "route_scale": "routed_scaling_factor", "n_expert_groups": "n_group",
     "n_limited_groups": "topk_group",
 }  # fmt: skip
+# What a file without these keys means, by its class.
+_V2_DEFAULTS = {
+    "norm_topk_prob": False, "routed_scaling_factor": 1.0, "n_group": None, "topk_group": None,
+    "first_k_dense_replace": 0,
+}  # fmt: skip
+_V3_DEFAULTS = {
+    "norm_topk_prob": True, "routed_scaling_factor": 2.5, "n_group": 8, "topk_group": 4, "first_k_dense_replace": 3,
+}  # fmt: skip
 
 
 def architecture_of(config: ModelConfig) -> Architecture:
@@ -165,6 +173,7 @@ def read(given: Mapping[str, Any]) -> ModelConfig:
         hint = "hint: a file of GPT-2, Llama, DeepSeek-V2 or -V3 is expected"
         raise ValueError(f"expected one of {', '.join(get_args(Architecture))}, got architectures={named!r}; {hint}")
     _check_quantization(given)
+    _refuse(given, architecture, is_causal=(None, True))
     reader = _read_gpt2 if architecture == "GPT2LMHeadModel" else _read_modern
     return reader(given, architecture)
 
@@ -206,8 +215,8 @@ def _read_modern(given: Mapping[str, Any], architecture: str) -> ModelConfig:
     _refuse(given, architecture, attention_bias=(None, False, True), mlp_bias=(None, False, True))
     fields = _fields(
         given, architecture, _LLAMA if is_llama else _DEEPSEEK,
-        tie_word_embeddings=False, initializer_range=0.02, q_lora_rank=None, norm_topk_prob=False,
-        routed_scaling_factor=1.0, n_group=None, topk_group=None, first_k_dense_replace=0,
+        tie_word_embeddings=False, initializer_range=0.02, q_lora_rank=None,
+        **(_V3_DEFAULTS if architecture == "DeepseekV3ForCausalLM" else _V2_DEFAULTS),
     )  # fmt: skip
     has_bias = bool(given.get("attention_bias", False))
     fields |= {"position": "rope", "norm": "rms", "feed_forward": "swiglu", "has_bias": has_bias}
@@ -218,7 +227,7 @@ def _read_modern(given: Mapping[str, Any], architecture: str) -> ModelConfig:
         _refuse(given, architecture, mlp_bias=(has_bias,), head_dim=(None, config.head_dim))
     else:
         _refuse(given, architecture, num_key_value_heads=(None, fields["n_heads"]), moe_layer_freq=(None, 1))
-        _refuse(given, architecture, rope_interleave=(True, False))
+        _refuse(given, architecture, rope_interleave=(True, False), head_dim=(None, fields["qk_rope_head_dim"]))
         config = ModelConfig(**fields | _read_experts(given, architecture, fields), scales_residual_init=False)
         kinds = ["sparse" if config.has_experts(layer) else "dense" for layer in range(config.n_layers)]
         _refuse(given, architecture, mlp_layer_types=(None, kinds))
@@ -239,7 +248,7 @@ def _read_experts(given: Mapping[str, Any], architecture: str, fields: Mapping[s
             groups = {"n_expert_groups": 1, "n_limited_groups": 1}
         # transformers passes norm_topk_prob over here
         return ranks | groups | {"score_func": "softmax", "group_score": "max", "norm_topk_prob": False}
-    _refuse(given, architecture, scoring_func=("sigmoid",), topk_method=("noaux_tc",))
+    _refuse(given, architecture, scoring_func=("sigmoid",), topk_method=("noaux_tc",), norm_topk_prob=(True, False))
     n_mtp_layers = given.get("num_nextn_predict_layers", given.get("num_mtp_layers", 0)) or 0
     return ranks | groups | {"score_func": "sigmoid", "group_score": "top2", "n_mtp_layers": n_mtp_layers}
 
@@ -251,7 +260,10 @@ def is_interleaved(given: Mapping[str, Any]) -> bool:
 
 
 def _rope_settings(given: Mapping[str, Any]) -> dict[str, Any]:
-    rope = given.get("rope_parameters") or given.get("rope_scaling") or {}
+    rope, other = given.get("rope_parameters") or {}, given.get("rope_scaling") or {}
+    if rope and other and rope != other:
+        raise ValueError(f"expected the same in rope_parameters and rope_scaling, or one of them, got {rope}, {other}")
+    rope = rope or other
     if not isinstance(rope, dict):
         raise ValueError(f"expected rope_parameters or rope_scaling with keys and values, got {rope!r}")
     return rope

@@ -61,13 +61,24 @@ def entries(config: ModelConfig, architecture: Architecture, *, is_interleaved: 
         yield _plain(f"{ours}.norm.weight", f"{theirs}.shared_head.norm.weight", C)
 
 
-def copies(config: ModelConfig) -> dict[str, str]:
-    """Tensors that released files store again for further tokens, and which tensor of ours each is a copy of."""
+def module_prefixes(config: ModelConfig) -> tuple[str, ...]:
+    """What the names of each further-token module's tensors begin with."""
+    return tuple(f"model.layers.{config.n_layers + depth}." for depth in range(config.n_mtp_layers))
+
+
+def copies(config: ModelConfig, *, is_tied_head_stored: bool = False) -> dict[str, str]:
+    """Tensors that released files store again for further tokens, and which tensor of ours each is a copy of.
+
+    Args: is_tied_head_stored: some files store a tied head again too.
+    """
     head = "embed.token.weight" if config.is_head_tied else "head.weight"
     layers = range(config.n_layers, config.n_layers + config.n_mtp_layers)
-    return {f"model.layers.{layer}.embed_tokens.weight": "embed.token.weight" for layer in layers} | {
-        f"model.layers.{layer}.shared_head.head.weight": head for layer in layers
-    }
+    tied = {"lm_head.weight": head} if is_tied_head_stored and config.is_head_tied else {}
+    return (
+        tied
+        | {f"model.layers.{layer}.embed_tokens.weight": "embed.token.weight" for layer in layers}
+        | {f"model.layers.{layer}.shared_head.head.weight": head for layer in layers}
+    )
 
 
 def from_theirs(piece: Piece, tensor: Tensor) -> Tensor:

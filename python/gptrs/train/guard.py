@@ -39,6 +39,7 @@ class Reading:
     is_rollback: bool = False  # the run should go back to its newest checkpoint
     is_sound: bool = True  # the last update was made: what it led to may be saved
     is_finite: bool = True  # loss and gradient norm of the last update are numbers
+    in_a_row: int = 0  # updates left out one after the other, up to the last
 
 
 class Guard:
@@ -105,6 +106,7 @@ class Guard:
             is_rollback=is_rollback,
             is_sound=not is_left_out,
             is_finite=math.isfinite(loss) and math.isfinite(norm),
+            in_a_row=self._in_a_row,
         )
 
     def rolled_back(self, state: dict[str, Any], step: int) -> None:

@@ -57,7 +57,11 @@ class Looks:
         self._plots = metrics.Pace()
 
     def evaluate(self, position: Position, is_last: bool) -> None:
+        """Raises: ValueError at the last step for a loss that is no number: such a run has no result."""
         loss, n_targets = self._loss(is_last)
+        if is_last and not math.isfinite(loss):
+            raise ValueError(f"expected a finite loss on held-out text at the last step, got {loss}; "
+                             "hint: training has diverged, lower optim.lr and start anew with --fresh")  # fmt: skip
         averaged = self._averaged_loss(is_last)
         self.val_loss = loss
         if not self.spread.world.is_main:

@@ -293,11 +293,14 @@ class _Book:
             with self.clock.waiting():
                 loss, grad_norm = update.loss.item(), update.grad_norm.item()
             reading = self._hear(position, lr)
-            if reading.error or (is_last and not reading.is_finite):
-                raise ValueError(reading.error or f"expected a finite loss at the last step, got {loss}; hint: go on "
-                                 "from the newest checkpoint with a lower optim.lr and --allow optim.lr")  # fmt: skip
+            if reading.error:
+                raise ValueError(reading.error)
             if reading.is_rollback and (back := self._roll_back(position)) is not None:
                 return back
+            # One alone may be its batch's fault: the last evaluation tells whether the weights are any good.
+            if is_last and not reading.is_finite and reading.in_a_row > 1:
+                raise ValueError(f"expected a finite loss at the last step, got {loss}; hint: go on from the newest "
+                                 "checkpoint with a lower optim.lr and --allow optim.lr")  # fmt: skip
             if is_logged and reading.is_finite:
                 self.stops.log(self._report(position, loss, lr, grad_norm))
             if self._is_save_due and (reading.is_sound or is_last):
