@@ -98,7 +98,7 @@ def test_what_is_one_kernel_on_cuda_computes_the_same(z_weight):
 
 @pytest.mark.parametrize("is_by_blocks", [False, True])
 def test_on_cuda_the_loss_is_one_graph(is_by_blocks, monkeypatch):
-    """Its memory and its kernels, on the CPU; the vocabulary is no multiple of a block."""
+    """Its memory and its kernels, on the CPU; the vocabulary, 40, is no multiple of a block, 12."""
 
     def rows(logits, ids, V, needs_gradient, z_weight):
         return *losses._softmax_less_onehot(logits, ids, V, z_weight), logits, 1.0
@@ -110,7 +110,7 @@ def test_on_cuda_the_loss_is_one_graph(is_by_blocks, monkeypatch):
     def memory(n_rows, n_columns, like):
         return like.new_empty(n_rows, n_columns)
 
-    sizes = {"_CHUNK_BYTES": 1200, "_BLOCK_BYTES": 1200, "_WIDE_BYTES": 0 if is_by_blocks else 1 << 20}  # 7 rows, 12 ids
+    sizes = {"_CHUNK_BYTES": 1200, "_BLOCK_BYTES": 1200, "_WIDE_BYTES": 0 if is_by_blocks else 1 << 20}
     for name, size in sizes.items():
         monkeypatch.setitem(getattr(losses, name), "cpu", size)
     for function, name in ((rows, "_rows"), (columns, "_columns"), (memory, "_logits_memory")):

@@ -98,7 +98,7 @@ def test_compiled_blocks_give_the_same() -> None:
 
 
 def test_tf32_is_torchs_own_switch() -> None:
-    """Of which there are two: torch refuses to read the one when the other alone was set, and its compiler reads both."""
+    """There are two: torch refuses to read the one when the other alone was set, and its compiler reads both."""
     matmul, before = torch.backends.cuda.matmul, torch.backends.cuda.matmul.fp32_precision
     try:
         for is_on, precision in ((True, "tf32"), (False, "ieee")):

@@ -284,8 +284,8 @@ def _weight_gradient(
 
 
 def _first_columns(memory: Tensor, n: int) -> Tensor:
-    """(N, n) in memory of (N, size). Where that is contiguous, this is: torch.compile breaks its graph at a product that
-    is written anywhere else, and would leave the loss out of it."""
+    """(N, n) in memory of (N, size). Where that is contiguous, this is: torch.compile breaks its graph at a product
+    that is written anywhere else, and would leave the loss out of it."""
     return memory.flatten()[: len(memory) * n].view(-1, n) if memory.is_contiguous() else memory[:, :n]
 
 
