@@ -4,9 +4,12 @@ import math
 
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from gptrs.generate import draw, generate, probabilities, stream
 from gptrs.model import ModelConfig, Transformer
+from gptrs.train.determinism import deterministic
 
 SIZES = {"vocab_size": 37, "max_seq_len": 48, "dim": 32, "n_layers": 2, "n_heads": 4, "inter_dim": 64}
 PROMPTS = [[1, 2, 3, 4, 5], [6], [7, 8, 9, 10, 11, 12, 13, 14, 15]]
@@ -65,6 +68,23 @@ def test_a_draw_looks_the_uniform_number_up():
     distribution = torch.tensor([[0.5, 0.0, 0.25, 0.25, 0.0]], dtype=torch.float64)
     for uniform, token in [(0.0, 0), (0.499, 0), (0.5, 2), (0.749, 2), (0.75, 3), (1 - 2**-53, 3)]:
         assert draw(distribution, torch.tensor([uniform], dtype=torch.float64)).item() == token
+
+
+def test_on_cuda_a_run_of_the_same_bits_adds_up_on_the_cpu():
+    """torch 2.11 refuses running sums on CUDA where use_deterministic_algorithms is on, and the run has no samples."""
+    added = []
+
+    class Watching(TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            added.extend([args[0].device.type] if "cumsum" in str(function) else [])
+            return function(*args, **(kwargs or {}))
+
+    for is_wanted, device in ((False, "cuda"), (True, "cpu")):
+        with deterministic(is_wanted), FakeTensorMode(), Watching():  # the device's name, and no device
+            logits, uniform = torch.empty(2, 50, device="cuda"), torch.empty(2, device="cuda", dtype=torch.float64)
+            drawn = draw(probabilities(logits, temperature=1.0, top_k=None, top_p=0.9), uniform)
+        assert drawn.is_cuda and added == [device] * 2
+        added.clear()
 
 
 def test_draws_have_the_distribution_they_are_drawn_from():

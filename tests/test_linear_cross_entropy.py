@@ -96,6 +96,35 @@ def test_what_is_one_kernel_on_cuda_computes_the_same(z_weight):
     assert (some - d_logits[:, 10:30]).abs().max() < 1e-13
 
 
+@pytest.mark.parametrize("is_by_blocks", [False, True])
+def test_on_cuda_the_loss_is_one_graph(is_by_blocks, monkeypatch):
+    """Its memory and its kernels, on the CPU; the vocabulary, 40, is no multiple of a block, 12."""
+
+    def rows(logits, ids, V, needs_gradient, z_weight):
+        return *losses._softmax_less_onehot(logits, ids, V, z_weight), logits, 1.0
+
+    def columns(logits, ids, levels, z_weight):
+        losses._columns_less_onehot(logits, ids, levels, z_weight)
+        return logits
+
+    def memory(n_rows, n_columns, like):
+        return like.new_empty(n_rows, n_columns)
+
+    sizes = {"_CHUNK_BYTES": 1200, "_BLOCK_BYTES": 1200, "_WIDE_BYTES": 0 if is_by_blocks else 1 << 20}
+    for name, size in sizes.items():
+        monkeypatch.setitem(getattr(losses, name), "cpu", size)
+    for function, name in ((rows, "_rows"), (columns, "_columns"), (memory, "_logits_memory")):
+        monkeypatch.setattr(losses, name, function)
+    hidden, weight, targets = (x.detach() for x in case())
+    hidden, weight = hidden.bfloat16().requires_grad_(), weight.bfloat16().requires_grad_()
+    torch._dynamo.reset()
+    compiled = torch.compile(losses.linear_cross_entropy, fullgraph=True, dynamic=False, backend="eager")
+    plain, fused = losses.linear_cross_entropy(hidden, weight, targets), compiled(hidden, weight, targets)
+    assert torch.equal(plain, fused)
+    for got, wanted in zip(*(torch.autograd.grad(x, (hidden, weight)) for x in (fused, plain)), strict=True):
+        assert torch.equal(got, wanted)
+
+
 def test_a_second_backward_pass_is_refused():
     hidden, weight, targets = case()
     loss = losses.linear_cross_entropy(hidden, weight, targets)

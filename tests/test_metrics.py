@@ -164,11 +164,19 @@ def test_gpu_names_find_their_dense_peak() -> None:
         "NVIDIA H100 80GB HBM3": 989e12,
         "NVIDIA H100 PCIe": 756e12,
         "NVIDIA H200": 989e12,
+        "NVIDIA H200 NVL": 835e12,
+        "NVIDIA GH200 480GB": 989e12,
+        "NVIDIA GB200": 2500e12,
+        "NVIDIA B200": 2250e12,
         "NVIDIA H20": 148e12,
         "NVIDIA A100-SXM4-80GB": 312e12,
         "NVIDIA L40S": 362e12,
         "NVIDIA L4": 121e12,
         "NVIDIA A10G": 70e12,
+        "Tesla V100-SXM2-32GB": 125e12,
+        "Tesla T4": 65e12,
+        "NVIDIA RTX A4000": None,  # no A40,
+        "NVIDIA RTX A1000": None,  # and no A10
         "NVIDIA Quadro": None,
     }
     assert {name: metrics.cuda_peak(name) for name in peaks} == peaks

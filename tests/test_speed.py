@@ -98,13 +98,16 @@ def test_compiled_blocks_give_the_same() -> None:
 
 
 def test_tf32_is_torchs_own_switch() -> None:
-    before = torch.backends.cuda.matmul.fp32_precision
+    """There are two: torch refuses to read the one when the other alone was set, and its compiler reads both."""
+    matmul, before = torch.backends.cuda.matmul, torch.backends.cuda.matmul.fp32_precision
     try:
         for is_on, precision in ((True, "tf32"), (False, "ieee")):
             speed.set_tf32(is_on)
-            assert torch.backends.cuda.matmul.fp32_precision == precision
+            assert matmul.fp32_precision == precision and matmul.allow_tf32 == is_on
+            assert torch.get_float32_matmul_precision() == ("high" if is_on else "highest")
     finally:
-        torch.backends.cuda.matmul.fp32_precision = before
+        matmul.allow_tf32 = False
+        matmul.fp32_precision = before
 
 
 # ── 8 bits ──

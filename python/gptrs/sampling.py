@@ -119,7 +119,7 @@ def probabilities(logits: Tensor, *, temperature: float, top_k: int | None, top_
     kept = scaled.softmax(dim=-1)  # (B, V)
     if top_p is not None and top_p < 1.0:
         ranked, ids = kept.sort(dim=-1, descending=True, stable=True)  # (B, V) each
-        before = ranked.cumsum(dim=-1) - ranked  # (B, V), the mass of all likelier tokens
+        before = _running_sums(ranked) - ranked  # (B, V), the mass of all likelier tokens
         kept = torch.zeros_like(kept).scatter(-1, ids, ranked.masked_fill(before >= top_p, 0.0))
         kept = kept / kept.sum(dim=-1, keepdim=True)
     return kept
@@ -139,9 +139,16 @@ def draw(distribution: Tensor, uniform: Tensor) -> Tensor:
     Never an id of probability 0. The rows need not sum to 1.
     Example: (0.5, 0.3, 0.2) gives 0 below 0.5, 1 below 0.8, else 2.
     """
-    cumulative = distribution.cumsum(dim=-1)  # (B, V)
+    cumulative = _running_sums(distribution)  # (B, V)
     target = uniform.unsqueeze(-1) * cumulative[:, -1:]  # (B, 1): rounding may leave the sum beside 1
     return torch.searchsorted(cumulative, target, right=True).squeeze(-1)  # (B,)
+
+
+def _running_sums(x: Tensor) -> Tensor:
+    """Of each row, (B, V); on the CPU where a run wants the same bits twice: torch 2.11 has no such sums on CUDA."""
+    if x.is_cuda and torch.are_deterministic_algorithms_enabled():
+        return x.cpu().cumsum(dim=-1).to(x.device)
+    return x.cumsum(dim=-1)
 
 
 def log_probabilities(logits: Tensor, ids: Tensor, n_likeliest: int) -> tuple[Tensor, Tensor, Tensor]:

@@ -277,10 +277,16 @@ def _weight_gradient(
     for start in range(0, V, size):
         part = slice(start, min(start + size, V))
         n = part.stop - start
-        logits = torch.mm(hidden, weight[part].T, out=memory[:, :n])  # (N, n)
+        logits = torch.mm(hidden, weight[part].T, out=_first_columns(memory, n))  # (N, n)
         d_logits = _columns(logits, ids - start, levels, z_weight)
         torch.mm(d_logits.T, shared, out=d_weight[part])
     return d_weight
+
+
+def _first_columns(memory: Tensor, n: int) -> Tensor:
+    """(N, n) in memory of (N, size). Where that is contiguous, this is: torch.compile breaks its graph at a product
+    that is written anywhere else, and would leave the loss out of it."""
+    return memory.flatten()[: len(memory) * n].view(-1, n) if memory.is_contiguous() else memory[:, :n]
 
 
 def _softmax_less_onehot(logits: Tensor, ids: Tensor, V: int, z_weight: float) -> tuple[Tensor, Tensor]:

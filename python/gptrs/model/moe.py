@@ -167,7 +167,8 @@ def _apply_afar(x: Tensor, ids: Tensor, weights: Tensor, up: Tensor, down: Tenso
     sent, received = loads.sum(dim=1).tolist(), arriving.sum(dim=1).tolist()
     back = _inverse(order)
     rows = exchange(_Moved.apply(x, order, back, A), sent, received, group)  # (M, C)
-    own = torch.arange(E, device=x.device).repeat(n).repeat_interleave(arriving.flatten()).unsqueeze(-1)  # (M, 1)
+    whose = torch.arange(E, device=x.device).repeat(n)  # (n·E,)
+    own = whose.repeat_interleave(arriving.flatten(), output_size=len(rows)).unsqueeze(-1)  # (M, 1); nobody waits for M
     out = _apply(rows, own, torch.ones_like(own, dtype=weights.dtype), up, down)  # (M, C)
     out = _Moved.apply(exchange(out, received, sent, group), back, order, 1)  # (N·A, C), token by token
     y: Tensor = (out.view(N, A, -1) * weights.unsqueeze(-1).to(out.dtype)).sum(dim=1)  # (N, C)

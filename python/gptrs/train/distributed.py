@@ -147,7 +147,7 @@ class World:
         if (rank := int(first)) == self.size:
             return
         text = self.store.get(f"vote/{self.n_votes}/{rank}").decode()
-        dist.barrier()  # nobody leaves, and takes the store away, before all have read
+        dist.all_reduce(first)  # nobody leaves, and takes the store away, before all have read; a barrier asks the GPUs
         raise error or ValueError(text if rank == 0 else f"rank {rank}: {text}")
 
     def main_first(self, work: Callable[[], T]) -> T:

@@ -20,6 +20,7 @@ import json
 import math
 import os
 import platform
+import re
 import resource
 import shutil
 import subprocess
@@ -37,15 +38,18 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn
 from gptrs import _core
 from gptrs.files import write_atomic
 
-# Dense bf16 tensor-core peaks in FLOP/s; the larger figures of data sheets are for 2:4 sparsity. First match wins.
+# Dense bf16 tensor-core peaks in FLOP/s; the larger figures of data sheets are for 2:4 sparsity. First match of whole
+# words wins: an RTX A4000 is no A40.
 CUDA_PEAKS = (
     ("GH200", 989e12),
+    ("H200 NVL", 835e12),
     ("H200", 989e12),
     ("H100 NVL", 835e12),
     ("H100 PCIe", 756e12),
     ("H100", 989e12),
     ("H800", 989e12),
     ("H20", 148e12),
+    ("GB200", 2500e12),
     ("B200", 2250e12),
     ("A100", 312e12),
     ("A800", 312e12),
@@ -78,7 +82,7 @@ def peak_flops(device: torch.device, dtype: torch.dtype) -> tuple[float | None, 
 
 def cuda_peak(name: str) -> float | None:
     """Returns the dense bf16 FLOP/s of a GPU by its name, None for one that is not in the table."""
-    return next((peak for key, peak in CUDA_PEAKS if key in name), None)
+    return next((peak for key, peak in CUDA_PEAKS if re.search(rf"\b{key}\b", name)), None)
 
 
 def measured_peak(dtype: torch.dtype, *, size: int = 1024, seconds: float = 0.3) -> float:

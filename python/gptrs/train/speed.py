@@ -28,11 +28,12 @@ def prepare(model: Transformer, speed: SpeedSettings, *, device: torch.device) -
 
 
 def set_tf32(is_on: bool) -> None:
-    """Lets products of float32 on CUDA round their factors to TensorFloat-32's 10 bits, or not."""
-    if hasattr(torch.backends.cuda.matmul, "fp32_precision"):
-        torch.backends.cuda.matmul.fp32_precision = "tf32" if is_on else "ieee"
-    else:
-        torch.backends.cuda.matmul.allow_tf32 = is_on
+    """Lets products of float32 on CUDA round their factors to TensorFloat-32's 10 bits, or not.
+
+    By the older of torch's two switches, which sets the newer one too: set alone, that one makes torch raise wherever
+    its compiler reads the older.
+    """
+    torch.backends.cuda.matmul.allow_tf32 = is_on
 
 
 def compilation(run: RunSettings, speed: SpeedSettings) -> dict[str, Any]:

@@ -5,7 +5,9 @@
 
 Unusual here: activations are those of a pass of their own, without gradients and in eval mode, over the same held-out
 rows each time, so that they compare between steps. Nothing is drawn and nothing counted in it: an update with
-statistics ends in the same weights, to the bit, as one without. While it looks there is one more copy of the weights.
+statistics ends in the same weights, to the bit, as one without. Nor is anything compiled in it, and flex_attention that
+is not would hold the scores of all heads: documents are kept apart by SDPA's mask. While it looks there is one more
+copy of the weights.
 """
 
 import math
@@ -103,9 +105,11 @@ class Statistics:
                 for handle in handles:
                     hooks.callback(handle.remove)
             self.model.eval()
+            by, self.model.document_attention = self.model.document_attention, "sdpa"
             try:
                 self.spread.loss(self.loss_fn, self.rows)
             finally:
+                self.model.document_attention = by
                 self.model.train(was_training)
         self._join_heads(found)
         return {name: found[name] for name in sorted(found, key=lambda name: name.partition("/")[0])}
@@ -175,12 +179,8 @@ def seen(mask: Mask, q: Tensor) -> Tensor:
     T = q.shape[-2]
     if mask is None:
         return torch.ones(T, T, dtype=torch.bool, device=q.device).tril()
-    if isinstance(mask, Tensor):
-        return mask[0, 0]
-    from torch.nn.attention.flex_attention import create_mask
-
-    whole: Tensor = create_mask(mask.mask_mod, 1, 1, T, T, device=str(q.device))
-    return whole[0, 0]
+    assert isinstance(mask, Tensor), "the pass computes by SDPA"
+    return mask[0, 0]
 
 
 def largest_score(q: Tensor, k: Tensor, scale: float, seen: Tensor) -> float:
