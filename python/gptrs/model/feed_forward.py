@@ -46,11 +46,11 @@ def feed_forward(config: ModelConfig) -> FeedForward | SwiGLU:
 
 def gated(high: Tensor) -> Tensor:
     """silu(gate)·value of (gate | value): (…, 2·width) → (…, width). The backward pass keeps its input alone."""
-    if torch.compiler.is_compiling():
-        gate, value = high.chunk(2, dim=-1)
-        return F.silu(gate) * value
-    y: Tensor = _Gated.apply(high)
-    return y
+    if torch.is_grad_enabled() and not torch.compiler.is_compiling():
+        y: Tensor = _Gated.apply(high)
+        return y
+    gate, value = high.chunk(2, dim=-1)  # (…, width) each
+    return F.silu(gate) * value
 
 
 class _Gated(torch.autograd.Function):

@@ -22,7 +22,7 @@ class RMSNorm(nn.RMSNorm):
     """torch's, which on the CPU too keeps its input alone for the backward pass, as one kernel does elsewhere."""
 
     def forward(self, x: Tensor) -> Tensor:
-        if x.device.type != "cpu" or torch.compiler.is_compiling():
+        if x.device.type != "cpu" or not torch.is_grad_enabled() or torch.compiler.is_compiling():
             return super().forward(x)
         y: Tensor = _RMSNorm.apply(x, self.weight, self.eps)
         return y

@@ -223,7 +223,10 @@ fn a_disallowed_special_token_in_any_text_of_a_batch_is_an_error() {
     let tok = tokenizer("gpt2", &["<|x|>"]);
     let options = EncodeOptions { disallowed: Specials::All, ..EncodeOptions::default() };
     let end = tok.encode_batch_with(&["a", "b <|x|>"], &options, &Control::new());
-    assert!(matches!(end, Err(Error::SpecialToken { offset: 2, .. })));
+    let Err(Error::InText { index: 1, source }) = end else {
+        panic!("expected the second text to be named, got {end:?}")
+    };
+    assert!(matches!(*source, Error::SpecialToken { offset: 2, .. }), "{source}");
     let options = EncodeOptions { allowed: Specials::All, ..options };
     assert_eq!(tok.encode_batch_with(&["<|x|>"], &options, &Control::new()).unwrap().ids.len(), 1);
 }
