@@ -170,6 +170,7 @@ def test_ids_without_a_token_are_unused_ones(tmp_path, gpt2_like):
     n = gpt2_like.vocab_size
     file = json.loads(gpt2_like.to_json())
     file["added_tokens"].append(file["added_tokens"][0] | {"id": n + 2, "content": "<tool>"})
+    file["model"]["vocab"]["<tool>"] = n + 2  # elsewhere Hugging Face would give it the next number
     holed = Tokenizer.from_json(json.dumps(file))
     for tokenizer, unused in ((gpt2_like, [n, n + 1, n + 2]), (holed, [n, n + 1])):
         model = random_model(MODELS["gpt2"] | {"vocab_size": n + 3}, torch.float32)
