@@ -195,8 +195,8 @@ def data_export(
     from gptrs.dataset import Dataset
 
     dataset = Dataset(path)
-    n = tokens_per_file or 100_000_000
-    files = dataset.export(out, format, tokens_per_file=n, drop_loss_bits=drop_loss_bits, progress=progress)
+    sizes = {} if tokens_per_file is None else {"tokens_per_file": tokens_per_file}
+    files = dataset.export(out, format, drop_loss_bits=drop_loss_bits, progress=progress, **sizes)
     if dataset.has_loss_bits:
         typer.echo("loss bits stayed behind: readers of these files predict every token", err=True)
     for file in files:

@@ -10,10 +10,9 @@ channels first, (m, n): gate and value are then two solid halves, and the produc
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from gptrs.model.feed_forward import gated_backward
+from gptrs.model.feed_forward import gated_backward, gated_forward
 
 
 def expert_by_expert(x: Tensor, up: Tensor, down: Tensor, weights: Tensor, order: Tensor, loads: Tensor) -> Tensor:
@@ -35,7 +34,7 @@ class _ExpertByExpert(torch.autograd.Function):
         for expert, places in _busy(order, loads):
             tokens = places // A  # (n,)
             high = up[expert] @ x[tokens].T  # (2·m, n)
-            out = _gated(high).T @ down[expert].T  # (n, C)
+            out = gated_forward(high, dim=0).T @ down[expert].T  # (n, C)
             y.index_add_(0, tokens, out.mul_(_weights_of(weights, places, out).unsqueeze(-1)))
             kept.append(high)
         if any(ctx.needs_input_grad[:4]):
@@ -53,7 +52,7 @@ class _ExpertByExpert(torch.autograd.Function):
         for high, (expert, places) in zip(kept, _busy(order, loads), strict=True):
             tokens = places // A  # (n,)
             d_out = dy[tokens]  # (n, C)
-            h, d_h = _gated(high), down[expert].T @ d_out.T  # (m, n) each, d_h without the weight
+            h, d_h = gated_forward(high, dim=0), down[expert].T @ d_out.T  # (m, n) each, d_h without the weight
             d_weights.view(-1)[places] = (d_h * h).sum(dim=0).to(weights.dtype)
             weight = _weights_of(weights, places, h)  # (n,)
             if d_down is not None:
@@ -81,9 +80,3 @@ def _gradient(matrices: Tensor, loads: Tensor) -> Tensor:
 
 def _weights_of(weights: Tensor, places: Tensor, like: Tensor) -> Tensor:
     return weights.view(-1)[places].to(like.dtype)  # (n,)
-
-
-def _gated(high: Tensor) -> Tensor:
-    """silu(gate)·value: (2·m, n) → (m, n)."""
-    gate, value = high.chunk(2)
-    return F.silu(gate).mul_(value)

@@ -57,14 +57,19 @@ class _Gated(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, high: Tensor) -> Tensor:
         ctx.save_for_backward(high)
-        gate, value = high.chunk(2, dim=-1)  # (…, width) each
-        return F.silu(gate).mul_(value)
+        return gated_forward(high, dim=-1)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, dy: Tensor) -> Tensor:
         (high,) = ctx.saved_tensors
         return gated_backward(dy, high, dim=-1)
+
+
+def gated_forward(high: Tensor, *, dim: int) -> Tensor:
+    """silu(gate)·value of (gate | value), which stand one behind the other along `dim`; autograd does not see it."""
+    gate, value = high.chunk(2, dim)
+    return F.silu(gate).mul_(value)
 
 
 def gated_backward(dy: Tensor, high: Tensor, *, dim: int) -> Tensor:

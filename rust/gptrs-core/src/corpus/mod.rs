@@ -88,8 +88,8 @@ impl Input {
 /// The files behind `paths`, in their order; a folder gives its `*.txt` and `*.jsonl`, compressed or not, and its
 /// `*.parquet`, at any depth, sorted by path. Run directories below it are left out: what a run writes is no corpus.
 ///
-/// Every file is opened once, so what is missing or unreadable fails here, and so does a link to nothing. Named files of any other ending are text,
-/// except those that are known not to be.
+/// Every file is opened once, so what is missing or unreadable fails here, and so does a link to nothing. Named files of
+/// any other ending are text, except those that are known not to be.
 pub fn inputs(paths: &[PathBuf]) -> Result<Vec<Input>> {
     let mut inputs = Vec::new();
     for path in paths {
