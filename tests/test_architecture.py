@@ -49,7 +49,7 @@ GENERATION = ("gptrs.sampling", "gptrs.speculate", "gptrs.decoding", "gptrs.gene
 MODEL = (
     "config", "count", "memory", "ranks", "embedding", "rope", "norm", "cache", "attend", "attention", "mla",
     "feed_forward",
-    "expert_by_expert", "moe", "block", "loss", "fp8", "heap", "transformer",
+    "expert_by_expert", "moe", "heap", "block", "loss", "fp8", "transformer",
 )  # fmt: skip
 # Inside gptrs.exchange likewise.
 EXCHANGE = ("hf_config", "hf_tensors", "hf", "gguf", "gguf_file", "gguf_read", "llama2c", "torch_file")
