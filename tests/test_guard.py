@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from gptrs.model import ModelConfig, Transformer
-from gptrs.train import checkpoint, pretrain
+from gptrs.train import checkpoint, looks, pretrain
 from gptrs.train.config import GuardSettings, OptimSettings, PretrainConfig, load
 from gptrs.train.guard import Event, Guard, step_on_device
 from gptrs.train.loop import FitOptions, Stops, Update, fit
@@ -290,6 +290,25 @@ def test_weights_that_evaluate_to_no_number_are_no_result(tmp_path: Path, steps:
         ):
             pretrain.run(config)
     assert not (tmp_path / "run" / "result.json").exists()
+
+
+def test_an_evaluation_on_the_way_that_gives_no_number_is_an_event(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original, factors = looks.mean_loss, iter([math.nan, math.inf])
+
+    def loss(*args: object, **options: object) -> tuple[float, int]:
+        found, n_targets = original(*args, **options)  # type: ignore[arg-type]
+        return found * next(factors, 1.0), n_targets
+
+    monkeypatch.setattr(looks, "mean_loss", loss)
+    pretrain.run(tiny(tmp_path, "run", "train.eval_every=4"))
+    found = lines(tmp_path / "run")
+    events = [(line["step"], line["event"]) for line in found if line["kind"] == "event"]
+    assert events == [(4, "no held-out loss"), (8, "no held-out loss")]
+    evaluated = [(line["step"], math.isfinite(line["val_loss"])) for line in found if line["kind"] == "eval"]  # type: ignore[arg-type]
+    assert evaluated == [(12, True), (16, True)]
+    assert (tmp_path / "run" / "result.json").exists()
 
 
 def test_rollbacks_end_when_they_do_not_help(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

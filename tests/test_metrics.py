@@ -1,6 +1,8 @@
 """What a run tells: metrics.jsonl cut back exactly, loss.png, the progress line, peaks for MFU."""
 
 import io
+import json
+import math
 from pathlib import Path
 
 import pytest
@@ -28,6 +30,21 @@ def test_a_float_survives_the_file_bit_for_bit(tmp_path: Path) -> None:
     log.write("train", 1, loss=0.1 + 0.2)
     log.close()
     assert metrics.read(tmp_path / "metrics.jsonl")[0]["loss"] == 0.1 + 0.2
+
+
+def test_what_is_no_number_is_null_as_json_has_none_for_it(tmp_path: Path) -> None:
+    def refuse(name: str) -> None:
+        raise AssertionError(name)
+
+    log = metrics.MetricsLog(tmp_path)
+    log.write("stats", 1, ratio=math.inf, loads=[0.5, math.nan], n=3)
+    log.event(1, "not finite", "an update is left out", {"loss": -math.inf})
+    log.close()
+    rows = (tmp_path / "metrics.jsonl").read_text().splitlines()
+    assert [json.loads(row, parse_constant=refuse) for row in rows] == [
+        {"kind": "stats", "step": 1, "ratio": None, "loads": [0.5, None], "n": 3},
+        {"kind": "event", "step": 1, "event": "not finite", "text": "an update is left out", "loss": None},
+    ]
 
 
 def test_a_resumed_log_forgets_what_came_after_the_checkpoint(tmp_path: Path) -> None:

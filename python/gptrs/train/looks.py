@@ -15,6 +15,7 @@ from gptrs.train import corpus, metrics
 from gptrs.train.average import Average
 from gptrs.train.config import PretrainConfig
 from gptrs.train.corpus import Corpus, Rows
+from gptrs.train.guard import Event
 from gptrs.train.journal import Journal
 from gptrs.train.loop import Position, mean_loss
 from gptrs.train.parts import Parts
@@ -57,11 +58,18 @@ class Looks:
         self._plots = metrics.Pace()
 
     def evaluate(self, position: Position, is_last: bool) -> None:
-        """Raises: ValueError at the last step for a loss that is no number: such a run has no result."""
+        """A loss that is no number is an event on the way.
+
+        Raises: ValueError when it comes at the last step: such a run has no result.
+        """
         loss, n_targets = self._loss(is_last)
-        if is_last and not math.isfinite(loss):
-            raise ValueError(f"expected a finite loss on held-out text at the last step, got {loss}; "
-                             "hint: training has diverged, lower optim.lr and start anew with --fresh")  # fmt: skip
+        if not math.isfinite(loss):
+            if is_last:
+                raise ValueError(f"expected a finite loss on held-out text at the last step, got {loss}; "
+                                 "hint: training has diverged, lower optim.lr and start anew with --fresh")  # fmt: skip
+            text = f"expected a finite loss on held-out text at step {position.step}, got {loss}; training goes on"
+            self.journal.tell(Event(step=position.step, name="no held-out loss", text=text))
+            return
         averaged = self._averaged_loss(is_last)
         self.val_loss = loss
         if not self.spread.world.is_main:

@@ -1,6 +1,6 @@
 """What a run tells while it goes: metrics.jsonl, TensorBoard, loss.png, a progress line; and what a FLOP is worth here.
 
-metrics.jsonl has one JSON object a line, by `kind`:
+metrics.jsonl has one JSON object a line, by `kind`; null stands for what is no number:
     train   step, loss, lr, grad_norm, tokens_per_s, mfu, time_s    of that update; time_s: training time since step 0
             memory_bytes                                            allocated on the GPU, at most so far; on the CPU
                                                                     what the process holds
@@ -170,8 +170,7 @@ class MetricsLog:
 
     def write(self, kind: str, step: int, **values: float | list[float] | None) -> None:
         """Adds a line; the file has it when this returns. Lists are for the file alone."""
-        self._file.write(json.dumps({"kind": kind, "step": step, **values}).encode() + b"\n")
-        self._file.flush()
+        self._add({"kind": kind, "step": step, **values})
         numbers = {name: value for name, value in values.items() if isinstance(value, int | float)}
         for name, value in numbers.items():
             self._board.add_scalar(f"{kind}/{name}", value, step)
@@ -180,10 +179,12 @@ class MetricsLog:
 
     def event(self, step: int, name: str, text: str, values: Mapping[str, Any]) -> None:
         """Adds what is out of the ordinary; the file has it when this returns."""
-        self._file.write(json.dumps({"kind": "event", "step": step, "event": name, "text": text, **values}).encode())
-        self._file.write(b"\n")
-        self._file.flush()
+        self._add({"kind": "event", "step": step, "event": name, "text": text, **values})
         self._board.add_text(f"event/{name}", text, step)
+
+    def _add(self, line: Mapping[str, Any]) -> None:
+        self._file.write(json.dumps({name: _plain(value) for name, value in line.items()}).encode() + b"\n")
+        self._file.flush()
 
     def length(self) -> int:
         """Returns the bytes written so far; whoever notes them sees to it that the disk has them."""
@@ -192,6 +193,13 @@ class MetricsLog:
     def close(self) -> None:
         self._file.close()
         self._board.close()
+
+
+def _plain(value: Any) -> Any:
+    """The value with null for what JSON has no number for: nan and the infinities."""
+    if isinstance(value, list):
+        return [_plain(entry) for entry in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def cut(path: Path, length: int) -> IO[bytes]:
