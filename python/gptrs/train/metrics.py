@@ -27,6 +27,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterable, Mapping
+from functools import cache
 from io import BytesIO
 from pathlib import Path
 from typing import IO, Any, Protocol
@@ -75,7 +76,8 @@ CURVE_POINTS = 100  # means of neighbouring losses in loss.png: single small bat
 def peak_flops(device: torch.device, dtype: torch.dtype) -> tuple[float | None, str]:
     """Returns the FLOP/s that MFU divides by, and what that figure is; None for a GPU that is not in the table."""
     if device.type != "cuda":
-        return measured_peak(dtype), f"{torch.get_num_threads()}-thread matmul, measured"
+        n_threads = torch.get_num_threads()
+        return _cpu_peak(dtype, n_threads), f"{n_threads}-thread matmul, measured"
     name = torch.cuda.get_device_name(device)
     return cuda_peak(name), f"{name} dense bf16"
 
@@ -83,6 +85,12 @@ def peak_flops(device: torch.device, dtype: torch.dtype) -> tuple[float | None, 
 def cuda_peak(name: str) -> float | None:
     """Returns the dense bf16 FLOP/s of a GPU by its name, None for one that is not in the table."""
     return next((peak for key, peak in CUDA_PEAKS if re.search(rf"\b{key}\b", name)), None)
+
+
+@cache
+def _cpu_peak(dtype: torch.dtype, n_threads: int) -> float:
+    """Measured once in a process, for all runs in it with as many threads."""
+    return measured_peak(dtype)
 
 
 def measured_peak(dtype: torch.dtype, *, size: int = 1024, seconds: float = 0.3) -> float:
@@ -242,8 +250,9 @@ def plot(path: Path, lines: Iterable[dict[str, Any]], *, unigram_entropy: float 
     lines = list(lines)
     train = [line for line in lines if line["kind"] == "train"]
     evals = [line for line in lines if line["kind"] == "eval"]
-    figure = Figure(figsize=(7.2, 4.0), dpi=120, layout="constrained")
+    figure = Figure(figsize=(7.2, 4.0), dpi=120)  # margins by hand: to work them out draws everything twice
     FigureCanvasAgg(figure)
+    figure.subplots_adjust(left=0.095, right=0.985, bottom=0.12, top=0.975)
     axes = figure.add_subplot()
     curve = smooth([line.get("next_loss", line["loss"]) for line in train])  # what validation measures
     axes.plot(
