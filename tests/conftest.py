@@ -10,7 +10,7 @@ import subprocess
 import sys
 import sysconfig
 import unicodedata
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ import pytest
 
 import gptrs
 from random_strings import random_strings
+from warm_cli import WarmCli
 
 Cli = Callable[..., "subprocess.CompletedProcess[str]"]
 
@@ -149,6 +150,14 @@ def cli() -> Cli:
         return subprocess.run(command, check=False, **options)
 
     return run
+
+
+@pytest.fixture(scope="session")
+def warm_cli() -> Iterator[Cli]:
+    """The same, forked from a process that has imported torch. Options: `input`, `cwd`, `env`."""
+    run = WarmCli()
+    yield run
+    run.close()
 
 
 def dataset_bytes(folder: Path) -> dict[str, bytes]:

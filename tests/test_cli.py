@@ -4,10 +4,10 @@ import dataclasses
 import json
 import os
 import re
+import resource
 import shutil
 import subprocess
 import sys
-import time
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -147,11 +147,11 @@ def run(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return run
 
 
-def test_generate_writes_whole_characters_and_repeats_with_a_seed(run: Path, cli: Cli):
+def test_generate_writes_whole_characters_and_repeats_with_a_seed(run: Path, warm_cli: Cli):
     arguments = ("--prompt", "def é", "--seed", 7, "--temperature", 1)
-    first = cli("generate", "--run", run, *arguments)
+    first = warm_cli("generate", "--run", run, *arguments)
     assert first.returncode == 0 and first.stdout.startswith("def é") and len(first.stdout) > 10, first.stderr
-    short = cli("generate", "--checkpoint", run / "checkpoints" / "step-00000003", *arguments, "-n", 3)
+    short = warm_cli("generate", "--checkpoint", run / "checkpoints" / "step-00000003", *arguments, "-n", 3)
     assert short.returncode == 0 and first.stdout.startswith(short.stdout.rstrip("\n\ufffd"))
 
 
@@ -170,35 +170,35 @@ def test_generate_writes_whole_characters_and_repeats_with_a_seed(run: Path, cli
         (("--device", "cuda:99"), "cuda:99"),
     ],
 )
-def test_generate_names_what_does_not_fit(run: Path, cli: Cli, arguments: tuple[str, ...], says: str):
-    end = cli("generate", "--run", run, *arguments)
+def test_generate_names_what_does_not_fit(run: Path, warm_cli: Cli, arguments: tuple[str, ...], says: str):
+    end = warm_cli("generate", "--run", run, *arguments)
     assert end.returncode == 1 and end.stderr.startswith("error: ") and end.stderr.count("\n") == 1, end.stderr
     assert says in end.stderr
 
 
-def test_generate_ends_before_a_stop_string(run: Path, cli: Cli):
+def test_generate_ends_before_a_stop_string(run: Path, warm_cli: Cli):
     arguments = ("--prompt", "def é", "--seed", 7, "--repetition-penalty", 1.1, "--prefill-chunk", 2)
-    whole = cli("generate", "--run", run, *arguments).stdout.removesuffix("\n")
+    whole = warm_cli("generate", "--run", run, *arguments).stdout.removesuffix("\n")
     stop = whole[len("def é") + 3 :][:2]
-    end = cli("generate", "--run", run, *arguments, "--stop", "not in it", "--stop", stop)
+    end = warm_cli("generate", "--run", run, *arguments, "--stop", "not in it", "--stop", stop)
     assert end.returncode == 0 and end.stdout == whole[: whole.index(stop, len("def é"))] + "\n"
 
 
-def test_generate_writes_log_probabilities_as_lines_of_json(run: Path, cli: Cli):
+def test_generate_writes_log_probabilities_as_lines_of_json(run: Path, warm_cli: Cli):
     arguments = ("--prompt", "def", "--seed", 7, "-n", 5)
-    end = cli("generate", "--run", run, *arguments, "--logprobs", 2)
+    end = warm_cli("generate", "--run", run, *arguments, "--logprobs", 2)
     lines = [json.loads(line) for line in end.stdout.splitlines()]
     assert len(lines) == 5 and end.stderr == ""
     for line in lines:
         first, second = line["likeliest"]
         assert first["logprob"] >= second["logprob"] and line["logprob"] <= first["logprob"] <= 0
     text = Tokenizer.from_file(run / "tokenizer.json").decode([line["id"] for line in lines])
-    assert cli("generate", "--run", run, *arguments).stdout == f"def{text}\n"
-    (line, *_) = cli("generate", "--run", run, *arguments, "--logprobs", 0).stdout.splitlines()
+    assert warm_cli("generate", "--run", run, *arguments).stdout == f"def{text}\n"
+    (line, *_) = warm_cli("generate", "--run", run, *arguments, "--logprobs", 0).stdout.splitlines()
     assert set(json.loads(line)) == {"id", "token", "logprob"}
 
 
-def test_generate_says_how_many_drafts_held(run: Path, tmp_path: Path, cli: Cli):
+def test_generate_says_how_many_drafts_held(run: Path, tmp_path: Path, warm_cli: Cli):
     from gptrs.model import ModelConfig, Transformer
     from gptrs.train import checkpoint
 
@@ -209,20 +209,20 @@ def test_generate_says_how_many_drafts_held(run: Path, tmp_path: Path, cli: Cli)
     state = {"model": dataclasses.asdict(config)}
     checkpoint.save(tmp_path / "checkpoints", step=1, model=Transformer(config), optimizer=None, state=state, keep=1)
     arguments = ("generate", "--run", tmp_path, "--temperature", 0, "-n", 20)
-    plain, drafted = cli(*arguments), cli(*arguments, "--drafts", 2)
+    plain, drafted = warm_cli(*arguments), warm_cli(*arguments, "--drafts", 2)
     assert drafted.returncode == 0 and drafted.stdout == plain.stdout and plain.stderr == ""
     assert re.fullmatch(r"drafts: \d+ of \d+ accepted \(\d+\.\d%\)\n", drafted.stderr)
 
 
-def test_generate_needs_a_whole_checkpoint(run: Path, tmp_path: Path, cli: Cli):
+def test_generate_needs_a_whole_checkpoint(run: Path, tmp_path: Path, warm_cli: Cli):
     shutil.copytree(run, tmp_path / "run")
     path = tmp_path / "run" / "checkpoints" / "step-00000003" / "model.safetensors"
     path.write_bytes(path.read_bytes()[:-10])
-    end = cli("generate", "--run", tmp_path / "run")
+    end = warm_cli("generate", "--run", tmp_path / "run")
     assert end.returncode == 1 and "model.safetensors" in end.stderr and "Traceback" not in end.stderr
-    end = cli("generate", "--run", tmp_path)
+    end = warm_cli("generate", "--run", tmp_path)
     assert end.returncode == 1 and "expected a finished checkpoint in" in end.stderr
-    assert cli("generate").returncode == 2
+    assert warm_cli("generate").returncode == 2
 
 
 @pytest.mark.parametrize(
@@ -273,9 +273,12 @@ def test_every_verb_explains_itself_and_each_option(verb: tuple[str, ...]):
 
 
 def test_help_is_quick_and_plain(cli: Cli):
-    start = time.perf_counter()
+    start = resource.getrusage(resource.RUSAGE_CHILDREN)
     end = cli("prepare", "--help", env={"PATH": "", "COLUMNS": "120", "PYTHONPATH": ":".join(sys.path)})
-    assert time.perf_counter() - start < 2
+    taken = resource.getrusage(resource.RUSAGE_CHILDREN)
+    assert taken.ru_utime + taken.ru_stime - start.ru_utime - start.ru_stime < 2, (
+        "processor time: others may run beside"
+    )
     assert end.returncode == 0 and "--shard-tokens" in end.stdout and "torch" not in end.stderr
 
 

@@ -305,27 +305,27 @@ def test_presets_that_transformers_has_name_their_class():
         assert hf_config.read(hf_config.write(config)) == config
 
 
-def test_the_command_line_takes_a_folder_in_and_out(tmp_path, cli, gpt2_like):
+def test_the_command_line_takes_a_folder_in_and_out(tmp_path, warm_cli, gpt2_like):
     sizes = MODELS["v3 compressed queries, yarn"] | {"vocab_size": gpt2_like.vocab_size}
     ours = random_model(sizes, torch.float32)
     export_hf(ours, tmp_path / "theirs", tokenizer=gpt2_like)
-    done = cli("import", tmp_path / "theirs", "--out", tmp_path / "run")
+    done = warm_cli("import", tmp_path / "theirs", "--out", tmp_path / "run")
     assert (done.returncode, done.stdout) == (
         0,
         f"{tmp_path / 'run'}: {sum(p.numel() for p in ours.parameters()):,} parameters\n",
     )
     settings = ("--prompt", "import os", "--temperature", "0", "-n", "8", "--device", "cpu")
-    written = cli("generate", "--run", tmp_path / "run", *settings)
+    written = warm_cli("generate", "--run", tmp_path / "run", *settings)
     ids = gpt2_like.encode("import os")
     (new,) = generate(ours, [ids], max_new_tokens=8, temperature=0.0, stop_tokens=(gpt2_like.eot_id,))
     assert written.stdout == "import os" + gpt2_like.decode(new) + "\n"
-    assert cli("export", "--run", tmp_path / "run", "--out", tmp_path / "again").returncode == 0
+    assert warm_cli("export", "--run", tmp_path / "run", "--out", tmp_path / "again").returncode == 0
     files = sorted(path.name for path in (tmp_path / "theirs").iterdir())
     assert {"config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"} <= set(files)
     for name in files:
         assert (tmp_path / "again" / name).read_bytes() == (tmp_path / "theirs" / name).read_bytes(), name
 
-    done = cli("export", "--run", tmp_path / "run", "--out", tmp_path / "model.gguf", "--dtype", "float16")
+    done = warm_cli("export", "--run", tmp_path / "run", "--out", tmp_path / "model.gguf", "--dtype", "float16")
     assert (done.returncode, (tmp_path / "model.gguf").read_bytes()[:4]) == (0, b"GGUF")
 
     import transformers
@@ -334,28 +334,28 @@ def test_the_command_line_takes_a_folder_in_and_out(tmp_path, cli, gpt2_like):
     assert tokenizer("import os")["input_ids"] == ids
 
 
-def test_a_model_of_more_ids_than_its_tokenizer_goes_in_and_out(tmp_path, cli, gpt2_like):
+def test_a_model_of_more_ids_than_its_tokenizer_goes_in_and_out(tmp_path, warm_cli, gpt2_like):
     n = gpt2_like.vocab_size
     ours = random_model(MODELS["llama"] | {"vocab_size": n + 40}, torch.float32)
     export_hf(ours, tmp_path / "theirs", tokenizer=gpt2_like)
-    assert cli("import", tmp_path / "theirs", "--out", tmp_path / "run").returncode == 0
+    assert warm_cli("import", tmp_path / "theirs", "--out", tmp_path / "run").returncode == 0
     for out in ("again", "model.gguf"):
-        done = cli("export", "--run", tmp_path / "run", "--out", tmp_path / out)
+        done = warm_cli("export", "--run", tmp_path / "run", "--out", tmp_path / out)
         assert (done.returncode, done.stderr) == (0, "")
     for path in (tmp_path / "theirs").iterdir():
         assert (tmp_path / "again" / path.name).read_bytes() == path.read_bytes(), path.name
     with torch.no_grad():
         ours.head.weight[:n] = 0.0  # the likeliest id is one without a token
     export_hf(ours, tmp_path / "odd", tokenizer=gpt2_like)
-    assert cli("import", tmp_path / "odd", "--out", tmp_path / "odd-run").returncode == 0
+    assert warm_cli("import", tmp_path / "odd", "--out", tmp_path / "odd-run").returncode == 0
     settings = ("--prompt", "import", "--temperature", "0", "-n", "3", "--device", "cpu")
-    done = cli("generate", "--run", tmp_path / "odd-run", *settings, "--logprobs", "1")
+    done = warm_cli("generate", "--run", tmp_path / "odd-run", *settings, "--logprobs", "1")
     assert done.returncode == 0, done.stderr
     assert all(json.loads(line)["id"] >= n for line in done.stdout.splitlines())
     assert all(json.loads(line)["token"] is None for line in done.stdout.splitlines())
 
 
-def test_the_command_line_says_what_it_cannot_take(tmp_path, cli, gpt2_like):
+def test_the_command_line_says_what_it_cannot_take(tmp_path, warm_cli, gpt2_like):
     export_hf(random_model(MODELS["llama"], torch.float32), tmp_path / "theirs")
     gpt2_like.save(tmp_path / "tokenizer.json")
     for words, message in (
@@ -372,7 +372,7 @@ def test_the_command_line_says_what_it_cannot_take(tmp_path, cli, gpt2_like):
             f"in a folder that exists, got {tmp_path / 'none' / 'x.gguf'}; hint: mkdir -p {tmp_path / 'none'}",
         ),
     ):
-        done = cli(*words)
+        done = warm_cli(*words)
         assert done.returncode != 0
         assert message in done.stderr, done.stderr
     assert not (tmp_path / "run").exists()

@@ -424,10 +424,10 @@ def test_a_machine_without_the_package_is_told_what_to_install(monkeypatch, smal
         gguf_read.import_gguf(small)
 
 
-def test_the_command_line_reads_a_file(tmp_path, cli, gpt2_like):
+def test_the_command_line_reads_a_file(tmp_path, warm_cli, gpt2_like):
     ours = random_model(SIZES["v3"] | {"vocab_size": gpt2_like.vocab_size}, torch.float32)
     path = export_gguf(ours, tmp_path / "model.gguf", tokenizer=gpt2_like)
-    done = cli("import", path, "--out", tmp_path / "run")
+    done = warm_cli("import", path, "--out", tmp_path / "run")
     n_params = sum(p.numel() for p in ours.parameters())
     assert (done.returncode, done.stdout, done.stderr) == (0, f"{tmp_path / 'run'}: {n_params:,} parameters\n", "")
     again, tokenizer = open_model(str(tmp_path / "run"), None, "cpu")
@@ -436,7 +436,7 @@ def test_the_command_line_reads_a_file(tmp_path, cli, gpt2_like):
     assert tokenizer == gpt2_like
 
     other = changed(path, tmp_path / "other.gguf", {"tokenizer.ggml.model": "llama"})
-    done = cli("import", other, "--out", tmp_path / "bare")
+    done = warm_cli("import", other, "--out", tmp_path / "bare")
     assert done.returncode == 0
     assert "warning: " in done.stderr
     assert "its tokenizer is left out: expected 'gpt2'" in done.stderr

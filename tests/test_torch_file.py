@@ -137,12 +137,12 @@ def test_a_config_beside_that_is_none_is_refused_by_name(tmp_path, data, message
         convert(tmp_path / "pytorch_model.bin", tmp_path / "out")
 
 
-def test_the_command_converts_and_import_says_so(tmp_path, cli):
+def test_the_command_converts_and_import_says_so(tmp_path, warm_cli):
     ours = random_model(SIZES, torch.float32)
     torch.save(checkpoint(ours), tmp_path / "ckpt.pt")
-    refused = cli("import", tmp_path / "ckpt.pt", "-o", tmp_path / "run")
+    refused = warm_cli("import", tmp_path / "ckpt.pt", "-o", tmp_path / "run")
     assert refused.returncode == 1 and "hint: gptrs convert" in refused.stderr
-    done = cli("convert", tmp_path / "ckpt.pt", "-o", tmp_path / "model")
+    done = warm_cli("convert", tmp_path / "ckpt.pt", "-o", tmp_path / "model")
     assert done.returncode == 0, done.stderr
     assert json.loads((tmp_path / "model" / "config.json").read_text())["n_layer"] == 3
     assert torch.equal(import_hf(tmp_path / "model")(tokens()), ours(tokens()))
