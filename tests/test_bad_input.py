@@ -127,6 +127,23 @@ def test_a_folder_that_cannot_be_read(tok: Tokenizer, tmp_path: Path, cli: Cli):
         folder.chmod(0o755)
 
 
+def test_a_file_where_a_folder_is_meant(tok: Tokenizer, tmp_path: Path, cli: Cli):
+    tok.save(tmp_path / "t.json")
+    (tmp_path / "a.txt").write_text("text")
+    for out, error in ((tmp_path / "a.txt", FileExistsError), (tmp_path / "a.txt" / "out", NotADirectoryError)):
+        with pytest.raises(error, match=r"a\.txt.*hint: a file is where a folder is meant"):
+            prepare(tmp_path / "a.txt", tok, out)
+        fails(cli, "prepare", tmp_path / "a.txt", "-t", tmp_path / "t.json", "-o", out, says=("a.txt", "hint: "))
+    assert (tmp_path / "a.txt").read_text() == "text"
+
+
+def test_text_that_is_given_as_a_tokenizer(tmp_path: Path, cli: Cli):
+    (tmp_path / "a.txt").write_text("text")
+    with pytest.raises(ValueError, match=r"a\.txt would be merges by its name, but .*vocab\.json is not there; hint: "):
+        Tokenizer.from_file(tmp_path / "a.txt")
+    fails(cli, "tokenizer", "encode", tmp_path / "a.txt", "text", says=("a.txt", "hint: "))
+
+
 def test_a_folder_without_text(tmp_path: Path):
     (tmp_path / "image.png").write_bytes(b"\x89PNG")
     with pytest.raises(ValueError, match=r"expected \*\.txt, \*\.jsonl or \*\.parquet files in .*hint: "):

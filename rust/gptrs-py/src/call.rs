@@ -39,6 +39,9 @@ fn with_hint(message: &str, kind: io::ErrorKind) -> String {
     let hint = match kind {
         io::ErrorKind::NotFound => "check the path",
         io::ErrorKind::PermissionDenied => "check the permissions of the file and its folder",
+        io::ErrorKind::AlreadyExists | io::ErrorKind::NotADirectory => {
+            "a file is where a folder is meant to be, check the path"
+        }
         io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded | io::ErrorKind::FileTooLarge => {
             "free some space, then run the same command again"
         }

@@ -43,8 +43,16 @@ pub fn read(path: &Path, pattern: Option<&str>) -> Result<Tokenizer> {
         "json" => read_json(path, pattern),
         "txt" | "bpe" => {
             let names = MERGE_FILES.iter().find(|(_, merges)| path.file_name().is_some_and(|name| name == *merges));
-            let vocab = names.map_or("vocab.json", |(vocab, _)| vocab);
-            read_merges(&path.with_file_name(vocab), path, pattern)
+            let vocab = path.with_file_name(names.map_or("vocab.json", |(vocab, _)| vocab));
+            if !vocab.exists() {
+                return Err(Error::Argument(format!(
+                    "{} would be merges by its name, but {} is not there; hint: a tokenizer is a *.json, a *.tiktoken, \
+                     merges.txt beside its vocab.json, or the folder of these",
+                    path.display(),
+                    vocab.display()
+                )));
+            }
+            read_merges(&vocab, path, pattern)
         }
         _ => Err(Error::Argument(format!(
             "{} is not a tokenizer file by its name, expected *.json, *.tiktoken, merges.txt or a directory",
