@@ -121,6 +121,31 @@ def test_a_file_in_a_models_style_gives_the_same_ids_and_survives_our_writing(
     assert_same(tokenizers.Tokenizer.from_file(str(tmp_path / "tokenizer.json")), again, [*texts[25:2000], *special])
 
 
+@pytest.mark.parametrize("regex", [r"\w+|[^\w\s]+|\s+", r"\W+|\w+", r"\b[\w.]+\b|\B."])
+def test_words_are_those_of_the_engine_that_a_pattern_is_for(regex: str, tmp_path: Path):
+    draw = random.Random(2)
+    words = ["".join(draw.choices("ab9_²³¹¼½¾\u200c\u200dمی-. ", k=12)) for _ in range(3000)]
+    for step in (split(regex), split(regex, "merged_with_next")):  # the second as a chain
+        peer = tokenizers.Tokenizer(models.BPE())
+        peer.pre_tokenizer, peer.decoder = sequence(step), decoders.ByteLevel()
+        alphabet = pre_tokenizers.ByteLevel.alphabet()
+        peer.train_from_iterator(words, trainers.BpeTrainer(vocab_size=600, initial_alphabet=alphabet))
+        theirs = ours(peer, tmp_path)
+        assert_same(peer, theirs, words)
+        theirs.save(tmp_path / "again.json")
+        assert (
+            json.loads((tmp_path / "again.json").read_text())["pre_tokenizer"]
+            == json.loads(peer.to_str())["pre_tokenizer"]
+        )
+
+    own = Tokenizer.train_from_iterator(words, 600, pattern=regex)
+    own.save(tmp_path / "own.json")
+    assert_same(tokenizers.Tokenizer.from_file(str(tmp_path / "own.json")), own, words)
+    again = Tokenizer.from_file(tmp_path / "own.json")
+    assert again == own and again.pattern == regex
+    assert r"\\x{200C}" in (tmp_path / "own.json").read_text(), "spelled out for the other engine"
+
+
 @pytest.mark.parametrize("form", ["NFC", "NFD", "NFKC", "NFKD"])
 def test_a_normal_form_is_that_of_hugging_face_for_every_character(form: str, gpt2_like: Tokenizer):
     file = json.loads(gpt2_like.to_json())

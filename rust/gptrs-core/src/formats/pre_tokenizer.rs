@@ -7,6 +7,7 @@ use super::Checked;
 use crate::error::{Error, Result};
 use crate::split::Splitter;
 use crate::split::chain::{self, Behavior, Matcher, Step};
+use crate::split::onig::{from_onig, reads_differently, to_onig};
 
 /// Sequences inside sequences that are followed.
 const MAX_DEPTH: usize = 16;
@@ -30,7 +31,7 @@ pub(super) fn read(value: &Value) -> Checked<Splitter> {
             if is_whole(regex, *behavior, *invert)? =>
         {
             check_regex(regex)?;
-            new_splitter(regex)
+            new_splitter(&from_onig(regex))
         }
         _ => match named_sequence(cuts) {
             Some(splitter) if !use_regex => Ok(splitter),
@@ -57,7 +58,7 @@ pub(super) fn write(splitter: &Splitter) -> Result<Value> {
         if let Some(what) = reads_differently(&regex) {
             return Err(Error::Argument(format!("the pattern {regex:?} cannot be written as tokenizer.json: {what}")));
         }
-        let pattern = json!({ "Regex": regex });
+        let pattern = json!({ "Regex": to_onig(&regex) });
         steps.push(json!({ "type": "Split", "pattern": pattern, "behavior": "Isolated", "invert": false }));
     }
     steps.push(byte_level(false));
@@ -134,59 +135,14 @@ fn new_splitter(pattern: &str) -> Checked<Splitter> {
     Splitter::new(pattern).map_err(|error| error.to_string())
 }
 
-/// Why Oniguruma, Hugging Face's engine, would cut differently; `None` when nothing speaks for it.
-fn reads_differently(regex: &str) -> Option<&'static str> {
-    let (mut depth, mut chars) = (0, regex.chars().peekable());
-    while let Some(c) = chars.next() {
-        let next = chars.peek().copied();
-        match c {
-            '\\' => {
-                chars.next();
-                if chars.peek() == Some(&'{') {
-                    chars.by_ref().find(|&c| c == '}');
-                }
-            }
-            '[' if depth > 0 && next == Some(':') => {
-                return Some("[:name:] has ASCII alone here, all of Unicode in Oniguruma; hint: use \\p{...}");
-            }
-            '[' => depth += 1,
-            ']' if depth > 0 => depth -= 1,
-            _ if depth > 0 => {}
-            '^' => return Some("^ is the start of every line in Oniguruma; hint: use \\A"),
-            '$' => return Some("$ is the end of every line in Oniguruma; hint: use \\z"),
-            '}' if next == Some('+') => return Some("{m,n}+ repeats in Oniguruma; hint: use (?>...{m,n})"),
-            '(' if next == Some('?') => {
-                let flags = chars.clone().skip(1).take_while(|c| c.is_ascii_alphabetic() || *c == '-');
-                if flags.filter(|c| !matches!(c, 'i' | '-' | 'P')).count() > 0 {
-                    return Some(
-                        "flags other than (?i) have other meanings in Oniguruma; hint: write the pattern without",
-                    );
-                }
-            }
-            _ => {}
-        }
-    }
-    None
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
-    fn what_oniguruma_reads_differently_is_found_outside_classes_and_escapes() {
-        for regex in [r"\s+$", "^a", r"\p{N}{1,3}+", "(?s).", "(?m:.)", "[a]$", "[[:punct:]]+"] {
-            assert!(reads_differently(regex).is_some(), "{regex}");
-        }
-        for regex in [r"\$|\^|[$^]", r"[^\s]+\p{L}++", r"(?i:'s)|\p{L}{1,3}|a(?!\S)|(?>a{1,2})", "(?<!a)b"] {
-            assert!(reads_differently(regex).is_none(), "{regex}");
-        }
-    }
-
-    #[test]
     fn a_written_splitter_reads_back() {
         let chain = r#"{"type":"Sequence","pretokenizers":[{"type":"Digits","individual_digits":true},{"type":"ByteLevel","add_prefix_space":false,"trim_offsets":true,"use_regex":true}]}"#;
-        for pattern in crate::split::NAMES.into_iter().chain([r"\w+|\s+", chain]) {
+        for pattern in crate::split::NAMES.into_iter().chain([r"\w+|[^\w\s]+|\b\s+", chain]) {
             let splitter = Splitter::new(pattern).unwrap();
             assert_eq!(read(&write(&splitter).unwrap()).unwrap().pattern(), pattern);
         }

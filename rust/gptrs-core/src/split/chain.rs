@@ -11,6 +11,7 @@ use serde::{Deserialize, Serialize};
 
 use super::custom::failure;
 use super::gpt2::Gpt2;
+use super::onig::from_onig;
 use super::{Scheme, class};
 use crate::error::{Error, Result};
 
@@ -167,7 +168,7 @@ fn cutter(step: Step) -> std::result::Result<Option<Cutter>, String> {
         }
         Step::Split { pattern, behavior, invert } => {
             let regex = match pattern {
-                Matcher::Regex(regex) => regex,
+                Matcher::Regex(regex) => from_onig(&regex),
                 Matcher::String(text) => fancy_regex::escape(&text).into_owned(),
             };
             let regex = Regex::new(&regex).map_err(|error| format!("{regex:?}: {error}"))?;

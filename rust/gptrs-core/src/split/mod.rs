@@ -25,6 +25,7 @@ mod gpt2;
 mod mask;
 mod named;
 mod o200k;
+pub(crate) mod onig;
 mod runs;
 mod spans;
 mod traits;
