@@ -1,39 +1,42 @@
 //! Regular expressions of Oniguruma, Hugging Face's engine ⇄ those of fancy-regex.
 //!
-//! Both read most patterns alike. `\w` and `\b` have eight characters of Unicode 16 in one of them alone: the digits and
-//! fractions of Latin-1 are words there, the joiners of width zero here. So each engine gets the class of the other one
+//! Both read most patterns alike. `\w` and `\b` differ in eight characters of Unicode 16: U+200C and U+200D belong to words
+//! here, and ² ³ ¹ ¼ ½ ¾ in Oniguruma, though not to a `\w` inside brackets. So each engine gets the class of the other one
 //! spelled out, and what was spelled out so is put back on the way back. The rest is named by [`reads_differently`].
 
-/// `\w` of Oniguruma for fancy-regex, and `\w` of fancy-regex for Oniguruma, without their brackets.
+/// `\w` of Oniguruma for fancy-regex, by itself and inside brackets, and `\w` of fancy-regex for Oniguruma, each without
+/// its brackets.
 const THEIR_WORD: &str = r"\w\x{B2}\x{B3}\x{B9}\x{BC}\x{BD}\x{BE}&&[^\x{200C}\x{200D}]";
-const OUR_WORD: &str = r"\w\x{200C}\x{200D}&&[^\x{B2}\x{B3}\x{B9}\x{BC}\x{BD}\x{BE}]";
+const THEIR_WORD_INSIDE: &str = r"\w&&[^\x{200C}\x{200D}]";
+const OUR_WORD: &str = r"\w\x{200C}\x{200D}";
 
 /// The expression for fancy-regex that matches what `regex` matches in Oniguruma.
 pub(crate) fn from_onig(regex: &str) -> String {
-    translated(regex, OUR_WORD, THEIR_WORD)
+    translated(regex, &Words::new(OUR_WORD, OUR_WORD), &Words::new(THEIR_WORD, THEIR_WORD_INSIDE))
 }
 
 /// The expression for Oniguruma that matches what `regex` matches in fancy-regex. [`from_onig`] gives `regex` back.
 pub(crate) fn to_onig(regex: &str) -> String {
-    translated(regex, THEIR_WORD, OUR_WORD)
+    translated(regex, &Words::new(THEIR_WORD, THEIR_WORD_INSIDE), &Words::new(OUR_WORD, OUR_WORD))
 }
 
-/// The expression with each word class `spelled` out made short and each short one made `other`.
-fn translated(regex: &str, spelled: &str, other: &str) -> String {
-    let (spelled, other) = (Words::new(spelled), Words::new(other));
-    let short = Words { word: r"\w".into(), other: r"\W".into(), border: r"\b".into(), inside: r"\B".into() };
+/// The expression with each word class that is `spelled` out made short, and each short one as `other` has it.
+fn translated(regex: &str, spelled: &Words, other: &Words) -> String {
     let mut out = String::with_capacity(regex.len());
     let (mut depth, mut rest) = (0_usize, regex);
     'next: while let Some(c) = rest.chars().next() {
-        let pairs = spelled.each().into_iter().zip(short.each()).chain(short.each().into_iter().zip(other.each()));
-        for ((from, _), (to, is_class)) in pairs {
-            // In a class \b is a backspace.
-            if (is_class || depth == 0)
-                && let Some(after) = rest.strip_prefix(from)
-            {
-                out.push_str(to);
-                rest = after;
-                continue 'next;
+        // In brackets \b is a backspace.
+        let (short, spelled, other): (&[&str], _, _) = match depth {
+            0 => (&[r"\b", r"\B", r"\w", r"\W"], spelled.outside.as_slice(), other.outside.as_slice()),
+            _ => (&[r"\w", r"\W"], spelled.inside.as_slice(), other.inside.as_slice()),
+        };
+        for (i, &short) in short.iter().enumerate() {
+            for (from, to) in [(spelled[i].as_str(), short), (short, other[i].as_str())] {
+                if let Some(after) = rest.strip_prefix(from) {
+                    out.push_str(to);
+                    rest = after;
+                    continue 'next;
+                }
             }
         }
         let n = match c {
@@ -51,28 +54,23 @@ fn translated(regex: &str, spelled: &str, other: &str) -> String {
     out
 }
 
-/// How an engine writes that something is a word's character, or not, and a place a word's border, or not.
+/// How an engine's word classes are spelled out.
 struct Words {
-    word: String,
-    other: String,
-    border: String,
-    inside: String,
+    /// A border of a word and none, a character of a word and another one.
+    outside: [String; 4],
+    /// The last two in brackets.
+    inside: [String; 2],
 }
 
 impl Words {
-    fn new(class: &str) -> Self {
-        let word = format!("[{class}]");
+    fn new(outside: &str, inside: &str) -> Self {
+        let word = format!("[{outside}]");
+        let border = format!("(?:(?<={word})(?!{word})|(?<!{word})(?={word}))");
+        let none = format!("(?:(?<={word})(?={word})|(?<!{word})(?!{word}))");
         Self {
-            other: format!("[^{class}]"),
-            border: format!("(?:(?<={word})(?!{word})|(?<!{word})(?={word}))"),
-            inside: format!("(?:(?<={word})(?={word})|(?<!{word})(?!{word}))"),
-            word,
+            outside: [border, none, word, format!("[^{outside}]")],
+            inside: [format!("[{inside}]"), format!("[^{inside}]")],
         }
-    }
-
-    /// All four, those first that hold others, and whether they may stand in a class.
-    fn each(&self) -> [(&str, bool); 4] {
-        [(&self.border, false), (&self.inside, false), (&self.word, true), (&self.other, true)]
     }
 }
 
@@ -162,7 +160,9 @@ mod tests {
     #[test]
     fn word_classes_are_spelled_out_for_the_other_engine_and_put_back() {
         assert_eq!(from_onig(r"\\w\W"), format!(r"\\w[^{THEIR_WORD}]"));
-        assert_eq!(from_onig(r"[\w\b]\b"), format!(r"[[{THEIR_WORD}]\b]{}", Words::new(THEIR_WORD).border));
+        let border = &Words::new(THEIR_WORD, "").outside[0];
+        assert_eq!(from_onig(r"[\w\b]\b"), format!(r"[[{THEIR_WORD_INSIDE}]\b]{border}"));
+        assert_eq!(to_onig(r"\w[\W]"), format!(r"[{OUR_WORD}][[^{OUR_WORD}]]"));
         for regex in [r"\w+|[^\w\s]+|\W", r"\b\w\B[\W\b]|\\b|é\", "]\\w[", ""] {
             assert_eq!(from_onig(&to_onig(regex)), regex);
             assert_eq!(to_onig(&from_onig(regex)), regex);
@@ -178,6 +178,9 @@ mod tests {
         let (ours, theirs) = (matches(r"\w"), matches(&from_onig(r"\w")));
         assert_eq!((&ours ^ &theirs).into_iter().collect::<String>(), "²³¹¼½¾\u{200C}\u{200D}");
         assert_eq!(matches(&from_onig(r"\W")).len() + theirs.len(), matches("(?s).").len());
+        let inside = matches(&from_onig(r"[\w]"));
+        assert_eq!((&ours ^ &inside).into_iter().collect::<String>(), "\u{200C}\u{200D}");
+        assert_eq!(matches(&from_onig(r"[^\w]")).len() + inside.len(), matches("(?s).").len());
     }
 
     #[test]
