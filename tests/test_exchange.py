@@ -41,6 +41,8 @@ MODELS = {
     "v3 without norm_topk_prob": V3 | {"norm_topk_prob": False, "n_expert_groups": 1, "n_limited_groups": 1},
     "v3 dense": LATENT | {"scales_residual_init": False},
     "v3 with a further token": V3 | {"n_mtp_layers": 1},
+    "v3 dense with further tokens": LATENT | {"n_mtp_layers": 2, "scales_residual_init": False},
+    "v3 with experts behind the last layer": V3 | {"n_dense_layers": 3, "n_mtp_layers": 1},
 }
 
 
@@ -95,7 +97,7 @@ def test_transformers_computes_the_same_logits_and_gradients(tmp_path, name):
     ):
         assert (mine.grad - other.grad).abs().max() < TOLERANCE
         assert mine.grad.abs().max() > 1e-4
-    if "v3" in name and ours.config.n_routed_experts:
+    if "v3" in name and ours.config.has_experts(1):
         mine, other = ours.layers[1].ffn, theirs.model.layers[1].mlp
         for a, b in (
             (mine.router.weight, other.gate.weight),
