@@ -291,6 +291,20 @@ def test_weights_in_blocks_of_8_bit_floats_are_multiplied_out(tmp_path):
     assert torch.equal(import_hf(tmp_path / "model").layers[1].ffn.experts.down[3], expected)
 
 
+def test_numbers_that_a_type_cannot_hold_are_refused_both_ways(tmp_path):
+    ours = random_model(MODELS["llama"], torch.float32)
+    with torch.no_grad():
+        ours.layers[1].ffn.down.weight[3, 5] = 1e5
+    export_hf(ours, tmp_path / "model")
+    name = r"model\.layers\.1\.mlp\.down_proj\.weight"
+    with pytest.raises(ValueError, match=rf"expected numbers in {name} that float16 can hold, got one of 1e\+05; hint"):
+        import_hf(tmp_path / "model", dtype=torch.float16)
+    assert import_hf(tmp_path / "model", dtype=torch.bfloat16).layers[1].ffn.down.weight.max() > 9e4
+    with pytest.raises(ValueError, match=rf"expected finite numbers in {name} as float16, got nan or infinity; hint"):
+        export_hf(ours.half(), tmp_path / "half")
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
+
+
 def test_a_directory_with_something_in_it_is_left_alone(tmp_path):
     (tmp_path / "model").mkdir()
     (tmp_path / "model" / "mine.txt").write_text("mine")
