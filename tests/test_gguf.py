@@ -167,7 +167,7 @@ def test_eight_bits_are_close(tmp_path):
     [
         (V3 | {"n_mtp_layers": 1}, "a GGUF file of deepseek2 has no further-token modules, got 1"),
         (MODELS["llama biased"], "a GGUF file of llama has no biases"),
-        (MODELS["llama yarn"], r"a GGUF file of llama has no a stretched context \(rope_factor\)"),
+        (MODELS["llama yarn"], r"a GGUF file of llama has no stretched context \(rope_factor\)"),
         (MODELS["gpt2"] | {"position": "sinusoidal"}, "transformers has no such model"),
     ],
 )

@@ -143,7 +143,7 @@ def _checked(config: ModelConfig, tokenizer: "Tokenizer | None") -> str:
     if config.n_mtp_layers:
         raise ValueError(f"a GGUF file of {kind.lower()} has no further-token modules, got {config.n_mtp_layers}")
     if kind == "LLAMA" and (config.has_bias or config.rope_factor != 1.0):
-        part = "biases" if config.has_bias else "a stretched context (rope_factor)"
+        part = "biases" if config.has_bias else "stretched context (rope_factor)"
         raise ValueError(f"a GGUF file of llama has no {part}")
     if tokenizer is not None:
         if tokenizer.vocab_size > config.vocab_size:
