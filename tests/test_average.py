@@ -2,6 +2,8 @@
 
 import itertools
 import math
+import os
+import signal
 from pathlib import Path
 
 import pytest
@@ -15,6 +17,7 @@ from gptrs.model import ModelConfig, Transformer
 from gptrs.train import checkpoint, pretrain
 from gptrs.train.average import Average
 from gptrs.train.parts import Parts
+from gptrs.train.signals import Stopped
 from test_pretrain import lines_of, outcome, text, tiny
 from test_training_options import rewind
 
@@ -76,6 +79,32 @@ def test_half_precision_weights_have_a_wide_mean_and_come_back_as_they_were() ->
         assert (model.weight - before).float().mean().item() == pytest.approx(1.0, abs=0.02)
         raise KeyError
     assert torch.equal(model.weight, before) and average.means["weight"].dtype == torch.float32
+
+
+def test_a_stop_while_weights_are_put_back_saves_them_whole(
+    text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The checkpoint of a run that leaves during an evaluation of the mean has not a part of that mean in it."""
+    given = ("train.ema=0.8", "train.steps=4", "train.eval_every=2", "train.keep_checkpoints=4")
+    pretrain.run(tiny(text, tmp_path / "straight", *given, "train.checkpoint_every=2"))
+    original, calls = Average._put, itertools.count(1)
+
+    def put(self: Average, tensors: dict[str, Tensor]) -> None:
+        if next(calls) == 2:  # the first puts the mean in
+            name = next(iter(tensors))
+            self._parameters[name].data.copy_(tensors[name])
+            os.kill(os.getpid(), signal.SIGTERM)
+        original(self, tensors)
+
+    monkeypatch.setattr(Average, "_put", put)
+    with pytest.raises(Stopped, match="stopped after step 2 of 4, which is saved"):
+        pretrain.run(tiny(text, tmp_path / "left", *given, "train.checkpoint_every=100"))
+    saved, expected = (
+        safetensors.torch.load_file(tmp_path / run / "checkpoints" / "step-00000002" / "model.safetensors")
+        for run in ("left", "straight")
+    )
+    assert saved.keys() == expected.keys()
+    assert all(torch.equal(saved[name], weight) for name, weight in expected.items())
 
 
 def test_a_run_logs_saves_and_goes_on_with_its_mean(text: Path, tmp_path: Path) -> None:

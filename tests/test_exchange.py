@@ -41,6 +41,8 @@ MODELS = {
     "v3 without norm_topk_prob": V3 | {"norm_topk_prob": False, "n_expert_groups": 1, "n_limited_groups": 1},
     "v3 dense": LATENT | {"scales_residual_init": False},
     "v3 with a further token": V3 | {"n_mtp_layers": 1},
+    "v3 dense with further tokens": LATENT | {"n_mtp_layers": 2, "scales_residual_init": False},
+    "v3 with experts behind the last layer": V3 | {"n_dense_layers": 3, "n_mtp_layers": 1},
 }
 
 
@@ -95,7 +97,7 @@ def test_transformers_computes_the_same_logits_and_gradients(tmp_path, name):
     ):
         assert (mine.grad - other.grad).abs().max() < TOLERANCE
         assert mine.grad.abs().max() > 1e-4
-    if "v3" in name and ours.config.n_routed_experts:
+    if "v3" in name and ours.config.has_experts(1):
         mine, other = ours.layers[1].ffn, theirs.model.layers[1].mlp
         for a, b in (
             (mine.router.weight, other.gate.weight),
@@ -287,6 +289,20 @@ def test_weights_in_blocks_of_8_bit_floats_are_multiplied_out(tmp_path):
     safetensors.torch.save_file(tensors, path)
     expected = ours.layers[1].ffn.experts.down[3].to(torch.float8_e4m3fn).float() * 0.5
     assert torch.equal(import_hf(tmp_path / "model").layers[1].ffn.experts.down[3], expected)
+
+
+def test_numbers_that_a_type_cannot_hold_are_refused_both_ways(tmp_path):
+    ours = random_model(MODELS["llama"], torch.float32)
+    with torch.no_grad():
+        ours.layers[1].ffn.down.weight[3, 5] = 1e5
+    export_hf(ours, tmp_path / "model")
+    name = r"model\.layers\.1\.mlp\.down_proj\.weight"
+    with pytest.raises(ValueError, match=rf"expected numbers in {name} that float16 can hold, got one of 1e\+05; hint"):
+        import_hf(tmp_path / "model", dtype=torch.float16)
+    assert import_hf(tmp_path / "model", dtype=torch.bfloat16).layers[1].ffn.down.weight.max() > 9e4
+    with pytest.raises(ValueError, match=rf"expected finite numbers in {name} as float16, got nan or infinity; hint"):
+        export_hf(ours.half(), tmp_path / "half")
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
 
 
 def test_a_directory_with_something_in_it_is_left_alone(tmp_path):

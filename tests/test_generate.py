@@ -193,6 +193,12 @@ def test_generation_may_fill_the_learned_positions_but_not_pass_them():
         stream(model, [1], max_new_tokens=48)  # at the call, not at the first id
 
 
+def test_a_prompt_that_leaves_no_room_is_to_be_shortened_whatever_shall_follow():
+    message = r"and 5 new ones exceed the 48 learned positions; hint: shorten the prompt by 7 tokens or more$"
+    with pytest.raises(ValueError, match=message):
+        generate(Transformer(ModelConfig(**SIZES)), [[1] * 50], max_new_tokens=5)
+
+
 def test_sinusoidal_positions_generate_past_the_trained_length():
     model = Transformer(ModelConfig(**SIZES, position="sinusoidal"))
     with_cache, without = (

@@ -140,6 +140,17 @@ def test_integers_in_fields_of_numbers_are_written_as_floats(tmp_path):
         assert fields[f"deepseek2.{key}"].types == [gguf.GGUFValueType.FLOAT32], key
 
 
+@pytest.mark.parametrize(("dtype", "largest"), [("F32", torch.inf), ("F32", torch.nan), ("F16", 1e5), ("Q8_0", 1e7)])
+def test_numbers_that_a_type_cannot_hold_are_refused(tmp_path, dtype, largest):
+    ours = random_model(MODELS["llama"] | {"dim": 64}, torch.float32)
+    with torch.no_grad():
+        ours.layers[1].ffn.down.weight[3, 5] = -largest
+    name = r"blk\.1\.ffn_down\.weight"
+    with pytest.raises(ValueError, match=rf"expected numbers in {name} that {dtype} can hold, got nan or"):
+        export_gguf(ours, tmp_path / "model.gguf", dtype=dtype)
+    assert not list(tmp_path.iterdir())
+
+
 def test_eight_bits_are_close(tmp_path):
     ours = random_model(MODELS["llama"] | {"dim": 64, "inter_dim": 96}, torch.float32)
     export_gguf(ours, tmp_path / "model.gguf", dtype="Q8_0")
@@ -156,7 +167,7 @@ def test_eight_bits_are_close(tmp_path):
     [
         (V3 | {"n_mtp_layers": 1}, "a GGUF file of deepseek2 has no further-token modules, got 1"),
         (MODELS["llama biased"], "a GGUF file of llama has no biases"),
-        (MODELS["llama yarn"], r"a GGUF file of llama has no a stretched context \(rope_factor\)"),
+        (MODELS["llama yarn"], r"a GGUF file of llama has no stretched context \(rope_factor\)"),
         (MODELS["gpt2"] | {"position": "sinusoidal"}, "transformers has no such model"),
     ],
 )

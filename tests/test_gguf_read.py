@@ -82,6 +82,15 @@ def test_half_precision_is_read_and_a_type_is_taken(tmp_path, dtype):
     assert (ours.double()(tokens()) - again(tokens())).abs().max() < 1e-6
 
 
+def test_numbers_that_a_type_cannot_hold_are_refused(tmp_path):
+    ours = random_model(SIZES["llama"], torch.float32)
+    with torch.no_grad():
+        ours.layers[1].ffn.down.weight[3, 5] = 1e5
+    path = export_gguf(ours, tmp_path / "model.gguf")
+    with pytest.raises(ValueError, match=r"model\.gguf: expected numbers in blk\.1\.ffn_down\.weight that float16 can"):
+        import_gguf(path, dtype=torch.float16)
+
+
 @pytest.mark.parametrize("has_keys_of_old_files", [False, True])
 def test_a_joined_kv_up_is_read(tmp_path, has_keys_of_old_files):
     ours = random_model(SIZES["v2"], torch.float32)

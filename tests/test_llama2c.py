@@ -68,6 +68,10 @@ def test_files_that_lie_are_refused(tmp_path, model):
             struct.pack("<i", -1) + whole[4:],
             "expected a dim from 1 to 16777216 in the header of a llama2.c model, got -1",
         ),
+        (
+            whole[:12] + struct.pack("<i", 7) + whole[16:],
+            r"model\.bin: the sizes in the header of a llama2\.c model do not fit: n_heads \(7\) must divide dim",
+        ),
         (whole[:40] + struct.pack("<f", np.nan) + whole[44:], "expected finite numbers, got nan"),
     ):
         path.write_bytes(data)

@@ -50,3 +50,11 @@ def test_impossible_pairs_are_refused(model):
     with pytest.raises(ValueError, match="batch_size must be at least 1, got 0"):
         score(model, PAIRS, batch_size=0)
     assert score(model, []) == []
+
+
+def test_a_diverged_model_is_named_instead_of_scored(model):
+    with torch.no_grad():
+        model.norm.weight.fill_(torch.nan)
+    with pytest.raises(ValueError, match="expected finite logits, got nan or infinity; hint: the model's training has"):
+        score(model, [([1], [0])])
+    assert model.training

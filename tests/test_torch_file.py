@@ -80,6 +80,24 @@ def test_a_state_dict_is_read_with_the_config_beside_it(tmp_path, name):
     assert torch.equal(again(tokens()), ours(tokens()))
 
 
+def test_tensors_that_overlap_in_memory_are_read(tmp_path):
+    """A table that two names have different stretches of."""
+    ours = random_model(MODELS["llama"], torch.float32)
+    table = torch.randn(70, 48, generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        ours.embed.token.weight.copy_(table[:61])
+        ours.head.weight.copy_(table[9:])
+    export_hf(ours, tmp_path / "theirs")
+    import safetensors.torch
+
+    tensors = safetensors.torch.load_file(tmp_path / "theirs" / "model.safetensors")
+    tensors |= {"model.embed_tokens.weight": table[:61], "lm_head.weight": table[9:]}
+    torch.save(tensors, tmp_path / "pytorch_model.bin")
+    (tmp_path / "config.json").write_bytes((tmp_path / "theirs" / "config.json").read_bytes())
+    again = import_hf(convert(tmp_path / "pytorch_model.bin", tmp_path / "model"))
+    assert torch.equal(again(tokens()), ours(tokens()))
+
+
 class Hostile:
     """Would make a folder if it were unpickled."""
 
@@ -104,12 +122,34 @@ def test_nothing_in_a_file_runs(tmp_path):
     ("change", "message"),
     [
         (lambda c: c["model_args"].pop("n_head"), "expected integers in model_args, missing n_head"),
-        (lambda c: c["model_args"].update(n_head=7), r"n_heads \(7\) must divide dim \(48\)"),
+        (
+            lambda c: c["model_args"].update(n_head=7),
+            r"ckpt\.pt: the sizes in model_args do not fit: n_heads \(7\) must divide dim \(48\)",
+        ),
         (lambda c: c["model_args"].update(n_layer=2), "expected 28 tensors, .* left over"),
         (lambda c: c["model"].pop("transformer.wpe.weight"), "missing transformer.wpe.weight"),
         (lambda c: c["model"].update({"transformer.ln_f.weight": torch.full((48,), torch.nan)}), "got nan or infinity"),
         (lambda c: c["model"].update({"lm_head.weight": torch.ones(61, 48)}), "expected lm_head.weight to be tied"),
         (lambda c: c["model"].update(extra="text"), "expected tensors by name, got 'extra'"),
+        (
+            lambda c: c["model"].update({"transformer.ln_f.weight": torch.ones(48).to_sparse()}),
+            r"ckpt\.pt: expected plain numbers in transformer\.ln_f\.weight, got a tensor that is sparse",
+        ),
+        (
+            lambda c: c["model"].update({"transformer.ln_f.weight": torch.ones(48, device="meta")}),
+            r"ckpt\.pt: expected plain numbers in transformer\.ln_f\.weight, got a tensor that is on meta",
+        ),
+        (
+            lambda c: c["model"].update({"_orig_mod.transformer.ln_f.weight": torch.ones(48)}),
+            r"ckpt\.pt: expected transformer\.ln_f\.weight once, got it with the prefix _orig_mod\. too",
+        ),
+        (
+            lambda c: (
+                c["model_args"].update(bias=False),
+                c["model"].update({"transformer.h.0.attn.c_attn.weight": torch.tensor(1.0)}),
+            ),
+            r"expected transformer\.h\.0\.attn\.c_attn\.weight of shape \[48, 144\], got \[\]",
+        ),
         (lambda c: c.pop("model_args"), "expected config.json of transformers beside"),
     ],
 )

@@ -249,8 +249,12 @@ def _checked(model: Transformer, prompts: Sequence[Sequence[int]], settings: Set
             raise ValueError(f"prompt {row}: expected ids below vocab_size ({config.vocab_size}), got {got}")
         limit = config.position_limit
         if limit is not None and len(prompt) + max_new_tokens > limit:
+            n_over = len(prompt) + max_new_tokens - limit
+            hint = f"shorten the prompt or lower max_new_tokens by {n_over}"
+            if n_over >= max_new_tokens:
+                hint = f"shorten the prompt by {n_over} tokens or more"
             raise ValueError(
                 f"prompt {row} of {len(prompt)} tokens and {max_new_tokens} new ones exceed the {limit} learned "
-                f"positions; hint: shorten the prompt or lower max_new_tokens by {len(prompt) + max_new_tokens - limit}"
+                f"positions; hint: {hint}"
             )
     return sampling

@@ -29,8 +29,8 @@ def score(
     """The scores of continuations, in the order of the pairs; the model is in eval mode meanwhile.
 
     Args: pairs: (prompt, continuation) as ids, of one token or more each. batch_size: rows of one forward pass.
-    Raises: ValueError for an empty prompt or continuation, an id outside the vocabulary, or more than the learned
-        positions.
+    Raises: ValueError for an empty prompt or continuation, an id outside the vocabulary, more than the learned
+        positions, or a model whose logits are not finite.
     Example: `score(model, [(tok.encode("two and two are"), tok.encode(" four"))])[0].total`.
     """
     if batch_size < 1:
@@ -80,6 +80,8 @@ def _score(model: Transformer, states: Tensor, prompt: Sequence[int], continuati
     """Args: states: (T, C) of the pair's row."""
     n = len(continuation)
     logits = model.logits(states[len(prompt) - 1 : len(prompt) - 1 + n]).float()  # (n, V)
+    if not bool(logits.amax(dim=-1).isfinite().all()):
+        raise ValueError("expected finite logits, got nan or infinity; hint: the model's training has diverged")
     targets = torch.tensor(continuation, device=states.device)  # (n,)
     log_probs = logits.log_softmax(dim=-1).gather(1, targets[:, None]).squeeze(1)  # (n,)
     return Score(log_probs=tuple(log_probs.tolist()), is_greedy=bool((logits.argmax(dim=-1) == targets).all()))

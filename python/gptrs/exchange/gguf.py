@@ -34,6 +34,8 @@ _ARCHITECTURES = {
 PATTERNS = {
     "gpt2": "gpt-2", "llama3": "llama-bpe", "qwen2": "qwen2", "deepseek-v3": "deepseek-v3", "o200k_base": "gpt-4o",
 }  # fmt: skip
+# What the largest number of a tensor may be; of Q8_0, 127 times the largest scale of a block.
+_LARGEST = {"F32": 3.4028234e38, "F16": 65504.0, "BF16": 3.3895313e38, "Q8_0": 127 * 65504.0}
 NORMAL, CONTROL, USER_DEFINED, UNUSED = 1, 3, 4, 5  # types of tokens
 
 # Our fields by their keys behind the name of the kind of model; what is computed from several stands in the functions.
@@ -68,7 +70,8 @@ def export_gguf(
     """Writes a model and its tokenizer as a GGUF file; returns its path.
 
     Args: dtype: of the matrices; vectors, and the router's, stay in float32.
-    Raises: ValueError for a model or a tokenizer that the format does not have, naming the part; OSError for a path
+    Raises: ValueError for a model or a tokenizer that the format does not have, naming the part, and for weights that
+        the type cannot hold; OSError for a path
         that is in no folder or is one; ModuleNotFoundError without the gguf package.
     """
     check_place(path)
@@ -89,7 +92,11 @@ def export_gguf(
             full = full_name(name, layer, ending)
             array = tensor.detach().float().contiguous().numpy()
             is_small = tensor.ndim == 1 or name in ("FFN_GATE_INP", "POS_EMBD")
-            stored = gguf.GGMLQuantizationType["F32" if is_small else dtype]
+            kind = "F32" if is_small else dtype
+            stored = gguf.GGMLQuantizationType[kind]
+            if not max(array.max(), -array.min()) <= _LARGEST[kind]:  # nan is not
+                hint = "hint: a type with a wider range, or an earlier checkpoint"
+                raise ValueError(f"expected numbers in {full} that {kind} can hold, got nan or too large ones; {hint}")
             try:
                 writer.add_tensor(full, gguf.quants.quantize(array, stored), raw_dtype=stored)
             except gguf.quants.QuantError as error:
@@ -136,7 +143,7 @@ def _checked(config: ModelConfig, tokenizer: "Tokenizer | None") -> str:
     if config.n_mtp_layers:
         raise ValueError(f"a GGUF file of {kind.lower()} has no further-token modules, got {config.n_mtp_layers}")
     if kind == "LLAMA" and (config.has_bias or config.rope_factor != 1.0):
-        part = "biases" if config.has_bias else "a stretched context (rope_factor)"
+        part = "biases" if config.has_bias else "stretched context (rope_factor)"
         raise ValueError(f"a GGUF file of llama has no {part}")
     if tokenizer is not None:
         if tokenizer.vocab_size > config.vocab_size:

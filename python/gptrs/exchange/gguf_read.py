@@ -21,6 +21,7 @@ from torch import Tensor
 
 from gptrs import _core
 from gptrs.exchange import gguf
+from gptrs.exchange.hf import check_held
 from gptrs.model.config import ModelConfig
 from gptrs.model.transformer import Transformer
 from gptrs.tokenizer import Tokenizer
@@ -67,7 +68,9 @@ def import_gguf(
     model = model.to(dtype or torch.float32).to_empty(device=device or "cpu")
     with torch.no_grad():
         for name, view in _places(model, is_joined):
-            view.copy_(torch.from_numpy(file.read(name)))
+            tensor = torch.from_numpy(file.read(name))
+            view.copy_(tensor)
+            check_held(file.path, name, tensor, view)
     return model
 
 

@@ -54,8 +54,8 @@ def export_hf(
 ) -> Path:
     """Writes a model as transformers has it, and the tokenizer beside it; returns the directory.
 
-    Raises: ValueError for a model that transformers does not have or a tokenizer of more ids than the model has,
-        FileExistsError for a directory that is not empty.
+    Raises: ValueError for a model that transformers does not have, a tokenizer of more ids than the model has, or
+        weights that are not finite, FileExistsError for a directory that is not empty.
     """
     config = hf_config.write(model.config) | {"torch_dtype": str(model.embed.token.weight.dtype).removeprefix("torch.")}
     path = Path(directory)
@@ -114,8 +114,10 @@ def import_hf(
                 whole = parameters[entry.ours]
                 target = whole if entry.expert is None else whole[entry.expert]
                 rows = [hf_tensors.from_theirs(piece, files.read(piece.name)) for piece in entry.pieces]
-                for piece, tensor in zip(torch.split(target, [p.n_rows for p in entry.pieces]), rows, strict=True):
-                    piece.copy_(tensor)
+                places = torch.split(target, [p.n_rows for p in entry.pieces])
+                for piece, place, tensor in zip(entry.pieces, places, rows, strict=True):
+                    place.copy_(tensor)
+                    check_held(path, piece.name, tensor, place)
             for name, ours in copies.items():
                 files.check_copy(name, parameters[ours], ours)
     return model
@@ -246,6 +248,15 @@ class _Files:
         return tensor
 
 
+def check_held(path: Path, name: str, tensor: Tensor, place: Tensor) -> None:
+    """Raises: ValueError when a finite tensor's numbers are too large for the type of the place they were put in."""
+    if tensor.dtype != place.dtype and not bool(place.isfinite().all()):
+        kind, hint = str(place.dtype).removeprefix("torch."), "hint: read it with dtype=torch.float32"
+        raise ValueError(
+            f"{path}: expected numbers in {name} that {kind} can hold, got one of {tensor.abs().max():.4g}; {hint}"
+        )
+
+
 def _opened(path: Path) -> Any:
     if not path.is_file():
         raise FileNotFoundError(f"expected a file at {path}, found none")
@@ -303,6 +314,10 @@ def _write_tensors(model: Transformer, directory: Path, max_shard_bytes: int) ->
         if shard and n_bytes + tensor.nbytes > max_shard_bytes:
             write()
             n_bytes = 0
+        if not bool(tensor.isfinite().all()):
+            kind = str(tensor.dtype).removeprefix("torch.")
+            hint = "hint: a type with a wider range, or an earlier checkpoint"
+            raise ValueError(f"expected finite numbers in {name} as {kind}, got nan or infinity; {hint}")
         shard[name] = tensor
         n_bytes += tensor.nbytes
         total += tensor.nbytes

@@ -135,7 +135,8 @@ def write(config: ModelConfig) -> dict[str, Any]:
     out["q_lora_rank"] = config.q_lora_rank or None
     if not config.n_routed_experts:
         one = dict.fromkeys(("n_routed_experts", "num_experts_per_tok", "n_shared_experts", "moe_intermediate_size"), 1)
-        out |= one | {"first_k_dense_replace": config.n_layers}  # a layer of experts is never built
+        n_blocks = config.n_layers + config.n_mtp_layers  # those of further tokens are layers there
+        out |= one | {"first_k_dense_replace": n_blocks}  # a layer of experts is never built
     if architecture == "DeepseekV2ForCausalLM":
         method = "greedy" if config.n_limited_groups == config.n_expert_groups else "group_limited_greedy"
         return out | {"topk_method": method, "scoring_func": "softmax"}
@@ -237,20 +238,28 @@ def _read_modern(given: Mapping[str, Any], architecture: str) -> ModelConfig:
 
 def _read_experts(given: Mapping[str, Any], architecture: str, fields: Mapping[str, Any]) -> dict[str, Any]:
     """The fields of attention and experts that need more than another name."""
-    ranks = {"q_lora_rank": fields["q_lora_rank"] or 0}
-    if fields["n_dense_layers"] >= fields["n_layers"]:
+    n_mtp_layers = _n_further(given) if architecture == "DeepseekV3ForCausalLM" else 0
+    others = {"q_lora_rank": fields["q_lora_rank"] or 0, "n_mtp_layers": n_mtp_layers}
+    if fields["n_dense_layers"] >= fields["n_layers"] + n_mtp_layers:
         names = ("n_routed_experts", "n_shared_experts", "n_activated_experts", "moe_inter_dim", "n_dense_layers")
-        return ranks | dict.fromkeys(names, 0) | {"n_expert_groups": 1, "n_limited_groups": 1}
+        return others | dict.fromkeys(names, 0) | {"n_expert_groups": 1, "n_limited_groups": 1}
     groups = {name: fields[name] or 1 for name in ("n_expert_groups", "n_limited_groups")}
     if architecture == "DeepseekV2ForCausalLM":
         _refuse(given, architecture, topk_method=("greedy", "group_limited_greedy"), scoring_func=("softmax",))
         if given.get("topk_method", "greedy") == "greedy":
             groups = {"n_expert_groups": 1, "n_limited_groups": 1}
         # transformers passes norm_topk_prob over here
-        return ranks | groups | {"score_func": "softmax", "group_score": "max", "norm_topk_prob": False}
+        return others | groups | {"score_func": "softmax", "group_score": "max", "norm_topk_prob": False}
     _refuse(given, architecture, scoring_func=("sigmoid",), topk_method=("noaux_tc",), norm_topk_prob=(True, False))
-    n_mtp_layers = given.get("num_nextn_predict_layers", given.get("num_mtp_layers", 0)) or 0
-    return ranks | groups | {"score_func": "sigmoid", "group_score": "top2", "n_mtp_layers": n_mtp_layers}
+    return others | groups | {"score_func": "sigmoid", "group_score": "top2"}
+
+
+def _n_further(given: Mapping[str, Any]) -> int:
+    """How many further-token modules a file has, by either spelling."""
+    n = given.get("num_nextn_predict_layers", given.get("num_mtp_layers"))
+    if n is not None and type(n) is not int:
+        raise ValueError(f"expected num_nextn_predict_layers to be an integer, got {n!r}")
+    return n or 0
 
 
 def is_interleaved(given: Mapping[str, Any]) -> bool:

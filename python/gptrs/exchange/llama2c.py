@@ -53,10 +53,13 @@ def import_llama2c(path: str | os.PathLike[str]) -> Transformer:
         if not 1 <= size <= _MAX_SIZE:
             where = "in the header of a llama2.c model"
             raise ValueError(f"{file}: expected a {name} from 1 to {_MAX_SIZE} {where}, got {size}; hint: is it one?")
-    config = ModelConfig(
-        vocab_size=abs(vocab_size), max_seq_len=max_seq_len, is_head_tied=vocab_size > 0, position="rope", norm="rms",
-        feed_forward="swiglu", has_bias=False, **sizes,
-    )  # fmt: skip
+    try:
+        config = ModelConfig(
+            vocab_size=abs(vocab_size), max_seq_len=max_seq_len, is_head_tied=vocab_size > 0, position="rope",
+            norm="rms", feed_forward="swiglu", has_bias=False, **sizes,
+        )  # fmt: skip
+    except ValueError as error:
+        raise ValueError(f"{file}: the sizes in the header of a llama2.c model do not fit: {error}") from error
     table = _table(config)
     n_floats = sum(math.prod(shape) for _, shape in table)
     if n_bytes != (expected := _HEADER.itemsize * _N_SIZES + 4 * n_floats):

@@ -93,13 +93,28 @@ def _tensors(source: Path, given: Mapping[Any, Any]) -> dict[str, Tensor]:
         keys = ", ".join(str(name) for name in list(given)[:5])
         hint = "hint: a nanoGPT checkpoint has model and model_args"
         raise ValueError(f"{source}: expected tensors by name, got {odd!r} among {keys}; {hint}")
-    tensors, seen = {}, set[tuple[int, int]]()
-    for name, tensor in given.items():
-        place = tensor.data_ptr(), tensor.numel()
-        is_shared = place in seen  # a tied head; safetensors stores no memory twice
-        seen.add(place)
-        tensors[name.removeprefix(_COMPILED)] = tensor.clone().contiguous() if is_shared else tensor.contiguous()
+    tensors, seen = {}, set[int]()
+    for full_name, tensor in given.items():
+        name = full_name.removeprefix(_COMPILED)
+        if name in tensors:
+            raise ValueError(f"{source}: expected {name} once, got it with the prefix {_COMPILED} too")
+        if (oddity := _oddity(tensor)) is not None:
+            hint = "hint: save dense tensors that have their numbers, as model.cpu() has"
+            raise ValueError(f"{source}: expected plain numbers in {name}, got a tensor that is {oddity}; {hint}")
+        memory = tensor.untyped_storage().data_ptr()
+        is_shared = memory in seen  # a tied head, or stretches of one table; safetensors stores no memory twice
+        seen.add(memory)
+        tensors[name] = tensor.clone(memory_format=torch.contiguous_format) if is_shared else tensor.contiguous()
     return tensors
+
+
+def _oddity(tensor: Tensor) -> str | None:
+    """What keeps a tensor from being written as it is."""
+    if tensor.layout != torch.strided:
+        return "sparse"
+    if tensor.device.type != "cpu":
+        return f"on {tensor.device.type}"
+    return "quantized" if tensor.is_quantized else None
 
 
 def _beside(source: Path) -> dict[str, Any]:
@@ -125,14 +140,17 @@ def _nanogpt(
     missing = [name for name in _ARGUMENTS if type(arguments.get(name)) is not int]
     if missing:
         raise ValueError(f"{source}: expected integers in model_args, missing {', '.join(missing)}")
-    config = ModelConfig(
-        vocab_size=arguments["vocab_size"],
-        max_seq_len=arguments["block_size"],
-        dim=arguments["n_embd"],
-        n_layers=arguments["n_layer"],
-        n_heads=arguments["n_head"],
-        inter_dim=4 * arguments["n_embd"],
-    )
+    try:
+        config = ModelConfig(
+            vocab_size=arguments["vocab_size"],
+            max_seq_len=arguments["block_size"],
+            dim=arguments["n_embd"],
+            n_layers=arguments["n_layer"],
+            n_heads=arguments["n_head"],
+            inter_dim=4 * arguments["n_embd"],
+        )
+    except ValueError as error:
+        raise ValueError(f"{source}: the sizes in model_args do not fit: {error}") from error
     out: dict[str, Tensor] = {}
     tensors = _tensors(source, model)
     embedding = tensors.get("transformer.wte.weight")
@@ -143,7 +161,7 @@ def _nanogpt(
             continue
         stem, _, kind = name.rpartition(".")
         is_linear = stem.endswith(_LINEAR)
-        out[name] = tensor.T.contiguous() if is_linear and kind == "weight" else tensor
-        if kind == "weight" and (is_linear or ".ln_" in name) and not arguments.get("bias", True):
+        out[name] = tensor.T.contiguous() if is_linear and kind == "weight" and tensor.ndim == 2 else tensor
+        if kind == "weight" and (is_linear or ".ln_" in name) and tensor.ndim and not arguments.get("bias", True):
             out[f"{stem}.bias"] = torch.zeros(tensor.shape[0], dtype=tensor.dtype)
     return hf_config.write(config), out

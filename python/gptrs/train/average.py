@@ -29,6 +29,7 @@ class Average:
         self.is_corrected = is_corrected
         self.means = {name: _wide(p).clone() for name, p in model.named_parameters()}
         self._parameters = dict(model.named_parameters())
+        self._own: dict[str, Tensor] | None = None  # the model's weights while the mean is in their place
         device = next(model.parameters()).device
         self._n_updates = torch.zeros((), dtype=torch.float64, device=device)
 
@@ -64,12 +65,21 @@ class Average:
     @contextmanager
     def applied(self) -> Iterator[None]:
         """Puts the mean into the model, rounded to its type, and afterwards the same weights as before."""
-        own = {name: p.detach().clone() for name, p in self._parameters.items()}
+        self._own = {name: p.detach().clone() for name, p in self._parameters.items()}
         try:
             self._put(self.means)
             yield
         finally:
-            self._put(own)
+            self.put_back()
+
+    def put_back(self) -> None:
+        """Puts the model's own weights back where the mean is in their place.
+
+        A signal may end `applied` anywhere, in the middle of this too: who saves weights calls it first.
+        """
+        if self._own is not None:
+            self._put(self._own)
+            self._own = None
 
     @torch.no_grad()
     def _put(self, tensors: Mapping[str, Tensor]) -> None:

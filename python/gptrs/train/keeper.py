@@ -61,6 +61,8 @@ class Keeper:
 
         Args: logs: files of which `state` knows the lengths.
         """
+        if self.average is not None:
+            self.average.put_back()  # a request to stop may have ended an evaluation of the mean
         model, others = self.spread.model, self._others()
         self.saver.save(step=step, model=model, optimizer=self.optimizer, state=state, others=others, logs=logs)
 
