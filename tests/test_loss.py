@@ -182,6 +182,16 @@ def test_the_command_takes_the_fields(
         assert reason in str(CliRunner().invoke(app, [*command, more]).exception)
 
 
+def test_a_template_on_the_command_line_has_escapes_as_a_shell_passes_them(gpt2_like: Tokenizer, tmp_path: Path):
+    gpt2_like.save(tmp_path / "tokenizer.json")
+    lines = write(tmp_path / "a.jsonl", [("ask é", "yes")])
+    command = ["prepare", str(lines), "-t", str(tmp_path / "tokenizer.json"), "-o", str(tmp_path / "out"), "--no-eot"]
+    assert CliRunner().invoke(app, [*command, "--text-field", r"{prompt}\n→{answer}"]).exit_code == 0
+    assert gpt2_like.decode(Dataset(tmp_path / "out")[:]) == "ask é\n→yes"
+    refused = CliRunner().invoke(app, [*command, "--text-field", r"{prompt}\x{answer}"])
+    assert "--text-field has an escape" in str(refused.exception)
+
+
 def test_what_has_no_fields_is_refused(gpt2_like: Tokenizer, tmp_path: Path):
     (tmp_path / "a.txt").write_text("abc")
     with pytest.raises(ValueError, match=r"a\.txt has none; hint: "):

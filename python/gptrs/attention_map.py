@@ -55,7 +55,10 @@ def attention_weights(model: Transformer, tokens: Tensor) -> list[Tensor]:
 
 
 def heads(weights: Sequence[Tensor]) -> list[Head]:
-    """Where each head looks on average over all rows; (B, H, T, T) for each layer, T of at least 3."""
+    """Where each head looks on average over all rows; (B, H, T, T) for each layer.
+
+    Raises: ValueError when T is below 3.
+    """
     found = []
     for layer, all_heads in enumerate(weights):
         _, _, T, _ = all_heads.shape

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from gptrs import cli_tasks
-from gptrs.cli_training import Files, Progress, TextField, Threads
+from gptrs.cli_training import Files, Progress, TextField, Threads, unescaped
 
 if TYPE_CHECKING:
     from gptrs.tokenizer import Tokenizer
@@ -79,7 +79,7 @@ def prepare(
     from gptrs.corpus import standard_input
 
     documents: datasets.DocumentOptions = {
-        "doc_separator": None if doc_separator is None else unescaped(doc_separator),
+        "doc_separator": None if doc_separator is None else unescaped(doc_separator, "--doc-separator"),
         "min_document_bytes": min_document_bytes,
         "max_document_bytes": max_document_bytes,
         "dedup": dedup,
@@ -293,14 +293,6 @@ def data_show(
     for start, row in rows:
         content = " ".join(map(str, row)) if coder is None else quoted(coder.decode_bytes(row))
         typer.echo(f"token {start}: {content}")
-
-
-def unescaped(text: str) -> str:
-    """`text` with the escapes of a Python string read: \\n, \\t, \\x1e, \\u2028, and two backslashes for one."""
-    try:
-        return text.encode("latin-1", "backslashreplace").decode("unicode_escape")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"--doc-separator has an escape that Python strings have not: {error.reason}") from None
 
 
 def check_out(path: str, option: str) -> None:

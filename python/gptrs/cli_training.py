@@ -7,8 +7,30 @@ import typer
 
 _FILES_HELP = "Text files, globs or folders (*.txt, *.jsonl, also with .gz or .zst, *.parquet)."
 Files = Annotated[list[str], typer.Argument(help=_FILES_HELP, metavar="FILES…")]
+
+
+def unescaped(text: str, option: str) -> str:
+    """`text` with the escapes of a Python string read: \\n, \\t, \\x1e, \\u2028, and two backslashes for one.
+
+    Raises: ValueError naming the option when an escape is none of Python's.
+    """
+    try:
+        return text.encode("latin-1", "backslashreplace").decode("unicode_escape")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{option} has an escape that Python strings have not: {error.reason}") from None
+
+
+def _text_field(value: str) -> str:
+    """A shell leaves the two characters of \\n in a template as they are; the name of a field has no escapes."""
+    return unescaped(value, "--text-field") if "{" in value else value
+
+
 TextField = Annotated[
-    str, typer.Option(help='The field or column that holds the text, or a template: "{title}: {text}".')
+    str,
+    typer.Option(
+        callback=_text_field,
+        help=r'The field or column that holds the text, or a template, with escapes: "{title}\n{text}".',
+    ),
 ]
 Threads = Annotated[int, typer.Option(help="Threads; 0 means all cores.", min=0)]
 Progress = Annotated[bool, typer.Option("--progress/--no-progress", help="A progress bar on a terminal.")]

@@ -245,17 +245,17 @@ class Dataset:
 
     @property
     def manifest(self) -> dict[str, Any]:
-        """What manifest.json says: the shards with their counts and digests."""
+        """What manifest.json says, by the names of docs/formats.md: the shards with their counts and digests, …"""
         manifest: dict[str, Any] = json.loads((self.path / "manifest.json").read_bytes())
         return manifest
 
     def n_rows(self, seq_len: int) -> int:
-        """The rows of `seq_len` + 1 tokens in one epoch; neighbours share one token."""
+        """The rows of `seq_len` + 1 tokens in one epoch of the stream; neighbours share one token."""
         require("seq_len", seq_len, 1, (1 << 31) - 1)
         return self.core.n_rows(seq_len)
 
     def read(self, start: int, n_tokens: int) -> npt.NDArray[np.uint32]:
-        """The ids `start` … `start + n_tokens`, across shard borders.
+        """The `n_tokens` ids from `start` on, across shard borders: (n_tokens,).
 
         Raises:
             ValueError: They are not all in the dataset, or a shard is damaged there.
@@ -264,14 +264,23 @@ class Dataset:
         return self.core.read(start, n_tokens)
 
     def doc_ids(self, start: int, n_tokens: int) -> npt.NDArray[np.int32]:
-        """For each of these tokens the number of its document, counted from 0 over the dataset."""
+        """For each of these tokens the number of its document, counted from 0 over the dataset: (n_tokens,).
+
+        Raises:
+            ValueError: They are not all in the dataset, a shard is damaged there, or there are more than 2^31 - 1
+                documents.
+        """
         if self.n_documents > np.iinfo(np.int32).max:
             raise ValueError(f"document numbers are int32, the dataset has {self.n_documents} documents")
         self._check_range(start, n_tokens)
         return self.core.doc_ids(start, n_tokens).astype(np.int32)
 
     def loss_bits(self, start: int, n_tokens: int) -> npt.NDArray[np.bool_]:
-        """For each of these tokens whether it is to be predicted; all are where the shards have no loss bits."""
+        """For each of these tokens whether it is to be predicted: (n_tokens,); all are where there are no loss bits.
+
+        Raises:
+            ValueError: They are not all in the dataset, or a shard is damaged there.
+        """
         self._check_range(start, n_tokens)
         return self.core.loss_bits(start, n_tokens)
 

@@ -59,6 +59,9 @@ class Encoded:
     def truncate(self, max_length: int, *, side: Side = "right") -> "Encoded":
         """The same texts with at most `max_length` ids each; `side` says which end is cut off.
 
+        Raises:
+            ValueError: `max_length` is below 0, or `side` is neither "left" nor "right".
+
         Example:
             >>> import numpy as np
             >>> batch = Encoded(np.array([5, 7, 9, 4], np.uint16), np.array([0, 3, 4]))

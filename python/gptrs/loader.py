@@ -53,7 +53,10 @@ class Batch:
 
     @property
     def doc_ids(self) -> Any:
-        """(B, T) int32: the number of each token's document, counted from 0 over its dataset; -1 for padding."""
+        """(B, T) int32: the number of each token's document, counted from 0 over its dataset; -1 for padding.
+
+        Raises: ValueError for a document number above 2^31 - 1.
+        """
         doc_ids = self.loader.core.doc_ids(self.sample)
         if doc_ids.max(initial=0) > np.iinfo(np.int32).max:
             raise ValueError(f"document numbers are int32, the batch has document {doc_ids.max()}")
@@ -66,9 +69,9 @@ class Batch:
 
     @property
     def cu_seqlens(self) -> Any:
-        """(B·n + 1,) int32: where the documents of all rows begin and end in the flattened batch, for attention inside
-        documents. Each row has n of them; those that it does not need are empty and stand at its end. Padding is a
-        document."""
+        """(B·n + 1,) int32: where the documents of all rows begin and end in the flattened batch (B·T,), for attention
+        inside documents. Each row has n of them (`n_cu_seqlens` is B·n + 1); those that it does not need are empty and
+        stand at its end. Padding is a document."""
         return self.marks()[1]
 
     def marks(self) -> tuple[Any, Any]:
@@ -134,7 +137,7 @@ class Loader:
             dataset: The tokens, or a mixture of several datasets.
             seq_len: T, tokens in a row.
             global_batch: Rows of one optimizer step over all ranks.
-            seed: Decides the order, with the dataset, `seq_len` and `pack` alone.
+            seed: Decides the order, together with the dataset, `seq_len`, `pack` and `shuffle`, and with nothing else.
             rank: This process, of `world_size`.
             world_size: Processes in all.
             micro_batch: Rows of one item; by default global_batch / world_size.
@@ -300,7 +303,10 @@ class Loader:
         return batch
 
     def batch_at(self, index: int) -> Batch:
-        """Microbatch `index` of this rank, counted from the beginning; leaves the loader where it is."""
+        """Microbatch `index` of this rank, counted from 0 at the beginning; leaves the loader where it is.
+
+        Raises: ValueError behind the end of a mixture; else as `next()`.
+        """
         require("index", index, 0, (1 << 63) // self._stride - 1)
         sample = index * self._stride
         tokens, targets, *marks = self._memory.read(self.core, sample)

@@ -9,18 +9,19 @@ from gptrs.dataset import Dataset, require
 
 @dataclass(frozen=True, slots=True)
 class Stage:
-    """A stretch of a curriculum: rows of every optimizer step count, over all ranks."""
+    """One stretch of a curriculum; its length is counted in rows, of all ranks together."""
 
     weights: Mapping[str, float]  # share of each source, of any sum; sources that are left out have none
-    samples: int | None = None  # rows; None, for the last stage alone, is without end
+    samples: int | None = None  # rows; None: without end, for the last stage alone
 
 
 class Mixture:
     """Datasets of one tokenizer, mixed row by row.
 
-    Which source a sample comes from is a function of its number (`mixture-v1`, docs/formats.md): after every block each
-    source has its share of the stage rounded to a whole row, and its own rows come in its own order, every one once an
-    epoch. No source is repeated more than `max_epochs` times: the loader says before which sample that would be.
+    Which source a sample comes from is a function of its number (`mixture-v1`, docs/formats.md): after every block
+    (1024 rows, or more where a share is small) each source has had its share, rounded to a whole row. The rows of a
+    source come in its own order, each once an epoch. No source is repeated more than `max_epochs` times: the loader
+    says before which sample that would be.
 
     Example:
         >>> import gptrs, pathlib, tempfile

@@ -169,7 +169,11 @@ class Tokenizer:
 
     @classmethod
     def from_json(cls, text: str) -> "Tokenizer":
-        """The tokenizer of the text of a tokenizer.json."""
+        """The tokenizer of the text of a tokenizer.json.
+
+        Raises:
+            ValueError: As `from_file`.
+        """
         return cls(_all_of(_core.Tokenizer.from_json(text), "tokenizer.json"))
 
     def to_json(self) -> str:
@@ -181,6 +185,10 @@ class Tokenizer:
 
         An earlier file stays whole until the new one is complete. Ranks hold no special tokens, and neither they nor
         merges.txt a normalizer: what a tokenizer has of these is left out with a warning.
+
+        Raises:
+            ValueError: The name is of no known format, or of one that cannot hold this tokenizer.
+            OSError: The file cannot be written.
         """
         if missing := self.core.write(fspath(path)):
             warnings.warn(
@@ -207,7 +215,11 @@ class Tokenizer:
             bos_token: The special token that begins a text; by default what a template of the file puts there.
             eos_token: The one that ends it; by default that of `eot_id`.
             pad_token: The one that fills; by default there is none.
-            model_max_length: The longest input, for transformers' warnings.
+            model_max_length: The longest input in ids, for transformers' warnings.
+
+        Raises:
+            ValueError: A named token is no special token of this tokenizer, or tokenizer.json cannot hold it.
+            OSError: A file cannot be written.
         """
         pretrained.save(
             self.core,
@@ -306,6 +318,9 @@ class Tokenizer:
             seed: As for `encode`; equal texts of a batch are spelt differently.
             threads: Threads to use; 0 means all cores. The ids do not depend on it.
 
+        Raises:
+            ValueError: A text contains a special token that is disallowed, or a number is out of range.
+
         Example:
             >>> tok = Tokenizer.train_from_iterator(["abab"], 258)
             >>> batch = tok.encode_batch(["abb", "", "a"])
@@ -353,6 +368,9 @@ class Tokenizer:
             append_eot: End each document with the tokenizer's end-of-text id, if it has one.
             threads: Threads to use; 0 means all cores. The ids do not depend on it.
             progress: Show a progress bar when stderr is a terminal.
+
+        Raises:
+            ValueError, OSError: As `gptrs.prepare`.
         """
         _check_threads(threads)
         if out is not None:
@@ -413,11 +431,15 @@ class Tokenizer:
         return self.core.decode(ids, errors)
 
     def decode_batch(self, batch: Iterable[Ids], *, errors: str = "replace") -> list[str]:
-        """The texts of many sequences of ids (lists, arrays, an `Encoded`), decoded in parallel."""
+        """The texts of many sequences of ids (lists, arrays, an `Encoded`), decoded in parallel; as `decode`."""
         return [text.decode("utf-8", errors) for text in self.core.decode_batch(batch)]
 
     def decode_bytes(self, ids: Ids) -> bytes:
-        """The bytes of `ids`; special ids give their text. Exact for any ids: `decode` may have to replace some."""
+        """The bytes of `ids`, exactly, where `decode` may have to replace some; special ids give their text.
+
+        Raises:
+            ValueError: An id is not in the vocabulary.
+        """
         return self.core.decode_bytes(ids)
 
     def decoder(self) -> StreamDecoder:

@@ -136,7 +136,10 @@ class Cache(ABC):
             self._ends.add_(T)
 
     def crop(self, lengths: int | Sequence[int]) -> None:
-        """Forgets what lies behind the given length, one for all sequences or one for each."""
+        """Forgets what lies behind the given length, one for all sequences or one for each.
+
+        Raises: ValueError for a number of lengths other than that of the sequences, or one that is not yet reached.
+        """
         wanted = (lengths,) * len(self.lengths) if isinstance(lengths, int) else tuple(lengths)
         if len(wanted) != len(self.lengths):
             raise ValueError(f"expected {len(self.lengths)} lengths, one for each sequence, got {len(wanted)}")
@@ -197,6 +200,13 @@ def new_cache(
     device: torch.device | str | None = None,
     dtype: torch.dtype | None = None,
 ) -> KVCache | LatentCache:
-    """The cache of the model's kind of attention, for its layers or, with `n_layers`, for so many others."""
+    """The empty cache of the model's kind of attention.
+
+    Args:
+        batch_size: B, sequences; max_len: positions that each may come to.
+        n_layers: layers, where they are not the model's own; 0: as many as the model has.
+        dtype: of what is kept, as the model computes in.
+    Raises: ValueError when max_len exceeds the learned positions.
+    """
     kind = LatentCache if config.is_latent else KVCache
     return kind(config, batch_size, max_len, n_layers=n_layers, device=device, dtype=dtype)

@@ -10,7 +10,10 @@ from gptrs.model.config import ModelConfig
 
 
 class FeedForward(nn.Module):
-    """Two linear layers with GELU between, C → inter_dim → C; GELU in its tanh form, as GPT-2."""
+    """Two linear layers with GELU between, C → inter_dim → C; GELU in its tanh form, as GPT-2.
+
+    Source: arXiv 1706.03762, section 3.3; GELU arXiv 1606.08415, section 2.
+    """
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()

@@ -42,7 +42,10 @@ def rotations(config: ModelConfig, positions: Tensor) -> Tensor:
 
 
 def rotate(x: Tensor, turns: Tensor) -> Tensor:
-    """Turns the pairs of x (B, H, T, D) by the `rotations` of (T,) or (B, T) positions, in the wider type of both."""
+    """Turns the pairs of x, (B, H, T, D), by the `rotations` of (T,) or (B, T) positions; returns x's shape and type.
+
+    Computed in the wider type of both. Source: arXiv 2104.09864, section 3.4.2, equation 34.
+    """
     cos, sin = (turns if turns.ndim == 3 else turns.unsqueeze(1)).unbind(-1)  # (T, D / 2) or (B, 1, T, D / 2) each
     even, odd = x.reshape(*x.shape[:-1], -1, 2).unbind(-1)  # (B, H, T, D / 2) each
     turned = torch.stack((even * cos - odd * sin, even * sin + odd * cos), dim=-1)

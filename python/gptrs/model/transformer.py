@@ -52,8 +52,8 @@ class Transformer(nn.Module):
     Built on torch's default device (`with torch.device("meta")`: shapes only, no memory).
 
     Attributes: embed; layers; norm; head (None when tied to the token embedding); further: n_mtp_layers FurtherTokens;
-        checkpoints_blocks: of every how manieth block training keeps the input alone and computes the rest again in the
-            backward pass; 1 or True: of all, 0: of none;
+        checkpoints_blocks: n: of every n-th block training keeps the input alone, and the backward pass computes the
+            rest again (activation checkpointing); 1: of all, 0: of none;
         span: the tokens whose vectors and logits this rank has, where ranks share the vocabulary; else None;
         vocab_multiple: what the loss fills the head's rows up to, see `linear_cross_entropy`;
         document_attention: what computes attention inside documents: "flex", "sdpa", or "auto", which is flex on CUDA
@@ -158,7 +158,9 @@ class Transformer(nn.Module):
             tokens, positions, doc_ids: as `hidden`.
             targets: (B, T), the id that follows each position; -100 where a position does not count.
             ends, totals: as `losses`.
-            mtp_weight: λ of the further tokens' mean cross-entropy. balance_weight: α of the balance terms' sum.
+            mtp_weight: λ of the further tokens' mean cross-entropy. balance_weight: α of the sum over layers of the
+                experts' `balance`.
+        Returns: a scalar.
         Source: arXiv 2412.19437, equations 17, 24 and 25, and section 4.2 for the weights.
         """
         losses = self.losses(tokens, targets, positions=positions, doc_ids=doc_ids, ends=ends, totals=totals)
@@ -193,7 +195,8 @@ class Transformer(nn.Module):
         totals: Tensor | None = None,
         z_weight: float = 0.0,
     ) -> dict[str, Tensor]:
-        """The parts of `loss` before they are weighted: "next", and where the model has them, "further", "balance".
+        """The parts of `loss` before they are weighted, scalars: "next", and where the model has them, "further" (the
+        mean over the further tokens) and "balance" (the sum over the layers with experts).
 
         Args:
             ends: (B, T), whether a token is its document's last. A further token counts where it and all tokens on the

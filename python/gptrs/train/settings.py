@@ -135,7 +135,7 @@ class ModelSettings:
     norm: Literal["layer", "rms"] | None = None  # unset: layer
     feed_forward: Literal["gelu", "swiglu"] | None = None  # unset: gelu
     has_bias: bool | None = None  # of the linear layers; unset: true
-    dropout: float | None = None  # share of activations dropped in training; unset: 0
+    dropout: float | None = None  # probability, in training; unset: 0
     is_head_tied: bool | None = None  # output projection = token embedding; unset: true
     norm_eps: float | None = None  # unset: 1e-5
     init_std: float | None = None  # of every matrix at the start; unset: 0.02
@@ -151,7 +151,7 @@ class ModelSettings:
     rope_original_len: int | None = None  # YaRN: the context before; unset: 4096
     rope_beta_fast: float | None = None  # YaRN; unset: 32
     rope_beta_slow: float | None = None  # YaRN; unset: 1
-    rope_mscale: float | None = None  # YaRN: how much scores grow; unset: 0
+    rope_mscale: float | None = None  # YaRN: scores grow by (0.1·rope_mscale·ln(rope_factor) + 1)²; unset: 0
     n_routed_experts: int | None = None  # unset: every layer is dense
     n_activated_experts: int | None = None  # experts of each token
     n_shared_experts: int | None = None  # experts of all tokens; unset: 0
