@@ -65,7 +65,7 @@ class DataSettings:
 
     text: tuple[str, ...] = ()  # files, folders (*.txt, *.jsonl, *.parquet) or globs to train on and to hold out of
     val_fraction: float = 0.1  # share of the bytes held out: the end of a single file, whole files of several
-    text_field: str = "text"  # of a .jsonl line
+    text_field: str = "text"  # of a .jsonl line or a .parquet row, or a template of several: "{title}: {text}"
     train: str | None = None  # prepared dataset, instead of text
     mixture: tuple[str, ...] = ()  # several prepared datasets that are mixed row by row, instead of train
     weights: tuple[float, ...] = ()  # share of each, of any sum; unset: as they were prepared, else by size
