@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from conftest import Cli, dataset_bytes
 from gptrs import Dataset, Loader, Tokenizer, prepare, prepare_documents, prepare_task, train_and_prepare
+from gptrs.holdout import files_of
 
 
 @pytest.fixture
@@ -122,6 +123,8 @@ def test_a_folder_that_cannot_be_read(tok: Tokenizer, tmp_path: Path, cli: Cli):
         else:
             with pytest.raises(PermissionError, match="hint: check the permissions"):
                 Tokenizer.train(folder, 300)
+            with pytest.raises(PermissionError, match="closed"):
+                files_of((str(tmp_path),))
             fails(cli, "tokenizer", "train", folder, "-n", 300, says=(str(folder), "hint: "))
     finally:
         folder.chmod(0o755)

@@ -3,7 +3,7 @@
 import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args, get_type_hints
 
 import pytest
 
@@ -68,6 +68,7 @@ def test_a_text_override_is_taken_as_it_is() -> None:
         ({"rate": "fast"}, "train.rate must be a finite number, got 'fast'"),
         ({"rate": float("inf")}, "train.rate must be a finite number, got inf"),
         ({"rate": float("nan")}, "train.rate must be a finite number, got nan"),
+        ({"rate": 10**400}, "train.rate must be a finite number, got 1000000"),
         ({"steps": 1.5}, "train.steps must be a whole number, got 1.5"),
         ({"steps": True}, "train.steps must be a whole number, got True"),
         ({"is_loud": 1}, "train.is_loud must be true or false, got 1"),
@@ -94,11 +95,19 @@ def test_missing_keys_sections_and_unknown_sections_are_named() -> None:
         config.build(Outer, {"train": 3})
 
 
+def test_a_mistyped_name_is_told_before_what_is_missing_for_it() -> None:
+    with pytest.raises(ValueError, match=r"^unknown key train\.stesp .*; hint: did you mean train\.steps$"):
+        config.build(PretrainConfig, {"run": {}, "train": {"stesp": 4}})
+    with pytest.raises(ValueError, match=r"^unknown section trian .*; hint: did you mean train$"):
+        config.build(PretrainConfig, {"run": {"nam": "x"}, "trian": {"steps": 4}})
+
+
 @pytest.mark.parametrize(
     ("override", "message"),
     [
         ("train.steps", "expected section.key=value, got 'train.steps'"),
         ("steps=3", "expected section.key=value, got 'steps=3'"),
+        (".steps=3", "expected section.key=value, got '.steps=3'"),
         ("trian.steps=3", "unknown section trian; hint: did you mean train"),
         ("train.step=3", "unknown key train.step; hint: did you mean train.steps"),
         ("train.steps=many", "train.steps must be a whole number, got 'many'"),
@@ -123,6 +132,17 @@ def test_the_dump_reads_back_equal(tmp_path: Path) -> None:
 
 def test_an_unset_key_is_left_out_of_the_dump() -> None:
     assert "limit" not in config.dumps(Outer(train=Inner(steps=3)))
+
+
+def test_every_setting_that_none_unsets_stays_unset_in_the_dump(tmp_path: Path) -> None:
+    file = tmp_path / "dump.toml"
+    for section in dataclasses.fields(PretrainConfig):
+        schema = get_type_hints(PretrainConfig)[section.name]
+        for field, kind in get_type_hints(schema).items():
+            if type(None) in get_args(kind) and section.name != "model":  # a model needs its sizes
+                run = load("shakespeare_cpu", [f"{section.name}.{field}=none"])
+                file.write_text(config.dumps(run), encoding="utf-8")
+                assert load(file) == run, f"{section.name}.{field}"
 
 
 def test_differences_name_each_changed_setting() -> None:
@@ -195,6 +215,7 @@ def test_shakespeare_cpu_is_nanogpt_s_published_setting() -> None:
         (["train.keep_best=-1"], r"train.keep_best must be 0 or more, got -1"),
         (["train.checkpoint_async=2"], r"train.checkpoint_async"),
         (['sample.prompts=[""]'], r"sample.prompts must be texts that are not empty"),
+        (["sample.top_k=-1"], r"sample.top_k must be 0 \(all tokens\) or more, got -1"),
     ],
 )
 def test_settings_that_do_not_fit_together_are_refused(overrides: list[str], message: str) -> None:

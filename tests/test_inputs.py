@@ -5,6 +5,7 @@ import json
 import shutil
 import subprocess
 import sys
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from hypothesis import strategies as st
 
 import gptrs
 from conftest import Cli
-from gptrs import Dataset, Tokenizer, prepare, prepare_documents
+from gptrs import Dataset, Tokenizer, prepare, prepare_documents, prepare_task, train_and_prepare, trainer
 from gptrs.holdout import files_of
 
 TEXTS = ["One hat.\n", "", "Zwei Hüte 帽子", "One hat.\n", "three " * 3000, "\u2028"]
@@ -322,3 +323,72 @@ def test_a_link_to_nothing_in_a_folder_is_refused_by_name(tok: Tokenizer, tmp_pa
             read()
     (tmp_path / "gone.txt").write_text("there again")
     assert prepare(tmp_path / "data", tok, tmp_path / "out").n_documents == 2
+
+
+def test_an_empty_path_is_no_folder(tok: Tokenizer, tmp_path: Path, cli: Cli):
+    (tmp_path / "a.txt").write_text("text")
+    for work in (
+        lambda: prepare(["", tmp_path / "a.txt"], tok, tmp_path / "out"),
+        lambda: files_of((str(tmp_path / "a.txt"), "")),
+    ):
+        with pytest.raises(ValueError, match=r"expected a path, got an empty text; hint: "):
+            work()
+    done = cli("train", "demo", f"data.text={tmp_path / 'a.txt'},", f"run.dir={tmp_path / 'run'}")
+    assert done.returncode == 1 and "expected a path, got an empty text" in done.stderr
+    assert not (tmp_path / "run").exists() and not (tmp_path / "out").exists()
+
+
+def test_a_file_that_comes_twice_is_told_by_name(tok: Tokenizer, tmp_path: Path, cli: Cli):
+    (tmp_path / "in" / "deep").mkdir(parents=True)
+    for name in ("a.txt", "b.jsonl", "deep/c.txt"):
+        (tmp_path / "in" / name).write_text(json.dumps({"text": name}) + "\n")
+    folder, deep = tmp_path / "in", tmp_path / "in" / "deep" / "c.txt"
+    for i, (files, n_files, name) in enumerate(
+        (
+            ([deep, deep], 1, "deep/c.txt"),
+            ([deep, folder / "deep" / ".." / "deep" / "c.txt"], 1, "deep/c.txt"),
+            ([folder / "*.txt", folder / "a*"], 1, "a.txt"),
+            ([folder, folder / "*.jsonl"], 3, "b.jsonl"),
+            ([deep, folder], 3, "deep/c.txt"),
+            ([folder, folder / "deep"], 3, "deep/c.txt"),
+        )
+    ):
+        message = (
+            rf"expected each file once, got 1 of {n_files} more often \(the first: {folder / name}, 2 times\).*hint: "
+        )
+        with pytest.warns(UserWarning, match=message):
+            assert prepare(files, tok, tmp_path / str(i)).n_documents == n_files + 1
+        with pytest.warns(UserWarning, match=message):
+            prepare_task(files, tok, tmp_path / "shared" / str(i), 0, 2)
+    with pytest.warns(UserWarning, match=rf"got 3 of 3 more often \(the first: {folder / 'a.txt'}, 2 times\)"):
+        prepare([folder, folder], tok, tmp_path / "all")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        prepare([folder / "*.txt", folder / "deep", folder / "b.jsonl"], tok, tmp_path / "once")
+    Tokenizer.train_from_iterator(["a"], 257).save(tmp_path / "t.json")
+    done = cli("prepare", folder, deep, "-t", tmp_path / "t.json", "-o", tmp_path / "said")
+    assert done.returncode == 0 and "warning: expected each file once, got 1 of 3 more often" in done.stderr
+
+
+def test_a_text_field_of_text_files_alone_is_refused(tok: Tokenizer, tmp_path: Path, cli: Cli):
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "a.txt").write_text("text")
+    message = r'expected JSON lines or Parquet among the files, which text_field "body" is of, got text alone; hint: '
+    for files in (tmp_path / "in" / "a.txt", tmp_path / "in", [tmp_path / "in" / "*.txt"]):
+        for work in (
+            lambda files=files: prepare(files, tok, tmp_path / "out", text_field="body"),
+            lambda files=files: prepare_task(files, tok, tmp_path / "out", 0, 2, text_field="body"),
+            lambda files=files: train_and_prepare(files, 257, tmp_path / "out", text_field="body"),
+            lambda files=files: Tokenizer.train(files, 257, text_field="body"),
+            lambda files=files: tok.encode_files(files, text_field="body"),
+            lambda files=files: trainer.count(files, tmp_path / "c.gtc", text_field="body"),
+        ):
+            with pytest.raises(ValueError, match=message):
+                work()
+    assert not (tmp_path / "out").exists() and not (tmp_path / "c.gtc").exists()
+    done = cli("train", "demo", f"data.text={tmp_path / 'in'}", "data.text_field=body", f"run.dir={tmp_path / 'run'}")
+    assert done.returncode == 1 and 'which text_field "body" is of' in done.stderr and not (tmp_path / "run").exists()
+    with gzip.open(tmp_path / "in" / "b.ndjson.gz", "wt") as file:
+        file.write('{"body": "line"}')
+    files = [tmp_path / "in", tmp_path / "in" / "b.ndjson.gz"]
+    assert sorted(texts_of(prepare(files, tok, tmp_path / "out", text_field="body"), tok)) == ["line", "text"]

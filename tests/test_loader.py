@@ -461,6 +461,34 @@ def test_what_is_no_number_and_no_dataset_is_named(dataset: Dataset):
         Loader(str(dataset.path), seq_len=8, global_batch=4, device="numpy")  # type: ignore[arg-type]
     with pytest.raises(TypeError, match=r"expected a slice of the tokens, got 3; hint: dataset\[start:end\]"):
         dataset[3]  # type: ignore[index]
+    with pytest.raises(TypeError, match=r"global_batch must be a whole number, got '4'"):
+        Loader(dataset, seq_len=T, global_batch="4", device="numpy")  # type: ignore[arg-type]
+    for device in (None, 3):
+        with pytest.raises(ValueError, match=rf'device must be "cpu", "numpy" or .*, got .{device}'):
+            Loader(dataset, seq_len=T, global_batch=4, device=device)  # type: ignore[arg-type]
+
+
+def test_numbers_of_numpy_and_a_device_of_torch_are_taken(dataset: Dataset):
+    torch = pytest.importorskip("torch")
+    sizes = {"seq_len": T, "global_batch": 4, "seed": 3, "rank": 0, "world_size": 1, "micro_batch": 2, "prefetch": 2}
+    with Loader(dataset, **{name: np.int64(n) for name, n in sizes.items()}, device=torch.device("cpu")) as loader:
+        batch, state = next(loader), loader.state_dict()
+    with Loader(dataset, **sizes, device="cpu") as plain:
+        assert torch.equal(batch.tokens, next(plain).tokens)
+        assert json.loads(json.dumps(state)) == plain.state_dict()
+
+
+def test_what_is_no_state_is_refused_and_leaves_the_loader_where_it_is(dataset: Dataset):
+    with Loader(dataset, seq_len=T, global_batch=4, device="numpy") as loader:
+        next(loader)
+        state = loader.state_dict()
+        for given in (None, [], json.dumps(state)):
+            with pytest.raises(TypeError, match=r"expected the state of a loader, a dict, got .*; hint: .*state_dict"):
+                loader.load_state_dict(given)  # type: ignore[arg-type]
+        for n in (0, -4, "4", None, True, 4.0):
+            with pytest.raises(ValueError, match=r"global_batch must be a whole number of at least 1, got .*; hint: "):
+                loader.load_state_dict({**state, "global_batch": n})
+        assert loader.state_dict() == state
 
 
 def test_a_closed_loader_says_so_and_leaves_no_thread(dataset: Dataset):

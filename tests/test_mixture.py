@@ -132,3 +132,30 @@ def test_what_does_not_fit_is_named(sources: dict[str, Dataset], gpt2_like: Toke
     mixed = Mixture({**sources, "other": other})
     with pytest.raises(ValueError, match=r"was made by the tokenizer with digest .*; hint: prepare both with one"):
         Loader(mixed, seq_len=T, global_batch=1, device="numpy")
+
+
+def test_what_is_no_dataset_stage_or_weight_is_named(sources: dict[str, Dataset]):
+    for given, message in (
+        ({"web": "folder"}, r"expected a Dataset as source 'web', got 'folder'; hint: gptrs.Dataset\(path\) opens one"),
+        ({1: sources["web"]}, r"expected a name as source, got 1"),
+    ):
+        with pytest.raises(TypeError, match=message):
+            Mixture(given)  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match=r"expected a mapping of names to datasets, got list"):
+        Mixture([sources["web"]])  # type: ignore[arg-type]
+    for stages in ([({"web": 1}, 5)], Stage({"web": 1})):
+        with pytest.raises(TypeError, match=r"expected a list of stages, got .*; hint: \[Stage\("):
+            Mixture(sources, stages=stages)  # type: ignore[arg-type]
+    for weight in (None, "much", 10**400):
+        with pytest.raises((TypeError, ValueError), match=r"weight of 'web' in stage 0 must be a number, got "):
+            Mixture(sources, {"web": weight})  # type: ignore[dict-item]
+
+
+def test_a_source_that_is_shorter_than_a_row_is_named(sources: dict[str, Dataset]):
+    seq_len = sources["books"].n_tokens
+    with pytest.raises(
+        ValueError, match=rf"source 'books' needs {seq_len + 1} tokens for .*, it has {seq_len}; hint: "
+    ):
+        Loader(Mixture(sources), seq_len=seq_len, global_batch=1, device="numpy")
+    with Loader(Mixture(sources), seq_len=seq_len, global_batch=1, device="numpy", pack="bestfit") as loader:
+        assert next(loader).tokens.shape == (1, seq_len)

@@ -11,6 +11,7 @@ import dataclasses
 import difflib
 import json
 import math
+import sys
 import tomllib
 import types
 import typing
@@ -65,7 +66,7 @@ def override(schema: type[Any], values: Mapping[str, Any], overrides: Iterable[s
     for text in overrides:
         key, equals, value = text.partition("=")
         section, dot, field = key.strip().partition(".")
-        if not (equals and dot and field):
+        if not (equals and section and dot and field):
             raise ValueError(f"expected section.key=value, got {text!r}; hint: train.steps=100")
         kind = _fields(_fields(schema, section, "")[section], field, f"{section}.")[field]
         table = result.setdefault(section, {})
@@ -78,6 +79,7 @@ def override(schema: type[Any], values: Mapping[str, Any], overrides: Iterable[s
 def build(schema: type[T], values: Mapping[str, Any], *, where: str = "the config") -> T:
     """Returns `schema` filled from nested mappings; every error ends with `where`."""
     try:
+        _check_names(schema, values, "")
         built: T = _dataclass(schema, values, "")
     except ValueError as error:
         message, hint, cure = str(error).partition("; hint: ")
@@ -123,12 +125,19 @@ def short(value: object) -> str:
     return text if len(text) <= SHORT else f"{text[: SHORT - 1]}…"
 
 
-def _dataclass(schema: type[Any], values: object, prefix: str) -> Any:
+def _check_names(schema: type[Any], values: object, prefix: str) -> None:
+    """Refuses names that there are none of, in all sections: what is missing is most often what was mistyped."""
     if not isinstance(values, Mapping):
         raise ValueError(f"{prefix.rstrip('.') or 'a config'} must be a table, got {values!r}")
-    kinds = typing.get_type_hints(schema)
     for key in values:
         _fields(schema, key, prefix)
+    for key, value in values.items():
+        if dataclasses.is_dataclass(kind := _fields(schema, key, prefix)[key]):
+            _check_names(typing.cast(type[Any], kind), value, f"{prefix}{key}.")
+
+
+def _dataclass(schema: type[Any], values: Mapping[str, Any], prefix: str) -> Any:
+    kinds = typing.get_type_hints(schema)
     for field in dataclasses.fields(schema):
         if field.name not in values and field.default is field.default_factory is dataclasses.MISSING:
             raise ValueError(f"{prefix}{field.name} is required ({_describe(kinds[field.name])}), got nothing")
@@ -154,7 +163,7 @@ def _hint(name: str, known: Sequence[str], prefix: str = "") -> str:
 def _convert(value: object, kind: Any, key: str) -> object:
     """Returns `value` as the field type `kind` holds it. An int is a float too; nothing else is turned."""
     if dataclasses.is_dataclass(kind):
-        return _dataclass(typing.cast(type[Any], kind), value, f"{key}.")
+        return _dataclass(typing.cast(type[Any], kind), typing.cast(Mapping[str, Any], value), f"{key}.")
     inner, is_optional = _optional(kind)
     if value is None and is_optional:
         return None
@@ -163,7 +172,7 @@ def _convert(value: object, kind: Any, key: str) -> object:
     if typing.get_origin(inner) is tuple and isinstance(value, (list, tuple)):
         item = typing.get_args(inner)[0]
         return tuple(_convert(v, item, f"{key}[{i}]") for i, v in enumerate(value))
-    if inner is float and type(value) is int:
+    if inner is float and type(value) is int and abs(value) <= sys.float_info.max:
         return float(value)
     if type(value) is inner and (inner is not float or math.isfinite(typing.cast(float, value))):
         return value

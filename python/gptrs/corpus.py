@@ -6,6 +6,8 @@ import re
 import shutil
 import sys
 import tempfile
+import warnings
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from glob import glob, has_magic
@@ -17,6 +19,7 @@ AnyPath = str | PathLike[str]
 
 _COMPRESSED = (".gz", ".gzip", ".zst", ".zstd")
 _FOUND_IN_FOLDERS = (".txt", ".jsonl", ".parquet")
+_WITH_FIELDS = (".jsonl", ".ndjson", ".parquet")
 _BATCH = 1000  # rows asked of a table at a time
 _NAME = re.compile(r"\{\{|\}\}|\{([^{}]+)\}")  # in a template: two braces for one, or the name of a field
 _TEMPLATE = re.compile(rf"(?:[^{{}}]|{_NAME.pattern})*")
@@ -39,9 +42,10 @@ def inside(folder: Path) -> list[Path]:
 
     Raises:
         FileNotFoundError: A link leads to nothing.
+        OSError: A folder cannot be listed.
     """
     found = []
-    for place, folders, names in os.walk(folder):
+    for place, folders, names in os.walk(folder, onerror=_refuse):
         folders[:] = [name for name in folders if not _is_run(Path(place, name))]
         found += [path for path in (Path(place, name) for name in names) if kind(path) in _FOUND_IN_FOLDERS]
     for path in found:
@@ -49,6 +53,10 @@ def inside(folder: Path) -> list[Path]:
             reason = f"it is a link to {path.readlink()}, which is not there"
             raise FileNotFoundError(f"cannot read {path}: {reason}; hint: restore that, or remove the link")
     return sorted(p for p in found if p.is_file() and (kind(p) != ".parquet" or not is_compressed(p)))
+
+
+def _refuse(error: OSError) -> None:
+    raise error  # os.walk passes over a folder that it cannot list
 
 
 def _is_run(folder: Path) -> bool:
@@ -62,7 +70,7 @@ def expand(paths: AnyPath | Iterable[AnyPath]) -> list[str]:
     One path may stand without a list. An existing file whose name looks like a glob is that file.
 
     Raises:
-        ValueError: No path was given.
+        ValueError: No path was given, or an empty one.
         FileNotFoundError: A path does not exist, or a glob matches nothing.
     """
     listed = [paths] if isinstance(paths, str | PathLike) else list(paths)
@@ -70,6 +78,8 @@ def expand(paths: AnyPath | Iterable[AnyPath]) -> list[str]:
         raise ValueError("expected at least one file, glob or folder, got none")
     found = []
     for path in (fspath(path) for path in listed):
+        if not path:
+            raise ValueError("expected a path, got an empty text; hint: for the current folder write .")
         if Path(path).exists():
             found.append(path)
         elif has_magic(path):
@@ -80,6 +90,50 @@ def expand(paths: AnyPath | Iterable[AnyPath]) -> list[str]:
         else:
             raise FileNotFoundError(f"cannot read {path}: no such file or folder; hint: check the path")
     return found
+
+
+def inputs(paths: AnyPath | Iterable[AnyPath], text_field: str) -> list[str]:
+    """What `paths` name, as `expand`, for a dataset; warns of files that come more than once, which it then holds so.
+
+    Raises:
+        ValueError: As `expand` and `check_text_field`.
+        OSError: As `expand`; a folder cannot be listed.
+    """
+    found = expand(paths)
+    check_text_field(found, text_field)
+    if len(found) > 1:
+        counts = Counter(os.path.abspath(file) for file in _files(found))  # noqa: PTH100 (pathlib keeps ..)
+        repeated = [file for file, n in counts.items() if n > 1]
+        if repeated:
+            which = f"{repeated[0]}, {counts[repeated[0]]} times"
+            warnings.warn(
+                f"expected each file once, got {len(repeated)} of {len(counts)} more often (the first: {which}), which "
+                "is all encoded; hint: a glob or folder may name again what another names",
+                stacklevel=3,
+            )
+    return found
+
+
+def check_text_field(paths: Iterable[str], text_field: str) -> None:
+    """Refuses a field of text files alone, where it would say nothing; the default need not fit.
+
+    Raises:
+        ValueError: None of the files has fields.
+    """
+    if text_field == "text" or has_fields(paths):
+        return
+    expected = f'expected JSON lines or Parquet among the files, which text_field "{text_field}" is of'
+    raise ValueError(f"{expected}, got text alone; hint: leave text_field out, a text file is a document as it stands")
+
+
+def has_fields(paths: Iterable[AnyPath]) -> bool:
+    """Whether some of the files are JSON lines or Parquet, of which each document has fields."""
+    return any(kind(file) in _WITH_FIELDS for file in _files(paths))
+
+
+def _files(paths: Iterable[AnyPath]) -> Iterator[Path]:
+    for path in map(Path, paths):
+        yield from inside(path) if path.is_dir() else (path,)
 
 
 @contextmanager

@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from gptrs import _core
-from gptrs.corpus import AnyPath, as_file, expand
+from gptrs.corpus import AnyPath, as_file, expand, inputs
 from gptrs.progress import bar
 
 if TYPE_CHECKING:
@@ -58,7 +58,7 @@ def prepare(
     Args:
         files: Paths, globs and folders (searched for *.txt, *.jsonl, also with .gz or .zst, and *.parquet). A .txt
             file is one UTF-8 document, or several with `doc_separator`; a line of a .jsonl file is one, and a row of a
-            .parquet file.
+            .parquet file. One that comes more than once is encoded as often, with a warning.
         tokenizer: The tokenizer; its digest goes into every shard.
         out: The folder to write; one that holds another dataset is refused.
         text_field: The field or column that holds the text, or a template of several: "{title}: {text}".
@@ -75,7 +75,8 @@ def prepare(
             the finished dataset gets the new ones.
 
     Raises:
-        ValueError: The corpus is empty, not UTF-8 or not valid JSON, or `out` holds another dataset.
+        ValueError: The corpus is empty, not UTF-8 or not valid JSON, `text_field` is given for .txt files alone, or
+            `out` holds another dataset.
         OSError: A file cannot be read or written.
     """
     unknown = sorted(options.keys() - DocumentOptions.__annotations__.keys())
@@ -84,7 +85,7 @@ def prepare(
     sizes = {"text_field": text_field, "shard_tokens": shard_tokens, "append_eot": append_eot, "threads": threads}
     given = {**sizes, "loss_fields": loss_fields, **options}
     check_options(given)
-    paths = expand(files)
+    paths = inputs(files, text_field)
     with bar(progress) as report:
         core = _core.prepare(paths, tokenizer.core, fspath(out), given, report)
     return Dataset._of(core)

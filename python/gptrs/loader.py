@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from types import TracebackType
-from typing import Any, Literal, Self
+from typing import TYPE_CHECKING, Any, Literal, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -22,6 +22,9 @@ from gptrs.dataset import Dataset, require
 from gptrs.mixture import Mixture
 from gptrs.progress import bar
 from gptrs.ring import Ring, memory
+
+if TYPE_CHECKING:
+    import torch
 
 _STATE_VERSION = 2
 _NO_END = (1 << 64) - 1  # the core's last sample of a mixture that nothing ends
@@ -129,7 +132,7 @@ class Loader:
         shuffle: bool | Literal["blocks"] = True,
         documents: bool = False,
         max_documents: int | None = None,
-        device: str = "cpu",
+        device: "str | torch.device" = "cpu",
         prefetch: int = 8,
         progress: bool = False,
     ) -> None:
@@ -166,6 +169,7 @@ class Loader:
         if shuffle not in _ORDERS:
             raise ValueError(f'shuffle must be True, False or "blocks", got {shuffle!r}')
         require("world_size", world_size, 1, (1 << 31) - 1)
+        require("global_batch", global_batch, 1, (1 << 31) - 1)
         if micro_batch is None:
             micro_batch = _split(global_batch, world_size)
         sizes = {"seq_len": seq_len, "global_batch": global_batch, "micro_batch": micro_batch, "world_size": world_size}
@@ -176,20 +180,23 @@ class Loader:
         require("seed", seed, 0, (1 << 64) - 1)
         require("rank", rank, 0, world_size - 1)
         self.dataset = dataset
-        self.seq_len = seq_len
-        self.global_batch = global_batch
-        self.micro_batch = micro_batch
-        self.seed = seed
-        self.rank = rank
-        self.world_size = world_size
+        # int: the state is JSON, which has no numbers of numpy.
+        self.seq_len = seq_len = int(seq_len)
+        self.global_batch = global_batch = int(global_batch)
+        self.micro_batch = micro_batch = int(micro_batch)
+        self.seed = seed = int(seed)
+        self.rank = rank = int(rank)
+        self.world_size = world_size = int(world_size)
         self.pack = pack
         self.shuffle = shuffle
         self.documents = documents
         self.max_documents = max_documents
-        self.device = device
-        self.prefetch = prefetch
+        self.device = device = str(device)  # torch.device too
+        self.prefetch = prefetch = int(prefetch)
         self._sources = {"": dataset} if isinstance(dataset, Dataset) else dataset.sources
         self._plans: dict[str, _core.Plan] = {}
+        if pack == "stream" and isinstance(dataset, Mixture):
+            dataset.refuse_short(seq_len)
         if pack == "bestfit":
             with bar(progress) as report:
                 self._plans = {name: _core.Plan(d.core, seq_len, 0, report) for name, d in self._sources.items()}
@@ -332,10 +339,14 @@ class Loader:
         """Continues at the state of another loader, whatever its rank, world size, microbatch and global batch were.
 
         Raises:
+            TypeError: The state is no mapping.
             ValueError: A field is missing or differs (named with both values), or the state does not stand at the
                 border of a microbatch of this loader, or with another global batch of a step.
         """
         here = self.state_dict()
+        if not isinstance(state, dict):
+            hint = "hint: pass what state_dict() returned"
+            raise TypeError(f"expected the state of a loader, a dict, got {type(state).__name__}; {hint}")
         for name in here | state:
             if name not in state or name not in here:
                 where = "missing from" if name not in state else "unknown in"
@@ -345,6 +356,11 @@ class Loader:
                     f"the loader state has {name} {state[name]!r}, this loader {here[name]!r}; hint: make the loader "
                     f"with the same {name}"
                 )
+        if type(state["global_batch"]) is not int or state["global_batch"] < 1:
+            hint = "hint: pass what state_dict() returned"
+            raise ValueError(
+                f"global_batch must be a whole number of at least 1, got {state['global_batch']!r}; {hint}"
+            )
         # Within a step only the sizes of microbatches may change.
         is_same = state["global_batch"] == self.global_batch
         stride = self._stride if is_same else self.global_batch
@@ -413,8 +429,8 @@ def _restore(dataset: Dataset | Mixture, arguments: dict[str, Any], next_sample:
 
 def _split(global_batch: int, world_size: int) -> int:
     """The default microbatch: an equal share of the step for each rank."""
-    if world_size < 1 or global_batch < 1 or global_batch % world_size:
-        below = max(global_batch // max(world_size, 1), 1) * world_size
+    if global_batch % world_size:
+        below = max(global_batch // world_size, 1) * world_size
         raise ValueError(
             f"global_batch ({global_batch}) must be a positive multiple of world_size ({world_size}); hint: use "
             f"global_batch={below} or global_batch={below + world_size}"

@@ -58,11 +58,23 @@ class Mixture:
         """
         if weights is not None and stages is not None:
             raise ValueError("expected weights or stages, got both; hint: stages have weights of their own")
+        if not isinstance(sources, Mapping):
+            raise TypeError(f"expected a mapping of names to datasets, got {type(sources).__name__}")
         self.sources = dict(sources)
         if not self.sources:
             raise ValueError("expected at least one source, got none")
+        for name, dataset in self.sources.items():
+            if not isinstance(name, str):
+                raise TypeError(f"expected a name as source, got {name!r}")
+            if not isinstance(dataset, Dataset):
+                hint = "hint: gptrs.Dataset(path) opens one"
+                raise TypeError(f"expected a Dataset as source {name!r}, got {dataset!r:.80}; {hint}")
         if stages is None:
             stages = [Stage(_default_weights(self.sources) if weights is None else weights)]
+        if not isinstance(stages, Sequence) or not all(isinstance(stage, Stage) for stage in stages):
+            raise TypeError(
+                f"expected a list of stages, got {stages!r:.80}; hint: [Stage({{NAME: WEIGHT}}, SAMPLES), …]"
+            )
         self.stages = tuple(stages)
         named = max_epochs if isinstance(max_epochs, Mapping) else {}
         for where, names in [("max_epochs", named), *((f"stage {i}", s.weights) for i, s in enumerate(self.stages))]:
@@ -70,6 +82,8 @@ class Mixture:
                 if name not in self.sources:
                     raise ValueError(f"{where} names {name!r}; expected one of {', '.join(self.sources)}")
         for i, stage in enumerate(self.stages):
+            for name, weight in stage.weights.items():
+                _require_number(f"weight of {name!r} in stage {i}", weight)
             if stage.samples is not None:
                 require(f"samples of stage {i}", stage.samples, 1, (1 << 64) - 1)
         limit = None if isinstance(max_epochs, Mapping) else max_epochs
@@ -77,6 +91,14 @@ class Mixture:
         for name, most in self.max_epochs.items():
             if most is not None:
                 require(f"max_epochs of source {name!r}", most, 1, (1 << 64) - 1)
+
+    def refuse_short(self, seq_len: int) -> None:
+        """Raises ValueError for a source whose tokens are fewer than those of a row of the stream."""
+        for name, dataset in self.sources.items():
+            if dataset.n_tokens <= seq_len:
+                expected = f"source {name!r} needs {seq_len + 1} tokens for a row of seq_len {seq_len}"
+                hint = 'hint: use a smaller seq_len, pack="bestfit", or leave it out'
+                raise ValueError(f"{expected}, it has {dataset.n_tokens}; {hint}")
 
     @property
     def fingerprint(self) -> str:
@@ -96,6 +118,16 @@ class Mixture:
 
     def __repr__(self) -> str:
         return f"Mixture({self.sources!r}, stages={self.stages!r}, max_epochs={self.max_epochs!r})"
+
+
+def _require_number(what: str, value: object) -> None:
+    """Raises TypeError for what is no number, ValueError for a whole number that no float holds."""
+    if not hasattr(value, "__float__"):
+        raise TypeError(f"{what} must be a number, got {value!r}")
+    try:
+        float(value)
+    except OverflowError:
+        raise ValueError(f"{what} must be a number, got one that no float holds") from None
 
 
 def _default_weights(sources: Mapping[str, Dataset]) -> dict[str, float]:

@@ -16,7 +16,7 @@ from os import fspath
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Unpack
 
-from gptrs.corpus import AnyPath, expand
+from gptrs.corpus import AnyPath, check_text_field, expand
 from gptrs.dataset import Dataset, require
 from gptrs.progress import bar
 from gptrs.tasks import Options, TaskEnd, merge_tasks, prepare_task
@@ -66,6 +66,7 @@ def prepare_on_ray(
         ) from None
 
     paths = [str(Path(path).absolute()) for path in expand(files)]
+    check_text_field(paths, options.get("text_field", "text"))
     folder = Path(fspath(out)).absolute()
     with _connected(ray, address):
         threads = options.get("threads", 0) or 1

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Unpack
 
 from gptrs import _core
-from gptrs.corpus import AnyPath, expand
+from gptrs.corpus import AnyPath, inputs
 from gptrs.dataset import Dataset, DocumentOptions, check_options, require
 from gptrs.progress import bar
 
@@ -64,9 +64,10 @@ def prepare_task(
         BlockingIOError: Another process is at this task.
         OSError: A file cannot be read or written.
     """
-    paths = expand(files)
+    given = _core_options(options)
+    paths = inputs(files, given["text_field"])
     with bar(options.get("progress", True)) as report:
-        end = _core.prepare_task(paths, tokenizer.core, fspath(out), _task(task, of), _core_options(options), report)
+        end = _core.prepare_task(paths, tokenizer.core, fspath(out), _task(task, of), given, report)
     n_tokens, n_documents, path, is_merged = end
     return TaskEnd(n_tokens=n_tokens, n_documents=n_documents, path=Path(path), is_merged=is_merged)
 
@@ -97,10 +98,11 @@ def merge_tasks(
         BlockingIOError: Another process merges.
         OSError: A file cannot be read or written.
     """
-    paths = expand(files)
+    given = _core_options(options)
+    paths = inputs(files, given["text_field"])
     _task(0, of)
     with bar(options.get("progress", True)) as report:
-        core = _core.merge_tasks(paths, tokenizer.core, fspath(out), of, keep_tasks, _core_options(options), report)
+        core = _core.merge_tasks(paths, tokenizer.core, fspath(out), of, keep_tasks, given, report)
     return Dataset._of(core)
 
 

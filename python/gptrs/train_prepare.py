@@ -8,7 +8,7 @@ The shards are byte for byte those of `Tokenizer.train` followed by `prepare`.
 from collections.abc import Iterable, Sequence
 from typing import Unpack
 
-from gptrs.corpus import AnyPath, expand
+from gptrs.corpus import AnyPath, check_text_field, expand
 from gptrs.dataset import Dataset, DocumentOptions, check_options, prepare
 from gptrs.tokenizer import Tokenizer
 from gptrs.trainer import Options, check_saves
@@ -50,6 +50,7 @@ def train_and_prepare(
     sizes = {"shard_tokens": shard_tokens, "append_eot": append_eot, "loss_fields": loss_fields}
     check_options({**shared, **sizes, **(documents or {})})
     paths = expand(files)
+    check_text_field(paths, options.get("text_field", "text"))
     if save is not None:
         check_saves(save, options.get("pattern"))
     tokenizer = Tokenizer.train(paths, vocab_size, **options)

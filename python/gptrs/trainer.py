@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypedDict
 
 from gptrs import _core, holdout, tokenizer_report
-from gptrs.corpus import AnyPath, expand
+from gptrs.corpus import AnyPath, check_text_field, expand
 from gptrs.progress import Report, bar
 
 if TYPE_CHECKING:
@@ -51,7 +51,9 @@ def from_files(files: Paths, vocab_size: int, options: Options) -> _core.Tokeniz
     """Trains on files; see `Tokenizer.train`."""
     training = _Training(vocab_size, options)
     with ExitStack() as stack:
-        paths = training.hold_out(expand(files), stack)
+        paths = expand(files)
+        check_text_field(paths, training.text_field)
+        paths = training.hold_out(paths, stack)
         report = stack.enter_context(bar(training.is_shown))
         training.trainer.add_files(paths, training.text_field, training.threads, report)
         return training.finish(report)
@@ -118,9 +120,11 @@ def count(
     """
     if threads < 0:
         raise ValueError(f"threads must be 0 (all cores) or more, got {threads}")
+    paths = expand(files)
+    check_text_field(paths, text_field)
     options: dict[str, Any] = {"pattern": pattern, "text_field": text_field, "superwords": superwords, "task": task}
     with bar(progress) as report:
-        return _core.count(expand(files), fspath(out), **options, threads=threads, progress=report)
+        return _core.count(paths, fspath(out), **options, threads=threads, progress=report)
 
 
 def merge_counts(files: Paths, out: AnyPath, *, partial: bool = False, progress: bool = True) -> dict[str, Any]:

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from gptrs import holdout
+from gptrs.corpus import has_fields
 from gptrs.dataset import Dataset, prepare
 from gptrs.files import digest, write_atomic
 from gptrs.holdout import Source
@@ -92,6 +93,7 @@ def from_text(
     Raises: ValueError when a file has changed since the run began.
     """
     sources, train, val = _split(text, val_fraction, directory / "data")
+    fields = [text_field if has_fields(part) else "text" for part in (train, val)]  # one part may be text alone
     path = directory / "tokenizer.json"
     if path.is_file():
         tokenizer = Tokenizer.from_file(path)
@@ -104,13 +106,13 @@ def from_text(
                 vocab_size,
                 pattern=pattern,
                 special_tokens=special_tokens,
-                text_field=text_field,
+                text_field=fields[0],
                 threads=threads,
             )
         tokenizer.save(path)
     encoded = [
-        prepare(files, tokenizer, directory / "data" / name, text_field=text_field, threads=threads)
-        for name, files in (("train", train), ("val", val))
+        prepare(files, tokenizer, directory / "data" / name, text_field=field, threads=threads)
+        for name, files, field in zip(("train", "val"), (train, val), fields, strict=True)
     ]
     return _corpus(tokenizer, encoded[0], encoded[1], sources)
 

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Literal
 
 from gptrs import holdout
+from gptrs.corpus import check_text_field
 from gptrs.dataset import Dataset
 from gptrs.loader import Loader
 from gptrs.mixture import Mixture
@@ -35,7 +36,7 @@ def check_sources(config: PretrainConfig, *, is_fresh: bool) -> None:
         training_data(data)
         Dataset(data.val)
     else:
-        holdout.files_of(data.text)
+        check_text_field(map(str, holdout.files_of(data.text)), data.text_field)
     is_kept = not (is_fresh or data.is_prepared) and (config.run.path / "tokenizer.json").is_file()
     if tokenizer and not is_kept and not Path(tokenizer).exists():
         raise FileNotFoundError(f"expected a tokenizer at tokenizer.path, found none at {tokenizer}; hint: check it")

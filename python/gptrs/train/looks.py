@@ -134,7 +134,7 @@ class Looks:
             self.prompts,
             max_new_tokens=self.max_new_tokens,
             temperature=sample.temperature,
-            top_k=sample.top_k,
+            top_k=sample.top_k or None,
             top_p=sample.top_p,
             stop_tokens=stop,
             seed=self.config.run.seed,

@@ -65,7 +65,7 @@ class DataSettings:
 
     text: tuple[str, ...] = ()  # files, folders (*.txt, *.jsonl, *.parquet) or globs to train on and to hold out of
     val_fraction: float = 0.1  # share of the bytes held out: the end of a single file, whole files of several
-    text_field: str = "text"  # of a .jsonl line
+    text_field: str = "text"  # of a .jsonl line or a .parquet row, or a template of several: "{title}: {text}"
     train: str | None = None  # prepared dataset, instead of text
     mixture: tuple[str, ...] = ()  # several prepared datasets that are mixed row by row, instead of train
     weights: tuple[float, ...] = ()  # share of each, of any sum; unset: as they were prepared, else by size
@@ -195,7 +195,7 @@ class SampleSettings:
     every: int | None = None  # updates between samples; unset: with each evaluation
     max_new_tokens: int | None = None  # unset: 200, or as many as the learned positions leave after the prompts
     temperature: float = 0.8  # 0: the likeliest token always
-    top_k: int | None = 200  # only the k likeliest tokens; unset: all
+    top_k: int | None = 200  # only the k likeliest tokens; 0: all; `none`, which TOML cannot write, becomes 0
     top_p: float | None = None  # only the likeliest tokens that hold this probability; unset: all
 
     def __post_init__(self) -> None:
@@ -208,7 +208,9 @@ class SampleSettings:
             self.max_new_tokens,
         )
         require(self.temperature >= 0, "sample.temperature", "0 or more", self.temperature)
-        require(self.top_k is None or self.top_k >= 1, "sample.top_k", "at least 1", self.top_k)
+        if self.top_k is None:
+            object.__setattr__(self, "top_k", 0)  # a stored config says what was asked, not what the default is
+        require(self.top_k is not None and self.top_k >= 0, "sample.top_k", "0 (all tokens) or more", self.top_k)
         require(self.top_p is None or 0 < self.top_p <= 1, "sample.top_p", "above 0, at most 1", self.top_p)
 
 
