@@ -2,6 +2,7 @@
 
 import json
 import time
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -259,6 +260,8 @@ def data_show(
     as_json: Json = False,
 ) -> None:
     """Print the rows of batch BATCH exactly as training sees them."""
+    if pattern is not None and tokenizer is None:
+        raise typer.BadParameter("--pattern goes with --tokenizer FILE.tiktoken")
     from gptrs.dataset import Dataset
     from gptrs.inspect import quoted
     from gptrs.loader import Loader
@@ -298,9 +301,12 @@ def data_show(
 def unescaped(text: str) -> str:
     """`text` with the escapes of a Python string read: \\n, \\t, \\x1e, \\u2028, and two backslashes for one."""
     try:
-        return text.encode("latin-1", "backslashreplace").decode("unicode_escape")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"--doc-separator has an escape that Python strings have not: {error.reason}") from None
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", DeprecationWarning)  # of \d, which would stand for itself
+            return text.encode("latin-1", "backslashreplace").decode("unicode_escape")
+    except (UnicodeDecodeError, DeprecationWarning) as error:
+        reason = error.reason if isinstance(error, UnicodeDecodeError) else error
+        raise ValueError(f"--doc-separator has an escape that Python strings have not: {reason}") from None
 
 
 def check_out(path: str, option: str) -> None:
