@@ -202,6 +202,8 @@ def test_a_dataset_of_a_relative_path_stays_where_it_was_opened(
     opened = Dataset("tokens")
     with pytest.raises(FileNotFoundError, match=r"cannot open other/manifest\.json"):
         Dataset("other")
+    with pytest.raises(NotADirectoryError, match=r"expected the folder of a dataset, got the file a\.txt; hint: "):
+        Dataset("a.txt")
     (tmp_path / "elsewhere").mkdir()
     monkeypatch.chdir(tmp_path / "elsewhere")
     expected = Dataset(tmp_path / "tokens")

@@ -196,6 +196,9 @@ class Dataset:
             ValueError: The manifest or a shard is not valid or was cut short.
             OSError: A file cannot be read.
         """
+        if Path(path).is_file():
+            hint = "hint: gptrs prepare makes one of text, gptrs data import of token files"
+            raise NotADirectoryError(f"expected the folder of a dataset, got the file {fspath(path)}; {hint}")
         self.core = _absolute(_core.Dataset(fspath(path)))
 
     @classmethod
