@@ -191,3 +191,22 @@ def test_progress_is_reported_by_stage(corpus: Path, gpt2_like: Tokenizer, tmp_p
     options = {"text_field": "text", "shard_tokens": 10_000, "append_eot": True, "threads": 1}
     gptrs._core.prepare([str(corpus)], gpt2_like.core, str(tmp_path / "out"), options, lambda *args: seen.append(args))
     assert all(isinstance(stage, str) and done >= 0 and total >= 0 for stage, done, total in seen)
+
+
+def test_a_dataset_of_a_relative_path_stays_where_it_was_opened(
+    gpt2_like: Tokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "a.txt").write_text("hello, wörld " * 50)
+    made = prepare("a.txt", gpt2_like, "tokens", shard_tokens=20, progress=False)
+    opened = Dataset("tokens")
+    with pytest.raises(FileNotFoundError, match=r"cannot open other/manifest\.json"):
+        Dataset("other")
+    with pytest.raises(NotADirectoryError, match=r"expected the folder of a dataset, got the file a\.txt; hint: "):
+        Dataset("a.txt")
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    expected = Dataset(tmp_path / "tokens")
+    for dataset in (made, opened, pickle.loads(pickle.dumps(opened))):  # noqa: S301 (our own bytes)
+        assert dataset.manifest == expected.manifest and dataset.path == tmp_path / "tokens"
+        assert dataset[:].tolist() == expected[:].tolist() and dataset.verify(progress=False)

@@ -240,3 +240,16 @@ def test_nothing_to_predict_is_said_before_the_first_update(folder: Path, asked:
     config = tiny(folder, tmp_path / "run", f"data.train={asked}", f"data.val={tmp_path / 'mute'}")
     with pytest.raises(ValueError, match=r"expected tokens to be predicted in .*mute, got loss bits of none"):
         pretrain.run(config)
+
+
+def test_a_part_of_text_alone_is_held_out_of_files_with_a_field(tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "a.txt").write_text("to be or not to be " * 20)
+    (tmp_path / "in" / "c.jsonl").write_text('{"body": "that is the question"}\n' * 20)
+    made = corpus.from_text(
+        (str(tmp_path / "in"),), tmp_path, val_fraction=0.3, text_field="body", tokenizer_path=None, vocab_size=260,
+        pattern="gpt2", special_tokens=("<|endoftext|>",), threads=1,
+    )  # fmt: skip
+    assert isinstance(made.train, Dataset)
+    fields = {data.manifest["inputs"][0]["name"]: data.manifest["text_field"] for data in (made.train, made.val)}
+    assert fields == {"a.txt": "text", "c.jsonl": "body"}

@@ -173,6 +173,8 @@ def test_the_commands_import_export_verify_and_show(dataset: Dataset, gpt2_like:
     assert [row["text"] for row in shown["rows"]] == [gpt2_like.decode(row["ids"]) for row in shown["rows"]]
     assert shown["batch"] == 7 and shown["fingerprint"] == data.fingerprint
     assert "expected one batch" in cli("data", "show", out, 7, "--batch", 8).stderr
+    refused = cli("data", "show", out, 7, "--pattern", "gpt2")
+    assert refused.returncode == 2 and "--pattern goes with --tokenizer" in " ".join(refused.stderr.split())
     facts = json.loads(cli("data", "inspect", out, "--json").stdout)
     assert facts["tokens"] == len(data) and facts["shards"][0]["name"] == "tokens.bin.gti"
     end = cli("data", "import", dataset.path / "manifest.json", "--tokenizer", tmp_path / "tok.json")

@@ -159,8 +159,10 @@ def test_a_separator_cuts_text_files_alone(tok: Tokenizer, tmp_path: Path, cli: 
     done = cli("prepare", *files, "-t", tmp_path / "t.json", "-o", tmp_path / "again", "--doc-separator", r"\n\n\n")
     assert done.returncode == 0, done.stderr
     assert Dataset(tmp_path / "again").fingerprint == data.fingerprint
-    done = cli("prepare", *files, "-t", tmp_path / "t.json", "-o", tmp_path / "bad", "--doc-separator", r"\x")
-    assert done.returncode == 1 and "--doc-separator has an escape" in done.stderr
+    for bad in (r"\x", r"\d+", "\\"):
+        done = cli("prepare", *files, "-t", tmp_path / "t.json", "-o", tmp_path / "bad", "--doc-separator", bad)
+        assert done.returncode == 1 and "--doc-separator has an escape" in done.stderr
+    assert not (tmp_path / "bad").exists()
 
 
 def test_documents_are_left_out_by_their_bytes_and_counted(tok: Tokenizer, tmp_path: Path, cli: Cli):

@@ -2,6 +2,7 @@
 
 import json
 import time
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -259,6 +260,8 @@ def data_show(
     as_json: Json = False,
 ) -> None:
     """Print the rows of batch BATCH exactly as training sees them."""
+    if pattern is not None and tokenizer is None:
+        raise typer.BadParameter("--pattern goes with --tokenizer FILE.tiktoken")
     from gptrs.dataset import Dataset
     from gptrs.inspect import quoted
     from gptrs.loader import Loader

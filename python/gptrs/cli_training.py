@@ -1,5 +1,6 @@
 """The commands that make a tokenizer: train, count, merge-counts."""
 
+import warnings
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -15,9 +16,12 @@ def unescaped(text: str, option: str) -> str:
     Raises: ValueError naming the option when an escape is none of Python's.
     """
     try:
-        return text.encode("latin-1", "backslashreplace").decode("unicode_escape")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{option} has an escape that Python strings have not: {error.reason}") from None
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", DeprecationWarning)  # of \d, which would stand for itself
+            return text.encode("latin-1", "backslashreplace").decode("unicode_escape")
+    except (UnicodeDecodeError, DeprecationWarning) as error:
+        reason = error.reason if isinstance(error, UnicodeDecodeError) else error
+        raise ValueError(f"{option} has an escape that Python strings have not: {reason}") from None
 
 
 def _text_field(value: str) -> str:

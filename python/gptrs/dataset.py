@@ -196,12 +196,15 @@ class Dataset:
             ValueError: The manifest or a shard is not valid or was cut short.
             OSError: A file cannot be read.
         """
-        self.core = _core.Dataset(fspath(path))
+        if Path(path).is_file():
+            hint = "hint: gptrs prepare makes one of text, gptrs data import of token files"
+            raise NotADirectoryError(f"expected the folder of a dataset, got the file {fspath(path)}; {hint}")
+        self.core = _absolute(_core.Dataset(fspath(path)))
 
     @classmethod
     def _of(cls, core: _core.Dataset) -> Self:
         dataset = cls.__new__(cls)
-        dataset.core = core
+        dataset.core = _absolute(core)
         return dataset
 
     @property
@@ -347,6 +350,12 @@ class Dataset:
 
     def __reduce__(self) -> tuple[Any, tuple[str]]:
         return Dataset, (str(self.path),)
+
+
+def _absolute(core: _core.Dataset) -> _core.Dataset:
+    """The dataset by its absolute path: shards are opened when they are first read, perhaps from another folder."""
+    path = Path(core.path)
+    return core if path.is_absolute() else _core.Dataset(str(path.absolute()))
 
 
 def check_options(given: Mapping[str, Any]) -> None:

@@ -201,7 +201,8 @@ impl Marks<'_> {
         let (n, room) = (segments.0.len(), self.cu_seqlens.len());
         if room > 0 && n >= room {
             return Err(Error::Argument(format!(
-                "expected cu_seqlens of at least {} elements for the {n} sequences of row {row}, got {room}",
+                "expected cu_seqlens of at least {} elements for the {n} sequences of row {row}, got {room}; hint: raise \
+                 max_documents to {n}",
                 n + 1
             )));
         }
