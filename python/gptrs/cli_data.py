@@ -2,7 +2,6 @@
 
 import json
 import time
-import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
