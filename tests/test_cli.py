@@ -8,6 +8,7 @@ import resource
 import shutil
 import subprocess
 import sys
+import time
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -60,6 +61,28 @@ def test_standard_input_is_a_file_like_any_other(folder: Path, tmp_path: Path, c
         assert cli(*command, input=given + given).stderr.count("other input files") == 1
     twice = cli("prepare", "-", "-", "--tokenizer", folder / "tokenizer.json", "--out", tmp_path / "twice", input="x")
     assert twice.returncode == 1 and twice.stderr == 'error: expected standard input once, got "-" more than once\n'
+
+
+def test_what_a_killed_process_kept_of_standard_input_goes_with_the_next(folder: Path, tmp_path: Path, cli: Cli):
+    words = ["prepare", "-", "--tokenizer", str(folder / "tokenizer.json"), "--out", str(tmp_path / "out")]
+    running = [subprocess.Popen([sys.executable, "-m", "gptrs", *words], stdin=subprocess.PIPE) for _ in range(2)]
+
+    def kept() -> list[Path]:
+        return sorted(path for path in (tmp_path / "out").glob(".standard-input-*") if list(path.iterdir()))
+
+    end = time.monotonic() + 60
+    while len(kept()) < 2 and time.monotonic() < end:
+        time.sleep(0.02)
+    assert len(kept()) == 2
+    running[0].kill()
+    running[0].communicate()
+    assert len(kept()) == 2, "nobody has tidied up yet"
+    assert cli(*words, input="some text\n").returncode == 0
+    assert len(kept()) == 1, "that of the process that still runs"
+    running[1].kill()
+    running[1].communicate()
+    assert cli(*words, input="some text\n").returncode == 0
+    assert kept() == [] and Dataset(tmp_path / "out").n_documents == 1
 
 
 def test_encode_and_decode_are_inverse(folder: Path, cli: Cli):

@@ -1,5 +1,6 @@
 """Which files a corpus is: paths, globs and folders as the user gives them; and files for what is none."""
 
+import fcntl
 import json
 import os
 import re
@@ -9,7 +10,7 @@ import tempfile
 import warnings
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from glob import glob, has_magic
 from os import PathLike, fspath
 from pathlib import Path
@@ -152,9 +153,8 @@ def standard_input(paths: Sequence[str], kind: str, folder: AnyPath) -> Iterator
         return
     if paths.count("-") > 1:
         raise ValueError('expected standard input once, got "-" more than once')
-    Path(folder).mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=".standard-input-", dir=folder) as temporary:
-        file = Path(temporary) / f"standard-input.{kind}"
+    with _temporary(folder, ".standard-input-") as temporary:
+        file = temporary / f"standard-input.{kind}"
         with file.open("wb") as target:
             shutil.copyfileobj(sys.stdin.buffer, target, 1 << 20)
         yield [str(file) if path == "-" else path for path in paths]
@@ -173,13 +173,35 @@ def as_file(documents: Iterable[str | Mapping[str, Any]], text_field: str, folde
         hint = "give one split of several" if isinstance(documents, Mapping) else "gptrs.prepare reads files"
         raise TypeError(f"expected documents, got {type(documents).__name__}; hint: {hint}")
     fields = _fields(text_field)
-    Path(folder).mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=".documents-", dir=folder) as temporary:
-        file = Path(temporary) / "documents.jsonl"
+    with _temporary(folder, ".documents-") as temporary:
+        file = temporary / "documents.jsonl"
         with file.open("wb", 1 << 20) as target:
             for number, document in enumerate(_rows(documents, fields), 1):
                 target.write(_line(document, fields, number))
         yield str(file)
+
+
+@contextmanager
+def _temporary(folder: AnyPath, prefix: str) -> Iterator[Path]:
+    """A folder inside `folder` that goes at the end; those that killed processes left there go now."""
+    Path(folder).mkdir(parents=True, exist_ok=True)
+    for left in Path(folder).glob(f"{prefix}*"):
+        with suppress(OSError), _locked(left):  # another process has the lock of its own
+            shutil.rmtree(left)
+    with tempfile.TemporaryDirectory(prefix=prefix, dir=folder) as temporary, ExitStack() as stack:
+        with suppress(OSError):  # a file system may have no locks: nothing is removed there
+            stack.enter_context(_locked(Path(temporary)))
+        yield Path(temporary)
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def _fields(text_field: str) -> list[str]:
