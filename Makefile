@@ -15,7 +15,7 @@ extra = $(BIN)/python -c "import tomllib; print(*tomllib.load(open('pyproject.to
 
 help:
 	@echo 'make demo       raw text to a trained model: tokenizer, shards, training, report.html (about 5 minutes)'
-	@echo 'make test       the whole test suite on the CPU (at most 10 minutes)'
+	@echo 'make test       the tests that need no GPU (some 15 minutes on two slow cores, once all is built)'
 	@echo 'make test-long  the long forms of the property tests, and test-oldest'
 	@echo 'make test-oldest  the model and training tests with torch 2.11 and transformers 4, in .venv-oldest'
 	@echo 'make test-gpu   CUDA tests with the wheel in dist/ and $$PYTHON as it is (no network)'
