@@ -4,7 +4,9 @@ import os
 import re
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -31,15 +33,13 @@ def test_python_blocks_run_in_order(workplace: Path) -> None:
     assert done.returncode == 0, done.stderr
 
 
-def test_command_blocks_run_in_order(workplace: Path) -> None:
+def test_command_blocks_run_in_order(workplace: Path, warm_cli: Callable[..., Any]) -> None:
     lines = "\n".join(blocks("sh")).replace("\\\n", " ").splitlines()
     commands = [line.split(" #")[0].strip() for line in lines if line.startswith("gptrs ")]
     assert len(commands) >= 4
-    environment = dict(os.environ, PATH=f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
     for command in commands:
         words = re.findall(r"\"[^\"]*\"|\S+", command)
-        arguments = [sys.executable, "-m", "gptrs", *(word.strip('"') for word in words[1:])]
-        done = subprocess.run(arguments, cwd=workplace, env=environment, capture_output=True, text=True)
+        done = warm_cli(*(word.strip('"') for word in words[1:]), cwd=workplace)
         assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
 
 

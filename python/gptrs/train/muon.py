@@ -93,7 +93,8 @@ class Muon(torch.optim.Optimizer):
         _follow([local(b) for b in buffers], [local(g) for g in gradients], 1 - momentum, is_left_out)
         moved = buffers
         if group["is_nesterov"]:
-            moved = [torch.lerp(g, b, momentum) for g, b in zip(gradients, buffers, strict=True)]
+            pairs = zip(gradients, buffers, strict=True)
+            moved = [_of_parts(b, torch.lerp(local(g), local(b), momentum)) for g, b in pairs]
         updates = self._orthogonal(parameters, moved, group["adjust"])
         kept = 1 - group["lr"] * group["weight_decay"]
         _move([local(p) for p in parameters], [local(u) for u in updates], kept, group["lr"], is_left_out)
@@ -118,7 +119,7 @@ class Muon(torch.optim.Optimizer):
     def _momentum(self, p: Tensor) -> Tensor:
         state = self.state[p]
         if not state:
-            state["momentum_buffer"] = torch.zeros_like(p)
+            state["momentum_buffer"] = _of_parts(p, torch.zeros_like(local(p)))
         buffer: Tensor = state["momentum_buffer"]
         return buffer
 
@@ -128,7 +129,8 @@ class Muon(torch.optim.Optimizer):
             if not state:
                 device = p.device if group["fused"] else "cpu"
                 state["step"] = torch.zeros((), dtype=torch.float32, device=device)
-                state["exp_avg"], state["exp_avg_sq"] = torch.zeros_like(p), torch.zeros_like(p)
+                state["exp_avg"] = _of_parts(p, torch.zeros_like(local(p)))
+                state["exp_avg_sq"] = _of_parts(p, torch.zeros_like(local(p)))
         states = [self.state[p] for p in parameters]
         beta1, beta2 = group["betas"]
         adamw(
@@ -279,11 +281,20 @@ def _sharded_as(like: Tensor, x: Tensor) -> Tensor:
     """This rank's part of what one of the ranks has made of what `_whole` gave, and the others left 0."""
     if not isinstance(like, DTensor):
         return x
-    mesh = like.device_mesh
     if _has_whole_matrices(like):
-        return DTensor.from_local(x, mesh, like.placements, run_check=False, shape=like.shape, stride=like.stride())
+        return _of_parts(like, x)
+    mesh = like.device_mesh
     sums = DTensor.from_local(x, mesh, [Partial()] * mesh.ndim, run_check=False)
     return sums.redistribute(mesh, like.placements)
+
+
+def _of_parts(like: Tensor, x: Tensor) -> Tensor:
+    """A tensor of which x is this rank's part, sharded as another is. DTensor's own operators take some 50 ms to work
+    out what comes of each new shape on a mesh of three dimensions; element by element there is nothing to work out."""
+    if not isinstance(like, DTensor):
+        return x
+    mesh, placements = like.device_mesh, like.placements
+    return DTensor.from_local(x, mesh, placements, run_check=False, shape=like.shape, stride=like.stride())
 
 
 def _dealt_out(tensors: list[Tensor]) -> list[bool]:

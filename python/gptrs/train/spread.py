@@ -172,7 +172,7 @@ class Spread:
         if self.world.size == 1:
             return clip(self.model.parameters(), max_norm)
         with_gradient = [p for p in self.model.parameters() if p.grad is not None]
-        counted = [local(p.grad) for p in with_gradient if p.grad is not None and self._counts_here(p)]
+        counted = [local(p.grad) for p in with_gradient if p.grad is not None and self.counts_here(p)]
         square = nn.utils.get_total_norm(counted).square() if counted else torch.zeros((), device=self.world.device)
         norm = self.world.sum_of_all(square.double()).sqrt()
         if max_norm > 0:
@@ -197,7 +197,7 @@ class Spread:
         """Whether ranks have other parts of some weights."""
         return any(hasattr(p, "full_tensor") for p in self.model.parameters())
 
-    def _counts_here(self, parameter: nn.Parameter) -> bool:
+    def counts_here(self, parameter: nn.Parameter) -> bool:
         """Whether this rank speaks for its part of a parameter: of those with the same part, the first does."""
         divided = {dim for dim, n in _divisions(parameter) if n > 1}
         return all(place == 0 or dim in divided for dim, place in self.world.place().items())

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from gptrs.model import Transformer, count
 from gptrs.model.attend import Mask
 from gptrs.model.moe import max_violation
+from gptrs.model.ranks import local
 from gptrs.train.loop import HasTokens
 from gptrs.train.spread import LossFn, Spread
 
@@ -76,8 +77,8 @@ class Statistics:
         before: list[Tensor] = []
 
         def look(*_: Any) -> None:
-            before.extend(p.detach().clone() for _, p in trained)
-            found.update(_by_part("grad_norm", trained, [p.grad for _, p in trained]))
+            before.extend(local(p).detach().clone() for _, p in trained)
+            found.update(self._by_part("grad_norm", trained, [p.grad for _, p in trained]))
 
         handle = self.optimizer.register_step_pre_hook(look)
         try:
@@ -85,11 +86,44 @@ class Statistics:
         finally:
             handle.remove()
         if before:  # a guard may have left the update out
-            found.update(_steps(trained, before))
+            found.update(self._steps(trained, before))
             before.clear()
             found.update(self._activations())
             found.update(self._experts())
             self.write(step, found)
+
+    @torch.no_grad()
+    def _steps(self, trained: Sequence[tuple[str, nn.Parameter]], before: Sequence[Tensor]) -> Values:
+        """Norms of the weights, and of what the update changed in them over what they were.
+
+        Args: before: this rank's part of each.
+        """
+        now = [local(p) for _, p in trained]
+        old = self._by_part("update_ratio", trained, before)
+        moved = self._by_part("update_ratio", trained, [a - b for a, b in zip(now, before, strict=True)])
+        ratios: Values = {name: moved[name] / old[name] if old[name] else math.inf for name in moved}
+        norms = self._by_part("weight_norm", trained, now)
+        return {**norms, **{name: ratio for name, ratio in ratios.items() if ratio != math.inf}}
+
+    def _by_part(
+        self, kind: str, trained: Sequence[tuple[str, nn.Parameter]], tensors: Sequence[Tensor | None]
+    ) -> dict[str, float]:
+        """The norm of each part in each layer; tensors that are None count as zeros. Ranks meet once for all."""
+        squares = torch.zeros(len(trained), dtype=torch.float64, device=self.spread.world.device)
+        counted = [i for i, (_, p) in enumerate(trained) if tensors[i] is not None and self.spread.counts_here(p)]
+        if counted:
+            parts = [local(tensor) for i in counted if (tensor := tensors[i]) is not None]
+            norms = torch.stack([torch.linalg.vector_norm(part, dtype=torch.float32) for part in parts])
+            squares[counted] = norms.double().square()
+        by_part: dict[str, float] = {}
+        for (name, _), tensor, square in zip(
+            trained, tensors, self.spread.world.sum_of_all(squares).tolist(), strict=True
+        ):
+            if tensor is not None:
+                layer, part = count.place(name)
+                key = f"{kind}/{layer or OUTSIDE}/{part.replace(',', '')}"
+                by_part[key] = by_part.get(key, 0.0) + square
+        return {key: math.sqrt(square) for key, square in by_part.items()}
 
     def _activations(self) -> Values:
         found: Values = {}
@@ -132,29 +166,6 @@ class Statistics:
         return found
 
 
-def _steps(trained: Sequence[tuple[str, nn.Parameter]], before: Sequence[Tensor]) -> Values:
-    """Norms of the weights, and of what the update changed in them over what they were."""
-    now = [p.detach() for _, p in trained]
-    old = _by_part("update_ratio", trained, before)
-    moved = _by_part("update_ratio", trained, [a - b for a, b in zip(now, before, strict=True)])
-    ratios: Values = {name: moved[name] / old[name] if old[name] else math.inf for name in moved}
-    return {**_by_part("weight_norm", trained, now), **{n: r for n, r in ratios.items() if r != math.inf}}
-
-
-def _by_part(
-    kind: str, trained: Sequence[tuple[str, nn.Parameter]], tensors: Sequence[Tensor | None]
-) -> dict[str, float]:
-    """The norm of each part in each layer; tensors that are None count as zeros."""
-    there = [(name, tensor) for (name, _), tensor in zip(trained, tensors, strict=True) if tensor is not None]
-    norms = [_whole(torch.linalg.vector_norm(tensor, dtype=torch.float32)) for _, tensor in there]
-    squares: dict[str, float] = {}
-    for (name, _), norm in zip(there, torch.stack(norms).tolist() if norms else (), strict=True):
-        layer, part = count.place(name)
-        key = f"{kind}/{layer or OUTSIDE}/{part.replace(',', '')}"
-        squares[key] = squares.get(key, 0.0) + norm * norm
-    return {key: math.sqrt(square) for key, square in squares.items()}
-
-
 def _noting_output(found: Values, layer: str) -> Callable[[nn.Module, Any, tuple[Tensor, Any]], None]:
     def note(_module: nn.Module, _inputs: Any, output: tuple[Tensor, Any]) -> None:
         x = output[0].float()  # (B, T, C)
@@ -191,8 +202,3 @@ def largest_score(q: Tensor, k: Tensor, scale: float, seen: Tensor) -> float:
         for head in range(H)
     ]
     return float(torch.stack(most).max().float() * scale)
-
-
-def _whole(tensor: Tensor) -> Tensor:
-    """The value of a tensor that may be spread over ranks."""
-    return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
