@@ -82,7 +82,6 @@ format: $(VENV)/.dev
 
 bench: $(VENV)/.bench
 	$(BIN)/python benches/bench_tokenizer.py
-	$(BIN)/python benches/tokenizer_chart.py
 	$(BIN)/python benches/bench_loader.py
 	$(BIN)/python benches/bench_pack.py
 	$(BIN)/python benches/bench_seek.py
@@ -95,6 +94,8 @@ bench: $(VENV)/.bench
 	$(BIN)/python benches/learn_costs.py
 	$(BIN)/python benches/bench_quality.py
 	$(BIN)/python benches/bench_muon.py deepseek_tiny
+	$(BIN)/python benches/tokenizer_chart.py
+	$(BIN)/python benches/table.py --write
 
 build: $(VENV)/.dev
 	rm -rf dist

@@ -1,40 +1,101 @@
-"""Prints README's measured table from the newest rows of results/*.jsonl; `--check` compares it with README.md.
+"""The measured tables: all newest rows of results/*.jsonl in RESULTS.md, the ones that people ask for in README.md.
 
-python benches/table.py            # the table, to paste between the markers
-python benches/table.py --write    # puts it there
-python benches/table.py --check    # exit code 1 when README says something else
+python benches/table.py --write    # writes both
+python benches/table.py --check    # exit code 1 when one of them, or the picture, is not of the newest rows
 """
 
 import json
 import re
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import tokenizer_chart
 import tokenizer_table
+from tokenizer_table import Line
 
 HERE = Path(__file__).parent
 README = HERE.parent / "README.md"
+RESULTS = HERE / "RESULTS.md"
 MARKERS = re.compile(r"(<!-- measured -->\n).*?(<!-- /measured -->)", re.DOTALL)
+SECTIONS = {
+    "Tokenizer": {"tokenizer"},
+    "Data": {"prepare", "loader", "pack", "seek"},
+    "Models": {"model"},
+    "Training": {"train", "checkpoint", "parallel", "quality"},
+}
+# What a task's name begins with, for README: where others lead too.
+ASKED_FOR = (
+    *("train a", "text to shards", "encode, gpt2", "encode, o200k", "encode(", "decode, gpt2", "load gpt2"),
+    *(".txt of 230 MB (prose, many scripts and code) to shards, GPT-2's",
+      ".parquet of 230 MB (prose, many scripts and code) to shards, GPT-2's"),
+    *("delivered int64", "time blocked", "next() of tensors", "a batch anywhere in a trillion tokens, 15 shards"),
+    *("one new token", "training step", "200 new tokens, deepseek-tiny"),
+    *("train nanoGPT", "a checkpoint of", "kill -9", "loss of 8,192 tokens, vocabulary 129,280, dim 2,048, bf16"),
+    *("validation loss of shakespeare_cpu", "validation loss of `gptrs demo`"),
+)  # fmt: skip
 Row = dict[str, Any]
+Rows = dict[tuple[str, str, str], Row]
 
 
 def main() -> int:
-    table = render(newest_rows(), tokenizer_table.newest())
+    rows, tokenizer = newest_rows(), tokenizer_table.newest()
+    lines = {name: list(section(name, rows, tokenizer)) for name in SECTIONS}
+    results, short = every(lines, provenance(rows, tokenizer)), asked_for(lines)
     readme = README.read_text(encoding="utf-8")
     if "--write" in sys.argv:
-        README.write_text(MARKERS.sub(lambda m: m[1] + table + m[2], readme), encoding="utf-8")
-    elif "--check" in sys.argv:
-        found = MARKERS.search(readme)
-        if found is None or found[0] != f"{found[1]}{table}{found[2]}":
-            print("README.md's measured table differs from benches/results; hint: python benches/table.py --write")
-            return 1
-    else:
-        print(table)
+        README.write_text(MARKERS.sub(lambda m: m[1] + short + m[2], readme), encoding="utf-8")
+        RESULTS.write_text(results, encoding="utf-8")
+        return 0
+    found = MARKERS.search(readme)
+    stale = {
+        "README.md's measured table": found is None or found[0] != f"{found[1]}{short}{found[2]}",
+        "benches/RESULTS.md": not RESULTS.exists() or RESULTS.read_text(encoding="utf-8") != results,
+    }
+    if not tokenizer_chart.is_current():
+        print("benches/results/tokenizer.png is of other rows; hint: python benches/tokenizer_chart.py")
+        return 1
+    if any(stale.values()):
+        names = " and ".join(name for name, differs in stale.items() if differs)
+        print(f"not of the newest rows in benches/results: {names}; hint: python benches/table.py --write")
+        return 1
     return 0
 
 
-def newest_rows() -> dict[tuple[str, str, str], Row]:
+def asked_for(lines: dict[str, list[Line]]) -> str:
+    """README's table: the best peer alone."""
+    table = ["| task | gptrs | the best peer in the same run |", "|---|---|---|"]
+    for name, section_lines in lines.items():
+        table.append(f"| **{name}** | | |")
+        table += [
+            f"| {line.task} | {line.ours} | {line.best} |" for line in section_lines if line.task.startswith(ASKED_FOR)
+        ]
+    return "\n".join(table) + "\n"
+
+
+def every(lines: dict[str, list[Line]], note: str) -> str:
+    """RESULTS.md: all tasks with all peers."""
+    parts = [
+        "# Measured\n",
+        "Written by `python benches/table.py --write` from the newest rows in [results](results); how they are made is "
+        "in [METHOD.md](METHOD.md). A ratio is the peer's time over ours.\n",
+    ]
+    for name, section_lines in lines.items():
+        parts += [f"## {name}\n", "| task | gptrs | peers in the same run |", "|---|---|---|"]
+        parts += [f"| {line.task} | {line.ours} | {line.peers} |" for line in section_lines]
+        parts.append("")
+    return "\n".join(parts) + f"\n{note}\n"
+
+
+def provenance(rows: Rows, tokenizer: tokenizer_table.Rows) -> str:
+    ours = [row for row in [*tokenizer.values(), *rows.values()] if row["engine"] == "gptrs"]
+    machines = "; ".join(sorted({"{cpu}, {cores} cores, {memory_gib} GiB".format(**row["machine"]) for row in ours}))
+    commits = ", ".join(sorted({row["commit"] for row in ours}))
+    return f"Shared cloud machines, each line's figures from one of them: {machines}. Medians. Commits {commits}."
+
+
+def newest_rows() -> Rows:
     """The last row of every (bench, task, engine), tokenizer's and docs/learn's left out: they have tables."""
     rows = {}
     for path in sorted((HERE / "results").glob("*.jsonl")):
@@ -54,23 +115,20 @@ def task(row: Row) -> str:
     return f".{row['input']} of {row['mb']:.0f} MB ({row['corpus']}) to shards, {vocabulary}, {row['threads']} threads"
 
 
-def render(rows: dict[tuple[str, str, str], Row], tokenizer: tokenizer_table.Rows) -> str:
-    """Markdown: one line for each task, ours first, then every peer and the ratio."""
-    lines = ["| task | gptrs | peers in the same run |", "|---|---|---|"]
-    lines += [f"| {name} | {ours} | {peers} |" for name, ours, peers in tokenizer_table.lines(tokenizer)]
-    for (bench, name, engine), row in rows.items():
-        if engine != "gptrs" or "curve" in row:  # one run of several, which a row of their own sums up
+def section(name: str, rows: Rows, tokenizer: tokenizer_table.Rows) -> Iterator[Line]:
+    if name == "Tokenizer":
+        yield from tokenizer_table.lines(tokenizer)
+    for (bench, what, engine), row in rows.items():
+        if (
+            bench not in SECTIONS[name] or engine != "gptrs" or "curve" in row
+        ):  # a curve is one of several that a row sums up
             continue
         # A peer that the newest run left out is not of the same run.
-        peers = [(e, r) for (b, t, e), r in rows.items() if (b, t) == (bench, name) and e != "gptrs"]
-        peers = [(e, r) for e, r in peers if r["commit"] == row["commit"]]
-        cells = [f"{e} {figure(r)}{ratio(row, r)}" for e, r in sorted(peers, key=lambda item: -speed(item[1]))]
-        lines.append(f"| {name} | **{figure(row)}** | {' · '.join(cells) or '–'} |")
-    ours = [row for row in [*tokenizer.values(), *rows.values()] if row["engine"] == "gptrs"]
-    machines = sorted({"{cpu}, {cores} cores, {memory_gib} GiB".format(**row["machine"]) for row in ours})
-    note = f"Shared cloud machines, each line's figures from one of them: {'; '.join(machines)}. Commits "
-    commits = ", ".join(sorted({row["commit"] for row in ours}))
-    return "\n".join(lines) + f"\n\n{note}{commits}; medians; raw rows in `benches/results/`.\n"
+        peers = [(e, r) for (b, t, e), r in rows.items() if (b, t) == (bench, what) and e != "gptrs"]
+        peers = sorted(((e, r) for e, r in peers if r["commit"] == row["commit"]), key=lambda item: -speed(item[1]))
+        cells = [f"{e} {figure(r)}{ratio(row, r)}" for e, r in peers]
+        others = [cell for cell, (e, _) in zip(cells, peers, strict=True) if not e.startswith("gptrs")]
+        yield Line(what, f"**{figure(row)}**", " · ".join(cells) or "–", (others or cells or ["–"])[0])
 
 
 def figure(row: Row) -> str:

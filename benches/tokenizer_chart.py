@@ -1,17 +1,17 @@
 """The newest rows of the tokenizer's benchmarks as one picture: `python benches/tokenizer_chart.py [FILE.png]`.
 
-Bars are MB of text a second on a logarithmic axis, medians of one run; an engine whose ids differ is hatched.
+Bars are MB of text a second on a logarithmic axis, medians of one run; an engine whose ids differ is hatched. The file
+holds the digest of the speeds that it shows.
 """
 
+import hashlib
+import json
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import matplotlib
-from tokenizer_table import CORPORA, PEERS, TRAIN, TRAINED, VOCABULARIES, Rows, find, newest
-
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt
+from tokenizer_table import CORPORA, PEERS, TRAIN, TRAINED, VOCABULARIES, Row, Rows, find, newest
 
 PICTURE = Path(__file__).parent / "results" / "tokenizer.png"
 NAMES = {"bench_en": "prose", "code": "code", "bench_multi": "many scripts", "mixed": "prose and code"}
@@ -19,23 +19,49 @@ COLORS = {"gptrs": "#c0392b", "gigatoken": "#2c3e50", "fastokens": "#2980b9", "t
           "rustbpe": "#8e44ad", "tiktoken": "#7f8c8d", "tokenizers": "#bdc3c7"}  # fmt: skip
 
 
+PANELS = (
+    *((f"encode, {name}, one thread, cold", "encode", name, CORPORA) for name in VOCABULARIES),
+    ("train 50,257 tokens, all cores", "train", TRAIN, TRAINED),
+    ("text to shards, all cores", "train and encode", TRAIN, CORPORA),
+)
+DIGEST = "Comment"  # the file's field
+
+
 def main() -> None:
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
     rows = newest()
-    panels = [(f"encode, {name}, one thread, cold", "encode", name, CORPORA) for name in VOCABULARIES]
-    panels += [("train 50,257 tokens, all cores", "train", TRAIN, TRAINED),
-               ("text to shards, all cores", "train and encode", TRAIN, CORPORA)]  # fmt: skip
     figure, axes = plt.subplots(2, 3, figsize=(15, 8), layout="constrained")
-    for axis, (title, task, vocabulary, corpora) in zip(axes.flat, panels, strict=True):
+    for axis, (title, task, vocabulary, corpora) in zip(axes.flat, PANELS, strict=True):
         draw(axis, rows, task, vocabulary, corpora)
         axis.set_title(title, loc="left", fontsize=11, fontweight="bold")
     handles = [plt.Rectangle((0, 0), 1, 1, color=color) for color in COLORS.values()]
     figure.legend(handles, list(COLORS), loc="outside lower center", ncols=len(COLORS), frameon=False)
-    machine = next(iter(rows.values()))["machine"]
-    note = f"MB of text a second, logarithmic; {machine['cpu']}, {machine['cores']} cores; hatched: other ids"
+    machines = sorted({"{cpu}, {cores} cores".format(**row["machine"]) for row in shown(rows)})
+    note = f"MB of text a second, logarithmic; {' or '.join(machines)}; hatched: other ids"
     figure.suptitle(note, fontsize=10, x=0.01, ha="left")
     path = Path(sys.argv[1]) if len(sys.argv) > 1 else PICTURE
-    figure.savefig(path, dpi=110)
+    figure.savefig(path, dpi=110, metadata={DIGEST: digest(rows)})
     print(path)
+
+
+def is_current() -> bool:
+    """Whether the committed picture shows the newest rows."""
+    return PICTURE.exists() and digest(newest()).encode() in PICTURE.read_bytes()
+
+
+def digest(rows: Rows) -> str:
+    names = ("task", "engine", "corpus", "vocabulary", "mb_per_s", "same_result")
+    return hashlib.sha256(json.dumps([[row.get(name) for name in names] for row in shown(rows)]).encode()).hexdigest()
+
+
+def shown(rows: Rows) -> Iterator[Row]:
+    for _, task, vocabulary, corpora in PANELS:
+        found = (find(rows, task, engine, corpus, vocabulary) for corpus in corpora for engine in ("gptrs", *PEERS))
+        yield from (row for row in found if row is not None)
 
 
 def draw(axis: Any, rows: Rows, task: str, vocabulary: str, corpora: tuple[str, ...]) -> None:

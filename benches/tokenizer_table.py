@@ -1,4 +1,4 @@
-"""The tokenizer's part of README's table, and `--goals`: what was to be reached against what was measured.
+"""The tokenizer's part of the tables, and `--goals`: what was to be reached against what was measured.
 
 One line holds a task on several texts, in the order of CORPORA; a dash stands where there is no row.
 """
@@ -8,7 +8,7 @@ import math
 import sys
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 RESULTS = Path(__file__).parent / "results" / "tokenizer.jsonl"
 CORPORA = ("bench_en", "code", "bench_multi")
@@ -19,6 +19,15 @@ TRAIN = "train 50257"
 Key = tuple[str, str, str, str, int]
 Row = dict[str, Any]
 Rows = dict[Key, Row]
+
+
+class Line(NamedTuple):
+    """A line of a table."""
+
+    task: str
+    ours: str
+    peers: str = "–"  # all of them
+    best: str = "–"  # for each text the fastest peer with our result
 
 
 def newest(path: Path = RESULTS) -> Rows:
@@ -45,12 +54,11 @@ def best(rows: Rows, task: str, corpus: str = "", vocabulary: str = "") -> Row |
     return min(exact, key=lambda row: float(row["time_over_ours"]), default=None)
 
 
-def lines(rows: Rows) -> list[tuple[str, str, str]]:
-    """(task, ours, peers) for README's table."""
+def lines(rows: Rows) -> list[Line]:
     return [line for part in (_training, _encoding, _rest) for line in part(rows)]
 
 
-def _training(rows: Rows) -> Iterable[tuple[str, str, str]]:
+def _training(rows: Rows) -> Iterable[Line]:
     if not find(rows, "train", "gptrs", "bench_en", TRAIN):
         return
     what = "63 MB of prose · 56 MB in many scripts · 510 MB of prose and code"
@@ -60,29 +68,29 @@ def _training(rows: Rows) -> Iterable[tuple[str, str, str]]:
     large = [find(rows, "train", "gptrs", f"repeated_{n}", TRAIN) for n in (200, 2000)]
     if all(large):
         small, big = (1e9 * row["seconds"]["median"] / row["n_bytes"] for row in large if row)
-        yield "train, time for each GB of text: 200 MB · 2,000 MB", f"{small:.1f} · {big:.1f} s", "–"
+        yield Line("train, time for each GB of text: 200 MB · 2,000 MB", f"**{small:.1f} · {big:.1f} s**")
     if find(rows, "train and encode", "gptrs", "bench_en", TRAIN):
         title = "text to shards of a vocabulary trained on it, all cores: prose · code · many scripts"
         yield _line(rows, "train and encode", title, CORPORA, TRAIN, _seconds, "s")
 
 
-def _encoding(rows: Rows) -> Iterable[tuple[str, str, str]]:
+def _encoding(rows: Rows) -> Iterable[Line]:
     for name in VOCABULARIES:
         if not find(rows, "encode", "gptrs", "bench_en", name):
             continue
         title = f"encode, {name}, one thread, cold: prose · code · many scripts"
-        what, ours, peers = _line(rows, "encode", title, CORPORA, name, _speed, "MB/s")
+        line = _line(rows, "encode", title, CORPORA, name, _speed, "MB/s")
         for level in ("avx2", "scalar"):
             if find(rows, "encode", f"gptrs {level}", "bench_en", name):
                 speeds = " · ".join(_cells(rows, "encode", f"gptrs {level}", CORPORA, name, _speed))
-                ours += f"; {level} only {speeds}"
-        yield what, ours, peers
+                line = line._replace(ours=f"{line.ours}; {level} only {speeds}")
+        yield line
 
 
-def _rest(rows: Rows) -> Iterable[tuple[str, str, str]]:
+def _rest(rows: Rows) -> Iterable[Line]:
     if row := find(rows, "two threads", "gptrs", "bench_en", "gpt2"):
-        gains = f"{row['gain']:.2f}× one thread's speed"
-        yield "two threads, encode, gpt2, prose", gains, f"two independent processes {row['gain_of_processes']:.2f}×"
+        gains, others = f"{row['gain']:.2f}× one thread's speed", f"{row['gain_of_processes']:.2f}×"
+        yield Line("two threads, encode, gpt2, prose", f"**{gains}**", f"two independent processes {others}")
     if find(rows, "small call", "gptrs", "", "gpt2"):
         title = 'encode("Hello world, how are you?")'
         yield _line(rows, "small call", title, ("",), "gpt2", lambda row: f"{1e6 * _median(row):.2f}", "µs")
@@ -96,9 +104,9 @@ def _rest(rows: Rows) -> Iterable[tuple[str, str, str]]:
     if worst := worst_cases(rows):
         slowest = max(worst, key=_median)
         what = "slowest of 7 patterns × 10 texts that are one piece of 1 MB"
-        yield what, f"{1e3 * _median(slowest):.0f} ms ({slowest['slowest']}, {slowest['vocabulary']})", "–"
+        yield Line(what, f"**{1e3 * _median(slowest):.0f} ms** ({slowest['slowest']}, {slowest['vocabulary']})")
     if row := find(rows, "encode files to shards", "gptrs", "repeated_1000", "gpt2"):
-        yield "memory over the tokenizer, 1,000 MB of files to shards", f"{row['over_tokenizer_mb']:.0f} MB", "–"
+        yield Line("memory over the tokenizer, 1,000 MB of files to shards", f"**{row['over_tokenizer_mb']:.0f} MB**")
 
 
 def worst_cases(rows: Rows, n_bytes: int = 1_000_000) -> list[Row]:
@@ -114,7 +122,7 @@ def _line(
     show: Any,
     unit: str,
     is_ratio: bool = True,
-) -> tuple[str, str, str]:
+) -> Line:
     corpora = list(corpora)
     peers = []
     for peer in PEERS:
@@ -122,7 +130,17 @@ def _line(
         if any(cell != "–" for cell in cells):
             peers.append(f"{peer} {' · '.join(cells)}")
     ours = " · ".join(_cells(rows, task, "gptrs", corpora, vocabulary, show))
-    return title, f"**{ours} {unit}**", "; ".join(peers) or "–"
+    return Line(title, f"**{ours} {unit}**", "; ".join(peers) or "–", _best(rows, task, corpora, vocabulary, show))
+
+
+def _best(rows: Rows, task: str, corpora: list[str], vocabulary: str, show: Any) -> str:
+    """One cell for each text, named once where one peer is the fastest everywhere."""
+    found = [best(rows, task, corpus, vocabulary) for corpus in corpora]
+    cells = [f"{show(row)} ({row['time_over_ours']:.1f}×)" if row else "–" for row in found]
+    engines = [row["engine"] if row else "" for row in found]
+    if len(set(engines)) == 1:
+        return f"{engines[0]} {' · '.join(cells)}".strip()
+    return " · ".join(f"{engine} {cell}".strip() for engine, cell in zip(engines, cells, strict=True))
 
 
 def _cells(
