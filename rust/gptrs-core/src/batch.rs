@@ -5,7 +5,6 @@
 //! ```
 //! The ids depend neither on the number of threads nor on who took which task.
 
-use std::borrow::Cow;
 use std::ops::Range;
 use std::sync::{Mutex, PoisonError};
 
@@ -18,7 +17,7 @@ use crate::guess::Guess;
 use crate::ids::Ids;
 use crate::pages;
 use crate::parallel;
-use crate::special::{Finder, Specials};
+use crate::special::{Chosen, Specials};
 use crate::split::Splitter;
 use crate::tasks::{Plan, Task};
 use crate::tokenizer::Tokenizer;
@@ -87,7 +86,7 @@ impl Store for Count {
 
 /// How every text of a batch is encoded.
 pub(crate) struct How<'a> {
-    pub(crate) finder: Cow<'a, Finder>,
+    pub(crate) finder: Chosen<'a>,
     pub(crate) dropout: Option<Dropout>,
 }
 

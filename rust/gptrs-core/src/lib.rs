@@ -41,6 +41,7 @@ mod places;
 pub mod prepare;
 pub mod ranges;
 mod reach;
+mod recent;
 mod sealed;
 pub mod shard;
 pub mod simd;

@@ -1,12 +1,10 @@
 //! Text from several sources in one call: special tokens only where the source is trusted.
 
-use std::borrow::Cow;
-
 use crate::batch::How;
 use crate::cache::Cache;
 use crate::control::Control;
 use crate::error::{Error, Result};
-use crate::special::Specials;
+use crate::special::{Chosen, Specials};
 use crate::tokenizer::Tokenizer;
 
 impl Tokenizer {
@@ -41,7 +39,7 @@ impl Tokenizer {
             for (text, is_trusted) in spans {
                 let text = text.as_ref();
                 if *is_trusted {
-                    let how = How { finder: Cow::Borrowed(&*finder), dropout: None };
+                    let how = How { finder: Chosen::Kept(&finder), dropout: None };
                     self.encode_range(cache, text, 0, 0..text.len(), &how, control, &mut ids)?;
                 } else {
                     self.encode_untrusted(cache, text, control, &mut ids)?;

@@ -3,11 +3,14 @@
 use std::borrow::Cow;
 use std::collections::HashMap;
 use std::fmt;
+use std::ops::Deref;
+use std::sync::Arc;
 
 use aho_corasick::{AhoCorasick, MatchKind};
 
 use crate::error::{Error, Result};
 use crate::normalizer::Normalizer;
+use crate::recent::Recent;
 use crate::vocab::Vocab;
 
 /// Ids beyond the ordinary tokens that a special token may leave unused, so that a file cannot claim absurd ids.
@@ -80,7 +83,29 @@ pub(crate) struct SpecialSet {
     by_text: HashMap<String, usize>,
     by_id: HashMap<u32, usize>,
     finder: Finder,
+    /// Finds none.
+    nothing: Finder,
+    /// What finds some of them: making one takes as long as encoding a page.
+    recent: Recent<Finder>,
     is_apart: bool,
+}
+
+/// A finder that is kept, or one that was made for a choice.
+#[derive(Debug)]
+pub(crate) enum Chosen<'a> {
+    Kept(&'a Finder),
+    Made(Arc<Finder>),
+}
+
+impl Deref for Chosen<'_> {
+    type Target = Finder;
+
+    fn deref(&self) -> &Finder {
+        match self {
+            Self::Kept(finder) => finder,
+            Self::Made(finder) => finder,
+        }
+    }
 }
 
 impl SpecialSet {
@@ -109,9 +134,10 @@ impl SpecialSet {
             check_apart(text, *id, vocab)?;
         }
         let all: Vec<_> = tokens.iter().zip(matching.iter().copied()).collect();
-        let finder = Finder::new(&all, normalizer)?;
+        let (finder, nothing) = (Finder::new(&all, normalizer)?, Finder::new(&[], normalizer)?);
         let is_apart = tokens.iter().all(|token| vocab.token(token.id).is_none());
-        Ok(Self { tokens, matching, normalizer, by_text, by_id, finder, is_apart })
+        let recent = Recent::default();
+        Ok(Self { tokens, matching, normalizer, by_text, by_id, finder, nothing, recent, is_apart })
     }
 
     /// Whether no special token shares its id with an ordinary one.
@@ -142,9 +168,12 @@ impl SpecialSet {
     }
 
     /// Finds the chosen special tokens.
-    pub(crate) fn finder(&self, choice: Specials) -> Result<Cow<'_, Finder>> {
-        let chosen = self.resolve(choice)?;
-        self.finder_of(|i| chosen[i])
+    pub(crate) fn finder(&self, choice: Specials) -> Result<Chosen<'_>> {
+        match choice {
+            Specials::None => Ok(Chosen::Kept(&self.nothing)),
+            Specials::All => Ok(Chosen::Kept(&self.finder)),
+            Specials::Set(_) => self.finder_of(self.resolve(choice)?),
+        }
     }
 
     /// Fails when a choice names a text that is no special token.
@@ -154,9 +183,11 @@ impl SpecialSet {
     }
 
     /// Finds those of `choice` that are not in `except`.
-    pub(crate) fn finder_except(&self, choice: Specials, except: Specials) -> Result<Cow<'_, Finder>> {
+    pub(crate) fn finder_except(&self, choice: Specials, except: Specials) -> Result<Chosen<'_>> {
         let (chosen, excepted) = (self.resolve(choice)?, self.resolve(except)?);
-        self.finder_of(|i| chosen[i] && !excepted[i])
+        self.finder_of(
+            chosen.into_iter().zip(excepted).map(|(is_chosen, is_excepted)| is_chosen && !is_excepted).collect(),
+        )
     }
 
     /// True when some special token of any kind occurs; one fast pass that spares most texts the rest.
@@ -164,13 +195,16 @@ impl SpecialSet {
         self.finder.first(text).is_some()
     }
 
-    fn finder_of(&self, is_chosen: impl Fn(usize) -> bool) -> Result<Cow<'_, Finder>> {
-        let chosen = (0..self.tokens.len()).filter(|&i| is_chosen(i));
-        let chosen: Vec<_> = chosen.map(|i| (&self.tokens[i], self.matching[i])).collect();
-        if chosen.len() == self.tokens.len() {
-            return Ok(Cow::Borrowed(&self.finder));
+    fn finder_of(&self, chosen: Vec<bool>) -> Result<Chosen<'_>> {
+        if chosen.iter().all(|&is_chosen| is_chosen) {
+            return Ok(Chosen::Kept(&self.finder));
         }
-        Finder::new(&chosen, self.normalizer).map(Cow::Owned)
+        let make = |chosen: &[bool]| {
+            let tokens = self.tokens.iter().zip(self.matching.iter().copied()).zip(chosen);
+            let tokens: Vec<_> = tokens.filter_map(|(token, &is_chosen)| is_chosen.then_some(token)).collect();
+            Finder::new(&tokens, self.normalizer)
+        };
+        self.recent.get_or_make(chosen, make).map(Chosen::Made)
     }
 
     fn resolve(&self, choice: Specials) -> Result<Vec<bool>> {

@@ -1,6 +1,5 @@
 //! A vocabulary, a splitter and special tokens, ready to encode and decode on any number of threads.
 
-use std::borrow::Cow;
 use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
@@ -14,7 +13,7 @@ use crate::decode::{StreamDecoder, decode};
 use crate::encode::{Count, Sink, encode_text};
 use crate::error::{Error, Result};
 use crate::simd::Level;
-use crate::special::{Finder, Matching, SpecialSet, SpecialToken, Specials};
+use crate::special::{Chosen, Matching, SpecialSet, SpecialToken, Specials};
 use crate::split::Splitter;
 use crate::template::Template;
 use crate::vocab::Vocab;
@@ -284,7 +283,7 @@ impl Tokenizer {
     }
 
     /// Finds the chosen special tokens.
-    pub(crate) fn special_finder(&self, choice: Specials) -> Result<Cow<'_, Finder>> {
+    pub(crate) fn special_finder(&self, choice: Specials) -> Result<Chosen<'_>> {
         self.specials.finder(choice)
     }
 

@@ -86,6 +86,7 @@ impl<'a, 'py> FromPyObject<'a, 'py> for Names {
                     "expected \"all\" or a set of texts, got {word}; hint: use {{{word}}}"
                 )))
             }
+            Err(_) if object.cast::<PyTuple>().is_ok_and(|names| names.is_empty()) => Ok(Self::Some(Vec::new())),
             Err(_) => {
                 let Ok(names) = object.try_iter() else {
                     let got = object.get_type().name()?;
