@@ -79,7 +79,7 @@ def main() -> None:
 def _print_everything(stream: TextIO | None) -> None:
     """Writes what a terminal's encoding has not, or no encoding has, as \\x and \\u instead of ending the command.
 
-    A choice of the user (PYTHONIOENCODING=ascii:replace) stays, and so do bytes of file names where they come out whole.
+    A choice of the user (PYTHONIOENCODING=ascii:replace) stays, and in UTF-8 the bytes of file names do.
     """
     if not isinstance(stream, io.TextIOWrapper):  # closed, or caught by a test
         return
