@@ -66,7 +66,7 @@ def main() -> None:
         text = str(error) if error.filename else error.strerror or str(error)
         fail(text, on_each_rank=getattr(error, "on_each_rank", False))
     except (ValueError, ModuleNotFoundError) as error:
-        fail(str(error))
+        fail(str(error), on_each_rank=getattr(error, "on_each_rank", False))
     except MemoryError as error:
         found = str(error) or "the system has no more memory"
         fail(found if "hint: " in found else f"{found}; hint: a smaller input or fewer threads take less")
