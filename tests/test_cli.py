@@ -1,6 +1,7 @@
 """The command line as a user types it: results on stdout, messages on stderr, exit codes."""
 
 import dataclasses
+import io
 import json
 import os
 import re
@@ -219,6 +220,35 @@ def test_generate_writes_log_probabilities_as_lines_of_json(run: Path, warm_cli:
     assert warm_cli("generate", "--run", run, *arguments).stdout == f"def{text}\n"
     (line, *_) = warm_cli("generate", "--run", run, *arguments, "--logprobs", 0).stdout.splitlines()
     assert set(json.loads(line)) == {"id", "token", "logprob"}
+
+
+@pytest.mark.parametrize(
+    ("encoding", "errors", "written"),
+    [
+        ("ascii", "strict", b"caf\\xe9 \\u2192"),
+        ("ascii", "surrogateescape", b"caf\\xe9 \\u2192"),  # locale C
+        ("latin-1", "strict", b"caf\xe9 \\u2192"),
+        ("ascii", "replace", b"caf? ?"),
+        ("utf-8", "strict", "café →".encode()),
+    ],
+)
+def test_what_a_terminal_cannot_show_is_written_by_its_number(
+    run: Path, monkeypatch: pytest.MonkeyPatch, encoding: str, errors: str, written: bytes
+):
+    monkeypatch.setattr(warnings, "showwarning", warnings.showwarning)
+    for arguments in (("-p", "café →"), ("-p", "café →", "--logprobs", "3")):
+        out = io.TextIOWrapper(io.BytesIO(), encoding=encoding, errors=errors)
+        monkeypatch.setattr(sys, "stdout", out)
+        monkeypatch.setattr(sys, "argv", ["gptrs", "generate", "--run", str(run), "-n", "9", "--seed", "1", *arguments])
+        with pytest.raises(SystemExit) as end:
+            cli_module.main()
+        out.flush()
+        assert not end.value.code
+        lines = out.buffer.getvalue()  # type: ignore[attr-defined]
+        if "--logprobs" in arguments:
+            assert "\ufffd" in str([json.loads(line) for line in lines.splitlines()])
+        else:
+            assert lines.startswith(written)
 
 
 def test_generate_says_how_many_drafts_held(run: Path, tmp_path: Path, warm_cli: Cli):

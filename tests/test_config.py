@@ -196,6 +196,10 @@ def test_shakespeare_cpu_is_nanogpt_s_published_setting() -> None:
             ["train.micro_batch=5"],
             r"train.micro_batch must divide train.global_batch \(12\), got 5.*train.micro_batch=4",
         ),
+        (["train.global_batch=2147483646", "train.micro_batch=4"], r"got 4.*hint: train.micro_batch=3"),  # at once
+        (["train.global_batch=9223372036854775808"], r"train.global_batch must be at most 2147483647, got 92"),
+        (["train.seq_len=2147483648"], r"train.seq_len must be at most 2147483647, got 2147483648"),
+        (["speed.vocab_multiple=65537"], r"speed.vocab_multiple must be from 1 to 65536, got 65537"),
         (["data.val_fraction=1.5"], r"data.val_fraction must be between 0 and 1, got 1.5"),
         (["tokenizer.vocab_size=255"], r"tokenizer.vocab_size must be at least 256 .*, got 255"),
         (

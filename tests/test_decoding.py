@@ -4,6 +4,7 @@ prompts in chunks, compiled steps."""
 import dataclasses
 import math
 
+import numpy as np
 import pytest
 import torch
 
@@ -265,6 +266,42 @@ def test_impossible_settings_are_refused_by_the_call_itself(settings, message):
     for call in (complete, lambda *given, **settings: stream_tokens(given[0], given[1][0], **settings)):
         with pytest.raises(ValueError, match=message):
             call(model, [[1]], max_new_tokens=4, **settings)
+
+
+@pytest.mark.parametrize("name", ["max_new_tokens", "top_k", "logprobs", "prefill_chunk", "n_drafts", "seed"])
+@pytest.mark.parametrize("value", [1.5, "3", True])
+def test_a_setting_that_is_no_whole_number_is_named(name, value):
+    with pytest.raises(TypeError, match=rf"^{name} must be a whole number, got {value!r}$"):
+        complete(Transformer(CONFIGS["learned"]), [[1]], **{"max_new_tokens": 4, name: value})
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"temperature": None}, "temperature must be a number, got None"),
+        ({"top_p": "1"}, "top_p must be a number, got '1'"),
+        ({"repetition_penalty": True}, "repetition_penalty must be a number, got True"),
+        ({"stop_tokens": 5}, "stop_tokens must be a list of ids, got 5"),
+        ({"stop_tokens": ["5"]}, r"stop_tokens must be a list of ids, got \['5'\]"),
+        ({"stop_strings": [5]}, r"stop_strings must be a list of texts, got \[5\]"),
+    ],
+)
+def test_a_setting_of_another_type_is_named(settings, message):
+    with pytest.raises(TypeError, match=message):
+        complete(Transformer(CONFIGS["learned"]), [[1]], max_new_tokens=4, **settings)
+
+
+def test_integers_of_numpy_are_integers():
+    model = Transformer(CONFIGS["learned"])
+    plain = {"max_new_tokens": 4, "top_k": 3, "seed": 7, "stop_tokens": [1]}
+    numpys = {name: np.int64(value) for name, value in plain.items() if name != "stop_tokens"}
+    assert complete(model, [[1]], **numpys, stop_tokens=np.array([1])) == complete(model, [[1]], **plain)
+
+
+@pytest.mark.parametrize("seed", [1.5, "1", True, 2**64])
+def test_a_model_names_a_seed_that_is_none(seed):
+    with pytest.raises(ValueError, match="seed must be an integer of 64 bits, got"):
+        Transformer(CONFIGS["learned"], seed=seed)
 
 
 # ── compiled ──

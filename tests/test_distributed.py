@@ -447,3 +447,23 @@ def test_a_batch_that_the_ranks_cannot_share_is_an_error() -> None:
     with pytest.raises(ValueError, match=r"multiple of 8, for 4 ranks that read 2 rows at a time, got 12; hint: .*=8"):
         train.rows(4)
     assert TrainSettings(steps=1, global_batch=12, seq_len=8).rows(3) == 4
+
+
+@pytest.mark.parametrize(
+    ("values", "says"),
+    [
+        ({"WORLD_SIZE": "2"}, "expected RANK beside WORLD_SIZE=2, got none; hint: torchrun sets both"),
+        ({"WORLD_SIZE": "2", "RANK": "2"}, "expected RANK below WORLD_SIZE=2, got 2; hint: torchrun sets both"),
+        ({"WORLD_SIZE": "2", "RANK": "x"}, "expected a number of at least 0 in RANK, got 'x'; hint: torchrun sets it"),
+        ({"WORLD_SIZE": "0"}, "expected a number of at least 1 in WORLD_SIZE, got '0'"),
+        ({"WORLD_SIZE": "2", "RANK": "0", "LOCAL_WORLD_SIZE": ""}, "at least 1 in LOCAL_WORLD_SIZE, got ''"),
+        ({"WORLD_SIZE": "2", "RANK": "0", "MASTER_PORT": "-1"}, "at least 0 in MASTER_PORT, got '-1'"),
+    ],
+)
+def test_a_half_set_environment_is_named_before_anybody_waits(values, says):
+    with (
+        pytest.raises(distributed.PlaceError, match=says) as error,
+        distributed.join(ParallelSettings(timeout_s=0.5), torch.device("cpu"), values),
+    ):
+        pass
+    assert error.value.on_each_rank

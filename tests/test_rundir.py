@@ -2,6 +2,7 @@
 
 import dataclasses
 import fcntl
+import json
 import threading
 from dataclasses import dataclass
 from pathlib import Path
@@ -194,18 +195,30 @@ def test_another_run_s_outcome_is_compared_on_the_same_tokens_alone(tmp_path: Pa
     for name in ("train", "val"):
         prepare([tmp_path / "text.jsonl"], tokenizer, directory / "data" / name, progress=False)
     (directory / "config.toml").write_text('[run]\nname = "mine"\n')
-    (directory / "metrics.jsonl").write_text('{"kind": "eval", "step": 3, "val_loss": 2.5}\n')
+    line = {"kind": "eval", "step": 3, "time_s": 4.0, "val_loss": 2.5}
+    (directory / "metrics.jsonl").write_text(json.dumps(line) + "\n")
     assert rundir.outcome(directory) is None
-    rundir.finish(directory, {"val_loss": 2.5})
+    result = {"val_loss": 2.5, "bits_per_byte": 1.0, "n_params": 7, "steps": 3, "seconds": 4.0}
+    rundir.finish(directory, result)
     own = rundir.outcome(directory)
-    assert own is not None and own.name == "mine" and own.result == {"val_loss": 2.5}
-    assert own.lines == [{"kind": "eval", "step": 3, "val_loss": 2.5}] and own.tokenizer == tokenizer.digest
+    assert own is not None and own.name == "mine" and own.result == result
+    assert own.lines == [line] and own.tokenizer == tokenizer.digest
     assert isinstance(rundir.beside(own, directory), rundir.Outcome)
     changes = (({"tokenizer": "x"}, "another tokenizer"), ({"data": (own.data[0], "x")}, "other text"))
     for change, reason in changes:
         assert reason in str(rundir.beside(dataclasses.replace(own, **change), directory))  # type: ignore[arg-type]
     assert "No finished run in" in str(rundir.beside(own, tmp_path / "none"))
+    damages = ("[]", "5", "{}", '{"kind": "train", "step": 1}', '{"kind": "eval", "time_s": 1, "val_loss": NaN}',
+               "[" * 3000, '{"kind": "train", "time_s": 1, "loss": 1e999}')  # fmt: skip
+    for damaged in damages:  # which the report of a run that has come to its end would fail on
+        (directory / "metrics.jsonl").write_text(f"{json.dumps(line)}\n{damaged}\n")
+        assert "metrics.jsonl: expected a line of a run's numbers, got line 2: " in str(rundir.beside(own, directory))
+    (directory / "metrics.jsonl").write_text(json.dumps(line) + "\n")
+    rundir.finish(directory, result | {"n_params": None})
+    assert "result.json: expected n_params among its keys, as numbers, got {" in str(rundir.beside(own, directory))
     (directory / "result.json").write_text("{}")
-    assert f"cannot be read: {directory / 'result.json'}: expected val_loss among" in str(rundir.beside(own, directory))
+    assert f"cannot be read: {directory / 'result.json'}: expected val_loss, bits_per_byte, " in str(
+        rundir.beside(own, directory)
+    )
     (directory / "config.toml").write_text("[run]\n")
     assert "cannot be read" in str(rundir.beside(own, directory))

@@ -46,6 +46,13 @@ def test_wsd_is_flat_until_its_last_share(decay: Decay) -> None:
     assert rates[84] == pytest.approx(0.1 + 0.9 * (1 - x if decay == "linear" else 1 - math.sqrt(x)))
 
 
+def test_wsd_takes_its_share_as_it_is_written() -> None:
+    """1 - 0.7 is a little more than 0.3 in binary, which made the peak last an update longer."""
+    rates = [learning_rate(i, peak=1.0, min_lr=0.0, warmup_steps=0, steps=21, kind="wsd", decay_share=0.7)
+             for i in range(21)]  # fmt: skip
+    assert rates == pytest.approx([1.0] * 7 + [1 - i / 14 for i in range(1, 15)])
+
+
 def test_deepseek_has_v3s_rates_at_v3s_places() -> None:
     """Section 4.2 in steps of a billion tokens: 10,000 flat, 4,300 down, 333 at a tenth, 167 at 7.3e-6."""
     given = {"peak": 2.2e-4, "min_lr": 7.3e-6, "warmup_steps": 0, "steps": 14_801}

@@ -180,7 +180,7 @@ GRAPHS = ("speed.cuda_graphs=true", "run.compile=true", "speed.compile=whole")
     ("overrides", "message"),
     [
         (["speed.checkpoint_blocks=-1"], "speed.checkpoint_blocks must be 0 .none. or more, got -1"),
-        (["speed.vocab_multiple=0"], "speed.vocab_multiple must be at least 1, got 0"),
+        (["speed.vocab_multiple=0"], "speed.vocab_multiple must be from 1 to 65536, got 0"),
         (["speed.compile=all"], 'speed.compile must be "blocks" or "whole"'),
         (["speed.cuda_graphs=true"], "needs run.compile=true and speed.compile=whole, got run.compile=false"),
         ([*GRAPHS, "train.micro_batch=4"], "needs one microbatch for an update, got 3"),

@@ -1,5 +1,6 @@
 """PyTorch's files by the explicit command: nanoGPT's checkpoints, state dicts of transformers; nothing runs."""
 
+import argparse
 import json
 import os
 import re
@@ -96,6 +97,36 @@ def test_tensors_that_overlap_in_memory_are_read(tmp_path):
     (tmp_path / "config.json").write_bytes((tmp_path / "theirs" / "config.json").read_bytes())
     again = import_hf(convert(tmp_path / "pytorch_model.bin", tmp_path / "model"))
     assert torch.equal(again(tokens()), ours(tokens()))
+
+
+def test_parameters_are_read_as_the_tensors_they_are(tmp_path):
+    ours = random_model(SIZES, torch.float32)
+    whole = checkpoint(ours)
+    whole["model"] = {name: torch.nn.Parameter(tensor) for name, tensor in whole["model"].items()}
+    torch.save(whole, tmp_path / "ckpt.pt")
+    again = import_hf(convert(tmp_path / "ckpt.pt", tmp_path / "model"))
+    assert torch.equal(again(tokens()), ours(tokens()))
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (
+            torch.nn.Linear(2, 2),
+            r"it holds a whole module of the class torch\.nn\.modules\.linear\.Linear, and .* runs code; hint: save",
+        ),
+        ({"args": argparse.Namespace(a=1)}, r"it holds an object of the class argparse\.Namespace, and reading that"),
+        (
+            {"epoch": 3, "state_dict": {"a": torch.zeros(2)}},
+            r"expected tensors by name, got 'epoch' among epoch, state_dict; hint: the tensors are under 'state_dict'",
+        ),
+    ],
+)
+def test_what_stands_in_the_place_of_tensors_is_named(tmp_path, given, message):
+    torch.save(given, tmp_path / "ckpt.pt")
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(ValueError, match=message):
+        convert(tmp_path / "ckpt.pt", tmp_path / "model")
 
 
 class Hostile:

@@ -4,13 +4,15 @@ Results go to stdout, progress and messages to stderr. A mistake of the user is 
 command line 2, Ctrl-C 130; a run that SIGTERM or SIGUSR1 stopped ends with 75: the same command goes on.
 """
 
+import codecs
+import io
 import os
 import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, TextIO
 
 import typer
 
@@ -56,6 +58,7 @@ def main() -> None:
     # times as long as when they sleep (docs/log.md). Read once, when torch is imported.
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # its profiler calls a machine without GPU an error
+    _print_everything(sys.stdout)
     warnings.showwarning = lambda message, *_args, **_options: typer.echo(f"warning: {message}", err=True)
     try:
         app(prog_name="gptrs")
@@ -63,7 +66,7 @@ def main() -> None:
         text = str(error) if error.filename else error.strerror or str(error)
         fail(text, on_each_rank=getattr(error, "on_each_rank", False))
     except (ValueError, ModuleNotFoundError) as error:
-        fail(str(error))
+        fail(str(error), on_each_rank=getattr(error, "on_each_rank", False))
     except MemoryError as error:
         found = str(error) or "the system has no more memory"
         fail(found if "hint: " in found else f"{found}; hint: a smaller input or fewer threads take less")
@@ -71,6 +74,18 @@ def main() -> None:
         if not _is_torch_out_of_memory(error):
             raise
         fail(f"{str(error).split(chr(10))[0]}; {_LESS_MEMORY}", on_each_rank=True)
+
+
+def _print_everything(stream: TextIO | None) -> None:
+    """Writes what a terminal's encoding has not, or no encoding has, as \\x and \\u instead of ending the command.
+
+    A choice of the user (PYTHONIOENCODING=ascii:replace) stays, and in UTF-8 the bytes of file names do.
+    """
+    if not isinstance(stream, io.TextIOWrapper):  # closed, or caught by a test
+        return
+    is_utf = codecs.lookup(stream.encoding).name.startswith("utf")
+    if stream.errors == "strict" or (stream.errors == "surrogateescape" and not is_utf):
+        stream.reconfigure(errors="backslashreplace")
 
 
 def _is_torch_out_of_memory(error: RuntimeError) -> bool:

@@ -4,7 +4,7 @@ import json
 import sys
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -106,8 +106,10 @@ def _as_line(token: "Token", tokenizer: "Tokenizer") -> str:
         return None if tokenizer.id_to_token(token_id) is None else tokenizer.decode([token_id])
 
     likeliest = [{"id": i, "token": text(i), "logprob": round(p, 6)} for i, p in token.likeliest]
-    line = {"id": token.id, "token": text(token.id), "logprob": round(token.logprob or 0.0, 6)}
-    return json.dumps(line | ({"likeliest": likeliest} if likeliest else {}), ensure_ascii=False) + "\n"
+    line: dict[str, Any] = {"id": token.id, "token": text(token.id), "logprob": round(token.logprob or 0.0, 6)}
+    line |= {"likeliest": likeliest} if likeliest else {}
+    is_ascii = not sys.stdout.encoding.lower().startswith("utf")  # which JSON has escapes of its own for
+    return json.dumps(line, ensure_ascii=is_ascii) + "\n"
 
 
 def attention_command(

@@ -36,7 +36,7 @@ def read(source: str | Path) -> dict[str, Any]:
     path = find(source)
     try:
         return tomllib.loads(path.read_text(encoding="utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"expected TOML in {path}, got: {error}") from None
 
 
@@ -211,7 +211,7 @@ def _parse(text: str, kind: Any) -> object:
         return [_parse(part.strip(), item) for part in text.split(",")] if text else []
     try:
         table = tomllib.loads(f"x = {text}")
-    except tomllib.TOMLDecodeError:
+    except (ValueError, RecursionError):
         return text
     return table["x"] if len(table) == 1 else text
 

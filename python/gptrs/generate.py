@@ -102,7 +102,7 @@ def generate(model: Transformer, prompts: Sequence[Sequence[int]], **settings: U
     """The new ids of each prompt, without the prompt; a stop token that ended a sequence is its last id.
 
     Raises: ValueError, before any work, for an empty prompt, an id outside the vocabulary, a setting out of range, or
-        a prompt that with its new tokens would not fit the learned positions.
+        a prompt that with its new tokens would not fit the learned positions; TypeError for a setting of another type.
     """
     return [completion.ids for completion in complete(model, prompts, **settings)]
 

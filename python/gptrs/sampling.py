@@ -8,9 +8,11 @@ distribution. A draw is one uniform number looked up in the cumulative distribut
 """
 
 import math
+import operator
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from numbers import Real
+from typing import TYPE_CHECKING, SupportsIndex
 
 import torch
 from torch import Tensor
@@ -18,6 +20,9 @@ from torch import Tensor
 if TYPE_CHECKING:
     from gptrs.tokenizer import Tokenizer
 
+_INTEGERS = ("max_new_tokens", "top_k", "logprobs", "prefill_chunk", "n_drafts", "seed")
+_NUMBERS = ("temperature", "top_p", "repetition_penalty")
+_OPTIONAL = ("top_k", "top_p", "logprobs", "prefill_chunk", "seed")
 _SEEDS = -(2**63), 2**64 - 1  # what torch's generators take
 
 
@@ -25,7 +30,7 @@ _SEEDS = -(2**63), 2**64 - 1  # what torch's generators take
 class Sampling:
     """`gptrs.generate.Settings` with every default filled in.
 
-    Raises: ValueError when a setting is out of range or two do not fit together.
+    Raises: ValueError when a setting is out of range or two do not fit together; TypeError for one of another type.
     """
 
     max_new_tokens: int
@@ -44,14 +49,34 @@ class Sampling:
     is_compiled: bool = False
 
     def __post_init__(self) -> None:
+        self._check_types()
         self._check_numbers()
-        if isinstance(self.stop_strings, str) or not all(self.stop_strings):
+        if not all(self.stop_strings):
             raise ValueError(f"stop_strings must be a list of texts that are not empty, got {self.stop_strings!r}")
         if self.stop_strings and self.tokenizer is None:
             raise ValueError("stop_strings need the text of the ids; hint: tokenizer=Tokenizer.from_file(…)")
         for name, is_set in (("n_drafts", self.n_drafts > 0), ("is_compiled", self.is_compiled)):
             if is_set and not self.use_cache:
                 raise ValueError(f"{name} needs the cache, got use_cache=False")
+
+    def _check_types(self) -> None:
+        """Integers of numpy become Python's, which is all that torch takes everywhere."""
+        for name in _INTEGERS:
+            if (value := getattr(self, name)) is None and name in _OPTIONAL:
+                continue
+            if not isinstance(value, SupportsIndex) or isinstance(value, bool):
+                raise TypeError(f"{name} must be a whole number, got {value!r}")
+            object.__setattr__(self, name, operator.index(value))
+        for name in _NUMBERS:
+            value = getattr(self, name)
+            if not (value is None and name in _OPTIONAL) and (not isinstance(value, Real) or isinstance(value, bool)):
+                raise TypeError(f"{name} must be a number, got {value!r}")
+        if isinstance(self.stop_strings, str):
+            raise ValueError(f"stop_strings must be a list of texts that are not empty, got {self.stop_strings!r}")
+        for name, kind, expected in (("stop_tokens", SupportsIndex, "ids"), ("stop_strings", str, "texts")):
+            value = getattr(self, name)
+            if not isinstance(value, Collection) or not all(isinstance(item, kind) for item in value):
+                raise TypeError(f"{name} must be a list of {expected}, got {value!r:.60}")
 
     def _check_numbers(self) -> None:
         if not 1 <= self.max_new_tokens < 2**31:

@@ -17,7 +17,7 @@ from typing import Any
 
 import safetensors.torch
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from gptrs.exchange import hf_config
 from gptrs.exchange.hf import import_hf
@@ -26,6 +26,7 @@ from gptrs.model.config import ModelConfig
 
 _COMPILED = "_orig_mod."  # torch.compile puts it before each name
 _LINEAR = ("attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj")  # nanoGPT's, stored as (out, in); Conv1D there
+_KINDS = (Tensor, nn.Parameter)  # other subclasses have numbers that are not their memory's
 _ARGUMENTS = ("n_layer", "n_head", "n_embd", "block_size", "vocab_size")
 
 
@@ -79,6 +80,9 @@ def _load(source: Path) -> dict[str, Any]:
             r"(?m)(?:WeightsUnpickler error: *|^)(.*unsupported GLOBAL.+?|Unsupported .+?)(?:\. |\.?$)", str(error)
         )
         first = refused[1] if refused else (str(error).strip() or type(error).__name__).splitlines()[0]
+        if object_ := re.fullmatch(r"Unsupported global: GLOBAL (\S+) was not an allowed global by default", first):
+            kind = "a whole module" if object_[1].startswith("torch.nn.modules.") else "an object"
+            first = f"it holds {kind} of the class {object_[1]}, and reading that runs code"
         hint = "hint: save tensors and plain values alone, as torch.save(model.state_dict(), …)"
         raise ValueError(f"{source}: expected a file of tensors by PyTorch: {first:.200}; {hint}") from error
     if not isinstance(given, dict):
@@ -88,14 +92,17 @@ def _load(source: Path) -> dict[str, Any]:
 
 def _tensors(source: Path, given: Mapping[Any, Any]) -> dict[str, Tensor]:
     """Tensors by name, each in memory of its own."""
-    odd = next((name for name, value in given.items() if not (isinstance(name, str) and type(value) is Tensor)), None)
+    odd = next((name for name, value in given.items() if not (isinstance(name, str) and type(value) in _KINDS)), None)
     if odd is not None:
         keys = ", ".join(str(name) for name in list(given)[:5])
         hint = "hint: a nanoGPT checkpoint has model and model_args"
+        inner = next((name for name, value in given.items() if isinstance(value, dict) and _has_tensors(value)), None)
+        if inner is not None:
+            hint = f"hint: the tensors are under {inner!r}; save those alone"
         raise ValueError(f"{source}: expected tensors by name, got {odd!r} among {keys}; {hint}")
     tensors, seen = {}, set[int]()
-    for full_name, tensor in given.items():
-        name = full_name.removeprefix(_COMPILED)
+    for full_name, value in given.items():
+        name, tensor = full_name.removeprefix(_COMPILED), value.detach()
         if name in tensors:
             raise ValueError(f"{source}: expected {name} once, got it with the prefix {_COMPILED} too")
         if (oddity := _oddity(tensor)) is not None:
@@ -106,6 +113,10 @@ def _tensors(source: Path, given: Mapping[Any, Any]) -> dict[str, Tensor]:
         seen.add(memory)
         tensors[name] = tensor.clone(memory_format=torch.contiguous_format) if is_shared else tensor.contiguous()
     return tensors
+
+
+def _has_tensors(table: Mapping[Any, Any]) -> bool:
+    return any(type(value) in _KINDS for value in table.values())
 
 
 def _oddity(tensor: Tensor) -> str | None:

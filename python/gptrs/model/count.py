@@ -221,10 +221,11 @@ def n_params(config: ModelConfig) -> int:
 def flops_per_token(config: ModelConfig, seq_len: int, *, has_further: bool = False) -> int:
     """Floating-point operations of one training step (forward and backward) per token.
 
-    6·N + 6·n_layers·n_heads·(head_dim + value_dim)·seq_len: N counts the parameters that multiply, of routed experts
-    those that a token takes; tables that are only looked up do not, a tied one does once, as the head. Attention counts
-    the full square, without halving it for causality, so that figures compare with nanoGPT's. A forward pass alone is a
-    third. `has_further` adds the blocks of further tokens, each with one more product of the head.
+    6·N + 6·n_layers·n_heads·(head_dim + value_dim)·seq_len: N counts all parameters that a token meets (norms and
+    biases too), of routed experts those that it takes; tables that are only looked up are not in it, a tied one is
+    once, as the head. Attention counts the full square, without halving it for causality, so that figures compare
+    with nanoGPT's. A forward pass alone is a third. `has_further` adds the blocks of further tokens, each with one
+    more product of the head.
     Source: arXiv 2204.02311, appendix B.
     Example: 855,166,464 for gpt2-small at 1024; 281 GFLOP for deepseek-v3 at 4096.
     """

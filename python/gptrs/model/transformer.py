@@ -94,6 +94,8 @@ class Transformer(nn.Module):
         Source: GPT-2's report, section 2.3; the residual scale keeps the variance level over 2·n_layers additions.
             arXiv 2412.19437, section 4.2: 0.006 for all.
         """
+        if isinstance(seed, bool) or not hasattr(seed, "__index__") or not -(2**63) <= seed < 2**64:
+            raise ValueError(f"seed must be an integer of 64 bits, got {seed!r}")
         if self.embed.token.weight.is_meta:
             return
         generator = torch.Generator().manual_seed(seed)

@@ -4,6 +4,7 @@ A config says what to compute, never where: the same file trains on the CPU and 
 follow from others, as their comments say.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -127,13 +128,16 @@ class TrainSettings:
             "keep_checkpoints",
         ):
             require(getattr(self, name) >= 1, f"train.{name}", "at least 1", getattr(self, name))
+        for name in ("global_batch", "seq_len"):
+            require(getattr(self, name) < 2**31, f"train.{name}", f"at most {2**31 - 1}", getattr(self, name))
         for name in ("keep_best", "mtp_weight", "balance_weight", "bias_speed", "z_loss"):
             require(getattr(self, name) >= 0, f"train.{name}", "0 or more", getattr(self, name))
         require(self.eval_rows is None or self.eval_rows >= 1, "train.eval_rows", "at least 1", self.eval_rows)
         require(self.ema is None or 0 < self.ema < 1, "train.ema", "between 0 and 1", self.ema)
         require(self.max_minutes is None or self.max_minutes > 0, "train.max_minutes", "positive", self.max_minutes)
         if self.micro_batch is not None and (self.micro_batch < 1 or self.global_batch % self.micro_batch):
-            divisors = [d for d in range(1, self.global_batch + 1) if self.global_batch % d == 0]
+            small = [d for d in range(1, math.isqrt(self.global_batch) + 1) if self.global_batch % d == 0]
+            divisors = [*small, *(self.global_batch // d for d in reversed(small))]
             nearest = min(divisors, key=lambda d: abs(d - (self.micro_batch or 0)))
             got = f"got {self.micro_batch}; hint: train.micro_batch={nearest}"
             raise ValueError(f"train.micro_batch must divide train.global_batch ({self.global_batch}), {got}")

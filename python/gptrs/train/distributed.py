@@ -35,6 +35,12 @@ NAMES = ("replicate", "shard", "expert", "tensor")  # dimensions of the mesh; ra
 _POLL_S = 0.05  # between questions whether rank 0 has prepared, for as long as it takes: raw text takes hours
 
 
+class PlaceError(ValueError):
+    """Torchrun's variables do not say which rank this is, so no other one tells of it."""
+
+    on_each_rank = True
+
+
 class MainMissingError(OSError):
     """Rank 0 is not there to say what went wrong, so every rank does."""
 
@@ -180,16 +186,16 @@ class World:
 def join(settings: ParallelSettings, device: torch.device, env: Env = os.environ) -> Iterator[World]:
     """Enters the world that torchrun started this process in, or that of one process, and leaves it at the end.
 
-    Raises: ValueError when its size does not fit the settings; OSError when a rank does not come, naming it, or the
-        port is taken.
+    Raises: ValueError when its size does not fit the settings, or torchrun's variables are half set; OSError when a
+        rank does not come, naming it, or the port is taken.
     """
-    size, rank = int(env.get("WORLD_SIZE", "1")), int(env.get("RANK", "0"))
-    sizes = settings.sizes(size, per_machine=int(env.get("LOCAL_WORLD_SIZE", str(size))))
+    size, rank = _place(env)
+    sizes = settings.sizes(size, per_machine=_number(env, "LOCAL_WORLD_SIZE", size, least=1))
     if size == 1:
         yield World.alone(device)
         return
     if device.type == "cuda":
-        device = _own_gpu(int(env.get("LOCAL_RANK", "0")))
+        device = _own_gpu(_number(env, "LOCAL_RANK", 0))
     store = _meet(rank, size, settings.timeout_s, env)
     dist.init_process_group(
         "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo",
@@ -204,6 +210,25 @@ def join(settings: ParallelSettings, device: torch.device, env: Env = os.environ
         yield world
     finally:
         dist.destroy_process_group()
+
+
+def _place(env: Env) -> tuple[int, int]:
+    """How many ranks there are, and which one this is."""
+    size = _number(env, "WORLD_SIZE", 1, least=1)
+    if size > 1 and "RANK" not in env:  # each would be the first, and wait for the others
+        raise PlaceError(f"expected RANK beside WORLD_SIZE={size}, got none; hint: torchrun sets both, or unset both")
+    rank = _number(env, "RANK", 0)
+    if size > 1 and rank >= size:
+        raise PlaceError(f"expected RANK below WORLD_SIZE={size}, got {rank}; hint: torchrun sets both, or unset both")
+    return size, rank
+
+
+def _number(env: Env, name: str, default: int, *, least: int = 0) -> int:
+    text = env.get(name, str(default))
+    if not (text.isascii() and text.isdecimal()) or int(text) < least:
+        got = f"got {text!r}; hint: torchrun sets it, or unset it"
+        raise PlaceError(f"expected a number of at least {least} in {name}, {got}")
+    return int(text)
 
 
 def _own_gpu(local_rank: int) -> torch.device:
@@ -225,7 +250,7 @@ def arrange(sizes: Sizes, device: torch.device) -> "tuple[DeviceMesh, dist.Proce
 
 def _meet(rank: int, size: int, timeout_s: float, env: Env) -> Store:
     """Returns the key-value store of all ranks once every one of them has come to it."""
-    host, port = env.get("MASTER_ADDR", "127.0.0.1"), int(env.get("MASTER_PORT", "29500"))
+    host, port = env.get("MASTER_ADDR", "127.0.0.1"), _number(env, "MASTER_PORT", 29500)
     is_agents = env.get("TORCHELASTIC_USE_AGENT_STORE", "False") == "True"  # then torchrun itself keeps the store
     options: dict[str, Any] = {"timeout": timedelta(seconds=timeout_s), "wait_for_workers": False, "multi_tenant": True}
     try:

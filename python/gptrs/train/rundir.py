@@ -7,6 +7,7 @@ report.html  trackers.json, wandb/ and profile/ (where the config asks)  result.
 import fcntl
 import json
 import shutil
+import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -28,6 +29,7 @@ FILES = (
     "trackers.json",
 )  # fmt: skip
 
+_SHOWN = ("val_loss", "bits_per_byte", "n_params", "steps", "seconds")  # of another run's result
 _PATIENCE_S = 5.0  # a process that was killed a moment ago still holds its lock until all of its memory is freed
 
 
@@ -97,9 +99,36 @@ def _result(directory: Path, *needed: str) -> dict[str, Any]:
         result = json.loads(path.read_bytes())
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{path}: expected JSON: {error}; {hint}") from error
-    if not isinstance(result, dict) or any(name not in result for name in needed):
-        raise ValueError(f"{path}: expected {', '.join(needed)} among its keys, got {result!r:.60}; {hint}")
+    missing = [name for name in needed if not (isinstance(result, dict) and is_number(result.get(name)))]
+    if missing:
+        expected = f"{', '.join(missing)} among its keys, as numbers"
+        raise ValueError(f"{path}: expected {expected}, got {result!r:.60}; {hint}")
+    assert isinstance(result, dict), "something was needed"
     return result
+
+
+def _lines(path: Path) -> list[dict[str, Any]]:
+    """The lines of a metrics.jsonl that can be drawn.
+
+    Raises: ValueError, naming file and line, when it is damaged.
+    """
+    found: list[dict[str, Any]] = []
+    for number, text in enumerate(path.read_bytes().splitlines(), start=1):
+        try:
+            line = json.loads(text)
+            needed = {"train": ("time_s", "loss"), "eval": ("time_s", "val_loss")}.get(line["kind"], ())
+            is_whole = all(is_number(line.get(name)) for name in needed)
+        except (ValueError, RecursionError, KeyError, TypeError):
+            is_whole = False
+        if not is_whole:
+            raise ValueError(f"{path}: expected a line of a run's numbers, got line {number}: {text!r:.60}")
+        found.append(line)
+    return found
+
+
+def is_number(found: object) -> bool:
+    """Whether a value of a file is a number that can be shown; JSON of Python also has nan and the infinities."""
+    return isinstance(found, int | float) and not isinstance(found, bool) and abs(found) <= sys.float_info.max
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -124,8 +153,8 @@ def outcome(directory: Path) -> Outcome | None:
     train = Mixture(sources) if sources else Dataset(data.get("train") or directory / "data" / "train")
     return Outcome(
         name=config["run"]["name"],
-        result=_result(directory, "val_loss"),
-        lines=[json.loads(line) for line in (directory / "metrics.jsonl").read_bytes().splitlines()],
+        result=_result(directory, *_SHOWN),
+        lines=_lines(directory / "metrics.jsonl"),
         tokenizer=val.tokenizer_digest,
         data=(train.fingerprint, val.fingerprint),
     )
@@ -135,7 +164,7 @@ def beside(own: Outcome, directory: Path) -> Outcome | str:
     """Returns the outcome of another run on the same tokens, or the sentence that says why there is none."""
     try:
         other = outcome(directory)
-    except (OSError, ValueError, KeyError) as error:  # somebody else's directory must not end this run
+    except (OSError, ValueError, KeyError, TypeError) as error:  # somebody else's directory must not end this run
         return f"The run in {directory} cannot be read: {error}."
     if other is None:
         return f"No finished run in {directory} to compare with; `gptrs demo` makes that of runs/demo, then run again."
@@ -179,7 +208,8 @@ def _check(directory: Path, config: Any, allow: tuple[str, ...]) -> None:
     resume.check(found, allow, schema=type(config), where=str(directory), hint=hint)
     if not is_finished(directory):
         return
-    result, minutes = _result(directory, "steps"), config.train.max_minutes
+    minutes = config.train.max_minutes
+    result = _result(directory, "steps", *(() if minutes is None else ("seconds",)))
     if not _is_longer(found, result):
         longer = "a larger train.steps with --allow train.steps trains on"
         raise ValueError(f"{directory} holds a finished run of this config; {hint}, {longer}")
@@ -196,6 +226,6 @@ def _is_longer(found: Sequence[resume.Change], result: Mapping[str, Any]) -> boo
     for change in found:
         if change.key == "train.steps" and change.new > result["steps"]:
             return True
-        if change.key == "train.max_minutes" and result["is_capped"]:
-            return change.new is None or 60 * change.new > result["seconds"]
+        if change.key == "train.max_minutes" and result.get("is_capped"):
+            return change.new is None or 60 * float(change.new) > result["seconds"]
     return False

@@ -198,7 +198,7 @@ def _lines(path: Path, problems: list[str]) -> list[dict[str, Any]]:
     for i, row in enumerate(rows):
         try:
             line = json.loads(row)
-        except ValueError:
+        except (ValueError, RecursionError):
             n_bad += i < len(rows) - 1
             continue
         if isinstance(line, dict) and isinstance(line.get("step"), int) and isinstance(line.get("kind"), str):
@@ -215,7 +215,7 @@ def _json(path: Path, problems: list[str]) -> dict[str, Any]:
         found = json.loads(path.read_bytes())
     except FileNotFoundError:
         return {}
-    except (ValueError, OSError) as error:
+    except (ValueError, RecursionError, OSError) as error:
         problems.append(f"{path.name}: {error}")
         return {}
     return found if isinstance(found, dict) else {}
@@ -257,7 +257,7 @@ def _last(lines: Sequence[dict[str, Any]], name: str) -> float | None:
 
 
 def _number(found: object) -> float | None:
-    return found if isinstance(found, int | float) and not isinstance(found, bool) and found == found else None
+    return found if isinstance(found, int | float) and rundir.is_number(found) else None
 
 
 def _whole(found: object) -> int | None:

@@ -62,7 +62,8 @@ def learning_rate(
         if step >= low:
             return min_lr
         return peak / 10 + (peak - peak / 10) * _cosine((step - begin) / (end - begin))
-    start = max(warmup_steps, math.ceil((1 - decay_share) * last)) if kind == "wsd" else warmup_steps
+    stable = math.ceil(round((1 - decay_share) * last, 6)) if kind == "wsd" else 0  # 0.3 · 20 is 6.000000000000001
+    start = max(warmup_steps, stable)
     if step <= start:
         return peak
     progress = (step - start) / (last - start)  # 0 at the peak, 1 at the last update

@@ -55,8 +55,8 @@ class SpeedSettings:
 
     def __post_init__(self) -> None:
         require(self.checkpoint_blocks >= 0, "speed.checkpoint_blocks", "0 (none) or more", self.checkpoint_blocks)
-        is_multiple = self.vocab_multiple is None or self.vocab_multiple >= 1
-        require(is_multiple, "speed.vocab_multiple", "at least 1", self.vocab_multiple)
+        is_multiple = self.vocab_multiple is None or 1 <= self.vocab_multiple <= 1 << 16
+        require(is_multiple, "speed.vocab_multiple", f"from 1 to {1 << 16}", self.vocab_multiple)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
