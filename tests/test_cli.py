@@ -104,6 +104,12 @@ def test_bytes_that_are_no_text_pass_through_the_pipes(folder: Path):
     assert back == data
 
 
+def test_a_program_without_standard_input_and_output_works(folder: Path):
+    words = [sys.executable, "-m", "gptrs", "tokenizer", "encode", str(folder / "tokenizer.json")]
+    done = subprocess.run(words, preexec_fn=lambda: os.closerange(0, 2), stderr=subprocess.PIPE, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
 def test_tokens_are_shown_one_a_line(folder: Path, cli: Cli):
     lines = cli("tokenizer", "encode", folder / "tokenizer.json", "self\n", "--tokens").stdout.splitlines()
     tok = Tokenizer.from_file(folder / "tokenizer.json")

@@ -12,7 +12,7 @@ import pytest
 from typer.testing import CliRunner
 
 from gptrs.cli import app
-from gptrs.train import find_lr, metrics, pretrain
+from gptrs.train import find_lr, metrics, pretrain, runs
 from gptrs.train.find_lr import LARGE, Search, smooth, suggest
 from test_pretrain import TINY, text, tiny
 
@@ -92,6 +92,8 @@ def test_a_search_leaves_its_files_beside_the_run_which_is_not_in_its_way(text: 
     pretrain.run(tiny(text, run, f"optim.lr={found['lr']}", "schedule.min_lr=0", "train.steps=1"))
     first = metrics.read(run / "metrics.jsonl")[0]
     assert found["losses"][0] == first["loss"], "the run begins as the search began"
+    assert [found.name for found in runs.find(tmp_path)] == [runs.read(run).name], "a search is no run"
+    assert runs.read(side).name == f"{runs.read(run).name}-find-lr"
     again = find_lr.find_rate(tiny(text, run))  # not refused, and the same
     assert again.lr == found["lr"]
 

@@ -199,6 +199,19 @@ def test_a_prompt_that_leaves_no_room_is_to_be_shortened_whatever_shall_follow()
         generate(Transformer(ModelConfig(**SIZES)), [[1] * 50], max_new_tokens=5)
 
 
+@pytest.mark.parametrize(
+    ("n_prompt", "n_new", "hint"),
+    [
+        (1, 100, "lower max_new_tokens by 53$"),  # a prompt of one token cannot be shorter
+        (60, 48, "shorten the prompt and lower max_new_tokens, by 60 in all$"),
+        (30, 30, "shorten the prompt or lower max_new_tokens by 12$"),
+    ],
+)
+def test_what_does_not_fit_is_told_with_a_cure_that_cures(n_prompt: int, n_new: int, hint: str):
+    with pytest.raises(ValueError, match=f"48 learned positions; hint: {hint}"):
+        generate(Transformer(ModelConfig(**SIZES)), [[1] * n_prompt], max_new_tokens=n_new)
+
+
 def test_sinusoidal_positions_generate_past_the_trained_length():
     model = Transformer(ModelConfig(**SIZES, position="sinusoidal"))
     with_cache, without = (

@@ -119,3 +119,22 @@ def test_a_broken_character_across_blocks_is_found_at_its_offset(tmp_path: Path)
     file.write_bytes(b"a" * (n - 1) + "é".encode() + b"b" * n + b"\xc3(" + b"c" * 100)
     with pytest.raises(ValueError, match=rf"at offset {2 * n + 1}"):
         holdout.split([file], 0.01, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("sizes", "expected"),
+    [
+        ([1000, 30], [30]),  # never the large one, whichever its name's hash puts first
+        ([30, 1000], [30]),
+        ([1000, 1000], [1000]),
+        ([1, 1000, 1000], [1, 1000]),  # a byte alone would measure nothing
+        ([5000, 100, 3000, 90, 2000, 800], [800, 100, 90]),
+    ],
+)
+def test_a_large_file_among_few_is_not_held_out(tmp_path: Path, sizes: list[int], expected: list[int]) -> None:
+    files = [tmp_path / f"{i}.txt" for i in range(len(sizes))]
+    for file, size in zip(files, sizes, strict=True):
+        file.write_text("a" * size)
+    train, val = holdout.choose(files, 0.1)
+    assert sorted(file.stat().st_size for file in val) == sorted(expected)
+    assert sorted(train + val) == files

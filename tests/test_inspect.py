@@ -121,6 +121,11 @@ def test_the_page_is_whole_and_loads_nothing(low: Tokenizer):
     assert read.tags.count("tr") == 1 + sum(len(piece.tokens) for piece in pieces)
 
 
+def test_what_has_no_sign_is_shown_by_its_escape(low: Tokenizer):
+    shown = Page(page(low, trace(low, "\x1b\u202elow"))).shown
+    assert "\\x1b" in shown and "\\u202e" in "".join(shown) and "\u202e" not in "".join(shown)
+
+
 def test_a_drawing_has_a_box_for_each_byte_and_merge_and_none_overlap(gpt2_like: Tokenizer):
     (piece,) = trace(gpt2_like, "functionality")
     rects = re.findall(r'x="(\d+)" y="(\d+)" width="(\d+)" height="(\d+)" rx', page(gpt2_like, [piece]))

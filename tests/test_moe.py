@@ -171,6 +171,13 @@ def test_the_balance_term_is_one_when_all_is_equal_and_grows_with_skew():
     assert (grad[..., 0] > 0).all() and (grad[..., 1:] < 0).all(), "the busy expert's score is to fall"
 
 
+def test_a_token_that_fits_no_expert_leaves_the_balance_a_number():
+    scores = torch.full((1, 2, 3), -1e4, requires_grad=True)  # whose sigmoids are 0 in single precision
+    found = balance(scores.sigmoid(), torch.tensor([[[0], [1]]]))
+    (grad,) = torch.autograd.grad(found, scores)
+    assert found.item() == 0.0 and torch.equal(grad, torch.zeros_like(scores))
+
+
 def test_loads_count_every_choice_in_training_until_they_are_taken():
     model = Transformer(CONFIGS["sigmoid"]).train()
     for T in (5, 7):

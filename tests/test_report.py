@@ -143,6 +143,19 @@ def test_a_chart_places_points_inside_its_frame() -> None:
     assert "a < b" in page.text and sum(tag == "circle" for tag, _ in page.tags) == 3
 
 
+def test_control_characters_are_shown_by_their_pictures() -> None:
+    text = report.page("a\x00", [("b", "<pre>c\x1b[31m\x7f\t\n</pre>" + report.token_span(0, b"\x00\xff"))])
+    assert Page(text).text.count("␀") == 3 and "c␛[31m␡\t\n" in Page(text).text
+    assert not re.search(r"[\x00-\x08\x0b-\x1f\x7f]", text)
+
+
+def test_charts_scroll_where_they_would_be_too_small_to_read() -> None:
+    line = chart.Line(label="", points=[(0, 1.0), (1, 2.0)], color="red")
+    for drawn in (chart.svg([line], x_label="x", y_label="y"), chart.heat([("a", [1.0])], columns=[1], x_label="x")):
+        assert drawn.startswith('<div class="wide"><svg ') and drawn.endswith("</svg></div>")
+    assert re.search(r"svg \{[^}]*min-width", report.page("", []))
+
+
 def test_a_gpt_s_page_has_no_section_that_only_others_have(page: Page) -> None:
     for words in ("MaxVio", "Further tokens", "in this model's cache", "Beside another run"):
         assert words not in page.text

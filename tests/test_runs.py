@@ -3,6 +3,7 @@
 import fcntl
 import json
 import os
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -169,6 +170,19 @@ def test_the_command_prints_a_table_and_writes_page_picture_and_json(cli: Cli, f
     found = json.loads(cli("runs", folder, "--json", "--where", "state=finished").stdout)
     assert [run["name"] for run in found["runs"]] == ["a", "b"] and found["differing"]["optim.lr"] == [0.01, 0.003]
     assert "lines" not in found["runs"][0]
+
+
+def test_every_run_is_in_the_legends_whatever_its_name_and_before_it_is_evaluated(tmp_path: Path) -> None:
+    for name in ("a$b_{$", "_c", "d"):
+        make(tmp_path, name)
+    lines = [line for line in (tmp_path / "d" / "metrics.jsonl").read_text().splitlines() if '"train"' in line]
+    (tmp_path / "d" / "metrics.jsonl").write_text("\n".join(lines))
+    found = runs.find(tmp_path)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        runs_view.draw(tmp_path / "runs.png", found, "step")
+    drawn = runs_view.html(found, "step").partition("<svg")[2].partition("</svg>")[0]
+    assert [drawn.count(f">{name}</text>") for name in ("a$b_{$", "_c", "d")] == [1, 1, 1]
 
 
 def test_runs_are_named_one_by_one_and_each_is_there_once(cli: Cli, folder: Path) -> None:

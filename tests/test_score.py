@@ -26,6 +26,15 @@ def test_a_score_is_the_log_probability_of_each_token_after_all_before_it(model,
     assert model.training
 
 
+def test_each_part_of_the_model_is_left_in_its_mode(model):
+    model.train()
+    model.layers[0].eval()
+    modes = [module.training for module in model.modules()]
+    score(model, PAIRS)
+    assert [module.training for module in model.modules()] == modes and {True, False} == set(modes)
+    model.train()
+
+
 def test_what_greedy_generation_writes_is_greedy(model):
     written = generate(model, [[1, 2, 3]], max_new_tokens=5, temperature=0.0)[0]
     other = [*written[:-1], (written[-1] + 1) % 31]

@@ -1,4 +1,7 @@
-"""Line charts and heat maps as SVG text, coloured by the page's CSS variables so that it follows light and dark."""
+"""Line charts and heat maps as SVG text, coloured by the page's CSS variables so that it follows light and dark.
+
+Where a screen is too narrow for their labels to be read, they scroll by themselves.
+"""
 
 import math
 from collections.abc import Sequence
@@ -34,7 +37,8 @@ def svg(lines: Sequence[Line], *, x_label: str, y_label: str) -> str:
         y = HEIGHT - BOTTOM - (point[1] - ys[0]) / (ys[-1] - ys[0]) * (HEIGHT - TOP - BOTTOM)
         return x, y
 
-    parts = [f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(y_label)} over {escape(x_label)}">']
+    name = f"{escape(y_label)} over {escape(x_label)}"
+    parts = [f'<div class="wide"><svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{name}">']
     for y in ys:
         at = place((xs[0], y))[1]
         parts.append(f'<line class="grid" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{at:.1f}" y2="{at:.1f}"/>')
@@ -49,7 +53,7 @@ def svg(lines: Sequence[Line], *, x_label: str, y_label: str) -> str:
         f'<text x="14" y="{turned}" text-anchor="middle" transform="rotate(-90 14 {turned})">{escape(y_label)}</text>'
     )
     parts += [_curve(line, [place(point) for point in line.points]) for line in lines if line.points]
-    return "\n".join([*parts, _legend([line for line in lines if line.points and line.label]), "</svg>"])
+    return "\n".join([*parts, _legend([line for line in lines if line.points and line.label]), "</svg></div>"])
 
 
 def heat(rows: Sequence[tuple[str, Sequence[float | None]]], *, columns: Sequence[float], x_label: str) -> str:
@@ -62,7 +66,8 @@ def heat(rows: Sequence[tuple[str, Sequence[float | None]]], *, columns: Sequenc
     left = 12 + 7 * max(len(label) for label, _ in rows)
     width, height = (WIDTH - left - RIGHT) / len(columns), 16
     bottom = height * len(rows)
-    parts = [f'<svg viewBox="0 0 {WIDTH} {bottom + 40}" role="img" aria-label="heat map over {escape(x_label)}">']
+    name = f"heat map over {escape(x_label)}"
+    parts = [f'<div class="wide"><svg viewBox="0 0 {WIDTH} {bottom + 40}" role="img" aria-label="{name}">']
     for i, (label, row) in enumerate(rows):
         parts.append(f'<text x="{left - 6}" y="{height * i + 12}" text-anchor="end">{escape(label)}</text>')
         for j, value in enumerate(row):
@@ -78,7 +83,7 @@ def heat(rows: Sequence[tuple[str, Sequence[float | None]]], *, columns: Sequenc
         at = left + width * (j + 0.5)
         parts.append(f'<text x="{at:.1f}" y="{bottom + 14}" text-anchor="middle">{_number(columns[j])}</text>')
     parts.append(f'<text x="{(left + WIDTH - RIGHT) / 2}" y="{bottom + 32}" text-anchor="middle">{escape(x_label)}')
-    return "\n".join([*parts, "</text></svg>"])
+    return "\n".join([*parts, "</text></svg></div>"])
 
 
 def means(points: Sequence[Point], n: int = CURVE_POINTS) -> list[Point]:

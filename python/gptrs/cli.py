@@ -54,6 +54,7 @@ _LESS_MEMORY = (
 
 def main() -> None:
     """Runs the command line and exits."""
+    _open_streams()
     # torch's OpenMP threads spin at every barrier by default; beside another busy process a step then takes 3 to 13
     # times as long as when they sleep (docs/log.md). Read once, when torch is imported.
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
@@ -86,6 +87,16 @@ def _print_everything(stream: TextIO | None) -> None:
     is_utf = codecs.lookup(stream.encoding).name.startswith("utf")
     if stream.errors == "strict" or (stream.errors == "surrogateescape" and not is_utf):
         stream.reconfigure(errors="backslashreplace")
+
+
+def _open_streams() -> None:
+    """Gives a program that was started without standard input, output or errors the null device in their place.
+
+    Else Python has none of them, and the next file that is opened gets their number and what is written there.
+    """
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):  # by number: a new one is the lowest free
+        if getattr(sys, name) is None:
+            setattr(sys, name, os.fdopen(os.open(os.devnull, os.O_RDWR), mode, encoding="utf-8"))
 
 
 def _is_torch_out_of_memory(error: RuntimeError) -> bool:

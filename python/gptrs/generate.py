@@ -250,9 +250,16 @@ def _checked(model: Transformer, prompts: Sequence[Sequence[int]], settings: Set
         limit = config.position_limit
         if limit is not None and len(prompt) + max_new_tokens > limit:
             n_over = len(prompt) + max_new_tokens - limit
+            fits_shorter, fits_fewer = n_over < len(prompt), n_over < max_new_tokens
             hint = f"shorten the prompt or lower max_new_tokens by {n_over}"
-            if n_over >= max_new_tokens:
-                hint = f"shorten the prompt by {n_over} tokens or more"
+            if fits_shorter != fits_fewer:
+                hint = (
+                    f"shorten the prompt by {n_over} tokens or more"
+                    if fits_shorter
+                    else f"lower max_new_tokens by {n_over}"
+                )
+            elif not fits_shorter:
+                hint = f"shorten the prompt and lower max_new_tokens, by {n_over} in all"
             raise ValueError(
                 f"prompt {row} of {len(prompt)} tokens and {max_new_tokens} new ones exceed the {limit} learned "
                 f"positions; hint: {hint}"

@@ -53,18 +53,28 @@ def split(files: list[Path], fraction: float, out: Path) -> tuple[list[Path], li
 def choose(files: list[Path], fraction: float) -> tuple[list[Path], list[Path]]:
     """Returns (train, val), both in the order given: files join val by the hash of their names until it has `fraction`
     of the bytes. Names are taken from the common folder on, so that a moved corpus is split alike.
+
+    A file is passed over that would bring val above twice the fraction. Where that leaves val below half of it, the
+    smallest such file joins if its share is then nearer, as a ratio: two files of one size are one each.
     """
     root = Path(os.path.commonpath([file.absolute().parent for file in files]))
     names = {file: file.absolute().relative_to(root).as_posix() for file in files}
     sizes = {file: file.stat().st_size for file in files}
     wanted = fraction * sum(sizes.values())
     held_out: set[Path] = set()
+    large: list[Path] = []
     n_bytes = 0
     for file in sorted(files, key=lambda file: hashlib.blake2b(names[file].encode()).digest()):
         if n_bytes >= wanted:
             break
+        if n_bytes + sizes[file] > 2 * wanted:
+            large.append(file)
+            continue
         held_out.add(file)
         n_bytes += sizes[file]
+    smallest = min(large, key=lambda file: sizes[file], default=None)
+    if smallest is not None and (n_bytes + sizes[smallest]) * n_bytes < wanted**2 and n_bytes < wanted / 2:
+        held_out.add(smallest)
     train, val = ([f for f in files if (f in held_out) == is_val] for is_val in (False, True))
     for name, part in (("train on", train), ("hold out", val)):
         if not sum(sizes[file] for file in part):

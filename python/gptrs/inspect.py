@@ -168,7 +168,7 @@ def _marked_up(token: bytes) -> str:
 
 def _sign(character: str) -> str:
     signs = {" ": "␣", "\n": "⏎", "\r": "␍", "\t": "⇥"}
-    return signs.get(character) or (character if character.isprintable() else f"\\x{ord(character):02x}")
+    return signs.get(character) or (character if character.isprintable() else ascii(character)[1:-1])
 
 
 def _is_text(token: bytes) -> bool:

@@ -3,6 +3,9 @@
 from collections.abc import Iterable, Sequence
 from html import escape
 
+# Control characters have no sign and NUL may not stand in a page: each is shown by its picture, ␀ or ␛.
+_PICTURES = {code: chr(0x2400 + code) for code in range(0x20) if code not in b"\t\n\r"} | {0x7F: "␡"}
+
 
 def page(title: str, sections: Iterable[tuple[str, str]]) -> str:
     """Returns a page of (heading, HTML) sections; `title` and headings are plain text."""
@@ -11,7 +14,8 @@ def page(title: str, sections: Iterable[tuple[str, str]]) -> str:
     head = f'<meta charset="utf-8"><meta name="viewport" content="width=device-width"><title>{title}</title>'
     page = f"<header><h1>{title}</h1></header>\n<main>\n{body}\n</main>"
     head += f"\n<style>{_STYLE}</style>"
-    return f'<!doctype html>\n<html lang="en">\n<head>{head}</head>\n<body>\n{page}\n</body>\n</html>\n'
+    whole = f'<!doctype html>\n<html lang="en">\n<head>{head}</head>\n<body>\n{page}\n</body>\n</html>\n'
+    return whole.translate(_PICTURES)
 
 
 def tiles(figures: Iterable[tuple[str, str]]) -> str:
@@ -92,6 +96,6 @@ small { margin: 0 .6rem 0 .15rem; } details { margin-top: .6rem; } summary { cur
   margin-right: .4rem; }
 .bar i { display: block; height: 100%; background: var(--train); border-radius: 3px; min-width: 1px; }
 .heat { display: block; border-radius: 3px; padding: 0 .35rem; }
-svg { width: 100%; height: auto; } svg text { fill: var(--soft); font: 12px system-ui, sans-serif; }
+svg { width: 100%; min-width: 36rem; height: auto; } svg text { fill: var(--soft); font: 12px system-ui, sans-serif; }
 svg .grid { stroke: var(--rule); }
 """

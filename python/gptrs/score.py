@@ -26,7 +26,8 @@ class Score:
 def score(
     model: Transformer, pairs: Sequence[tuple[Sequence[int], Sequence[int]]], *, batch_size: int = 16
 ) -> list[Score]:
-    """The scores of continuations, in the order of the pairs; the model is in eval mode meanwhile.
+    """The scores of continuations, in the order of the pairs; the model is in eval mode meanwhile, and each part
+    of it afterwards in the mode that it was in.
 
     Args: pairs: (prompt, continuation) as ids, of one token or more each. batch_size: rows of one forward pass.
     Raises: ValueError for an empty prompt or continuation, an id outside the vocabulary, more than the learned
@@ -39,7 +40,7 @@ def score(
         _check(model, number, prompt, continuation)
     found: list[Score | None] = [None] * len(pairs)
     order = sorted(range(len(pairs)), key=lambda i: -len(pairs[i][0]) - len(pairs[i][1]))  # rows of like length
-    was_training = model.training
+    training = [module for module in model.modules() if module.training]
     model.eval()
     try:
         for start in range(0, len(order), batch_size):
@@ -47,7 +48,8 @@ def score(
             for i, result in zip(chosen, _scores(model, [pairs[i] for i in chosen]), strict=True):
                 found[i] = result
     finally:
-        model.train(was_training)
+        for module in training:  # and no other: a part may be frozen
+            module.training = True
     return [result for result in found if result is not None]
 
 

@@ -285,7 +285,7 @@ def balance(scores: Tensor, ids: Tensor) -> Tensor:
 def _balance(scores: Tensor, chosen: Tensor) -> Tensor:
     """`balance` by how often each expert was chosen in each sequence, (B, E)."""
     E = scores.shape[-1]
-    share = scores / scores.sum(dim=-1, keepdim=True)  # (B, T, E)
+    share = scores / (scores.sum(dim=-1, keepdim=True) + 1e-20)  # (B, T, E); sigmoids may all be 0
     n = chosen.sum(dim=-1, keepdim=True)  # (B, 1), A·T
     return (chosen.to(scores.dtype) * E / n * share.mean(dim=1)).sum(dim=-1).mean()
 

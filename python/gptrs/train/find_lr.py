@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from gptrs.files import write_atomic
+from gptrs.train import rundir
 from gptrs.train.config import PretrainConfig
 from gptrs.train.loop import Stops, Update
 from gptrs.train.pretrain import Session, opened
@@ -73,7 +74,7 @@ def find_rate(config: PretrainConfig) -> Suggestion:
     Raises: ValueError and OSError as `pretrain.run`; ValueError when the loss never falls; KeyboardInterrupt on Ctrl-C.
     """
     path = config.run.path
-    own = replace(config.run, dir=str(path.with_name(f"{path.name}-find-lr")))
+    own = replace(config.run, name=f"{config.run.name}-find-lr", dir=str(path.with_name(f"{path.name}-find-lr")))
     with opened(replace(config, run=own, train=replace(config.train, steps=N_UPDATES)), is_fresh=True) as session:
         search = _search(session)
         found = search.suggestion()
@@ -161,7 +162,7 @@ def smooth(losses: Sequence[float]) -> list[float]:
 def write(directory: Path, search: Search, found: Suggestion) -> None:
     """Writes find-lr.json (what was found, rates, losses) and find-lr.png."""
     values = {**asdict(found), "rates": search.rates, "losses": search.losses}
-    write_atomic(directory / "find-lr.json", (json.dumps(values, indent=1) + "\n").encode())
+    write_atomic(directory / rundir.SEARCH, (json.dumps(values, indent=1) + "\n").encode())
     _plot(directory / "find-lr.png", search.rates, search.losses, found)
 
 

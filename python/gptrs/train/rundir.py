@@ -23,6 +23,7 @@ from gptrs.train import resume
 
 CONFIG = "config.toml"
 RESULT = "result.json"
+SEARCH = "find-lr.json"  # in the directory of a search for the learning rate
 PLACES = ("data", "checkpoints", "tensorboard", "profile", "wandb")
 FILES = (
     RESULT, "tokenizer.json", "tokenizer.warm", "metrics.jsonl", "samples.txt", "loss.png", "report.html",

@@ -158,9 +158,10 @@ def _tokens_before(run: Run, step: int) -> int:
 
 
 def _directories(folder: Path, depth: int) -> Iterator[Path]:
-    """Run directories in a folder; there are none inside of one."""
+    """Run directories in a folder; there are none inside of one. A learning rate's search is no run."""
     if (folder / rundir.CONFIG).is_file():
-        yield folder
+        if not (folder / rundir.SEARCH).is_file():
+            yield folder
         return
     try:
         below = sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))

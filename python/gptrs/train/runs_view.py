@@ -131,11 +131,15 @@ def _line(run: Run, x: X, kind: Literal["train", "eval"], color: str) -> chart.L
     points = runs.curve(run, x, kind)
     if kind == "eval":
         return chart.Line(label=run.name, points=points, color=color, has_dots=True)
-    return chart.Line(label="", points=chart.means(points), color=color, is_dashed=True)
+    label = "" if runs.curve(run, x, "eval") else run.name  # a run is in the legend once
+    return chart.Line(label=label, points=chart.means(points), color=color, is_dashed=True)
 
 
 def _label(run: Run) -> str:
-    return run.name if run.val_loss is None else f"{run.name}  {run.val_loss:.4f}"
+    """A line of the picture's legend, for which "$" begins a formula and "_" what is not shown."""
+    name = run.name.replace("$", r"\$")
+    name = f" {name}" if name.startswith("_") else name
+    return name if run.val_loss is None else f"{name}  {run.val_loss:.4f}"
 
 
 def _settings(found: Sequence[Run]) -> list[str]:
