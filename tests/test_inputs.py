@@ -392,5 +392,4 @@ def test_a_text_field_of_text_files_alone_is_refused(tok: Tokenizer, tmp_path: P
     assert done.returncode == 1 and 'which text_field "body" is of' in done.stderr and not (tmp_path / "run").exists()
     with gzip.open(tmp_path / "in" / "b.ndjson.gz", "wt") as file:
         file.write('{"body": "line"}')
-    files = [tmp_path / "in", tmp_path / "in" / "b.ndjson.gz"]
-    assert sorted(texts_of(prepare(files, tok, tmp_path / "out", text_field="body"), tok)) == ["line", "text"]
+    assert sorted(texts_of(prepare(tmp_path / "in", tok, tmp_path / "out", text_field="body"), tok)) == ["line", "text"]
