@@ -58,6 +58,9 @@ def test_compressed_files_are_read_everywhere(corpus: Path, gpt2_like: Tokenizer
     (tmp_path / "cut.txt.gz").write_bytes(gzip.compress(b"some text")[:-3])
     with pytest.raises(ValueError, match=r"cut\.txt\.gz is not a valid gzip file: it ends too early"):
         gpt2_like.encode_files(tmp_path / "cut.txt.gz")
+    (tmp_path / "more.txt.gz").write_bytes(gzip.compress(b"some text") + b"more")
+    with pytest.raises(ValueError, match="it ends too early, or other bytes follow its end; hint: "):
+        gpt2_like.encode_files(tmp_path / "more.txt.gz")
 
 
 @pytest.mark.parametrize("packed", ["", ".gz", ".zst"])

@@ -332,7 +332,9 @@ mod tests {
             ("{\"text\": \"a\", \"text\": \"b\"}", "line 3: column 26: the field \"text\" occurs twice"),
             ("{\"text\": \"a\"} x", "line 3: column 15: trailing characters"),
             ("[1]", "line 3: column 0: invalid type: sequence, expected an object with a field \"text\""),
-            ("{\"text\": \"\\ud800\"}", "line 3: column 17: unexpected end of hex escape"),
+            ("{\"text\": \"\\udc00\"}", "got a lone surrogate as an escape; hint: write \\ufffd"),
+            ("{\"text\": \"\\ud80\"}", "line 3: column 16: invalid escape"),
+            ("{\"text\": \"\\ud800\"}", "line 3: column 17: expected Unicode text, got a lone surrogate"),
         ] {
             let message =
                 documents("a.jsonl", format!("{{\"text\":\"\"}}\n\n{line}\n").as_bytes()).unwrap_err().to_string();
