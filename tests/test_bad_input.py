@@ -1,6 +1,7 @@
 """Wrong input: one clear error that says what, where and how to cure it; exit code 1; earlier files stay whole."""
 
 import contextlib
+import errno
 import fcntl
 import json
 import os
@@ -140,6 +141,13 @@ def test_a_file_where_a_folder_is_meant(tok: Tokenizer, tmp_path: Path, cli: Cli
     assert (tmp_path / "a.txt").read_text() == "text"
 
 
+def test_the_systems_reason_ends_an_error(tok: Tokenizer, tmp_path: Path):
+    (tmp_path / "a.txt").write_text("text")
+    with pytest.raises(OSError, match=r"cannot create .*/x+: File name too long$") as raised:
+        prepare(tmp_path / "a.txt", tok, tmp_path / ("x" * 300))
+    assert raised.value.errno == errno.ENAMETOOLONG
+
+
 def test_text_that_is_given_as_a_tokenizer(tmp_path: Path, cli: Cli):
     (tmp_path / "a.txt").write_text("text")
     with pytest.raises(ValueError, match=r"a\.txt would be merges by its name, but .*vocab\.json is not there; hint: "):
@@ -149,7 +157,7 @@ def test_text_that_is_given_as_a_tokenizer(tmp_path: Path, cli: Cli):
 
 def test_a_folder_without_text(tmp_path: Path):
     (tmp_path / "image.png").write_bytes(b"\x89PNG")
-    with pytest.raises(ValueError, match=r"expected \*\.txt, \*\.jsonl or \*\.parquet files in .*hint: "):
+    with pytest.raises(ValueError, match=r"expected \*\.txt, \*\.jsonl, \*\.ndjson or \*\.parquet files in .*hint: "):
         Tokenizer.train(tmp_path, 300)
 
 
@@ -433,6 +441,7 @@ def test_a_second_writer_of_a_folder_is_refused_at_once(
             r"loss_fields must be a list of names, got 'answer'; hint: \['answer'\]",
         ),
         ({"loss_fields": [5]}, TypeError, "loss_fields must be text, got 5"),
+        ({"loss_fields": None}, TypeError, "loss_fields must be a list of names, got None; hint: leave it out"),
         ({"text_field": None}, TypeError, "text_field must be text, got None"),
         ({"text_field": "\udcff"}, ValueError, "text_field must be Unicode text, got '.udcff'"),
         ({"source": "\ud800"}, ValueError, "source must be Unicode text"),

@@ -58,6 +58,23 @@ def test_compressed_files_are_read_everywhere(corpus: Path, gpt2_like: Tokenizer
     (tmp_path / "cut.txt.gz").write_bytes(gzip.compress(b"some text")[:-3])
     with pytest.raises(ValueError, match=r"cut\.txt\.gz is not a valid gzip file: it ends too early"):
         gpt2_like.encode_files(tmp_path / "cut.txt.gz")
+    (tmp_path / "more.txt.gz").write_bytes(gzip.compress(b"some text") + b"more")
+    with pytest.raises(ValueError, match="it ends too early, or other bytes follow its end; hint: "):
+        gpt2_like.encode_files(tmp_path / "more.txt.gz")
+
+
+@pytest.mark.parametrize("packed", ["", ".gz", ".zst"])
+def test_a_byte_order_mark_is_text_in_a_text_file_and_none_before_json(
+    gpt2_like: Tokenizer, tmp_path: Path, packed: str
+):
+    zstandard = pytest.importorskip("zstandard")
+    pack = {"": bytes, ".gz": gzip.compress, ".zst": zstandard.compress}[packed]
+    for name, line in (("a.txt", "{}"), ("b.jsonl", '{{"text": "{}"}}'), ("c.ndjson", '{{"text": "{}"}}')):
+        (tmp_path / f"{name}{packed}").write_bytes(pack(f"\ufeff{line.format('to be')}".encode()))
+    for options in ({}, {"dedup": True}, {"errors": "replace"}, {"doc_separator": "#"}):
+        data = prepare(tmp_path, gpt2_like, tmp_path / "out" / str(options), append_eot=False, **options)
+        texts = ["\ufeffto be", "to be", "to be"][: 2 if "dedup" in options else 3]
+        assert gpt2_like.decode(data[:]) == "".join(texts) and data.n_documents == len(texts)
 
 
 def test_a_template_joins_the_fields_of_a_line(gpt2_like: Tokenizer, tmp_path: Path):

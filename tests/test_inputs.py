@@ -97,7 +97,8 @@ def test_what_is_wrong_in_a_parquet_file_is_said(tok: Tokenizer, tmp_path: Path)
         (["a", None], r"a\.parquet is not a valid Parquet file: row 1: expected a string .* got null"),
         ([b"a", b"b", b"caf\xe9"], r"row 2: expected UTF-8, got an invalid byte at byte 3"),
         ([1, 2], 'expected strings in column "text", got INT64'),
-        ([["a"], ["b"]], 'expected a column "text", found id, text.list.element'),
+        ([["a"], ["b"]], r'expected a column "text", found id, text.list.element; hint: nested columns are not read'),
+        ([{"text": "a"}], r'expected a column "text", found id, text.text; hint: nested columns are not read'),
     ):
         with pytest.raises(ValueError, match=message):
             prepare(written(tmp_path, texts), tok, tmp_path / "out")
@@ -392,5 +393,4 @@ def test_a_text_field_of_text_files_alone_is_refused(tok: Tokenizer, tmp_path: P
     assert done.returncode == 1 and 'which text_field "body" is of' in done.stderr and not (tmp_path / "run").exists()
     with gzip.open(tmp_path / "in" / "b.ndjson.gz", "wt") as file:
         file.write('{"body": "line"}')
-    files = [tmp_path / "in", tmp_path / "in" / "b.ndjson.gz"]
-    assert sorted(texts_of(prepare(files, tok, tmp_path / "out", text_field="body"), tok)) == ["line", "text"]
+    assert sorted(texts_of(prepare(tmp_path / "in", tok, tmp_path / "out", text_field="body"), tok)) == ["line", "text"]

@@ -124,7 +124,12 @@ def test_what_does_not_fit_is_named(sources: dict[str, Dataset], gpt2_like: Toke
         Mixture(sources, stages=[Stage({"web": 1}, samples=-5)])
     with pytest.raises(ValueError, match=r"max_epochs of source 'code' must be 1 to .*, got -1"):
         Mixture(sources, max_epochs={"code": -1})
-    for weights, message in (({"web": -1.0}, "weight"), ({"web": float("nan")}, "weight"), ({"web": 0}, "weight")):
+    for weights, message in (
+        ({"code": -1.0}, r'stage 0: weight of "code" must be finite and not negative, got -1'),
+        ({"web": float("nan")}, r'stage 0: weight of "web" must be finite and not negative, got NaN'),
+        ({"web": 1, "code": 1e-9}, r'stage 0: weight of "code" must be 0 or at least a 2\^20th of the sum, got 1e-9'),
+        ({"web": 0}, "expected at least one weight above 0, got none"),
+    ):
         with pytest.raises(ValueError, match=message):
             Loader(Mixture(sources, weights), seq_len=T, global_batch=1, device="numpy")
     (tmp_path / "a.txt").write_text("other ids " * 50)

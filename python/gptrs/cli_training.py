@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-_FILES_HELP = "Text files, globs or folders (*.txt, *.jsonl, also with .gz or .zst, *.parquet)."
+_FILES_HELP = "Text files, globs or folders (*.txt, *.jsonl or *.ndjson, also with .gz or .zst, *.parquet)."
 Files = Annotated[list[str], typer.Argument(help=_FILES_HELP, metavar="FILES…")]
 
 

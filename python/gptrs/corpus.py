@@ -19,7 +19,7 @@ from typing import Any
 AnyPath = str | PathLike[str]
 
 _COMPRESSED = (".gz", ".gzip", ".zst", ".zstd")
-_FOUND_IN_FOLDERS = (".txt", ".jsonl", ".parquet")
+_FOUND_IN_FOLDERS = (".txt", ".jsonl", ".ndjson", ".parquet")
 _WITH_FIELDS = (".jsonl", ".ndjson", ".parquet")
 _BATCH = 1000  # rows asked of a table at a time
 _NAME = re.compile(r"\{\{|\}\}|\{([^{}]+)\}")  # in a template: two braces for one, or the name of a field

@@ -56,9 +56,10 @@ def prepare(
     shards and ends in the same bytes. Special-token text in the files is ordinary text; the manifest counts it.
 
     Args:
-        files: Paths, globs and folders (searched for *.txt, *.jsonl, also with .gz or .zst, and *.parquet). A .txt
-            file is one UTF-8 document, or several with `doc_separator`; a line of a .jsonl file is one, and a row of a
-            .parquet file. One that comes more than once is encoded as often, with a warning.
+        files: Paths, globs and folders (searched for *.txt, *.jsonl or *.ndjson, also with .gz or .zst, and *.parquet).
+            A .txt file is one UTF-8 document as it stands, a byte order mark included, or several with `doc_separator`;
+            a line of a .jsonl (.ndjson) file is one, and a row of a .parquet file. A file that comes more than once is
+            encoded as often, with a warning.
         tokenizer: The tokenizer; its digest goes into every shard.
         out: The folder to write; one that holds another dataset is refused.
         text_field: The field or column that holds the text, or a template of several: "{title}: {text}".
@@ -363,6 +364,8 @@ def check_options(given: Mapping[str, Any]) -> None:
     loss_fields = given.get("loss_fields", ())
     if isinstance(loss_fields, str):
         raise TypeError(f"loss_fields must be a list of names, got {loss_fields!r}; hint: [{loss_fields!r}]")
+    if not isinstance(loss_fields, Iterable):
+        raise TypeError(f"loss_fields must be a list of names, got {loss_fields!r}; hint: leave it out for none")
     texts = [("text_field", given["text_field"]), *(("loss_fields", field) for field in loss_fields)]
     texts += [(name, text) for name in ("doc_separator", "errors", "source") if (text := given.get(name)) is not None]
     for name, text in texts:

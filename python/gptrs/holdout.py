@@ -27,14 +27,14 @@ _CHUNK = 1 << 20
 
 
 def files_of(text: tuple[str, ...]) -> list[Path]:
-    """Returns the files that paths, globs and folders (*.txt, *.jsonl, *.parquet at any depth) name, each once."""
+    """Returns the files that paths, globs and folders name, each once; of a folder those of text at any depth."""
     files: list[Path] = []
     for path in map(Path, expand(text)):
         if path.is_dir():
             found = inside(path)
             if not found:
                 raise ValueError(
-                    f"expected *.txt, *.jsonl or *.parquet files in {path}, found none; hint: name the files"
+                    f"expected *.txt, *.jsonl, *.ndjson or *.parquet files in {path}, found none; hint: name the files"
                 )
             files += found
         else:

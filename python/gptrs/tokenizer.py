@@ -62,8 +62,9 @@ class Tokenizer:
         """A tokenizer trained on files; the result does not depend on `threads` or on the order of the files.
 
         Args:
-            files: Paths, globs and folders (searched for *.txt, *.jsonl, also with .gz or .zst, and *.parquet). A .txt
-                file is one UTF-8 document, a line of a .jsonl file is one, and a row of a .parquet file.
+            files: Paths, globs and folders (searched for *.txt, *.jsonl or *.ndjson, also with .gz or .zst, and
+                *.parquet). A .txt file is one UTF-8 document, a line of a .jsonl (.ndjson) file is one, and a row of a
+                .parquet file.
             vocab_size: Ids in all: 256 bytes, then merges, then special tokens. Warns when the corpus has too few
                 different pairs to fill it.
             pattern: How text is split into pieces before merging: "gpt2" (the default), "cl100k_base", "o200k_base",
@@ -361,8 +362,9 @@ class Tokenizer:
         stays bounded whatever the files' size.
 
         Args:
-            files: Paths, globs and folders (searched for *.txt, *.jsonl, also with .gz or .zst, and *.parquet). A .txt
-                file is one UTF-8 document, a line of a .jsonl file is one, and a row of a .parquet file.
+            files: Paths, globs and folders (searched for *.txt, *.jsonl or *.ndjson, also with .gz or .zst, and
+                *.parquet). A .txt file is one UTF-8 document, a line of a .jsonl (.ndjson) file is one, and a row of a
+                .parquet file.
             out: The folder for the shards; None returns the ids.
             text_field: The field or column that holds the text, or a template of several: "{title}: {text}".
             append_eot: End each document with the tokenizer's end-of-text id, if it has one.

@@ -3,6 +3,7 @@
 How it is trained stands in `config`. Keys that are unset (None) follow from others, as their comments say.
 """
 
+import os
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Literal
@@ -86,12 +87,22 @@ class DataSettings:
         if self.text and (self.train or self.mixture):
             key = "data.train" if self.train else "data.mixture"
             raise ValueError(f"data.text and {key} exclude each other, got both; hint: unset one with data.text=")
+        if self.train or self.mixture:
+            self._check_text_alone("data.train" if self.train else "data.mixture")
+
+    def _check_text_alone(self, key: str) -> None:
+        for field in fields(self):
+            if field.name in ("val_fraction", "text_field") and getattr(self, field.name) != field.default:
+                name, got = f"data.{field.name}", getattr(self, field.name)
+                expected = f"{name} is of data.text and says nothing of the prepared {key}"
+                raise ValueError(f"{expected}, got {got!r}; hint: unset it with {name}={field.default}")
 
     def _check_mixture(self) -> None:
         if self.train or not self.val:
             got = "data.train too" if self.train else "none"
             raise ValueError(f"data.mixture needs data.val and no data.train, got {got}; hint: data.val=FOLDER")
-        require(len(set(self.mixture)) == len(self.mixture), "data.mixture", "different datasets", list(self.mixture))
+        folders = {os.path.realpath(path) for path in self.mixture}  # one folder may have several spellings
+        require(len(folders) == len(self.mixture), "data.mixture", "different datasets", list(self.mixture))
         is_fit = not self.weights or (len(self.weights) == len(self.mixture) and min(self.weights) >= 0)
         require(is_fit and sum(self.weights or (1,)) > 0, "data.weights", "a share for each dataset of data.mixture",
                 list(self.weights))  # fmt: skip

@@ -414,16 +414,24 @@ fn what_does_not_fit_is_refused() {
         (
             sources(&rows),
             vec![stage(5, &[f64::NAN, 1.0])],
-            "stage 0: weight 0 must be finite and not negative, got NaN",
+            "stage 0: weight of \"s0\" must be finite and not negative, got NaN",
         ),
         (
             sources(&rows),
             vec![stage(5, &[1.0, f64::INFINITY])],
-            "stage 0: weight 1 must be finite and not negative, got inf",
+            "stage 0: weight of \"s1\" must be finite and not negative, got inf",
         ),
-        (sources(&rows), vec![stage(5, &[1.0, -1.0])], "stage 0: weight 1 must be finite and not negative, got -1"),
+        (
+            sources(&rows),
+            vec![stage(5, &[1.0, -1.0])],
+            "stage 0: weight of \"s1\" must be finite and not negative, got -1",
+        ),
         (sources(&rows), vec![stage(5, &[0.0, 0.0])], "stage 0: expected at least one weight above 0, got none"),
-        (sources(&rows), vec![stage(5, &[1.0, 1e-7])], "stage 0: weight 1 must be 0 or at least a 2^20th of the sum"),
+        (
+            sources(&rows),
+            vec![stage(5, &[1.0, 1e-7])],
+            "stage 0: weight of \"s1\" must be 0 or at least a 2^20th of the sum",
+        ),
     ];
     for (sources, stages, expected) in cases {
         let message = Mixture::new(sources, &stages, 0).unwrap_err().to_string();

@@ -34,8 +34,9 @@ pub fn py_err(error: Error) -> PyErr {
     }
 }
 
-/// The system's reason with the likely cure.
+/// The system's reason, without its number, which is the exception's errno, and with the likely cure.
 fn with_hint(message: &str, kind: io::ErrorKind) -> String {
+    let message = message.rsplit_once(" (os error").map_or(message, |(reason, _)| reason);
     let hint = match kind {
         io::ErrorKind::NotFound => "check the path",
         io::ErrorKind::PermissionDenied => "check the permissions of the file and its folder",
@@ -47,8 +48,6 @@ fn with_hint(message: &str, kind: io::ErrorKind) -> String {
         }
         _ => return message.to_owned(),
     };
-    // The number is the exception's errno.
-    let message = message.rsplit_once(" (os error").map_or(message, |(reason, _)| reason);
     format!("{message}; hint: {hint}")
 }
 

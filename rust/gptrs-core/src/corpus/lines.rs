@@ -11,6 +11,9 @@ use crate::error::{Error, Result};
 /// The longest line of a JSON lines file, in bytes.
 pub const MAX_LINE: usize = 256 << 20;
 
+const LONE_SURROGATE: &str =
+    "expected Unicode text, got a lone surrogate as an escape; hint: write \\ufffd in its place, or leave the line out";
+
 /// What some programs write before UTF-8.
 const BYTE_ORDER_MARK: &[u8] = b"\xEF\xBB\xBF";
 
@@ -101,7 +104,11 @@ pub(crate) fn marked_document<'l>(
     // serde_json counts from its own line 1; only its column says something about a file of many lines.
     read(json, text_field).map_err(|error| {
         let message = error.to_string();
-        let reason = message.rsplit_once(" at line ").map_or(message.as_str(), |(reason, _)| reason);
+        let reason = match message.rsplit_once(" at line ").map_or(message.as_str(), |(reason, _)| reason) {
+            // What serde_json says of half a pair; an escape that is short itself is "EOF" or "invalid escape" to it.
+            "unexpected end of hex escape" | "lone leading surrogate in hex escape" => LONE_SURROGATE,
+            reason => reason,
+        };
         bad_line(path, at, &format!("column {}: {reason}", error.column()))
     })
 }

@@ -1,9 +1,12 @@
 //! Documents of text files, of JSON lines and of Parquet files.
 //!
-//! A `.txt` file is one document; in a `.jsonl` file each line is a JSON object whose field `text` is one; in a `.parquet`
-//! file each row is one, its column `text`. All must be UTF-8, and the first two may be compressed (`.gz`, `.zst`). Text
-//! files are mapped; JSON lines are streamed with one bounded line in memory, and so is what is compressed; of a Parquet
-//! file one page of each column is.
+//! A `.txt` file is one document; in a `.jsonl` file, or `.ndjson`, each line is a JSON object whose field `text` is one;
+//! in a `.parquet` file each row is one, its column `text`. All must be UTF-8, and the first two may be compressed
+//! (`.gz`, `.zst`). Text files are mapped; JSON lines are streamed with one bounded line in memory, and so is what is
+//! compressed; of a Parquet file one page of each column is.
+//!
+//! No byte of a document is dropped: a byte order mark at the front of a `.txt` file is its first character, U+FEFF. At
+//! the front of JSON lines it stands before the first object, in no document.
 
 mod field;
 mod lines;
@@ -85,8 +88,8 @@ impl Input {
     }
 }
 
-/// The files behind `paths`, in their order; a folder gives its `*.txt` and `*.jsonl`, compressed or not, and its
-/// `*.parquet`, at any depth, sorted by path. Run directories below it are left out: what a run writes is no corpus.
+/// The files behind `paths`, in their order; a folder gives its `*.txt`, `*.jsonl` and `*.ndjson`, compressed or not, and
+/// its `*.parquet`, at any depth, sorted by path. Run directories below it are left out: what a run writes is no corpus.
 ///
 /// Every file is opened once, so what is missing or unreadable fails here, and so does a link to nothing. Named files of
 /// any other ending are text, except those that are known not to be.
@@ -96,7 +99,8 @@ pub fn inputs(paths: &[PathBuf]) -> Result<Vec<Input>> {
         if path.is_dir() {
             let files = files_below(path)?;
             if files.is_empty() {
-                let message = format!("expected *.txt, *.jsonl or *.parquet files in {}, found none", path.display());
+                let message =
+                    format!("expected *.txt, *.jsonl, *.ndjson or *.parquet files in {}, found none", path.display());
                 return Err(Error::Argument(format!("{message}; hint: name the files themselves")));
             }
             for file in files {
@@ -176,7 +180,7 @@ fn is_run(folder: &Path) -> bool {
 /// Whether a file is one of those that a folder gives.
 fn is_found(path: &Path) -> bool {
     let (ending, codec) = ending(path);
-    matches!((ending.as_str(), codec), ("txt" | "jsonl", _) | ("parquet", Codec::Plain))
+    matches!((ending.as_str(), codec), ("txt" | "jsonl" | "ndjson", _) | ("parquet", Codec::Plain))
 }
 
 /// Calls `f` with each document of `input`, in order.
@@ -328,7 +332,9 @@ mod tests {
             ("{\"text\": \"a\", \"text\": \"b\"}", "line 3: column 26: the field \"text\" occurs twice"),
             ("{\"text\": \"a\"} x", "line 3: column 15: trailing characters"),
             ("[1]", "line 3: column 0: invalid type: sequence, expected an object with a field \"text\""),
-            ("{\"text\": \"\\ud800\"}", "line 3: column 17: unexpected end of hex escape"),
+            ("{\"text\": \"\\udc00\"}", "got a lone surrogate as an escape; hint: write \\ufffd"),
+            ("{\"text\": \"\\ud80\"}", "line 3: column 16: invalid escape"),
+            ("{\"text\": \"\\ud800\"}", "line 3: column 17: expected Unicode text, got a lone surrogate"),
         ] {
             let message =
                 documents("a.jsonl", format!("{{\"text\":\"\"}}\n\n{line}\n").as_bytes()).unwrap_err().to_string();
@@ -365,12 +371,12 @@ mod tests {
         fs::create_dir_all(dir.path().join("b/run/data")).unwrap();
         let run =
             ["b/run/.lock", "b/run/config.toml", "b/run/samples.txt", "b/run/data/val.txt", ".lock", "config.toml"];
-        for name in ["z.txt", "b/c.jsonl", "b/a.txt", "a.TXT", "note.md"].into_iter().chain(run) {
+        for name in ["z.txt", "b/c.jsonl", "b/d.ndjson.gz", "b/a.txt", "a.TXT", "note.md"].into_iter().chain(run) {
             fs::write(dir.path().join(name), "").unwrap();
         }
         let found = inputs(&[dir.path().to_owned()]).unwrap();
         let names: Vec<_> = found.iter().map(|i| i.path.strip_prefix(dir.path()).unwrap().to_str().unwrap()).collect();
-        assert_eq!(names, ["a.TXT", "b/a.txt", "b/c.jsonl", "z.txt"]);
+        assert_eq!(names, ["a.TXT", "b/a.txt", "b/c.jsonl", "b/d.ndjson.gz", "z.txt"]);
         for bad in ["absent.txt", "x.jsonl.xz", "x.jsonl.zst", "b/empty"] {
             fs::create_dir_all(dir.path().join("b/empty")).unwrap();
             let message = inputs(&[dir.path().join(bad)]).unwrap_err().to_string();

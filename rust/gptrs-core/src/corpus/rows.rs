@@ -284,7 +284,15 @@ fn columns(schema: &SchemaDescriptor, field: &TextField) -> ParquetResult<Vec<us
             if all.len() > names.len() {
                 names.push(format!("{} more", all.len() - names.len()));
             }
-            let hint = "hint: name the column that holds the text with text_field";
+            let is_part = |column: &ColumnDescriptor| {
+                let parts = column.path().parts();
+                parts.len() > 1 && (parts[0] == *field || parts.join(".") == *field)
+            };
+            let hint = if all.iter().any(|column| is_part(column)) {
+                "hint: nested columns are not read, write it as a column of its own"
+            } else {
+                "hint: name the column that holds the text with text_field"
+            };
             return Err(general(format!("expected a column {field:?}, found {}; {hint}", names.join(", "))));
         };
         let column = &all[number];

@@ -134,7 +134,7 @@ impl Source {
             return Error::io("read", &self.path)(error);
         }
         let reason = match error.kind() {
-            io::ErrorKind::UnexpectedEof => "it ends too early".to_owned(),
+            io::ErrorKind::UnexpectedEof => "it ends too early, or other bytes follow its end".to_owned(),
             _ => error.to_string(),
         };
         bad_file(&self.path, self.codec, &format!("{reason}; hint: make it anew"))

@@ -247,7 +247,8 @@ fn parts(sources: &[Source], stages: &[Stage]) -> std::result::Result<Vec<Part>,
             let samples = stage.samples.unwrap_or(0);
             return Err(format!("stage {i}: expected 1 to {} samples, got {samples}", u64::MAX - start));
         };
-        let part = Part::new(i as u64, stage, start, before).map_err(|reason| format!("stage {i}: {reason}"))?;
+        let part =
+            Part::new(i as u64, stage, sources, start, before).map_err(|reason| format!("stage {i}: {reason}"))?;
         (start, before) = (end, part.after());
         parts.push(part);
     }

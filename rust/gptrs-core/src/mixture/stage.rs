@@ -1,7 +1,7 @@
 //! A stage of a mixture: shares as whole numbers, and blocks whose borders never err by a sample.
 
-use super::Stage;
 use super::tree::Tree;
+use super::{Source, Stage};
 
 /// Blocks have at least so many samples.
 const MIN_BLOCK: u64 = 1 << 10;
@@ -37,8 +37,14 @@ pub(super) struct Block {
 
 impl Part {
     /// The stage, or what is wrong with its weights.
-    pub(super) fn new(number: u64, stage: &Stage, start: u64, before: Vec<u64>) -> Result<Self, String> {
-        let weights = whole(&stage.weights)?;
+    pub(super) fn new(
+        number: u64,
+        stage: &Stage,
+        sources: &[Source],
+        start: u64,
+        before: Vec<u64>,
+    ) -> Result<Self, String> {
+        let weights = whole(&stage.weights, sources)?;
         let mut sums = vec![0; weights.len() + 1];
         for (i, &weight) in weights.iter().enumerate() {
             sums[i + 1] = sums[i] + weight;
@@ -123,10 +129,11 @@ impl Part {
     }
 }
 
-/// Weights in units of the last place of the largest one, rounded down, without their common divisor.
-fn whole(weights: &[f64]) -> Result<Vec<u64>, String> {
+/// Weights in units of the last place of the largest one, rounded down, without their common divisor; one for each
+/// source, which a message names.
+fn whole(weights: &[f64], sources: &[Source]) -> Result<Vec<u64>, String> {
     if let Some((i, weight)) = weights.iter().enumerate().find(|(_, weight)| !(weight.is_finite() && **weight >= 0.0)) {
-        return Err(format!("weight {i} must be finite and not negative, got {weight:?}"));
+        return Err(format!("weight of {:?} must be finite and not negative, got {weight:?}", sources[i].name));
     }
     let parts: Vec<(u64, u64)> = weights.iter().map(|&weight| parts(weight)).collect();
     let top = parts.iter().map(|part| part.1).max().unwrap_or(0);
@@ -140,7 +147,8 @@ fn whole(weights: &[f64]) -> Result<Vec<u64>, String> {
     if let Some(i) = (0..whole.len()).find(|&i| weights[i] > 0.0 && whole[i] < least) {
         let weight = weights[i];
         return Err(format!(
-            "weight {i} must be 0 or at least a 2^20th of the sum, got {weight:?}; hint: use 0 or more"
+            "weight of {:?} must be 0 or at least a 2^20th of the sum, got {weight:?}; hint: use 0 or more",
+            sources[i].name
         ));
     }
     let divisor = whole.iter().copied().fold(0, gcd);
