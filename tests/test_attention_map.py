@@ -82,6 +82,13 @@ def test_heads_say_where_they_look():
         attention_map.heads([torch.ones(1, 1, 2, 2)])
 
 
+def test_many_heads_make_a_picture_of_bounded_size(tmp_path: Path):
+    pytest.importorskip("matplotlib")
+    attention_map.draw(tmp_path / "map.png", [torch.eye(20).expand(64, 20, 20)], [f" {i}$\n" for i in range(20)])
+    width, height = (int.from_bytes((tmp_path / "map.png").read_bytes()[at : at + 4]) for at in (16, 20))
+    assert 9_900 < width < 10_200 and 150 < height < 400, (width, height)
+
+
 def test_command_draws_and_says_it(tmp_path: Path, corpus: Path):
     pytest.importorskip("matplotlib")
     tok = Tokenizer.train(corpus, 300)

@@ -11,6 +11,7 @@ from io import BytesIO
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -77,26 +78,43 @@ def heads(weights: Sequence[Tensor]) -> list[Head]:
 def draw(path: Path, weights: Sequence[Tensor], labels: Sequence[str]) -> None:
     """Writes a picture with a square for each head, a row for each layer: queries down, keys across, dark is 1.
 
+    The tokens stand at the left of the first squares and below the last ones; their numbers do where there are many.
     Args: weights: (H, T, T) of each layer; labels: the T tokens as text; a space is drawn as "·".
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     n_rows, n_columns, T = len(weights), len(weights[0]), len(labels)
+    stride = T + 1 + T // 12  # cells from one square to the next
+    n_down, n_across = (n * stride - (stride - T) for n in (n_rows, n_columns))
+    # Inches: a square's name needs 1.3, a token of 7 points 0.13, and a side has 65,536 pixels at most.
+    cell = min(max(0.16, 1.3 / T) if T <= 48 else 8.0 / T, 90.0 / max(n_down, n_across))
     shown = [_visible(label) for label in labels]
-    side = 1.2 + 0.16 * T  # inches: room for a label of 7 points at each row
-    figure = Figure(figsize=(side * n_columns + 0.6, side * n_rows), dpi=110, layout="constrained")
+    if cell < 0.13:
+        step = max(1, T // 8)
+        shown = [str(i) if i % step == 0 else "" for i in range(T)]
+    margin = min(0.3 + 0.07 * max(map(len, shown)), 3.0)
+    width, height = n_across * cell, n_down * cell
+    whole = (margin + width + 1.1, margin + height + 0.5)
+    figure = Figure(figsize=whole, dpi=110)
     FigureCanvasAgg(figure)
-    grid = figure.subplots(n_rows, n_columns, squeeze=False)
+    # One picture of all squares: an axis for each, with labels of its own, takes minutes for a dozen heads.
+    axes = figure.add_axes((margin / whole[0], margin / whole[1], width / whole[0], height / whole[1]))
+    squares = np.full((n_down, n_across), np.nan, dtype=np.float32)
     for layer, of_layer in enumerate(weights):
         for head, square in enumerate(of_layer):
-            axes = grid[layer][head]
-            image = axes.imshow(square.float().cpu().numpy(), cmap="Blues", vmin=0.0, vmax=1.0)
-            axes.set_title(f"layer {layer}, head {head}", fontsize=9)
-            axes.set_xticks(range(T), shown, rotation=90, fontsize=7)
-            axes.set_yticks(range(T), shown, fontsize=7)
-            axes.tick_params(length=0)
-    figure.colorbar(image, ax=grid, shrink=0.5, label="weight")
+            top, left = layer * stride, head * stride
+            squares[top : top + T, left : left + T] = square.float().cpu().numpy()
+            axes.text(left - 0.5, top - 0.8, f"layer {layer}, head {head}", fontsize=9)
+    image = axes.imshow(squares, cmap="Blues", vmin=0.0, vmax=1.0, aspect="auto")
+    for axis, n in ((axes.xaxis, n_columns), (axes.yaxis, n_rows)):
+        named = [(i * stride + t, label) for i in range(n) for t, label in enumerate(shown) if label]
+        axis.set_ticks([at for at, _ in named], [label for _, label in named])
+    axes.tick_params(length=0, labelsize=7)
+    axes.tick_params(axis="x", rotation=90)
+    axes.spines[:].set_visible(False)
+    bar = figure.add_axes((1 - 0.9 / whole[0], margin / whole[1], 0.15 / whole[0], min(height, 3.0) / whole[1]))
+    figure.colorbar(image, cax=bar, label="weight")
     buffer = BytesIO()
     figure.savefig(buffer, format="png")
     write_atomic(path, buffer.getvalue())
