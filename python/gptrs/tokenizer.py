@@ -18,7 +18,7 @@ import numpy.typing as npt
 
 from gptrs import _core, pretrained, trainer
 from gptrs._core import StreamDecoder
-from gptrs.corpus import AnyPath, check_text_field, expand
+from gptrs.corpus import AnyPath, inputs
 from gptrs.dataset import Dataset, prepare
 from gptrs.encoded import Encoded
 from gptrs.hugging_face_view import HuggingFaceView
@@ -377,8 +377,7 @@ class Tokenizer:
             return prepare(
                 files, self, out, text_field=text_field, append_eot=append_eot, threads=threads, progress=progress
             )
-        paths = expand(files)
-        check_text_field(paths, text_field)
+        paths = inputs(files, text_field)
         with bar(progress) as report:
             return Encoded(*self.core.encode_files(paths, text_field, append_eot, threads, report))
 
