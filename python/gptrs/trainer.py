@@ -52,7 +52,7 @@ def from_files(files: Paths, vocab_size: int, options: Options) -> _core.Tokeniz
     training = _Training(vocab_size, options)
     with ExitStack() as stack:
         if isinstance(training.held_out, float):
-            paths = training.hold_out(files, stack)
+            paths = training.hold_out(files, training.held_out, stack)
         else:
             paths = inputs(files, training.text_field, done="trained on", stacklevel=4)
             training.refuse_seen(paths)
@@ -232,12 +232,12 @@ class _Training:
                     "one, or hold out a fraction, held_out=0.1"
                 )
 
-    def hold_out(self, files: Paths, stack: ExitStack) -> list[str]:
-        """The files to train on: all, each once, but for the part that `held_out` names as a fraction."""
+    def hold_out(self, files: Paths, fraction: float, stack: ExitStack) -> list[str]:
+        """The files to train on: all, each once, but for the part that is held out."""
         paths = expand(files)
         check_text_field(paths, self.text_field)
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="gptrs-")))
-        train, held_out = holdout.split(holdout.files_of(tuple(paths)), self.held_out, folder)
+        train, held_out = holdout.split(holdout.files_of(tuple(paths)), fraction, folder)
         self.held_out_files = [str(path) for path in held_out]
         return [str(path) for path in train]
 
