@@ -20,8 +20,12 @@ use crate::tokenizer::Tokenizer;
 type Added<'a> = (u32, &'a str, bool, bool, bool, bool, bool);
 /// Which text, or none for ids; the ids and what they are called; the type id.
 type Part = (Option<bool>, Vec<u32>, Vec<String>, u32);
+/// What stands around one text and around two; how often offsets are trimmed; the type id of parts cut off.
+type Around = (Vec<Part>, Vec<Part>, Vec<bool>, Option<u32>);
 /// Where a token's characters begin and end in the text.
 type Span = (usize, usize);
+/// Ids, their places and pieces; which of them are written otherwise in the text, and how.
+type Placed = (Vec<u32>, Vec<Span>, Vec<u32>, Vec<(usize, String)>);
 
 #[pymethods]
 impl Tokenizer {
@@ -63,7 +67,7 @@ impl Tokenizer {
     }
 
     #[getter]
-    fn template(&self) -> Option<(Vec<Part>, Vec<Part>, Vec<bool>, Option<u32>)> {
+    fn template(&self) -> Option<Around> {
         let template = self.0.template()?;
         let parts = |slots: &[Slot]| slots.iter().map(part).collect();
         Some((
@@ -74,12 +78,7 @@ impl Tokenizer {
         ))
     }
 
-    fn encode_with_places(
-        &self,
-        py: Python<'_>,
-        text: PyBackedStr,
-        allowed_special: Vec<String>,
-    ) -> PyResult<(Vec<u32>, Vec<Span>, Vec<u32>, Vec<(usize, String)>)> {
+    fn encode_with_places(&self, py: Python<'_>, text: PyBackedStr, allowed_special: Vec<String>) -> PyResult<Placed> {
         let places = detached(py, || self.0.encode_with_places(&text, Specials::Set(&allowed_special)))?;
         Ok((places.ids, places.chars, places.pieces, places.written))
     }
