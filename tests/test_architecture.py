@@ -20,8 +20,8 @@ MODULES = {
 LAYERS = {
     "gptrs": 4,
     "gptrs._core": 0, "gptrs.config": 0, "gptrs.corpus": 0, "gptrs.files": 0, "gptrs.progress": 0, "gptrs.chart": 0,
-    "gptrs.encoded": 0, "gptrs.tiktoken_view": 0, "gptrs.hugging_face_view": 0, "gptrs.pretrained": 0, "gptrs.page": 0,
-    "gptrs.model_report": 1, "gptrs.stats_report": 1,
+    "gptrs.encoded": 0, "gptrs.tiktoken_view": 0, "gptrs.hugging_face_encoding": 0, "gptrs.pretrained": 0,
+    "gptrs.page": 0, "gptrs.hugging_face_view": 1, "gptrs.model_report": 1, "gptrs.stats_report": 1,
     "gptrs.holdout": 1, "gptrs.tokenizer_report": 1, "gptrs.trainer": 1, "gptrs.dataset": 1, "gptrs.tokenizer": 1,
     "gptrs.tasks": 1, "gptrs.mixture": 1, "gptrs.ring": 1, "gptrs.loader": 1, "gptrs.model": 1,
     "gptrs.sampling": 2, "gptrs.speculate": 2, "gptrs.decoding": 2, "gptrs.generate": 2, "gptrs.score": 2,
@@ -33,6 +33,7 @@ LAYERS = {
 }  # fmt: skip
 # In layer 1 outside of gptrs.model, what stands before the importer.
 IN_ORDER = (
+    "gptrs.hugging_face_view",
     "gptrs.holdout",
     "gptrs.tokenizer_report",
     "gptrs.trainer",

@@ -363,6 +363,14 @@ def test_a_file_that_comes_twice_is_told_by_name(tok: Tokenizer, tmp_path: Path,
             assert prepare(files, tok, tmp_path / str(i)).n_documents == n_files + 1
         with pytest.warns(UserWarning, match=message):
             prepare_task(files, tok, tmp_path / "shared" / str(i), 0, 2)
+        for work in (
+            lambda: Tokenizer.train(files, 256, special_tokens=[]),  # noqa: B023 (called here)
+            lambda: trainer.count(files, tmp_path / "words.gtc"),  # noqa: B023
+            lambda: tok.encode_files(files),  # noqa: B023
+        ):
+            with pytest.warns(UserWarning, match=message) as warned:
+                work()
+            assert [one.filename for one in warned] == [__file__]
     with pytest.warns(UserWarning, match=rf"got 3 of 3 more often \(the first: {folder / 'a.txt'}, 2 times\)"):
         prepare([folder, folder], tok, tmp_path / "all")
     with warnings.catch_warnings():

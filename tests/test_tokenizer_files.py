@@ -172,23 +172,28 @@ LENGTHS = {
 
 
 @pytest.mark.parametrize("names", [["truncation"], ["padding"], ["truncation", "padding"]])
-def test_lengths_in_a_tokenizer_json_are_left_to_the_caller_with_a_warning(
+def test_lengths_in_a_tokenizer_json_are_kept_and_encode_leaves_them_to_the_caller(
     gpt2_like: Tokenizer, tmp_path: Path, names: list[str]
 ):
     file = json.loads(gpt2_like.to_json()) | {name: LENGTHS[name] for name in names}
     theirs = tokenizers.Tokenizer.from_str(json.dumps(file))
     assert (theirs.truncation is not None) == ("truncation" in names)
     (tmp_path / "tokenizer.json").write_text(json.dumps(file))
-    with pytest.warns(UserWarning, match=f"asks for {' and '.join(names)}, not applied; hint: ") as warned:
+    with pytest.warns(
+        UserWarning, match=f"asks for {' and '.join(names)}, which as_hf\\(\\) applies.*hint: "
+    ) as warned:
         read = Tokenizer.from_file(tmp_path)
     assert len(warned) == 1 and warned[0].filename == __file__
     with pytest.warns(UserWarning, match=names[0]):
         assert Tokenizer.from_json(json.dumps(file)) == read == gpt2_like
+    texts = ["neither cut nor filled", "a", "cut to a few ids and filled up to as many as the longest"]
+    batches = [view.encode_batch(texts) for view in (read.as_hf(), theirs)]
+    assert [one.ids for one in batches[0]] == [one.ids for one in batches[1]]
     theirs.no_truncation()
     theirs.no_padding()
     text = "neither cut nor filled, whatever the file says"
     assert read.encode(text) == theirs.encode(text).ids
-    assert json.loads(read.to_json())["truncation"] is None and json.loads(read.to_json())["padding"] is None
+    assert {name: json.loads(read.to_json())[name] for name in LENGTHS} == {name: file[name] for name in LENGTHS}
 
 
 @pytest.mark.parametrize("name", LENGTHS)
@@ -199,6 +204,41 @@ def test_lengths_that_hugging_face_refuses_are_refused(gpt2_like: Tokenizer, nam
             tokenizers.Tokenizer.from_str(json.dumps(file))
         with pytest.raises(ValueError, match=f"as {name}"):
             Tokenizer.from_json(json.dumps(file))
+    for value in ({**LENGTHS["padding"], "pad_to_multiple_of": "8"}, {**LENGTHS["padding"], "pad_id": -1}):
+        with pytest.raises(ValueError, match="as padding"):
+            Tokenizer.from_json(json.dumps(json.loads(gpt2_like.to_json()) | {"padding": value}))
+
+
+def test_a_whole_piece_that_an_added_token_is_spelled_like_is_refused():
+    file = json.loads(Tokenizer.train_from_iterator(["abab"], 257, special_tokens=[]).to_json())
+    file["model"]["ignore_merges"] = True
+    n = len(file["model"]["vocab"])
+    flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
+    file["added_tokens"].append({"id": n, "content": "\u010a\u0120", **flags})
+    outside = Tokenizer.from_json(json.dumps(file))
+    theirs = tokenizers.Tokenizer.from_str(json.dumps(file))
+    assert n not in theirs.encode("\n ").ids and outside.encode("\n ") == theirs.encode("\n ").ids
+    with pytest.raises(ValueError, match="would be read as an ordinary token as well"):
+        outside.to_json()  # which writes special tokens into the model's vocabulary
+    file["model"]["vocab"]["\u010a\u0120"] = n
+    assert tokenizers.Tokenizer.from_str(json.dumps(file)).encode("\n ").ids == [n]
+    with pytest.raises(ValueError, match=f"has id {n}, which is the ordinary token"):
+        Tokenizer.from_json(json.dumps(file))
+
+
+def test_a_whole_piece_inside_a_word_has_the_id_of_its_added_token_as_in_hugging_face():
+    file = json.loads(Tokenizer.train_from_iterator(["abab"], 257, special_tokens=[]).to_json())
+    file["model"]["ignore_merges"] = True
+    n = len(file["model"]["vocab"])
+    flags = {"single_word": True, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
+    file["added_tokens"] = [{"id": n, "content": "xy", **flags}]
+    with pytest.raises(ValueError, match="would be read as an ordinary token as well"):
+        Tokenizer.from_json(json.dumps(file)).to_json()
+    file["model"]["vocab"]["xy"] = n
+    ours, theirs = Tokenizer.from_json(json.dumps(file)), tokenizers.Tokenizer.from_str(json.dumps(file))
+    for text in ("xy", "1xy", "_xy xy", "xyz"):  # digits and letters are pieces of their own
+        assert ours.encode(text, allowed_special="all") == theirs.encode(text).ids
+    assert n in theirs.encode("1xy").ids and Tokenizer.from_json(ours.to_json()) == ours
 
 
 def test_a_file_that_does_not_hold_all_of_a_tokenizer_says_so(gpt2_like: Tokenizer, tmp_path: Path):

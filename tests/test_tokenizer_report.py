@@ -2,6 +2,7 @@
 
 import json
 import re
+import warnings
 from collections import Counter
 from pathlib import Path
 
@@ -100,6 +101,25 @@ def test_a_fraction_is_held_out_and_not_trained_on(corpus: Path, tmp_path: Path,
     n_documents = report["corpus"]["n_documents"] + report["held_out"]["n_documents"]
     assert n_documents == 40 and report["held_out"]["n_documents"] > 0
     assert not list(tmp_path.glob("gptrs-*"))
+
+
+def test_what_is_held_out_is_not_trained_on_under_any_name(tmp_path: Path):
+    (tmp_path / "deep").mkdir()
+    seen, other = tmp_path / "deep" / "a.txt", tmp_path / "b.txt"
+    seen.write_text("abab")
+    other.write_text("xyxy")
+    (tmp_path / "link.txt").symlink_to(seen)
+    report = tmp_path / "r.json"
+    for held_out in (seen, tmp_path / "deep" / ".." / "deep" / "a.txt", tmp_path / "link.txt", [other, tmp_path]):
+        with pytest.raises(ValueError, match=rf"held_out must be files that are not trained on, got {seen} in both"):
+            Tokenizer.train(tmp_path / "deep", 257, report=report, held_out=held_out)
+    Tokenizer.train(seen, 257, report=report, held_out=other)
+    # Of a fraction each file counts once, however often it is named.
+    again = tmp_path / "deep" / ".." / "deep" / "a.txt"
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        Tokenizer.train([seen, again], 256, special_tokens=[], report=report, held_out=0.5)
+    assert json.loads(report.read_text())["corpus"]["n_bytes"] == 2
 
 
 def test_counts_and_runs_of_words_have_a_report_as_well(corpus: Path, tmp_path: Path, cli: Cli):

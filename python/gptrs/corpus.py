@@ -93,8 +93,16 @@ def expand(paths: AnyPath | Iterable[AnyPath]) -> list[str]:
     return found
 
 
-def inputs(paths: AnyPath | Iterable[AnyPath], text_field: str) -> list[str]:
-    """What `paths` name, as `expand`, for a dataset; warns of files that come more than once, which it then holds so.
+def inputs(
+    paths: AnyPath | Iterable[AnyPath], text_field: str, *, done: str = "encoded", stacklevel: int = 3
+) -> list[str]:
+    """What `paths` name, as `expand`, for a corpus; warns of files that come more than once, which it then holds so.
+
+    Args:
+        paths: As for `expand`.
+        text_field: The field that holds the text, as for `check_text_field`.
+        done: What becomes of all of it, for the warning.
+        stacklevel: Of the warning, as for `warnings.warn`; 3 names the line that called the caller.
 
     Raises:
         ValueError: As `expand` and `check_text_field`.
@@ -109,8 +117,8 @@ def inputs(paths: AnyPath | Iterable[AnyPath], text_field: str) -> list[str]:
             which = f"{repeated[0]}, {counts[repeated[0]]} times"
             warnings.warn(
                 f"expected each file once, got {len(repeated)} of {len(counts)} more often (the first: {which}), which "
-                "is all encoded; hint: a glob or folder may name again what another names",
-                stacklevel=3,
+                f"is all {done}; hint: a glob or folder may name again what another names",
+                stacklevel=stacklevel,
             )
     return found
 

@@ -39,7 +39,10 @@ def files_of(text: tuple[str, ...]) -> list[Path]:
             files += found
         else:
             files.append(path)
-    return list(dict.fromkeys(files))
+    once: dict[str, Path] = {}
+    for file in files:
+        once.setdefault(os.path.abspath(file), file)  # noqa: PTH100 (pathlib keeps ..)
+    return list(once.values())
 
 
 def split(files: list[Path], fraction: float, out: Path) -> tuple[list[Path], list[Path]]:

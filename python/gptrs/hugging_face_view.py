@@ -6,165 +6,106 @@ The view holds no vocabulary of its own. Names, arguments and results follow the
 differs.
 """
 
+import json
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field, replace
-from itertools import chain
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
+
+from gptrs.files import write_atomic
+from gptrs.hugging_face_encoding import Direction, Encoding, check_counts, check_one_of
 
 if TYPE_CHECKING:
     from gptrs import _core
 
-_Direction = Literal["left", "right"]
+_Strategy = Literal["longest_first", "only_first", "only_second"]
+_STRATEGIES: dict[str, _Strategy] = {
+    "LongestFirst": "longest_first",
+    "OnlyFirst": "only_first",
+    "OnlySecond": "only_second",
+}
+_DIRECTIONS: dict[str, Direction] = {"Left": "left", "Right": "right"}
+# What the original has and the view has not.
+_ALTERED = ("add_special_tokens", "add_tokens", "train", "train_from_iterator")
+_PARTS = ("decoder", "model", "normalizer", "post_processor", "pre_tokenizer")
+_READ = ("from_buffer", "from_file", "from_pretrained", "from_str")
 
 
-@dataclass(slots=True)
-class Encoding:
-    """The tokens of a text, as in `tokenizers.Encoding`; all lists have one entry for each token.
+@dataclass(frozen=True, slots=True)
+class AddedToken:
+    """An added token and how it is found, with the fields of `tokenizers.AddedToken`."""
 
-    `sequence_ids` are those of the texts, also where a `Sequence` of post-processors makes the original count on.
-    Offsets are in characters of the text, and of its normal form where the tokenizer has a normalizer that changes it.
-    """
+    content: str
+    single_word: bool = False  # not inside a word
+    lstrip: bool = False  # white space on its left belongs to it
+    rstrip: bool = False  # white space on its right belongs to it
+    normalized: bool = True  # looked for in the normalized text
+    special: bool = False  # left out by skip_special_tokens
 
-    ids: list[int]
-    type_ids: list[int]
-    tokens: list[str]
-    offsets: list[tuple[int, int]]
-    attention_mask: list[int]
-    special_tokens_mask: list[int]
-    word_ids: list[int | None]
-    sequence_ids: list[int | None]
-    overflowing: list["Encoding"] = field(default_factory=list)
-
-    def __len__(self) -> int:
-        return len(self.ids)
-
-    def __repr__(self) -> str:
-        return f"Encoding(num_tokens={len(self)}, attributes=[ids, type_ids, tokens, offsets, attention_mask, ...])"
-
-    @property
-    def words(self) -> list[int | None]:
-        """The older name of `word_ids`."""
-        return self.word_ids
-
-    @property
-    def n_sequences(self) -> int:
-        """How many texts were encoded together."""
-        return len({i for i in self.sequence_ids if i is not None}) or 1
-
-    def token_to_chars(self, token_index: int) -> tuple[int, tuple[int, int]] | tuple[int, int] | None:
-        """The offsets of a token; None for one that is in no text."""
-        is_in_text = 0 <= token_index < len(self) and self.sequence_ids[token_index] is not None
-        return self.offsets[token_index] if is_in_text else None
-
-    def token_to_sequence(self, token_index: int) -> int | None:
-        """Which text a token is of."""
-        return self.sequence_ids[token_index] if 0 <= token_index < len(self) else None
-
-    def token_to_word(self, token_index: int) -> int | None:
-        """Which piece of its text a token is of."""
-        return self.word_ids[token_index] if 0 <= token_index < len(self) else None
-
-    def word_to_tokens(self, word_index: int, sequence_index: int = 0) -> tuple[int, int] | None:
-        """The first token of a piece of a text and the one after its last."""
-        words = zip(self.word_ids, self.sequence_ids, strict=True)
-        found = [i for i, place in enumerate(words) if place == (word_index, sequence_index)]
-        return (found[0], found[-1] + 1) if found else None
-
-    def word_to_chars(self, word_index: int, sequence_index: int = 0) -> tuple[int, int] | None:
-        """Where a piece of a text begins and ends."""
-        tokens = self.word_to_tokens(word_index, sequence_index)
-        return None if tokens is None else (self.offsets[tokens[0]][0], self.offsets[tokens[1] - 1][1])
-
-    def char_to_word(self, char_pos: int, sequence_index: int = 0) -> int | None:
-        """The piece of a text that has the character at `char_pos`."""
-        token = self.char_to_token(char_pos, sequence_index)
-        return None if token is None else self.word_ids[token]
-
-    def char_to_token(self, char_pos: int, sequence_index: int = 0) -> int | None:
-        """The first token of a text that has the character at `char_pos`."""
-        places = zip(self.offsets, self.sequence_ids, strict=True)
-        for i, ((start, end), sequence) in enumerate(places):
-            if sequence == sequence_index and start <= char_pos < end:
-                return i
-        return None
-
-    def pad(
-        self,
-        length: int,
-        *,
-        direction: _Direction = "right",
-        pad_id: int = 0,
-        pad_type_id: int = 0,
-        pad_token: str = "[PAD]",  # noqa: S107 (a token of text)
-    ) -> None:
-        """Fills this encoding and its overflowing parts up to `length` tokens."""
-        _check_one_of("direction", direction, ("left", "right"))
-        for part in self.overflowing:
-            part.pad(length, direction=direction, pad_id=pad_id, pad_type_id=pad_type_id, pad_token=pad_token)
-        fillers: tuple[Any, ...] = (pad_id, pad_type_id, pad_token, (0, 0), 0, 1, None, None)
-        n = max(length - len(self), 0)
-        for name, filler in zip(_LISTS, fillers, strict=True):
-            own = getattr(self, name)
-            setattr(self, name, own + [filler] * n if direction == "right" else [filler] * n + own)
-
-    def truncate(self, max_length: int, stride: int = 0, direction: _Direction = "right") -> None:
-        """Cuts this encoding to `max_length` tokens; the rest becomes its overflowing parts."""
-        _check_one_of("direction", direction, ("left", "right"))
-        _check_counts(max_length=max_length, stride=stride)
-        if max_length < len(self):
-            cut = replace(self, overflowing=[])._truncated(max_length, stride, direction)
-            for name in (*_LISTS, "overflowing"):
-                setattr(self, name, getattr(cut, name))
-
-    def _slice(self, start: int, end: int) -> "Encoding":
-        return Encoding(*(getattr(self, name)[start:end] for name in _LISTS))
-
-    def _truncated(self, length: int, stride: int, direction: _Direction) -> "Encoding":
-        """The first (or last) `length` tokens; what is cut off follows in parts that overlap by `stride`."""
-        n = len(self)
-        if length >= n:
-            return self
-        if length == 0:
-            return replace(self._slice(0, 0), overflowing=[self])
-        if stride >= length:
-            raise ValueError(f"stride ({stride}) must be less than the room for the text ({length})")
-        step = length - stride
-        if direction == "right":
-            parts = [(start, min(start + length, n)) for start in range(0, n, step)]
-            last = next(i for i, (_, end) in enumerate(parts) if end == n)
-        else:
-            parts = [(max(end - length, 0), end) for end in range(n, 0, -step)]
-            last = next(i for i, (start, _) in enumerate(parts) if start == 0)
-        first, *rest = (self._slice(*part) for part in parts[: last + 1])
-        return replace(first, overflowing=rest)
-
-
-_LISTS = (
-    "ids", "type_ids", "tokens", "offsets", "attention_mask", "special_tokens_mask", "word_ids", "sequence_ids"
-)  # fmt: skip
+    def __str__(self) -> str:
+        return self.content
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Padding:
-    direction: _Direction = "right"
+    direction: Direction = "right"
     pad_id: int = 0
     pad_type_id: int = 0
     pad_token: str = "[PAD]"  # noqa: S105 (a token of text)
     length: int | None = None
     pad_to_multiple_of: int | None = None
 
+    @classmethod
+    def read(cls, file: dict[str, Any]) -> "_Padding":
+        """What a tokenizer.json says."""
+        strategy = file["strategy"]
+        given = {name: file[name] for name in ("pad_id", "pad_type_id", "pad_token")}
+        return cls(
+            direction=_DIRECTIONS[file["direction"]],
+            length=strategy["Fixed"] if isinstance(strategy, dict) else None,
+            pad_to_multiple_of=file.get("pad_to_multiple_of"),
+            **given,
+        )
+
+    def written(self) -> dict[str, Any]:
+        """What a tokenizer.json says of it."""
+        return {
+            "strategy": "BatchLongest" if self.length is None else {"Fixed": self.length},
+            "direction": self.direction.title(),
+            "pad_to_multiple_of": self.pad_to_multiple_of,
+            "pad_id": self.pad_id,
+            "pad_type_id": self.pad_type_id,
+            "pad_token": self.pad_token,
+        }
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Truncation:
     max_length: int
     stride: int = 0
-    strategy: Literal["longest_first", "only_first", "only_second"] = "longest_first"
-    direction: _Direction = "right"
+    strategy: _Strategy = "longest_first"
+    direction: Direction = "right"
+
+    @classmethod
+    def read(cls, file: dict[str, Any]) -> "_Truncation":
+        """What a tokenizer.json says."""
+        return cls(
+            max_length=file["max_length"],
+            stride=file["stride"],
+            strategy=_STRATEGIES[file["strategy"]],
+            direction=_DIRECTIONS[file.get("direction", "Right")],
+        )
+
+    def written(self) -> dict[str, Any]:
+        """What a tokenizer.json says of it."""
+        strategy = next(name for name, strategy in _STRATEGIES.items() if strategy == self.strategy)
+        lengths = {"max_length": self.max_length, "stride": self.stride}
+        return {"direction": self.direction.title(), "strategy": strategy, **lengths}
 
 
 class HuggingFaceView:
     """The methods of `tokenizers.Tokenizer` for encoding, decoding and asking; it cannot be changed but for its padding
-    and truncation. A pair's tokens beyond `max_length` are dropped, not kept as `overflowing`.
+    and truncation, which begin as the file says.
     """
 
     __slots__ = (
@@ -172,8 +113,9 @@ class HuggingFaceView:
         "_alphabet",
         "_core",
         "_padding",
+        "_read_as",
+        "_shown",
         "_skipped",
-        "_strips",
         "_truncation",
         "encode_special_tokens",
     )
@@ -181,12 +123,30 @@ class HuggingFaceView:
     def __init__(self, core: "_core.Tokenizer") -> None:
         self._core = core
         self._added = {added[0]: added for added in core.added_tokens}
-        self._skipped = {added[0] for added in core.added_tokens if added[6]}
-        self._strips = {added[0] for added in core.added_tokens if added[3] or added[4]}
         self._alphabet = _byte_alphabet()
-        self._padding: _Padding | None = None
-        self._truncation: _Truncation | None = None
+        # A token that is looked for in normalized text is called by its normal form there.
+        self._shown = {i: core.normalize(a[1]).decode() if a[5] else a[1] for i, a in self._added.items()}
+        special = {added[1] for added in core.added_tokens if added[6]}
+        self._skipped = {i for i, token in self._shown.items() if token in special}
+        # The decoder takes a token whose characters all stand for bytes for these bytes, an added one too.
+        bytes_of = {i: self._bytes_of(token) or token.encode() for i, token in self._shown.items()}
+        self._read_as = {i: own for i, own in bytes_of.items() if own != self._added[i][1].encode()}
+        truncation, padding = core.lengths
+        self._padding = None if padding is None else _Padding.read(json.loads(padding))
+        self._truncation = None if truncation is None else _Truncation.read(json.loads(truncation))
         self.encode_special_tokens = False
+
+    def __getattr__(self, name: str) -> Any:
+        """Says of what the original has and this view has not how to get it."""
+        reason = f"{type(self).__name__} has no attribute {name!r}"
+        if name in _ALTERED:
+            reason += ": it cannot be changed; hint: change tokenizers.Tokenizer.from_str(view.to_str()), and read its "
+            reason += "to_str() with gptrs.Tokenizer.from_json, or train with gptrs.Tokenizer.train"
+        elif name in _PARTS:
+            reason += f"; hint: tokenizers.Tokenizer.from_str(view.to_str()).{name}"
+        elif name in _READ:
+            reason += "; hint: gptrs.Tokenizer reads files, and its as_hf() gives the view"
+        raise AttributeError(reason, name=name, obj=self)
 
     def __repr__(self) -> str:
         return f"HuggingFaceView(vocab_size={self.get_vocab_size()})"
@@ -205,6 +165,20 @@ class HuggingFaceView:
         if self._padding is not None:
             self._pad([encoding], self._padding)
         return encoding
+
+    def post_process(
+        self, encoding: Encoding, pair: Encoding | None = None, add_special_tokens: bool = True
+    ) -> Encoding:
+        """What `encode` makes of the tokens of a text or a pair: cut, with what stands around it, and filled."""
+        both = (encoding,) if pair is None else (encoding, pair)
+        texts = [replace(one, overflowing=[replace(part) for part in one.overflowing]) for one in both]
+        for index, text in enumerate(texts):
+            for one in (text, *text.overflowing):
+                one.set_sequence_id(index)
+        whole = self._finished(texts, add_special_tokens)
+        if self._padding is not None:
+            self._pad([whole], self._padding)
+        return whole
 
     def encode_batch(
         self, input: Iterable[Any], is_pretokenized: bool = False, add_special_tokens: bool = True
@@ -229,14 +203,32 @@ class HuggingFaceView:
         self, sequence: str | Sequence[str], pair: str | Sequence[str] | None, is_pretokenized: bool, is_wrapped: bool
     ) -> Encoding:
         both = (sequence,) if pair is None else (sequence, pair)
-        texts = [self._text(one, i, is_pretokenized) for i, one in enumerate(both)]
+        return self._finished([self._text(one, i, is_pretokenized) for i, one in enumerate(both)], is_wrapped)
+
+    def _finished(self, texts: list[Encoding], is_wrapped: bool) -> Encoding:
+        """The texts cut, with what stands around them."""
         if self._truncation is not None:
-            n_added = self.num_special_tokens_to_add(pair is not None) if is_wrapped else 0
+            n_added = self.num_special_tokens_to_add(len(texts) == 2) if is_wrapped else 0
             texts = _truncate(texts, self._truncation, n_added)
-        whole = self._wrap(texts, is_wrapped)
-        if len(texts) == 1:
-            whole.overflowing = [self._wrap([part], is_wrapped) for part in texts[0].overflowing]
-        return whole
+        return self._wrap(texts, is_wrapped)
+
+    async def async_encode(
+        self,
+        sequence: str | Sequence[str],
+        pair: str | Sequence[str] | None = None,
+        is_pretokenized: bool = False,
+        add_special_tokens: bool = True,
+    ) -> Encoding:
+        """As `encode`, for code that awaits it; it is done at once."""
+        return self.encode(sequence, pair, is_pretokenized, add_special_tokens)
+
+    async def async_encode_batch(
+        self, input: Iterable[Any], is_pretokenized: bool = False, add_special_tokens: bool = True
+    ) -> list[Encoding]:
+        """As `encode_batch`, for code that awaits it; it is done at once."""
+        return self.encode_batch(input, is_pretokenized, add_special_tokens)
+
+    async_encode_batch_fast = async_encode_batch
 
     def _text(self, sequence: str | Sequence[str], index: int, is_pretokenized: bool) -> Encoding:
         """The tokens of one text without anything around it."""
@@ -250,41 +242,38 @@ class HuggingFaceView:
         offsets: list[tuple[int, int]] = []
         word_ids: list[int | None] = []
         for i, word in enumerate(words):
-            new_ids, new_offsets, pieces = self._core.encode_with_places(word, allowed)
+            new_ids, new_offsets, pieces, written = self._core.encode_with_places(word, allowed)
+            new_tokens = [self.id_to_token(i) or "" for i in new_ids]
+            for at, token in written:
+                new_tokens[at] = token
             ids += new_ids
-            tokens += self._spelled(word, new_ids, new_offsets)
+            tokens += new_tokens
             offsets += new_offsets
             word_ids += [i] * len(new_ids) if is_pretokenized else pieces
         n = len(ids)
         return Encoding(ids, [index] * n, tokens, offsets, [1] * n, [0] * n, word_ids, [index] * n)
 
-    def _spelled(self, text: str, ids: list[int], offsets: list[tuple[int, int]]) -> list[str]:
-        """The spelling of each token; an added one that takes white space from its sides has that in it."""
-        tokens = [self.id_to_token(i) or "" for i in ids]
-        if not self._strips.isdisjoint(ids) and self._core.normalize(text) == text.encode():
-            for at, (i, (start, end)) in enumerate(zip(ids, offsets, strict=True)):
-                if i in self._strips:
-                    tokens[at] = text[start:end]
-        return tokens
-
     def _wrap(self, texts: list[Encoding], is_wrapped: bool) -> Encoding:
         """Joins the texts with what the template puts around them."""
-        template = self._core.template
-        plain: list[tuple[bool | None, list[int], int]] = [(bool(i), [], i) for i in range(len(texts))]
-        single, pair, trims = (plain, plain, None) if template is None else template
+        if self._core.template is None:
+            return Encoding.merge(texts, growing_offsets=False)
+        single, pair, trims, part_type_id = self._core.template
         slots = single if len(texts) == 1 else pair
+        for keeps_first in trims:
+            texts = [_trimmed(text, keeps_first=keeps_first) for text in texts]
+        if part_type_id is not None and is_wrapped:
+            for part in (part for text in texts for part in text.overflowing):
+                part.type_ids = [part_type_id] * len(part)
         parts = []
-        for is_second, ids, type_id in slots:
+        for is_second, ids, tokens, type_id in slots:
             if is_second is not None:
                 text = texts[is_second]
-                offsets = text.offsets if trims is None else _trimmed(text, keeps_first=trims)
-                parts.append(replace(text, type_ids=[type_id] * len(text), offsets=offsets))
+                parts.append(replace(text, type_ids=[type_id] * len(text)))
             elif is_wrapped:
                 n = len(ids)
-                tokens = [self.id_to_token(i) or "" for i in ids]
                 none: list[int | None] = [None] * n
                 parts.append(Encoding(ids, [type_id] * n, tokens, [(0, 0)] * n, [1] * n, [1] * n, none, none))
-        return Encoding(*(list(chain.from_iterable(getattr(part, name) for part in parts)) for name in _LISTS))
+        return Encoding.merge(parts, growing_offsets=False)
 
     # ── ids to text ──
 
@@ -292,7 +281,16 @@ class HuggingFaceView:
         """The text of ids; unknown ids are left out, special tokens too unless `skip_special_tokens` is false."""
         skipped = self._skipped if skip_special_tokens else set()
         known = [i for i in ids if i not in skipped and self._core.token_bytes(i) is not None]
-        return self._core.decode_bytes(known).decode("utf-8", errors="replace")
+        if self._read_as.keys().isdisjoint(known):
+            return self._core.decode_bytes(known).decode("utf-8", errors="replace")
+        parts = (self._read_as.get(i) or self._core.token_bytes(i) or b"" for i in known)
+        return b"".join(parts).decode("utf-8", errors="replace")
+
+    async def async_decode_batch(
+        self, sequences: Sequence[Sequence[int]], skip_special_tokens: bool = True
+    ) -> list[str]:
+        """As `decode_batch`, for code that awaits it; it is done at once."""
+        return self.decode_batch(sequences, skip_special_tokens)
 
     def decode_batch(self, sequences: Sequence[Sequence[int]], skip_special_tokens: bool = True) -> list[str]:
         """The texts of many lists of ids."""
@@ -305,15 +303,21 @@ class HuggingFaceView:
         for added in self._added.values():
             if added[1] == token:
                 return added[0]
-        codes = {char: byte for byte, char in enumerate(self._alphabet)}
-        spelled = [codes.get(char) for char in token]
-        found = None if None in spelled else self._core.token_id(bytes(b for b in spelled if b is not None))
+        spelled = self._bytes_of(token)
+        found = None if spelled is None else self._core.token_id(spelled)
         return None if found in self._added else found
+
+    def _bytes_of(self, token: str) -> bytes | None:
+        """The bytes that a token's characters stand for; None when some stand for none."""
+        try:
+            return bytes(self._alphabet.index(char) for char in token)
+        except ValueError:
+            return None
 
     def id_to_token(self, id: int) -> str | None:
         """The spelling of an id."""
-        if id in self._added:
-            return self._added[id][1]
+        if id in self._shown:
+            return self._shown[id]
         token = self._core.token_bytes(id)
         return None if token is None else "".join(self._alphabet[byte] for byte in token)
 
@@ -323,24 +327,29 @@ class HuggingFaceView:
         Those that a file lists in its model's vocabulary all the same, as GPT-2's does, are added ones here.
         """
         ids = (i for i in range(self._core.vocab_size) if with_added_tokens or self._core.is_ordinary(i))
-        return {token: i for i in ids if (token := self.id_to_token(i)) is not None}
+        tokens = ((self._added[i][1] if i in self._added else self.id_to_token(i), i) for i in ids)
+        return {token: i for token, i in tokens if token is not None}
 
     def get_vocab_size(self, with_added_tokens: bool = True) -> int:
         """How many tokens there are."""
         return len(self.get_vocab(with_added_tokens))
+
+    def get_added_tokens_decoder(self) -> dict[int, AddedToken]:
+        """The added tokens by their ids."""
+        return {i: AddedToken(*added[1:]) for i, added in self._added.items()}
 
     def num_special_tokens_to_add(self, is_pair: bool) -> int:
         """How many tokens the post-processor puts around a text or a pair."""
         template = self._core.template
         if template is None:
             return 0
-        return sum(len(ids) for _, ids, _ in (template[1] if is_pair else template[0]))
+        return sum(len(ids) for _, ids, _, _ in (template[1] if is_pair else template[0]))
 
     # ── padding and truncation ──
 
     def enable_padding(
         self,
-        direction: _Direction = "right",
+        direction: Direction = "right",
         pad_id: int = 0,
         pad_type_id: int = 0,
         pad_token: str = "[PAD]",  # noqa: S107 (a token of text)
@@ -348,8 +357,8 @@ class HuggingFaceView:
         pad_to_multiple_of: int | None = None,
     ) -> None:
         """Fills encodings up to `length`, or to the longest of their batch."""
-        _check_one_of("direction", direction, ("left", "right"))
-        _check_counts(pad_id=pad_id, pad_type_id=pad_type_id, length=length, pad_to_multiple_of=pad_to_multiple_of)
+        check_one_of("direction", direction, ("left", "right"))
+        check_counts(pad_id=pad_id, pad_type_id=pad_type_id, length=length, pad_to_multiple_of=pad_to_multiple_of)
         self._padding = _Padding(
             direction=direction,
             pad_id=pad_id,
@@ -372,13 +381,13 @@ class HuggingFaceView:
         self,
         max_length: int,
         stride: int = 0,
-        strategy: Literal["longest_first", "only_first", "only_second"] = "longest_first",
-        direction: _Direction = "right",
+        strategy: _Strategy = "longest_first",
+        direction: Direction = "right",
     ) -> None:
         """Cuts encodings to `max_length` tokens, those that the post-processor adds included."""
-        _check_one_of("direction", direction, ("left", "right"))
-        _check_one_of("strategy", strategy, ("longest_first", "only_first", "only_second"))
-        _check_counts(max_length=max_length, stride=stride)
+        check_one_of("direction", direction, ("left", "right"))
+        check_one_of("strategy", strategy, ("longest_first", "only_first", "only_second"))
+        check_counts(max_length=max_length, stride=stride)
         if stride and max_length - self.num_special_tokens_to_add(is_pair=False) <= stride:
             raise ValueError(f"stride ({stride}) must be less than max_length ({max_length}) without added tokens")
         self._truncation = _Truncation(max_length=max_length, stride=stride, strategy=strategy, direction=direction)
@@ -410,12 +419,14 @@ class HuggingFaceView:
     # ── files ──
 
     def to_str(self, pretty: bool = False) -> str:
-        """The text of tokenizer.json, on one line whatever `pretty` says."""
-        return self._core.to_json()
+        """The text of tokenizer.json, with padding and truncation as they are set; `pretty` indents it."""
+        lengths = (None if one is None else json.dumps(one.written()) for one in (self._truncation, self._padding))
+        text = self._core.to_json_with(*lengths)
+        return json.dumps(json.loads(text), ensure_ascii=False, indent=2) if pretty else text
 
     def save(self, path: str, pretty: bool = True) -> None:
-        """Writes tokenizer.json, on one line whatever `pretty` says."""
-        self._core.write(path)
+        """Writes `to_str(pretty)`; an earlier file stays whole until the new one is complete."""
+        write_atomic(Path(path), self.to_str(pretty).encode())
 
 
 def _is_pair(one: Any, is_pretokenized: bool) -> bool:
@@ -429,17 +440,6 @@ def _pair_of(one: Sequence[Any]) -> Sequence[Any]:
     return one
 
 
-def _check_one_of(name: str, value: str, known: tuple[str, ...]) -> None:
-    if value not in known:
-        raise ValueError(f"expected one of {', '.join(known)} as {name}, got {value!r}")
-
-
-def _check_counts(**values: int | None) -> None:
-    for name, value in values.items():
-        if value is not None and value < 0:
-            raise ValueError(f"{name} must be 0 or more, got {value}")
-
-
 def _truncate(texts: list[Encoding], to: _Truncation, n_added: int) -> list[Encoding]:
     """The texts cut so that they have `to.max_length` tokens with those that are added."""
     room = to.max_length - n_added
@@ -448,6 +448,8 @@ def _truncate(texts: list[Encoding], to: _Truncation, n_added: int) -> list[Enco
     excess = sum(map(len, texts)) - room
     if excess <= 0:
         return texts
+    if room == 0:
+        return [text.truncated(0, to.stride, to.direction) for text in texts]
     if to.strategy == "longest_first":
         lengths = [room] if len(texts) == 1 else _shares(len(texts[0]), len(texts[1]), room)
     else:
@@ -455,7 +457,7 @@ def _truncate(texts: list[Encoding], to: _Truncation, n_added: int) -> list[Enco
         if which >= len(texts) or len(texts[which]) <= excess:
             raise ValueError(f"cannot cut {excess} tokens from the text that strategy {to.strategy!r} says")
         lengths = [len(text) - excess * (i == which) for i, text in enumerate(texts)]
-    return [text._truncated(n, to.stride, to.direction) for text, n in zip(texts, lengths, strict=True)]
+    return [text.truncated(n, to.stride, to.direction) for text, n in zip(texts, lengths, strict=True)]
 
 
 def _shares(first: int, second: int, room: int) -> list[int]:
@@ -468,8 +470,10 @@ def _shares(first: int, second: int, room: int) -> list[int]:
     return [long, short] if first > second else [short, long]
 
 
-def _trimmed(text: Encoding, *, keeps_first: bool) -> list[tuple[int, int]]:
-    """Offsets without the white space at the tokens' ends, as Hugging Face's ByteLevel post-processor counts it."""
+def _trimmed(text: Encoding, *, keeps_first: bool) -> Encoding:
+    """The text whose offsets leave out the white space at the tokens' ends, as Hugging Face's ByteLevel post-processor
+    counts it.
+    """
     spaces = "\u0120 \t\n\r\x0b\x0c\x85\xa0\u1680\u2028\u2029\u202f\u205f\u3000" + "".join(
         map(chr, range(0x2000, 0x200B))
     )
@@ -481,7 +485,8 @@ def _trimmed(text: Encoding, *, keeps_first: bool) -> list[tuple[int, int]]:
             n_left = 0
         first = min(start + n_left, end)
         offsets.append((first, max(end - n_right, first) if end >= n_right else end))
-    return offsets
+    parts = [_trimmed(part, keeps_first=keeps_first) for part in text.overflowing]
+    return replace(text, offsets=offsets, overflowing=parts)
 
 
 def _byte_alphabet() -> list[str]:

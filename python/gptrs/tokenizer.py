@@ -18,7 +18,7 @@ import numpy.typing as npt
 
 from gptrs import _core, pretrained, trainer
 from gptrs._core import StreamDecoder
-from gptrs.corpus import AnyPath, check_text_field, expand
+from gptrs.corpus import AnyPath, inputs
 from gptrs.dataset import Dataset, prepare
 from gptrs.encoded import Encoded
 from gptrs.hugging_face_view import HuggingFaceView
@@ -73,10 +73,11 @@ class Tokenizer:
                 corpus, and no merge spells one. One may begin another: the longest that stands in a text wins.
             min_count: A pair must occur at least this often to be merged; 1 by default.
             max_token_bytes: A pair whose product is longer is not merged; None for no limit. Hugging Face's trainer
-                merges what is shorter than its `max_token_length`, so that is one more.
+                merges what is shorter than its `max_token_length`, so that is one more, and two bytes always.
             tie: Which of several pairs with the same count merges first. "id" takes the smallest left id, then the
                 smallest right id. "hf" does so over Hugging Face's ids, special tokens first, then the bytes in the
-                order of the byte-level alphabet: merges and ids are those of its BpeTrainer over that alphabet.
+                order of the byte-level alphabet: merges and ids are those of its BpeTrainer over that alphabet, but
+                for merges that spell a special token, which it makes.
             base: A tokenizer to go on from: its merges are applied to the text first and come first in the result, its
                 ids stay, new merges and then new special tokens follow. Brings its normalizer, the flags of its special
                 tokens, its template, and its pattern unless one is given.
@@ -131,7 +132,8 @@ class Tokenizer:
             path: The file or folder.
             pattern: The splitting pattern where the file holds none (.tiktoken): a name or a regular expression.
 
-        `truncation` and `padding` of a tokenizer.json are not applied, with a warning: lengths are the caller's here.
+        `truncation` and `padding` of a tokenizer.json are kept for `as_hf` and for files, with a warning: `encode` cuts
+        and fills nothing.
 
         Raises:
             ValueError: The file is not valid, or uses a feature that would change ids and is not supported.
@@ -379,8 +381,7 @@ class Tokenizer:
             return prepare(
                 files, self, out, text_field=text_field, append_eot=append_eot, threads=threads, progress=progress
             )
-        paths = expand(files)
-        check_text_field(paths, text_field)
+        paths = inputs(files, text_field)
         with bar(progress) as report:
             return Encoded(*self.core.encode_files(paths, text_field, append_eot, threads, report))
 
@@ -510,19 +511,19 @@ class Tokenizer:
     def __hash__(self) -> int:
         return hash(self.digest)
 
-    def __reduce__(self) -> tuple[Any, tuple[str]]:
-        return Tokenizer.from_json, (self.to_json(),)
+    def __reduce__(self) -> tuple[type["Tokenizer"], tuple[_core.Tokenizer]]:
+        return Tokenizer, (self.core,)
 
 
 def _all_of(core: _core.Tokenizer, name: str) -> _core.Tokenizer:
     """The tokenizer of a file; warns of what the file asks for and nothing here does."""
-    hints = {
-        "truncation": "encode_batch(max_length=...) or as_hf().enable_truncation(...)",
-        "padding": "Encoded.pad(...) or as_hf().enable_padding(...)",
-    }
-    if left_behind := core.left_behind:
-        hint = ", ".join(hints[what] for what in left_behind)
-        warnings.warn(f"{name} asks for {' and '.join(left_behind)}, not applied; hint: {hint}", stacklevel=3)
+    names = [name for name, value in zip(("truncation", "padding"), core.lengths, strict=True) if value is not None]
+    if names:
+        warnings.warn(
+            f"{name} asks for {' and '.join(names)}, which as_hf() applies and nothing else; hint: "
+            "encode_batch(max_length=...) and Encoded.pad(...)",
+            stacklevel=3,
+        )
     return core
 
 

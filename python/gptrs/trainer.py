@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypedDict
 
 from gptrs import _core, holdout, tokenizer_report
-from gptrs.corpus import AnyPath, check_text_field, expand
+from gptrs.corpus import AnyPath, check_text_field, expand, inputs
 from gptrs.progress import Report, bar
 
 if TYPE_CHECKING:
@@ -51,9 +51,11 @@ def from_files(files: Paths, vocab_size: int, options: Options) -> _core.Tokeniz
     """Trains on files; see `Tokenizer.train`."""
     training = _Training(vocab_size, options)
     with ExitStack() as stack:
-        paths = expand(files)
-        check_text_field(paths, training.text_field)
-        paths = training.hold_out(paths, stack)
+        if isinstance(training.held_out, float):
+            paths = training.hold_out(files, training.held_out, stack)
+        else:
+            paths = inputs(files, training.text_field, done="trained on", stacklevel=4)
+            training.refuse_seen(paths)
         report = stack.enter_context(bar(training.is_shown))
         training.trainer.add_files(paths, training.text_field, training.threads, report)
         return training.finish(report)
@@ -120,8 +122,7 @@ def count(
     """
     if threads < 0:
         raise ValueError(f"threads must be 0 (all cores) or more, got {threads}")
-    paths = expand(files)
-    check_text_field(paths, text_field)
+    paths = inputs(files, text_field, done="counted")
     options: dict[str, Any] = {"pattern": pattern, "text_field": text_field, "superwords": superwords, "task": task}
     with bar(progress) as report:
         return _core.count(paths, fspath(out), **options, threads=threads, progress=report)
@@ -220,12 +221,23 @@ class _Training:
         if isinstance(self.held_out, float):
             raise ValueError(f"held_out must be files for {source}, got {self.held_out}; hint: held_out=['val.txt']")
 
-    def hold_out(self, paths: list[str], stack: ExitStack) -> list[str]:
-        """The files to train on: all, or all but the part that `held_out` names as a fraction."""
-        if not isinstance(self.held_out, float):
-            return paths
+    def refuse_seen(self, paths: list[str]) -> None:
+        """Files that are held out are not among those trained on: their numbers in the report would say nothing."""
+        if self.held_out_files:
+            trained, held_out = (holdout.files_of(tuple(files)) for files in (paths, self.held_out_files))
+            seen = {file.resolve() for file in trained}.intersection(file.resolve() for file in held_out)
+            if seen:
+                raise ValueError(
+                    f"held_out must be files that are not trained on, got {min(seen)} in both; hint: leave it out of "
+                    "one, or hold out a fraction, held_out=0.1"
+                )
+
+    def hold_out(self, files: Paths, fraction: float, stack: ExitStack) -> list[str]:
+        """The files to train on: all, each once, but for the part that is held out."""
+        paths = expand(files)
+        check_text_field(paths, self.text_field)
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="gptrs-")))
-        train, held_out = holdout.split(holdout.files_of(tuple(paths)), self.held_out, folder)
+        train, held_out = holdout.split(holdout.files_of(tuple(paths)), fraction, folder)
         self.held_out_files = [str(path) for path in held_out]
         return [str(path) for path in train]
 

@@ -4,7 +4,7 @@ use crate::error::Result;
 use crate::special::Specials;
 use crate::tokenizer::Tokenizer;
 
-/// Ids of a text and where they come from; all lists have one entry for each id.
+/// Ids of a text and where they come from; all lists but the last have one entry for each id.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Places {
     /// The ids.
@@ -13,6 +13,9 @@ pub struct Places {
     pub chars: Vec<(usize, usize)>,
     /// Which piece of the text, special tokens being pieces too.
     pub pieces: Vec<u32>,
+    /// The places among the ids of special tokens that are written otherwise in the text, and how: with the white space
+    /// that they take, or normalized.
+    pub written: Vec<(usize, String)>,
 }
 
 /// Where a walk through a text stands.
@@ -39,6 +42,9 @@ impl Tokenizer {
             },
             |walk, found, bytes| {
                 let n_chars = count_chars(bytes);
+                if self.token_bytes(found.id) != Some(bytes) {
+                    walk.places.written.push((walk.places.ids.len(), String::from_utf8_lossy(bytes).into_owned()));
+                }
                 walk.places.ids.push(found.id);
                 walk.places.chars.push((walk.n_chars, walk.n_chars + n_chars));
                 walk.places.pieces.push(walk.n_pieces);

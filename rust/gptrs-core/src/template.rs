@@ -22,6 +22,8 @@ pub enum Slot {
     Ids {
         /// The ids.
         ids: Vec<u32>,
+        /// What they are called.
+        tokens: Vec<String>,
         /// Their type id.
         type_id: u32,
     },
@@ -33,7 +35,8 @@ pub struct Template {
     source: Value,
     single: Vec<Slot>,
     pair: Vec<Slot>,
-    trims_offsets: Option<bool>,
+    trims_offsets: Vec<bool>,
+    part_type_id: Option<u32>,
 }
 
 impl Template {
@@ -43,7 +46,8 @@ impl Template {
             source: source.clone(),
             single: vec![Slot::Text { is_second: false, type_id: 0 }],
             pair: [false, true].map(|is_second| Slot::Text { is_second, type_id: is_second.into() }).to_vec(),
-            trims_offsets: None,
+            trims_offsets: Vec::new(),
+            part_type_id: None,
         };
         let steps = match source.get("processors").filter(|_| source["type"] == "Sequence") {
             Some(steps) => steps.as_array().ok_or("expected a list as the processors of post_processor Sequence")?,
@@ -52,10 +56,10 @@ impl Template {
         let mut n_templates = 0;
         for step in steps {
             match parse(step)? {
-                Processor::ByteLevel { trims } => template.trims_offsets = template.trims_offsets.or(trims),
-                Processor::Template { single, pair, trims } => {
-                    (template.single, template.pair) = (single, pair);
-                    template.trims_offsets = template.trims_offsets.or(trims);
+                Processor::ByteLevel { trims } => template.trims_offsets.extend(trims),
+                Processor::Template { single, pair, trims, part_type_id } => {
+                    (template.single, template.pair, template.part_type_id) = (single, pair, part_type_id);
+                    template.trims_offsets.extend(trims);
                     n_templates += 1;
                 }
             }
@@ -81,10 +85,15 @@ impl Template {
         &self.pair
     }
 
-    /// Whether Hugging Face leaves white space at the ends of a token out of its offsets; `true` inside when one space
-    /// at the start of the text stays, which is taken for one that was put there.
-    pub fn trims_offsets(&self) -> Option<bool> {
-        self.trims_offsets
+    /// How often Hugging Face leaves white space at the ends of a token out of its offsets; `true` when one space at the
+    /// start of the text stays, which is taken for one that was put there.
+    pub fn trims_offsets(&self) -> &[bool] {
+        &self.trims_offsets
+    }
+
+    /// The type id of the text of parts that truncation cuts off, where it is not 0 for the first text and 1 for the second.
+    pub fn part_type_id(&self) -> Option<u32> {
+        self.part_type_id
     }
 
     /// Every id that it adds.
@@ -96,7 +105,7 @@ impl Template {
 
 enum Processor {
     ByteLevel { trims: Option<bool> },
-    Template { single: Vec<Slot>, pair: Vec<Slot>, trims: Option<bool> },
+    Template { single: Vec<Slot>, pair: Vec<Slot>, trims: Option<bool>, part_type_id: Option<u32> },
 }
 
 #[derive(Deserialize)]
@@ -144,6 +153,7 @@ enum Which {
 #[derive(Deserialize)]
 struct Special {
     ids: Vec<u32>,
+    tokens: Vec<String>,
 }
 
 fn parse(step: &Value) -> Result<Processor, String> {
@@ -154,7 +164,7 @@ fn parse(step: &Value) -> Result<Processor, String> {
     }
     let written = Written::deserialize(step).map_err(|error| format!("in post_processor {name}: {error}"))?;
     let text = |is_second, type_id| Slot::Text { is_second, type_id };
-    let one = |id: u32, type_id| Slot::Ids { ids: vec![id], type_id };
+    let one = |(token, id): &(String, u32), type_id| Slot::Ids { ids: vec![*id], tokens: vec![token.clone()], type_id };
     Ok(match written {
         Written::ByteLevel { trim_offsets, add_prefix_space } => {
             Processor::ByteLevel { trims: trim_offsets.then_some(add_prefix_space) }
@@ -163,18 +173,19 @@ fn parse(step: &Value) -> Result<Processor, String> {
             let slots = |pieces: Vec<Piece>| -> Result<Vec<_>, _> {
                 pieces.into_iter().map(|piece| slot(piece, &special_tokens)).collect()
             };
-            Processor::Template { single: slots(single)?, pair: slots(pair)?, trims: None }
+            Processor::Template { single: slots(single)?, pair: slots(pair)?, trims: None, part_type_id: None }
         }
         Written::RobertaProcessing { sep, cls, trim_offsets, add_prefix_space } => {
-            let (begin, end) = (one(cls.1, 0), one(sep.1, 0));
+            let (begin, end) = (one(&cls, 0), one(&sep, 0));
             let single = vec![begin.clone(), text(false, 0), end.clone()];
             let pair = vec![begin, text(false, 0), end.clone(), end.clone(), text(true, 0), end];
-            Processor::Template { single, pair, trims: trim_offsets.then_some(add_prefix_space) }
+            let trims = trim_offsets.then_some(add_prefix_space);
+            Processor::Template { single, pair, trims, part_type_id: Some(0) }
         }
         Written::BertProcessing { sep, cls } => {
-            let single = vec![one(cls.1, 0), text(false, 0), one(sep.1, 0)];
-            let pair = [single.clone(), vec![text(true, 1), one(sep.1, 1)]].concat();
-            Processor::Template { single, pair, trims: None }
+            let single = vec![one(&cls, 0), text(false, 0), one(&sep, 0)];
+            let pair = [single.clone(), vec![text(true, 1), one(&sep, 1)]].concat();
+            Processor::Template { single, pair, trims: None, part_type_id: None }
         }
     })
 }
@@ -186,7 +197,11 @@ fn slot(piece: Piece, special_tokens: &HashMap<String, Special>) -> Result<Slot,
             let special = special_tokens
                 .get(&id)
                 .ok_or_else(|| format!("post_processor uses {id:?}, which is not among its special_tokens"))?;
-            Ok(Slot::Ids { ids: special.ids.clone(), type_id })
+            let Special { ids, tokens } = special;
+            if ids.len() != tokens.len() {
+                return Err(format!("post_processor has {} tokens for the {} ids of {id:?}", tokens.len(), ids.len()));
+            }
+            Ok(Slot::Ids { ids: ids.clone(), tokens: tokens.clone(), type_id })
         }
     }
 }

@@ -12,6 +12,7 @@ use crate::control::Control;
 use crate::decode::{StreamDecoder, decode};
 use crate::encode::{Count, Sink, encode_text};
 use crate::error::{Error, Result};
+use crate::formats::lengths::Lengths;
 use crate::simd::Level;
 use crate::special::{Chosen, Matching, SpecialSet, SpecialToken, Specials};
 use crate::split::Splitter;
@@ -32,7 +33,7 @@ pub struct Tokenizer {
     splitter: Splitter,
     specials: SpecialSet,
     template: Option<Template>,
-    left_behind: Vec<&'static str>,
+    lengths: Lengths,
     /// Tells the caches of one tokenizer from those of another.
     identity: u64,
     cache_bytes: usize,
@@ -58,7 +59,7 @@ impl Tokenizer {
             splitter,
             specials,
             template: None,
-            left_behind: Vec::new(),
+            lengths: Lengths::default(),
             identity,
             cache_bytes: DEFAULT_BYTES,
             idle: Mutex::new(Vec::new()),
@@ -131,14 +132,15 @@ impl Tokenizer {
         self
     }
 
-    /// What its file asks for beside ids and nothing here does, by name.
-    pub fn left_behind(&self) -> &[&'static str] {
-        &self.left_behind
+    /// What Hugging Face cuts and fills lists of ids to; nothing here does, the format and its users keep it.
+    pub fn lengths(&self) -> &Lengths {
+        &self.lengths
     }
 
+    /// The same tokenizer with other lengths for its file.
     #[must_use]
-    pub(crate) fn with_left_behind(mut self, names: Vec<&'static str>) -> Self {
-        self.left_behind = names;
+    pub fn with_lengths(mut self, lengths: Lengths) -> Self {
+        self.lengths = lengths;
         self
     }
 
@@ -218,6 +220,13 @@ impl Tokenizer {
         let finder = self.specials.finder(allowed)?;
         let how = How { finder, dropout: None };
         self.with_cache(|cache| self.encode_range(cache, text, 0, 0..text.len(), &how, control, &mut ids))?;
+        Ok(ids)
+    }
+
+    /// The ids of bytes that are one piece, whatever they are: nothing is cut and nothing is special.
+    pub fn encode_piece(&self, piece: &[u8], control: &Control) -> Result<Vec<u32>> {
+        let mut ids = Vec::new();
+        self.vocab.encode_piece(piece, control, &mut ids)?;
         Ok(ids)
     }
 

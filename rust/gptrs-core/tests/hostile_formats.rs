@@ -386,7 +386,7 @@ fn a_template_is_kept_and_its_lies_are_refused() {
     };
     let tokenizer = read_json(&with_field("post_processor", template("<|endoftext|>", 258))).unwrap();
     let slots = tokenizer.template().unwrap().single();
-    assert_eq!(slots[0], Slot::Ids { ids: vec![258], type_id: 0 });
+    assert_eq!(slots[0], Slot::Ids { ids: vec![258], tokens: vec!["<|endoftext|>".to_owned()], type_id: 0 });
     assert_eq!(slots[1], Slot::Text { is_second: false, type_id: 0 });
     let again = read_json(&tokenizer_json::to_string(&tokenizer).unwrap()).unwrap();
     assert_eq!(again.template(), tokenizer.template());

@@ -76,11 +76,6 @@ impl Tokenizer {
         detached(py, || formats::write(&self.0, &path).map(|()| formats::not_written(&self.0, &path)))
     }
 
-    #[getter]
-    fn left_behind(&self) -> &[&'static str] {
-        self.0.left_behind()
-    }
-
     fn encode<'py>(
         &self,
         py: Python<'py>,
@@ -93,6 +88,11 @@ impl Tokenizer {
 
     fn encode_ordinary<'py>(&self, py: Python<'py>, text: Text) -> PyResult<Bound<'py, PyList>> {
         self.list(py, &text, &EncodeOptions::default())
+    }
+
+    fn encode_piece(&self, py: Python<'_>, piece: Text) -> PyResult<Vec<u32>> {
+        let piece = piece.as_ref();
+        run(py, piece.len(), |control| self.0.encode_piece(piece, control))
     }
 
     fn encode_dropout<'py>(
@@ -225,9 +225,15 @@ impl Tokenizer {
     }
 
     /// The bytes of each of many sequences of ids.
-    fn decode_batch<'py>(&self, py: Python<'py>, batch: &Bound<'py, PyAny>) -> PyResult<Vec<Bound<'py, PyBytes>>> {
+    #[pyo3(signature = (batch, threads=0))]
+    fn decode_batch<'py>(
+        &self,
+        py: Python<'py>,
+        batch: &Bound<'py, PyAny>,
+        threads: usize,
+    ) -> PyResult<Vec<Bound<'py, PyBytes>>> {
         let batch: Vec<Vec<u32>> = batch.try_iter()?.map(|ids| text::ids(&ids?)).collect::<PyResult<_>>()?;
-        let decode = |control: &Control| self.0.decode_batch(&batch, 0, control);
+        let decode = |control: &Control| self.0.decode_batch(&batch, threads, control);
         let texts = run(py, 4 * batch.iter().map(Vec::len).sum::<usize>(), decode)?;
         Ok(texts.iter().map(|bytes| PyBytes::new(py, bytes)).collect())
     }

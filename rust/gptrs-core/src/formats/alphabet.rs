@@ -53,6 +53,11 @@ pub(super) fn bytes(text: &str) -> Result<Vec<u8>, char> {
     extend(&mut bytes, text).map(|()| bytes)
 }
 
+/// Whether `bytes`, which `text` spells, are another text.
+pub(super) fn is_other_text(text: &str, bytes: &[u8]) -> bool {
+    text.as_bytes() != bytes && std::str::from_utf8(bytes).is_ok()
+}
+
 /// Appends the bytes that `text` spells. Fails with the first character outside the alphabet; some are appended then.
 #[inline]
 pub(super) fn extend(bytes: &mut Vec<u8>, text: &str) -> Result<(), char> {

@@ -3,6 +3,7 @@
 //! Every reader bounds what it allocates by the size of the file, refuses by name what it cannot honour, and ends in
 //! the checked constructors of [`Vocab`](crate::Vocab) and [`Tokenizer`].
 
+pub mod lengths;
 pub mod merges;
 pub mod tiktoken;
 pub mod tokenizer_json;

@@ -12,6 +12,7 @@ use serde_json::value::RawValue;
 use serde_json::{Value, json};
 
 use super::entries::{Entries, Map, Merges, resolve};
+use super::lengths::Lengths;
 use super::merges::{spelled_merges, spelled_tokens};
 use super::quick::{self, Cut};
 use super::{Checked, alphabet, format_error, in_file, inexpressible, pre_tokenizer, read_bytes, special};
@@ -59,7 +60,7 @@ fn whole_file(text: &str, path: &Path) -> Result<File> {
 fn read_file(file: File, path: &Path) -> Result<Tokenizer> {
     let error = format_error(path, FORMAT);
     check_file(&file).map_err(&error)?;
-    let left_behind = left_behind(&file);
+    let lengths = Lengths::new(file.truncation, file.padding).map_err(&error)?;
     check_model(&file.model).map_err(&error)?;
     let normalizer = read_normalizer(file.normalizer.as_ref()).map_err(&error)?;
     let splitter = pre_tokenizer::read(&file.pre_tokenizer).map_err(&error)?.with_normalizer(normalizer);
@@ -69,7 +70,7 @@ fn read_file(file: File, path: &Path) -> Result<Tokenizer> {
     let specials = added.into_iter().map(Added::into_special).collect();
     let tokenizer = in_file(Tokenizer::with_matching(vocab, splitter, specials), path, FORMAT)?;
     check_template(template.as_ref(), &tokenizer).map_err(&error)?;
-    Ok(tokenizer.with_template(template).with_left_behind(left_behind))
+    Ok(tokenizer.with_template(template).with_lengths(lengths))
 }
 
 /// The text of the file, which reads back to an equal tokenizer.
@@ -77,12 +78,27 @@ fn read_file(file: File, path: &Path) -> Result<Tokenizer> {
 /// Fails when the format cannot express it: two tokens that would be spelled alike, or a pattern that Hugging Face's
 /// regex engine reads differently.
 pub fn to_string(tokenizer: &Tokenizer) -> Result<String> {
+    to_string_with(tokenizer, tokenizer.lengths())
+}
+
+/// [`to_string`] with other lengths than the tokenizer came with.
+pub fn to_string_with(tokenizer: &Tokenizer, lengths: &Lengths) -> Result<String> {
     let vocab = tokenizer.vocab();
     let specials = tokenizer.specials().iter().zip(tokenizer.matching());
+    // They are written among the model's tokens, which are looked up whole then.
+    let is_piece = |(token, matching): &(&SpecialToken, &Matching)| {
+        let spells = alphabet::bytes(&token.text);
+        let is_other = spells.is_ok_and(|bytes| matching.single_word || alphabet::is_other_text(&token.text, &bytes));
+        vocab.ignore_merges() && vocab.token(token.id).is_none() && is_other
+    };
+    if let Some((token, _)) = specials.clone().find(is_piece) {
+        let reason = format!("its special token {:?} would be read as an ordinary token as well", token.text);
+        return Err(inexpressible(FORMAT, &reason));
+    }
     let file = FileOut {
         version: "1.0",
-        truncation: (),
-        padding: (),
+        truncation: lengths.truncation.as_ref(),
+        padding: lengths.padding.as_ref(),
         added_tokens: specials.map(|(token, matching)| AddedOut::new(token, *matching)).collect(),
         normalizer: tokenizer.splitter().normalizer().map(|form| json!({ "type": form.name() })),
         pre_tokenizer: pre_tokenizer::write(tokenizer.splitter())?,
@@ -182,37 +198,7 @@ fn check_file(file: &File) -> Checked<()> {
     if file.version.as_ref().and_then(Value::as_str) != Some("1.0") {
         return Err(format!("expected version \"1.0\", got {}", show(file.version.as_ref())));
     }
-    for (name, value) in lengths(file) {
-        if !is_lengths(name, value) {
-            return Err(format!("expected null or what Hugging Face writes as {name}, got {}", show(Some(value))));
-        }
-    }
     check_decoder(file.decoder.as_ref())
-}
-
-/// What cuts and fills the lists of ids; transformers goes by its own arguments too.
-fn lengths(file: &File) -> impl Iterator<Item = (&'static str, &Value)> {
-    let both = [("truncation", file.truncation.as_ref()), ("padding", file.padding.as_ref())];
-    both.into_iter().filter_map(|(name, value)| Some((name, value?)))
-}
-
-fn is_lengths(name: &str, value: &Value) -> bool {
-    let is_one_of = |field: &str, known: &[&str]| value[field].as_str().is_some_and(|text| known.contains(&text));
-    let are_counts = |fields: &[&str]| fields.iter().all(|field| value[field].is_u64());
-    let has_direction = is_one_of("direction", &["Left", "Right"]);
-    if name == "truncation" {
-        return are_counts(&["max_length", "stride"])
-            && is_one_of("strategy", &["LongestFirst", "OnlyFirst", "OnlySecond"])
-            && (has_direction || value.get("direction").is_none());
-    }
-    are_counts(&["pad_id", "pad_type_id"])
-        && value["pad_token"].is_string()
-        && (value["strategy"] == "BatchLongest" || value["strategy"]["Fixed"].is_u64())
-        && has_direction
-}
-
-fn left_behind(file: &File) -> Vec<&'static str> {
-    lengths(file).map(|(name, _)| name).collect()
 }
 
 /// The decoder must be `ByteLevel`, alone or in a sequence.
@@ -278,7 +264,16 @@ fn check_model(model: &Model) -> Checked<()> {
 fn read_vocab(model: &Model, added: &[Added]) -> Checked<Vocab> {
     let spelled: HashMap<u32, Vec<u8>> =
         added.iter().filter_map(|token| Some((token.id, alphabet::bytes(&token.content).ok()?))).collect();
-    let parts = resolve(&model.vocab, &model.merges, |id, bytes| spelled.get(&id).is_some_and(|own| own == bytes))?;
+    let ignore_merges = model.ignore_merges.unwrap_or(false);
+    // Such a vocabulary gives its id to any piece that it has, also where the added token is not found.
+    let by_id: HashMap<u32, &Added> = added.iter().map(|token| (token.id, token)).collect();
+    let is_piece = |id: u32, bytes: &[u8]| {
+        let found_elsewhere = |token: &&Added| token.single_word || alphabet::is_other_text(&token.content, bytes);
+        ignore_merges && by_id.get(&id).is_some_and(found_elsewhere)
+    };
+    let may_be_special =
+        |id: u32, bytes: &[u8]| spelled.get(&id).is_some_and(|own| own == bytes) && !is_piece(id, bytes);
+    let parts = resolve(&model.vocab, &model.merges, may_be_special)?;
     let odd: HashMap<u32, &str> = model.vocab.odd().iter().map(|(text, id)| (*id, text.as_str())).collect();
     for Added { id, content, .. } in added {
         let own = spelled.get(id);
@@ -294,7 +289,7 @@ fn read_vocab(model: &Model, added: &[Added]) -> Checked<Vocab> {
     }
     check_odd(model.vocab.odd(), added)?;
     check_numbers(&model.vocab, added)?;
-    Vocab::from_resolved(parts, model.ignore_merges.unwrap_or(false)).map_err(super::reason)
+    Vocab::from_resolved(parts, ignore_merges).map_err(super::reason)
 }
 
 /// Tokens outside the byte-level alphabet can only be added ones.
@@ -341,8 +336,8 @@ fn check_template(template: Option<&Template>, tokenizer: &Tokenizer) -> Checked
 #[derive(Serialize)]
 struct FileOut<'a> {
     version: &'static str,
-    truncation: (),
-    padding: (),
+    truncation: Option<&'a Value>,
+    padding: Option<&'a Value>,
     added_tokens: Vec<AddedOut<'a>>,
     normalizer: Option<Value>,
     pre_tokenizer: Value,
