@@ -1,11 +1,14 @@
 """The loss through the head some rows at a time, against the loss of all logits at once."""
 
+import itertools
 import os
 import subprocess
 import sys
 
 import pytest
 import torch
+from torch import inference_mode
+from torch._dynamo.testing import CompileCounter
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import Shard, distribute_tensor
 from torch.utils.flop_counter import FlopCounterMode
@@ -123,6 +126,18 @@ def test_on_cuda_the_loss_is_one_graph(is_by_blocks, monkeypatch):
     assert torch.equal(plain, fused)
     for got, wanted in zip(*(torch.autograd.grad(x, (hidden, weight)) for x in (fused, plain)), strict=True):
         assert torch.equal(got, wanted)
+
+
+def test_the_kernels_of_cuda_are_compiled_a_few_times_whatever_comes():
+    """torch gives up behind eight: further tokens and evaluations have other weights of z, stretches and modes."""
+    torch._dynamo.reset()
+    counter = CompileCounter()
+    kernel = torch.compile(losses._softmax_less_onehot, backend=counter, fullgraph=True)
+    for n, z_weight, mode in itertools.product((64, 40, 33, 1, 17), (1e-3, 3e-4, 0.0), (torch.no_grad, inference_mode)):
+        with mode():
+            logits, ids = torch.randn(64, 48)[:n], torch.randint(0, 40, (64, 1))[:n]
+            kernel(logits, ids, 40, losses._on_device(z_weight, logits))
+    assert counter.frame_count <= 6
 
 
 def test_a_second_backward_pass_is_refused():

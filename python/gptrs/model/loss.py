@@ -227,7 +227,7 @@ def _rows(
     Args: logits: (n, V and what it was filled up by), overwritten where it can be; ids: (n, 1).
     """
     if logits.is_cuda:
-        losses, level = _fused(_softmax_less_onehot, logits)(logits, ids, V, z_weight)
+        losses, level = _fused(_softmax_less_onehot, logits)(logits, ids, V, _on_device(z_weight, logits))
         return losses, level, logits, 1.0
     wide = logits.to(_wide(logits.dtype))
     wide[:, V:] = -torch.inf
@@ -289,7 +289,12 @@ def _first_columns(memory: Tensor, n: int) -> Tensor:
     return memory.flatten()[: len(memory) * n].view(-1, n) if memory.is_contiguous() else memory[:, :n]
 
 
-def _softmax_less_onehot(logits: Tensor, ids: Tensor, V: int, z_weight: float) -> tuple[Tensor, Tensor]:
+def _on_device(number: float, like: Tensor) -> Tensor:
+    """A number for a kernel: one as Python has it would have the kernel compiled again for each value."""
+    return torch.full((), number, dtype=_wide(like.dtype), device=like.device)
+
+
+def _softmax_less_onehot(logits: Tensor, ids: Tensor, V: int, z_weight: Tensor | float) -> tuple[Tensor, Tensor]:
     """Loss and log Σ exp of rows, (n, 1) each; their gradient takes the place of the logits. To be compiled: one kernel
     reads a row from the cache three times, where torch's own operations would write it out as often in 32 bits."""
     columns = torch.arange(logits.shape[1], device=logits.device)
@@ -303,7 +308,7 @@ def _softmax_less_onehot(logits: Tensor, ids: Tensor, V: int, z_weight: float) -
 def _columns(logits: Tensor, ids: Tensor, levels: Tensor, z_weight: float) -> Tensor:
     """The same gradient for some columns of the logits, of which `ids` (N, 1) may be inside or not."""
     if logits.is_cuda:
-        _fused(_columns_less_onehot, logits)(logits, ids, levels, z_weight)
+        _fused(_columns_less_onehot, logits)(logits, ids, levels, _on_device(z_weight, logits))
         return logits
     d_logits = logits.to(_wide(logits.dtype)).sub_(levels).exp_()  # (N, n)
     if z_weight:
@@ -313,13 +318,11 @@ def _columns(logits: Tensor, ids: Tensor, levels: Tensor, z_weight: float) -> Te
     return d_logits.to(logits.dtype)
 
 
-def _columns_less_onehot(logits: Tensor, ids: Tensor, levels: Tensor, z_weight: float) -> None:
+def _columns_less_onehot(logits: Tensor, ids: Tensor, levels: Tensor, z_weight: Tensor | float) -> None:
     """`_columns` in the place of the logits, to be compiled."""
     columns = torch.arange(logits.shape[1], device=logits.device)
     wide = logits.to(_wide(logits.dtype))
-    shares = (wide - levels).exp()  # (N, n)
-    if z_weight:
-        shares = shares * (1 + 2 * z_weight * levels)
+    shares = (wide - levels).exp() * (1 + 2 * z_weight * levels)  # (N, n)
     logits.copy_(shares - (columns == ids).to(wide.dtype))
 
 
