@@ -109,7 +109,9 @@ def test_what_cannot_be_split_is_refused_by_name(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError):
         holdout.files_of((str(tmp_path / "none.txt"),))
     (tmp_path / "folder").mkdir()
-    with pytest.raises(ValueError, match=r"expected \*.txt, \*.jsonl or \*.parquet files in .*folder, found none"):
+    with pytest.raises(
+        ValueError, match=r"expected \*.txt, \*.jsonl, \*.ndjson or \*.parquet files in .*folder, found none"
+    ):
         holdout.files_of((str(tmp_path / "folder"),))
 
 
