@@ -31,7 +31,7 @@ demo: $(VENV)/.train
 # Two files of tests at a time, in the order of their names; a file's tests stay together, for what they share.
 test: $(VENV)/.dev
 	cargo test --workspace --quiet
-	$(BIN)/python -m pytest -m 'not gpu and not long' -n 3 --dist loadfile --no-loadscope-reorder
+	$(BIN)/python -m pytest -m 'not gpu and not long' -n 2 --dist loadfile --no-loadscope-reorder
 
 test-long: $(VENV)/.dev
 	cargo test --workspace --release --quiet -- --include-ignored
