@@ -5,6 +5,7 @@ import copy
 import json
 import pickle
 import random
+import threading
 import warnings
 from itertools import pairwise
 from pathlib import Path
@@ -380,6 +381,9 @@ def test_a_view_says_how_to_get_what_it_has_not(gpt2_like: Tokenizer):
         assert [name for name in dir(peer) if not name.startswith("_") and not hasattr(own, name)] == []
     text = "a b<|endoftext|>"
     assert asyncio.run(view.async_encode(text)).ids == view.encode(text).ids
+    threads = []
+    asyncio.run(view.async_encode_batch(threads.append(threading.get_ident()) or one for one in [text]))
+    assert threads != [threading.get_ident()], "the loop goes on meanwhile"
     assert [one.ids for one in asyncio.run(view.async_encode_batch([text]))] == [view.encode(text).ids]
     assert asyncio.run(view.async_decode_batch([[97], [98]])) == ["a", "b"]
 

@@ -7,10 +7,10 @@ differs.
 """
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from gptrs.files import write_atomic
 from gptrs.hugging_face_encoding import Direction, Encoding, check_counts, check_one_of
@@ -18,6 +18,7 @@ from gptrs.hugging_face_encoding import Direction, Encoding, check_counts, check
 if TYPE_CHECKING:
     from gptrs import _core
 
+_T = TypeVar("_T")
 _Strategy = Literal["longest_first", "only_first", "only_second"]
 _STRATEGIES: dict[str, _Strategy] = {
     "LongestFirst": "longest_first",
@@ -219,14 +220,14 @@ class HuggingFaceView:
         is_pretokenized: bool = False,
         add_special_tokens: bool = True,
     ) -> Encoding:
-        """As `encode`, for code that awaits it; it is done at once."""
-        return self.encode(sequence, pair, is_pretokenized, add_special_tokens)
+        """As `encode`, for code that awaits it, on another thread."""
+        return await _on_a_thread(self.encode, sequence, pair, is_pretokenized, add_special_tokens)
 
     async def async_encode_batch(
         self, input: Iterable[Any], is_pretokenized: bool = False, add_special_tokens: bool = True
     ) -> list[Encoding]:
-        """As `encode_batch`, for code that awaits it; it is done at once."""
-        return self.encode_batch(input, is_pretokenized, add_special_tokens)
+        """As `encode_batch`, for code that awaits it, on another thread."""
+        return await _on_a_thread(self.encode_batch, input, is_pretokenized, add_special_tokens)
 
     async_encode_batch_fast = async_encode_batch
 
@@ -289,8 +290,8 @@ class HuggingFaceView:
     async def async_decode_batch(
         self, sequences: Sequence[Sequence[int]], skip_special_tokens: bool = True
     ) -> list[str]:
-        """As `decode_batch`, for code that awaits it; it is done at once."""
-        return self.decode_batch(sequences, skip_special_tokens)
+        """As `decode_batch`, for code that awaits it, on another thread."""
+        return await _on_a_thread(self.decode_batch, sequences, skip_special_tokens)
 
     def decode_batch(self, sequences: Sequence[Sequence[int]], skip_special_tokens: bool = True) -> list[str]:
         """The texts of many lists of ids."""
@@ -427,6 +428,12 @@ class HuggingFaceView:
     def save(self, path: str, pretty: bool = True) -> None:
         """Writes `to_str(pretty)`; an earlier file stays whole until the new one is complete."""
         write_atomic(Path(path), self.to_str(pretty).encode())
+
+
+async def _on_a_thread(work: Callable[..., _T], *arguments: Any) -> _T:
+    import asyncio
+
+    return await asyncio.to_thread(work, *arguments)
 
 
 def _is_pair(one: Any, is_pretokenized: bool) -> bool:

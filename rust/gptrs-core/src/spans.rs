@@ -4,7 +4,7 @@ use crate::batch::How;
 use crate::cache::Cache;
 use crate::control::Control;
 use crate::error::{Error, Result};
-use crate::special::{Chosen, Specials};
+use crate::special::Specials;
 use crate::tokenizer::Tokenizer;
 
 impl Tokenizer {
@@ -32,14 +32,13 @@ impl Tokenizer {
         allowed: Specials,
         control: &Control,
     ) -> Result<Vec<u32>> {
-        let finder = self.special_set().finder(allowed)?;
+        let how = How { finder: self.special_set().finder(allowed)?, dropout: None };
         control.begin("encode bytes", spans.iter().map(|(text, _)| text.as_ref().len() as u64).sum());
         let mut ids = Vec::new();
         self.with_cache(|cache| {
             for (text, is_trusted) in spans {
                 let text = text.as_ref();
                 if *is_trusted {
-                    let how = How { finder: Chosen::Kept(&finder), dropout: None };
                     self.encode_range(cache, text, 0, 0..text.len(), &how, control, &mut ids)?;
                 } else {
                     self.encode_untrusted(cache, text, control, &mut ids)?;
