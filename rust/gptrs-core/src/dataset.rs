@@ -1,5 +1,6 @@
 //! A dataset: a folder of shards under one manifest, read as one long row of tokens.
 
+use std::borrow::Cow;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, RwLock};
@@ -13,6 +14,9 @@ use crate::shard::{Dtype, INDEX_ENDING, Shard, Spec, Token, check_width, file_le
 
 /// Shards held open at a time; a process may often have only 256 files.
 const MAX_OPEN: usize = 128;
+
+/// Shards that a reader goes on to hold.
+const MAX_HELD: usize = 16;
 
 /// An open dataset, shared by threads.
 #[derive(Debug)]
@@ -163,28 +167,6 @@ impl Dataset {
         Ok(())
     }
 
-    /// Hands `n` tokens from `start` on to `read`, as stored: in place where one mapped shard has them all.
-    pub(crate) fn with_bytes<R>(&self, start: u64, n: usize, read: impl FnOnce(&[u8]) -> R) -> Result<R> {
-        let i = self.token_starts.partition_point(|&s| s <= start).saturating_sub(1);
-        if self.token_starts.get(i + 1).is_some_and(|&end| start.saturating_add(n as u64) <= end) {
-            let shard = self.shard(i)?;
-            if let Some(bytes) = shard.mapped_tokens(start - self.token_starts[i], n)? {
-                return Ok(read(bytes));
-            }
-        }
-        let mut bytes = vec![0; n * self.spec.dtype.size()];
-        self.read_bytes(start, &mut bytes)?;
-        Ok(read(&bytes))
-    }
-
-    /// The tokens from `start` on, to be asked for before they are read, where their shard is open.
-    pub(crate) fn ahead(&self, start: u64) -> Option<Ahead> {
-        let i = self.token_starts.partition_point(|&s| s <= start).saturating_sub(1);
-        let open = self.open.try_read().ok()?;
-        let (_, shard) = open.iter().find(|(j, _)| *j == i)?;
-        Some(Ahead { shard: Arc::clone(shard), start: start - self.token_starts[i] })
-    }
-
     /// Fills `out` with whether each token from `start` on is to be predicted; without loss bits, all are.
     pub fn loss_bits(&self, start: u64, out: &mut [bool]) -> Result<()> {
         let n = out.len();
@@ -321,16 +303,51 @@ impl Dataset {
     }
 }
 
-/// Tokens that will be read soon.
-pub(crate) struct Ahead {
-    shard: Arc<Shard>,
+/// The shards that a reader of many rows holds, so that a row changes no count of references: a processor does that only
+/// when all that it has stored before is stored, which takes as long as the row.
+#[derive(Default)]
+pub(crate) struct Held(Vec<(usize, Arc<Shard>)>);
+
+/// Where tokens begin in a shard that is held.
+#[derive(Clone, Copy)]
+pub(crate) struct Spot {
+    slot: usize,
     start: u64,
 }
 
-impl Ahead {
-    /// Asks for those at `range`, counted from the first, where one mapped shard has them.
-    pub(crate) fn prefetch(&self, range: Range<usize>) {
-        self.shard.prefetch(self.start + range.start as u64, range.len());
+impl Held {
+    /// Lets all go where they are too many to be looked through.
+    pub(crate) fn make_room(&mut self) {
+        if self.0.len() > MAX_HELD {
+            self.0.clear();
+        }
+    }
+
+    /// Where the `n` tokens from `start` on begin; `None` where no shard has them all.
+    pub(crate) fn spot(&mut self, dataset: &Dataset, start: u64, n: usize) -> Result<Option<Spot>> {
+        let i = dataset.token_starts.partition_point(|&s| s <= start).saturating_sub(1);
+        if dataset.token_starts.get(i + 1).is_none_or(|&end| start.saturating_add(n as u64) > end) {
+            return Ok(None);
+        }
+        let slot = if let Some(slot) = self.0.iter().position(|(j, _)| *j == i) {
+            slot
+        } else {
+            self.0.push((i, dataset.shard(i)?));
+            self.0.len() - 1
+        };
+        Ok(Some(Spot { slot, start: start - dataset.token_starts[i] }))
+    }
+
+    /// The `n` tokens from `start` on, at `spot`, as stored: in place where they are mapped.
+    pub(crate) fn bytes(&self, dataset: &Dataset, spot: Option<Spot>, start: u64, n: usize) -> Result<Cow<'_, [u8]>> {
+        if let Some(Spot { slot, start }) = spot
+            && let Some(bytes) = self.0[slot].1.mapped_tokens(start, n)?
+        {
+            return Ok(Cow::Borrowed(bytes));
+        }
+        let mut bytes = vec![0; n * dataset.spec.dtype.size()];
+        dataset.read_bytes(start, &mut bytes)?;
+        Ok(Cow::Owned(bytes))
     }
 }
 

@@ -186,6 +186,17 @@ impl Cursor {
         order.at(window, i)
     }
 
+    /// Replaces each of `places` by its row, as [`Cursor::at`].
+    ///
+    /// # Panics
+    /// When one is not below the number of rows.
+    pub fn at_each(&mut self, places: &mut [u64]) {
+        match &self.order {
+            Order::Feistel(order) => order.at_each(places),
+            _ => places.iter_mut().for_each(|place| *place = self.at(*place)),
+        }
+    }
+
     /// As [`Order::inverse`].
     ///
     /// # Panics

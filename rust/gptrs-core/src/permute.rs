@@ -14,6 +14,10 @@ pub const NAME: &str = "feistel-v1";
 const TABLE_BELOW: u64 = 1024;
 const ROUNDS: usize = 8;
 
+/// How many indices go through the rounds side by side, and how many at most walk on until all are in `0..n`.
+const LANES: usize = 8;
+const WALKERS: usize = 64;
+
 /// A permutation of `0..n`.
 ///
 /// ```
@@ -77,6 +81,37 @@ impl Permutation {
                 }
                 l << right_bits | r
             }),
+        }
+    }
+
+    /// Replaces each of `indices` by where it goes, as [`Permutation::at`]. A round waits for the one before; here the
+    /// rounds of other indices fill that time.
+    ///
+    /// # Panics
+    /// When one is not below `n`.
+    pub fn at_each(&self, indices: &mut [u64]) {
+        let Method::Feistel { left_bits, right_bits, keys } = &self.method else {
+            return indices.iter_mut().for_each(|i| *i = self.at(*i));
+        };
+        let all_below = indices.iter().all(|&i| i < self.n);
+        assert!(all_below, "an index of a permutation of {}", self.n);
+        for indices in indices.chunks_mut(WALKERS) {
+            let mut walkers: [usize; WALKERS] = std::array::from_fn(|k| k);
+            let mut n_walkers = indices.len();
+            while n_walkers > 0 {
+                for lanes in walkers[..n_walkers].chunks(LANES) {
+                    let lane = |k: usize| indices[*lanes.get(k).unwrap_or(&lanes[0])];
+                    let images = network(std::array::from_fn(lane), [*left_bits, *right_bits], keys);
+                    lanes.iter().zip(images).for_each(|(&lane, image)| indices[lane] = image);
+                }
+                let mut n_left = 0;
+                for k in 0..n_walkers {
+                    let walker = walkers[k];
+                    walkers[n_left] = walker;
+                    n_left += usize::from(indices[walker] >= self.n);
+                }
+                n_walkers = n_left;
+            }
         }
     }
 
@@ -157,6 +192,19 @@ fn walk(start: u64, n: u64, permute: impl Fn(u64) -> u64) -> u64 {
         x = permute(x);
     }
     x
+}
+
+/// Where the network sends each of some indices, two rounds at a time.
+#[inline]
+fn network(xs: [u64; LANES], [left_bits, right_bits]: [u32; 2], keys: &[[u64; 2]; ROUNDS / 2]) -> [u64; LANES] {
+    let mut halves = xs.map(|x| halves(x, right_bits));
+    for &[even, odd] in keys {
+        for (l, r) in &mut halves {
+            *l ^= round(*r, even, left_bits);
+            *r ^= round(*l, odd, right_bits);
+        }
+    }
+    halves.map(|(l, r)| l << right_bits | r)
 }
 
 #[inline]

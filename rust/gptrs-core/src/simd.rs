@@ -46,6 +46,10 @@ impl Level {
     }
 }
 
+/// Bytes that come near together.
+#[cfg(target_arch = "x86_64")]
+const CACHE_LINE: usize = 64;
+
 /// Asks for `items[at]`, so that it is near when it is needed.
 #[inline]
 pub(crate) fn prefetch<T>(items: &[T], at: usize) {
@@ -57,6 +61,19 @@ pub(crate) fn prefetch<T>(items: &[T], at: usize) {
     }
     #[cfg(not(target_arch = "x86_64"))]
     let _ = (items, at);
+}
+
+/// Asks for `bytes`, which will be read in a while: as far as the second cache, to which more can be on its way at once.
+#[inline]
+pub(crate) fn prefetch_far(bytes: &[u8]) {
+    #[cfg(target_arch = "x86_64")]
+    for line in bytes.chunks(CACHE_LINE) {
+        use std::arch::x86_64::{_MM_HINT_T1, _mm_prefetch};
+        // SAFETY: a prefetch is a hint: it reads and writes nothing the program can see, at any address.
+        unsafe { _mm_prefetch::<_MM_HINT_T1>(line.as_ptr().cast()) };
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = bytes;
 }
 
 impl fmt::Display for Level {

@@ -65,6 +65,32 @@ fn every_row_comes_once_in_each_epoch() {
     }
 }
 
+/// 8 and 100 shards, rows that lie in one and across two, and 150 rows a microbatch: more of each than are held or looked
+/// up at a time, and epochs that end inside.
+#[test]
+fn a_large_microbatch_has_the_rows_of_its_places_one_by_one() {
+    let dir = tempfile::tempdir().unwrap();
+    for (n_tokens, shard_tokens) in [(8_000, 1000), (10_000, 100)] {
+        let dataset = counting_dataset(dir.path(), n_tokens, shard_tokens);
+        for seq_len in [7, 90] {
+            let loader = Loader::new(Arc::clone(&dataset), options(seq_len, 150)).unwrap();
+            let (mut rows, mut batch) = (Rows::<u16>::new(&loader).0, Wide::new(&loader));
+            for next_sample in (0..3000).step_by(150) {
+                loader.fill_rows(next_sample, &mut rows).unwrap();
+                loader.fill(next_sample, &mut batch.tokens, &mut batch.targets).unwrap();
+                for (b, stored) in rows.chunks_exact(seq_len + 1).enumerate() {
+                    let start = loader.place(next_sample + b as u64).unwrap().row as usize * seq_len;
+                    let row: Vec<i64> = (start..=start + seq_len).map(|i| i as i64).collect();
+                    assert!(stored.iter().map(|&id| i64::from(id)).eq(row.iter().copied()), "row {b} of {next_sample}");
+                    let range = b * seq_len..(b + 1) * seq_len;
+                    assert_eq!(batch.tokens[range.clone()], row[..seq_len]);
+                    assert_eq!(batch.targets[range], row[1..]);
+                }
+            }
+        }
+    }
+}
+
 /// 2,000 times: train on some ranks, stop after some steps, go on with other ranks and microbatches.
 #[test]
 fn any_change_of_ranks_or_microbatch_continues_the_stream_of_one_rank() {

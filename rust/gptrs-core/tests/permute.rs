@@ -53,6 +53,25 @@ fn the_examples_of_the_format_are_these_images() {
 }
 
 #[test]
+fn many_indices_at_once_go_where_each_goes() {
+    for n in [1, 2, 1000, 1023, 1024, 1025, 4096, 100_003, 1 << 40, u64::MAX] {
+        let p = Permutation::new(n, 3, 2);
+        for len in [0, 1, 7, 8, 9, 63, 64, 65, 200] {
+            let indices: Vec<u64> = (0..len).map(|i: u64| i.wrapping_mul(0x9E37_79B9_7F4A_7C15) % n).collect();
+            let mut images = indices.clone();
+            p.at_each(&mut images);
+            assert_eq!(images, indices.iter().map(|&i| p.at(i)).collect::<Vec<_>>(), "n {n}, {len} indices");
+        }
+    }
+}
+
+#[test]
+#[should_panic(expected = "an index of a permutation of 5000")]
+fn an_index_that_is_not_below_n_panics_among_others() {
+    Permutation::new(5000, 0, 0).at_each(&mut [0, 1, 5000, 2]);
+}
+
+#[test]
 fn every_index_up_to_4096_rows_comes_exactly_once() {
     check_bijections(|n| n ^ 0x55, 1);
 }

@@ -12,6 +12,8 @@ mod prefetch;
 mod queue;
 mod source;
 
+use std::borrow::Cow;
+use std::ops::Range;
 use std::sync::Arc;
 
 pub use places::Place;
@@ -19,12 +21,19 @@ use places::Places;
 pub use prefetch::{Buffers, Prefetch, Rows, Wide};
 pub use source::RowSource;
 
-use crate::dataset::{Ahead, Dataset};
+use crate::dataset::{Dataset, Held};
 use crate::error::{Error, Result};
 use crate::mixture::Mixture;
 use crate::order::OrderKind;
 use crate::pack;
-use crate::shard::{Token, check_width, widen};
+use crate::shard::{Token, check_width, widen_beside};
+use crate::simd::prefetch_far;
+
+/// Rows that are looked up before the first of them is copied.
+const AT_ONCE: usize = 32;
+
+/// How many rows behind the one that is copied the one stands that is asked for.
+const AHEAD: usize = 2;
 
 /// How a dataset is cut into batches.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -158,8 +167,8 @@ impl Loader {
 
     /// The place of sample `sample`.
     pub fn place(&self, sample: u64) -> Result<Place> {
-        let mut places = Places::new(self, sample)?;
-        places.next().unwrap_or_else(|| Err(Error::Argument(format!("there is no sample {sample}"))))
+        let place = Places::new(self, sample)?.many(1)?.pop();
+        place.ok_or_else(|| Error::Argument(format!("there is no sample {sample}")))
     }
 
     /// The places of this rank in the microbatch at `next_sample`.
@@ -172,11 +181,7 @@ impl Loader {
         // On every rank alike: a mixture that ends inside a microbatch ends before it.
         self.mixture.as_ref().map_or(Ok(()), |mixture| mixture.check(end - 1))?;
         let first = next_sample + (self.options.rank * self.options.micro_batch) as u64;
-        let mut places = room("rows", self.options.micro_batch, 1)?;
-        for place in Places::new(self, first)?.take(self.options.micro_batch) {
-            places.push(place?);
-        }
-        Ok(places)
+        Places::new(self, first)?.many(self.options.micro_batch)
     }
 
     /// Fills `tokens` and `targets`, each `micro_batch * seq_len`, with this rank's microbatch at `next_sample`.
@@ -202,10 +207,15 @@ impl Loader {
         let mut row_marks = RowMarks::new(marks, micro_batch, seq_len)?;
         let outs = tokens.chunks_exact_mut(seq_len).zip(targets.chunks_exact_mut(seq_len));
         let places = self.microbatch(next_sample)?;
-        for (b, (&Place { source, row }, (tokens, targets))) in places.iter().zip(outs).enumerate() {
-            let ahead = self.ahead(places.get(b + 1));
-            self.sources[source].fill(row, ahead.as_ref(), tokens, targets, &mut row_marks.of(b))?;
-            row_marks.flatten(b);
+        let mut held = self.held();
+        let mut outs = outs.enumerate();
+        for places in places.chunks(AT_ONCE) {
+            let rows = self.stored(&mut held, places)?;
+            for ((i, &Place { source, row }), (b, (tokens, targets))) in places.iter().enumerate().zip(outs.by_ref()) {
+                let fetch = self.fetch(rows.get(i + AHEAD));
+                self.sources[source].fill(row, &rows[i], fetch, tokens, targets, &mut row_marks.of(b))?;
+                row_marks.flatten(b);
+            }
         }
         Ok(())
     }
@@ -218,22 +228,39 @@ impl Loader {
         let dtype = self.dataset().dtype();
         check_width::<T>(dtype)?;
         let places = self.microbatch(next_sample)?;
-        for (b, (&Place { source, row }, out)) in places.iter().zip(rows.chunks_exact_mut(seq_len + 1)).enumerate() {
-            if let Some(ahead) = self.ahead(places.get(b + 1)) {
-                ahead.prefetch(0..seq_len + 1);
-            }
-            if self.sources[source].has_own_targets() {
-                let rows = if self.sources[source].plan().is_some() { "packed rows" } else { "rows with loss bits" };
+        let mut held = self.held();
+        for (places, outs) in places.chunks(AT_ONCE).zip(rows.chunks_mut(AT_ONCE * (seq_len + 1))) {
+            if places.iter().any(|place| self.sources[place.source].has_own_targets()) {
+                let is_packed = places.iter().any(|place| self.sources[place.source].plan().is_some());
+                let rows = if is_packed { "packed rows" } else { "rows with loss bits" };
                 return Err(Error::Argument(format!("{rows} have targets of their own; hint: use fill")));
             }
-            self.sources[source].with_bytes(row, |bytes| widen(dtype, bytes, out))?;
+            let stored = self.stored(&mut held, places)?;
+            for (i, out) in outs.chunks_exact_mut(seq_len + 1).enumerate() {
+                widen_beside(dtype, &stored[i], out, self.fetch(stored.get(i + AHEAD)));
+            }
         }
         Ok(())
     }
 
-    /// The row that is read next.
-    fn ahead(&self, next: Option<&Place>) -> Option<Ahead> {
-        next.and_then(|&Place { source, row }| self.sources[source].ahead(row))
+    /// What holds the shards of each source.
+    fn held(&self) -> Vec<Held> {
+        self.sources.iter().map(|_| Held::default()).collect()
+    }
+
+    /// The tokens of [`AT_ONCE`] places at most, as stored; nothing for packed rows.
+    fn stored<'h>(&self, held: &'h mut [Held], places: &[Place]) -> Result<Vec<Cow<'h, [u8]>>> {
+        held.iter_mut().for_each(Held::make_room);
+        let spot = |&Place { source, row }: &Place| self.sources[source].spot(row, &mut held[source]);
+        let spots = places.iter().map(spot).collect::<Result<Vec<_>>>()?;
+        let (held, each) = (&*held, places.iter().zip(spots));
+        each.map(|(&Place { source, row }, spot)| self.sources[source].bytes(row, spot, &held[source])).collect()
+    }
+
+    /// Asks for stretches of a row that is read soon.
+    fn fetch<'r>(&self, row: Option<&'r Cow<'_, [u8]>>) -> impl Fn(Range<usize>) + use<'r> {
+        let (size, row) = (self.dataset().dtype().size(), row.map_or(&[][..], |row| row));
+        move |stretch| prefetch_far(row.get(stretch.start * size..stretch.end * size).unwrap_or_default())
     }
 
     /// Fills `out`, `micro_batch * seq_len`, with the document index of each input token of the microbatch, counted in
@@ -249,7 +276,9 @@ impl Loader {
             self.microbatch(next_sample)?.into_iter().zip(out.chunks_exact_mut(seq_len))
         {
             let mut marks = pack::Marks { doc_ids, ..pack::Marks::default() };
-            self.sources[source].fill(row, None, &mut tokens, &mut targets, &mut marks)?;
+            let mut held = self.held();
+            let stored = self.stored(&mut held, &[Place { source, row }])?;
+            self.sources[source].fill(row, &stored[0], |_| (), &mut tokens, &mut targets, &mut marks)?;
         }
         Ok(())
     }

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::Loader;
+use super::{Loader, room};
 use crate::error::Result;
 use crate::mixture::{Pick, Walk};
 use crate::order::{Cursor, Order};
@@ -39,35 +39,48 @@ impl<'a> Places<'a> {
         Ok(Self { loader, picks, cursors: vec![None; loader.sources.len()] })
     }
 
-    fn place(&mut self, Pick { source, index }: Pick) -> Place {
-        let n_rows = self.loader.sources[source].n_rows();
-        let (epoch, place) = (index / n_rows, index % n_rows);
-        let held = &mut self.cursors[source];
-        let cursor = match held {
-            Some((held_epoch, cursor)) if *held_epoch == epoch => cursor,
-            _ => {
-                let order = Order::new(self.loader.options.order, n_rows, self.loader.source_seed(source), epoch);
-                &mut held.insert((epoch, Cursor::new(order))).1
-            }
-        };
-        Place { source, row: cursor.at(place) }
+    /// The next `n` places, or those up to the end of the mixture.
+    pub(super) fn many(mut self, n: usize) -> Result<Vec<Place>> {
+        let mut places = room("rows", n, 1)?;
+        for pick in (0..n).map_while(|_| self.pick()) {
+            let Pick { source, index } = pick?;
+            places.push(Place { source, row: index });
+        }
+        // A sample's index among those of its source gives the epoch, and its place in that epoch's order.
+        let (mut rest, mut rows) = (places.as_mut_slice(), room("rows", n, 1)?);
+        while let Some(&Place { source, row: index }) = rest.first() {
+            let n_rows = self.loader.sources[source].n_rows();
+            let (epoch, start) = (index / n_rows, index - index % n_rows);
+            let is_like = |place: &Place| place.source == source && place.row.wrapping_sub(start) < n_rows;
+            let n_alike = rest.iter().take_while(|place| is_like(place)).count();
+            let (alike, others) = rest.split_at_mut(n_alike);
+            rows.clear();
+            rows.extend(alike.iter().map(|place| place.row - start));
+            self.cursor(source, epoch).at_each(&mut rows);
+            alike.iter_mut().zip(&rows).for_each(|(place, &row)| place.row = row);
+            rest = others;
+        }
+        Ok(places)
     }
-}
 
-impl Iterator for Places<'_> {
-    type Item = Result<Place>;
-
-    fn next(&mut self) -> Option<Result<Place>> {
-        let pick = match &mut self.picks {
+    fn pick(&mut self) -> Option<Result<Pick>> {
+        match &mut self.picks {
             Picks::One(sample) => {
                 *sample += 1;
-                Pick { source: 0, index: *sample - 1 }
+                Some(Ok(Pick { source: 0, index: *sample - 1 }))
             }
-            Picks::Mixed(walk) => match walk.next()? {
-                Ok(pick) => pick,
-                Err(error) => return Some(Err(error)),
-            },
-        };
-        Some(Ok(self.place(pick)))
+            Picks::Mixed(walk) => walk.next(),
+        }
+    }
+
+    /// The order of an epoch of a source.
+    fn cursor(&mut self, source: usize, epoch: u64) -> &mut Cursor {
+        let held = &mut self.cursors[source];
+        if held.as_ref().is_none_or(|(held_epoch, _)| *held_epoch != epoch) {
+            *held = None;
+        }
+        let Loader { options, sources, .. } = self.loader;
+        let order = || Order::new(options.order, sources[source].n_rows(), self.loader.source_seed(source), epoch);
+        &mut held.get_or_insert_with(|| (epoch, Cursor::new(order()))).1
     }
 }

@@ -1,8 +1,10 @@
 //! A dataset cut into rows.
 
+use std::borrow::Cow;
+use std::ops::Range;
 use std::sync::Arc;
 
-use crate::dataset::{Ahead, Dataset};
+use crate::dataset::{Dataset, Held, Spot};
 use crate::error::{Error, Result};
 use crate::pack::{self, Blank, Plan, fill_stream_marks};
 use crate::shard::{Token, widen_row};
@@ -74,28 +76,35 @@ impl RowSource {
         self.plan.is_some() || self.dataset.has_loss_bits()
     }
 
-    /// Hands the `seq_len + 1` stored tokens of row `row` of the stream to `read`.
-    pub(super) fn with_bytes<R>(&self, row: u64, read: impl FnOnce(&[u8]) -> R) -> Result<R> {
-        self.dataset.with_bytes(row * self.seq_len as u64, self.seq_len + 1, read)
+    /// Where row `row` of the stream begins; `None` where no shard has all of it, and for packed rows.
+    pub(super) fn spot(&self, row: u64, held: &mut Held) -> Result<Option<Spot>> {
+        if self.plan.is_some() {
+            return Ok(None);
+        }
+        held.spot(&self.dataset, row * self.seq_len as u64, self.seq_len + 1)
     }
 
-    /// The tokens of row `row` of the stream, to be asked for before they are read.
-    pub(super) fn ahead(&self, row: u64) -> Option<Ahead> {
-        if self.plan.is_none() { self.dataset.ahead(row * self.seq_len as u64) } else { None }
+    /// The `seq_len + 1` tokens of row `row` of the stream, at `spot`, as stored; nothing for packed rows.
+    pub(super) fn bytes<'h>(&self, row: u64, spot: Option<Spot>, held: &'h Held) -> Result<Cow<'h, [u8]>> {
+        if self.plan.is_some() {
+            return Ok(Cow::Borrowed(&[]));
+        }
+        held.bytes(&self.dataset, spot, row * self.seq_len as u64, self.seq_len + 1)
     }
 
-    /// Fills `tokens` and `targets`, `seq_len` each, and `marks` with row `row`, and asks for the row `ahead`.
+    /// Fills `tokens` and `targets`, `seq_len` each, and `marks` with row `row`, which is `stored` unless it is packed; calls
+    /// `beside` as [`widen_row`] does.
     pub(super) fn fill<T: Token>(
         &self,
         row: u64,
-        ahead: Option<&Ahead>,
+        stored: &[u8],
+        beside: impl FnMut(Range<usize>),
         tokens: &mut [T],
         targets: &mut [T],
         marks: &mut pack::Marks<'_>,
     ) -> Result<()> {
         let Some(plan) = &self.plan else {
-            let fetch = |stretch| ahead.map_or((), |ahead| ahead.prefetch(stretch));
-            self.with_bytes(row, |bytes| widen_row(self.dataset.dtype(), bytes, tokens, targets, fetch))?;
+            widen_row(self.dataset.dtype(), stored, tokens, targets, beside);
             if self.dataset.has_loss_bits() {
                 let first = row * self.seq_len as u64 + 1;
                 self.dataset.mask_targets(first, targets, ignored::<T>("rows of a dataset with loss bits")?)?;

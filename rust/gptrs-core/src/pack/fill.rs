@@ -7,7 +7,7 @@ use std::ops::Range;
 
 use super::{Piece, Plan, ends};
 use crate::control::Control;
-use crate::dataset::Dataset;
+use crate::dataset::{Dataset, Held};
 use crate::error::{Error, Result};
 use crate::parallel;
 use crate::shard::{Token, check_width, widen_row};
@@ -68,13 +68,13 @@ impl Plan {
         check_len("targets", targets.len(), seq_len)?;
         check_width::<T>(dataset.dtype())?;
         let pieces = self.row(dataset, row)?;
-        let mut at = 0;
+        let (mut at, mut held) = (0, Held::default());
         for piece in &pieces {
             let end = at + piece.len as usize;
             if end > seq_len {
                 return Err(self.other_dataset(dataset, piece.document));
             }
-            fill_piece(dataset, piece, blank, &mut tokens[at..end], &mut targets[at..end])?;
+            fill_piece(dataset, &mut held, piece, blank, &mut tokens[at..end], &mut targets[at..end])?;
             at = end;
         }
         tokens[at..].fill(blank.token);
@@ -136,14 +136,16 @@ pub fn max_documents(dataset: &Dataset, seq_len: usize, threads: usize, control:
 /// Fills the tokens of a piece and their targets.
 fn fill_piece<T: Token>(
     dataset: &Dataset,
+    held: &mut Held,
     piece: &Piece,
     blank: Blank<T>,
     tokens: &mut [T],
     targets: &mut [T],
 ) -> Result<()> {
-    dataset.with_bytes(piece.start, tokens.len() + usize::from(!piece.ends_document), |bytes| {
-        widen_row(dataset.dtype(), bytes, tokens, targets, |_| ());
-    })?;
+    let n = tokens.len() + usize::from(!piece.ends_document);
+    held.make_room();
+    let spot = held.spot(dataset, piece.start, n)?;
+    widen_row(dataset.dtype(), &held.bytes(dataset, spot, piece.start, n)?, tokens, targets, |_| ());
     let (inner, last) = targets.split_at_mut(tokens.len() - usize::from(piece.ends_document));
     last.fill(blank.target);
     dataset.mask_targets(piece.start + 1, inner, blank.target)

@@ -12,10 +12,6 @@ use xxhash_rust::xxh3::xxh3_64;
 use super::layout::{BLOCK, check};
 use crate::error::Result;
 use crate::io::{self, Map};
-use crate::simd::prefetch;
-
-/// Bytes that come near together.
-const CACHE_LINE: usize = 64;
 
 /// Blocks of 256 MiB, whose bits are 512 bytes.
 const PAGE: u64 = 4096;
@@ -93,13 +89,6 @@ impl Area {
             }
         }
         Ok(self.map.as_ref().and_then(|map| map.as_bytes().get(offset as usize..offset as usize + n)))
-    }
-
-    /// Asks for the `n` bytes from `offset` of the file on, where the file is mapped.
-    pub(super) fn prefetch(&self, offset: u64, n: usize) {
-        let Some(map) = &self.map else { return };
-        let (start, end) = (offset as usize, offset as usize + n);
-        (start..end).step_by(CACHE_LINE).for_each(|at| prefetch(map.as_bytes(), at));
     }
 
     #[cfg(test)]

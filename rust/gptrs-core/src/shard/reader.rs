@@ -99,13 +99,6 @@ impl Shard {
         area.mapped(offset, n * self.header.spec.dtype.size())
     }
 
-    /// Asks for the `n` tokens from `start` on, where they are mapped.
-    pub(crate) fn prefetch(&self, start: u64, n: usize) {
-        if let Ok((area, offset)) = self.token_place(start, n) {
-            area.prefetch(offset, n * self.header.spec.dtype.size());
-        }
-    }
-
     /// Where the `n` tokens from `start` on stand.
     fn token_place(&self, start: u64, n: usize) -> Result<(&Area, u64)> {
         self.check_range(start, n)?;

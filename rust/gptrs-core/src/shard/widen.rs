@@ -14,6 +14,15 @@ pub(crate) fn widen<T: Token>(dtype: Dtype, bytes: &[u8], out: &mut [T]) {
     widen_at(Level::detected(), dtype, bytes, out);
 }
 
+/// As [`widen`]; calls `beside` with each stretch of them that is done, so that what comes next is fetched between stores.
+pub(crate) fn widen_beside<T: Token>(dtype: Dtype, bytes: &[u8], out: &mut [T], mut beside: impl FnMut(Range<usize>)) {
+    let (level, size) = (Level::detected(), dtype.size());
+    for (start, out) in (0..).step_by(STRETCH).zip(out.chunks_mut(STRETCH)) {
+        widen_at(level, dtype, bytes.get(start * size..).unwrap_or_default(), out);
+        beside(start..start + out.len());
+    }
+}
+
 /// Writes the first tokens of `bytes` to `tokens` and those from the second on to `targets`; calls `beside` with each
 /// stretch of them that is done, so that what comes next is fetched while the processor stores.
 pub(crate) fn widen_row<T: Token>(
