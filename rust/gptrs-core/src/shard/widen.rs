@@ -17,7 +17,7 @@ pub(crate) fn widen<T: Token>(dtype: Dtype, bytes: &[u8], out: &mut [T]) {
 /// As [`widen`]; calls `beside` with each stretch of them that is done, so that what comes next is fetched between stores.
 pub(crate) fn widen_beside<T: Token>(dtype: Dtype, bytes: &[u8], out: &mut [T], mut beside: impl FnMut(Range<usize>)) {
     let (level, size) = (Level::detected(), dtype.size());
-    for (start, out) in (0..).step_by(STRETCH).zip(out.chunks_mut(STRETCH)) {
+    for (start, out) in (0..).step_by(2 * STRETCH).zip(out.chunks_mut(2 * STRETCH)) {
         widen_at(level, dtype, bytes.get(start * size..).unwrap_or_default(), out);
         beside(start..start + out.len());
     }
