@@ -245,6 +245,13 @@ fn a_damaged_compressed_file_is_named_and_gives_no_dataset() {
         let trailing = [stored, b"garbage".to_vec()].concat();
         assert!(matches!(run(name, &trailing), Err(Error::Format { .. })), "{name} with garbage behind");
     }
+    // Zeros behind a member are filling, more than a buffer of them as well; what stands behind them must be a member.
+    let (front, back) = text.as_bytes().split_at(333);
+    let filled = [gzip(front), vec![0; 600_000], gzip(back), vec![0; 1000]].concat();
+    assert_eq!(run("a.jsonl.gz", &filled).unwrap().n_documents(), 30);
+    for stored in [[filled, b"x".to_vec()].concat(), vec![0; 1000]] {
+        assert!(matches!(run("a.jsonl.gz", &stored), Err(Error::Format { .. })));
+    }
     assert!(matches!(run("latin.txt.gz", &gzip(b"one caf\xE9 two")), Err(Error::NotUtf8 { offset: 7, .. })));
     assert_eq!(run("empty.txt.gz", &gzip(b"")).unwrap_err().to_string(), Error::EmptyCorpus.to_string());
 }

@@ -217,9 +217,13 @@ fn write_corpus(dir: &Path) -> (Vec<PathBuf>, Vec<Vec<u8>>) {
         documents[2] = broken(documents[2].clone());
         match i {
             1 | 4 => {
+                let escaped = |&b: &u8| match b {
+                    b'\n' => b"\\n".to_vec(),
+                    0xFF if i == 4 => b"\\ud83d".to_vec(), // half a pair, which is replaced as well
+                    _ => vec![b],
+                };
                 let line = |text: &Vec<u8>| {
-                    let inner: Vec<u8> =
-                        text.iter().flat_map(|&b| if b == b'\n' { b"\\n".to_vec() } else { vec![b] }).collect();
+                    let inner: Vec<u8> = text.iter().flat_map(escaped).collect();
                     [b"{\"text\": \"", inner.as_slice(), b"\"}\n\n"].concat()
                 };
                 let lines: Vec<u8> = documents.iter().flat_map(line).collect();

@@ -11,8 +11,8 @@ use crate::error::{Error, Result};
 /// The longest line of a JSON lines file, in bytes.
 pub const MAX_LINE: usize = 256 << 20;
 
-const LONE_SURROGATE: &str =
-    "expected Unicode text, got a lone surrogate as an escape; hint: write \\ufffd in its place, or leave the line out";
+const LONE_SURROGATE: &str = "expected Unicode text, got a lone surrogate as an escape; hint: write \\ufffd in its place, \
+                              leave the line out, or prepare it with errors=\"replace\"";
 
 /// What some programs write before UTF-8.
 const BYTE_ORDER_MARK: &[u8] = b"\xEF\xBB\xBF";

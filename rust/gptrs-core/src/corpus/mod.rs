@@ -27,7 +27,7 @@ pub use self::field::{Document, TextField};
 use self::lines::marked_document;
 pub(crate) use self::lines::numbered;
 pub use self::lines::{JsonLines, LinePosition, MAX_LINE, document};
-pub(crate) use self::replace::n_invalid;
+use self::replace::{n_invalid, whole_pairs};
 pub use self::rows::Rows;
 pub use self::selection::{Errors, Selection};
 pub use self::source::Source;
@@ -227,7 +227,8 @@ pub(crate) struct Record<'r> {
     pub(crate) targets: Vec<Range<usize>>,
 }
 
-/// The document of a line or a row; with `replaces` U+FFFD stands for what is not UTF-8.
+/// The document of a line or a row; with `replaces` U+FFFD stands for what is not UTF-8, and in JSON for half a
+/// surrogate pair among the escapes.
 pub(crate) fn record<'r>(
     bytes: &'r [u8],
     kind: Kind,
@@ -236,17 +237,37 @@ pub(crate) fn record<'r>(
     at: LinePosition,
     path: &Path,
 ) -> Result<Record<'r>> {
-    let lossy = if replaces { String::from_utf8_lossy(bytes) } else { Cow::Borrowed("") };
-    let Document { text, targets } = match (kind, lossy) {
-        (Kind::Parquet, text) if replaces => Document { text, targets: Vec::new() },
-        (Kind::Parquet, _) => Document { text: row_text(bytes, at.offset, path)?.into(), targets: Vec::new() },
-        (_, Cow::Owned(line)) => {
-            let Document { text, targets } = marked_document(line.as_bytes(), text_field, at, path)?;
-            Document { text: text.into_owned().into(), targets }
-        }
-        _ => marked_document(bytes, text_field, at, path)?,
+    let Document { text, targets } = match kind {
+        Kind::Parquet if replaces => Document { text: String::from_utf8_lossy(bytes), targets: Vec::new() },
+        Kind::Parquet => Document { text: row_text(bytes, at.offset, path)?.into(), targets: Vec::new() },
+        _ => match if replaces { replaced(bytes).0 } else { Cow::Borrowed(bytes) } {
+            Cow::Borrowed(line) => marked_document(line, text_field, at, path)?,
+            Cow::Owned(line) => {
+                let Document { text, targets } = marked_document(&line, text_field, at, path)?;
+                Document { text: text.into_owned().into(), targets }
+            }
+        },
     };
     Ok(Record { text: bytes_of(text), targets })
+}
+
+/// What [`record`] replaces in a line or a row.
+pub(crate) fn n_replaced(bytes: &[u8], kind: Kind) -> u64 {
+    if kind == Kind::Parquet { n_invalid(bytes) } else { replaced(bytes).1 }
+}
+
+/// A line of JSON that is UTF-8 and has whole surrogate pairs, and what was replaced for it.
+fn replaced(line: &[u8]) -> (Cow<'_, [u8]>, u64) {
+    match String::from_utf8_lossy(line) {
+        Cow::Borrowed(text) => {
+            let (text, n) = whole_pairs(text);
+            (bytes_of(text), n)
+        }
+        Cow::Owned(text) => {
+            let (text, n) = whole_pairs(&text);
+            (Cow::Owned(text.into_owned().into_bytes()), n_invalid(line) + n)
+        }
+    }
 }
 
 fn bytes_of(text: Cow<str>) -> Cow<[u8]> {

@@ -1,5 +1,6 @@
 //! U+FFFD in place of what is not UTF-8.
 
+use std::borrow::Cow;
 use std::io::{self, BufRead, Read};
 
 const REPLACEMENT: &[u8] = "\u{FFFD}".as_bytes();
@@ -10,6 +11,45 @@ pub(crate) fn n_invalid(bytes: &[u8]) -> u64 {
         return 0;
     }
     bytes.utf8_chunks().filter(|chunk| !chunk.invalid().is_empty()).count() as u64
+}
+
+/// A line of JSON in which `\ufffd` stands for each escape that is half a surrogate pair, and their number.
+///
+/// Half a pair is no character: some programs cut text between the two, or write bytes that are not UTF-8 so.
+pub(crate) fn whole_pairs(line: &str) -> (Cow<'_, str>, u64) {
+    let (mut out, mut kept, mut n) = (String::new(), 0, 0);
+    let mut at = 0;
+    while let Some(found) = memchr::memchr(b'\\', &line.as_bytes()[at..]) {
+        at += found;
+        match surrogate(line, at) {
+            None => at += 2, // the escape's second byte may be a backslash, which begins none
+            Some(0xD800..0xDC00) if matches!(surrogate(line, at + ESCAPE), Some(0xDC00..)) => at += 2 * ESCAPE,
+            Some(_) => {
+                out.push_str(&line[kept..at]);
+                out.push_str("\\ufffd");
+                at += ESCAPE;
+                kept = at;
+                n += 1;
+            }
+        }
+        at = at.min(line.len());
+    }
+    if n == 0 {
+        return (Cow::Borrowed(line), 0);
+    }
+    out.push_str(&line[kept..]);
+    (Cow::Owned(out), n)
+}
+
+/// Bytes of `\uXXXX`.
+const ESCAPE: usize = 6;
+
+/// The half of a surrogate pair that is escaped at `at`.
+fn surrogate(line: &str, at: usize) -> Option<u16> {
+    let digits = line.get(at..at + ESCAPE)?.strip_prefix("\\u")?;
+    let is_hex = digits.bytes().all(|digit| digit.is_ascii_hexdigit());
+    let unit = u16::from_str_radix(digits, 16).ok().filter(|_| is_hex)?;
+    (0xD800..0xE000).contains(&unit).then_some(unit)
 }
 
 /// What `inner` gives, as UTF-8.
@@ -104,6 +144,38 @@ mod tests {
             let expected = String::from_utf8_lossy(&bytes);
             prop_assert_eq!(&out, expected.as_bytes());
             prop_assert_eq!(replacing.n(), n_invalid(&bytes));
+        }
+    }
+
+    proptest! {
+        /// Lines of escapes whole and cut: read afterwards by the JSON reader, and unchanged where it read them before.
+        #[test]
+        fn a_string_of_any_escapes_can_be_read(
+            parts in proptest::collection::vec(prop_oneof![
+                Just("\\ud83d"), Just("\\ude00"), Just("\\uDBFF"), Just("\\udfff"), Just("\\ud7ff"), Just("\\ue000"),
+                Just("\\\\"), Just("\\\\ud800"), Just("\\n"), Just("u"), Just("d800"), Just("\u{1F600}"), Just("\\u0041"),
+            ], 0..9),
+        ) {
+            let line = format!("\"{}\"", parts.concat());
+            let (whole, n) = whole_pairs(&line);
+            let text: String = serde_json::from_str(&whole).unwrap();
+            prop_assert_eq!(n, text.matches('\u{FFFD}').count() as u64);
+            match serde_json::from_str::<String>(&line) {
+                Ok(before) => prop_assert_eq!((before, n), (text, 0)),
+                Err(_) => prop_assert!(n > 0),
+            }
+        }
+    }
+
+    #[test]
+    fn half_a_pair_is_replaced_where_it_stands() {
+        for (line, whole, n) in [
+            (r#"{"a": "x\ud800y\udc00"}"#, r#"{"a": "x\ufffdy\ufffd"}"#, 2),
+            (r#"{"a": "\ud83d\ud83d\ude00"}"#, r#"{"a": "\ufffd\ud83d\ude00"}"#, 1),
+            (r#"{"a": "\\ud800 \ud80"}"#, r#"{"a": "\\ud800 \ud80"}"#, 0),
+            (r"\", r"\", 0),
+        ] {
+            assert_eq!(whole_pairs(line), (whole.into(), n), "{line}");
         }
     }
 

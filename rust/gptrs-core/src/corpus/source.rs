@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use flate2::bufread::MultiGzDecoder;
+use flate2::bufread::GzDecoder;
 
 use super::replace::Replacing;
 use super::{Codec, Input, bad_file};
@@ -34,9 +34,12 @@ enum Layer {
 
 enum Decoder {
     Plain(Stored),
-    Gzip(Box<MultiGzDecoder<BufReader<Stored>>>),
+    Gzip(Box<Members>),
     Zstd(zstd::stream::read::Decoder<'static, BufReader<Stored>>),
 }
+
+/// The members of a gzip file. Zeros behind one fill up a block, as gzip itself takes them; `None` at the end.
+struct Members(Option<GzDecoder<BufReader<Stored>>>);
 
 /// A file that counts what was read of it, and has the bytes that it had at first: no fewer and no more.
 struct Stored {
@@ -151,7 +154,9 @@ impl Decoder {
     fn new(stored: Stored, codec: Codec) -> io::Result<Self> {
         Ok(match codec {
             Codec::Plain => Self::Plain(stored),
-            Codec::Gzip => Self::Gzip(Box::new(MultiGzDecoder::new(BufReader::with_capacity(BUFFER, stored)))),
+            Codec::Gzip => {
+                Self::Gzip(Box::new(Members(Some(GzDecoder::new(BufReader::with_capacity(BUFFER, stored))))))
+            }
             Codec::Zstd => Self::zstd(stored)?,
         })
     }
@@ -178,6 +183,37 @@ impl Read for Decoder {
             Self::Plain(file) => file.read(out),
             Self::Gzip(decoder) => decoder.read(out),
             Self::Zstd(decoder) => decoder.read(out),
+        }
+    }
+}
+
+impl Read for Members {
+    fn read(&mut self, out: &mut [u8]) -> io::Result<usize> {
+        while let Some(member) = &mut self.0 {
+            let n = member.read(out)?;
+            if n > 0 || out.is_empty() {
+                return Ok(n);
+            }
+            self.0 = match self.0.take() {
+                Some(member) => next_member(member.into_inner())?,
+                None => None,
+            };
+        }
+        Ok(0)
+    }
+}
+
+fn next_member(mut stored: BufReader<Stored>) -> io::Result<Option<GzDecoder<BufReader<Stored>>>> {
+    loop {
+        let bytes = stored.fill_buf()?;
+        let n_zeros = bytes.iter().take_while(|&&byte| byte == 0).count();
+        match (bytes.len(), n_zeros) {
+            (0, _) => return Ok(None),
+            (n, zeros) if zeros < n => {
+                stored.consume(zeros);
+                return Ok(Some(GzDecoder::new(stored)));
+            }
+            (n, _) => stored.consume(n),
         }
     }
 }

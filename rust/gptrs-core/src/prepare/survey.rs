@@ -192,7 +192,7 @@ impl Reader<'_> {
         for &(at, end) in ends {
             let record = &bytes[std::mem::replace(&mut from, end)..end];
             if self.replaces {
-                n_replaced += corpus::n_invalid(record);
+                n_replaced += corpus::n_replaced(record, *kind);
             }
             looks.push(self.document(&corpus::record(record, *kind, &self.text_field, self.replaces, at, path)?.text));
         }
