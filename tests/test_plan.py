@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from conftest import Cli
+from gptrs import Tokenizer
 from gptrs import plan as plans
 from gptrs.model import PRESETS, count
 
@@ -111,6 +112,26 @@ def test_sizes_differ_as_asked(cli: Cli):
     assert plans.find("gpt2_small", ["position=sinusoidal", "dropout=0", "model.has_bias=false"]).position_limit is None
 
 
+def test_the_model_of_a_run_is_planned_by_its_file_and_its_folder(cli: Cli, tmp_path: Path, gpt2_like: Tokenizer):
+    file = tmp_path / "config.toml"
+    file.write_text(
+        '[run]\nname = "x"\n[tokenizer]\nvocab_size = 300\n[model]\ndim = 32\nn_layers = 2\nn_heads = 2\n'
+        "[optim]\nlr = 1e-3\n[train]\nsteps = 1\nseq_len = 48\nglobal_batch = 2\nmicro_batch = 2\n"
+    )
+    plan = json.loads(cli("plan", file, "n_layers=3", "train.seq_len=40", "--json").stdout)
+    sizes = [plan["config"][name] for name in ("vocab_size", "dim", "n_layers", "max_seq_len")]
+    assert sizes == [300, 32, 3, 40] and plan["flops_per_token"]["seq_len"] == 40
+    gpt2_like.save(tmp_path / "tokenizer.json")
+    done = cli("plan", tmp_path)
+    assert "memory of each of 1 ranks, MiB" in done.stdout and "at 48 positions" in done.stdout
+    plan = json.loads(cli("plan", tmp_path, "--json").stdout)
+    assert plan["config"]["vocab_size"] == gpt2_like.vocab_size == 2000
+    assert plan["parameters"]["total"] == count.n_params(plans.ModelConfig(**plan["config"]))
+    (tmp_path / "tokenizer.json").unlink()
+    done = cli("plan", file, "tokenizer.path=gone.json")
+    assert done.returncode == 1 and "gone.json" in done.stderr and done.stderr.count("\n") == 1
+
+
 def test_a_run_is_priced(cli: Cli):
     words = ("--tokens", "14.8e12", "--gpus", 2048, "--peak-tflops", 989, "--mfu", 0.4, "--price", 2)
     run = json.loads(cli("plan", "deepseek-v3", *words, "--json").stdout)["training"]
@@ -129,6 +150,7 @@ def test_a_run_is_priced(cli: Cli):
     ("words", "message"),
     [
         (("deepseek-v4",), "got 'deepseek-v4'; hint: did you mean 'deepseek-v3'"),
+        (("gone.toml",), "expected a config file, found none at gone.toml"),
         (("gpt2-small", "n_layer=2"), "unknown key model.n_layer; hint: did you mean model.n_layers"),
         (("gpt2-small", "n_layers"), "expected key=value, got 'n_layers'; hint: n_layers=4"),
         (("gpt2-small", "dim=wide"), "expected dim of the kind of 768, got 'wide'"),

@@ -2,6 +2,7 @@
 
 import json
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -13,7 +14,10 @@ if TYPE_CHECKING:
 _PEAK_TFLOPS, _MFU = 989.0, 0.4
 _Preset = Annotated[
     str | None,
-    typer.Argument(help="A model by name: gpt2-small, deepseek-v3, …; with --compute its kind.", metavar="PRESET"),
+    typer.Argument(
+        help="A model by name: gpt2-small, deepseek-v3, …; a run's config.toml or folder; with --compute its kind.",
+        metavar="PRESET",
+    ),
 ]
 _Overrides = Annotated[list[str] | None, typer.Argument(help="Sizes that differ.", metavar="[KEY=VALUE…]")]
 
@@ -28,7 +32,9 @@ def plan(
     layers: Annotated[bool, typer.Option("--layers", help="A table by layer too.")] = False,
     seq_len: Annotated[
         int | None,
-        typer.Option(help="Positions of FLOPs and activations.", show_default="max_seq_len, at most 4096", min=1),
+        typer.Option(
+            help="Positions of FLOPs and activations.", show_default="max_seq_len, at most 4096; a run's rows", min=1
+        ),
     ] = None,
     data_parallel: Annotated[int, typer.Option(help="Ranks that divide the batch.", min=1)] = 1,
     expert_parallel: Annotated[int, typer.Option(help="Ranks that divide routed experts, and the batch.", min=1)] = 1,
@@ -57,7 +63,11 @@ def plan(
     if preset is not None and "=" in preset:  # the kind may be left out
         overrides, preset = [preset, *(overrides or ())], None
     name = preset or "gpt2-small"
-    config = plans.find(name, overrides or ())
+    if Path(name).suffix == ".toml" or Path(name).is_dir():
+        config, rows = _of_run(Path(name), overrides or ())
+        seq_len = seq_len or (rows if compute is None else None)
+    else:
+        config = plans.find(name, overrides or ())
     split = plans.Split(data=data_parallel, expert=expert_parallel, tensor=tensor_parallel, micro_batch=micro_batch)
     if compute is not None:
         if tokens is not None or layers or released or check or split.world * micro_batch > 1 or seq_len:
@@ -89,6 +99,20 @@ def plan(
         typer.echo(
             f"checked: the {checked['n_tensors']} tensors of the built model agree, part by part and layer by layer"
         )
+
+
+def _of_run(source: Path, overrides: Sequence[str]) -> "tuple[ModelConfig, int]":
+    """The model of a run's config file or folder, whose vocabulary is its tokenizer's, and the length of its rows."""
+    from gptrs.tokenizer import Tokenizer
+    from gptrs.train import config as runs
+
+    given = [text if "." in text.partition("=")[0] else f"model.{text}" for text in overrides]
+    run = runs.load(source / "config.toml" if source.is_dir() else source, given)
+    vocab_size = run.tokenizer.vocab_size
+    kept = source / "tokenizer.json"  # of a run that has begun
+    if kept.is_file() or run.tokenizer.path:
+        vocab_size = Tokenizer.from_file(kept if kept.is_file() else str(run.tokenizer.path)).vocab_size
+    return run.model.resolve(vocab_size=vocab_size, seq_len=run.train.seq_len), run.train.seq_len
 
 
 def _compute(

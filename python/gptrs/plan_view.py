@@ -134,7 +134,10 @@ def _sections(plan: dict[str, Any]) -> list[tuple[str, list[tuple[str, str, str]
                 for k in plan["cache"]
             ],
         ),
-        (f"memory of each of {rank['split']['world']:,} ranks, GiB", _rank_rows(rank, flops["seq_len"])),
+        (
+            f"memory of each of {rank['split']['world']:,} ranks, {_unit(rank)[0]}",
+            _rank_rows(rank, flops["seq_len"]),
+        ),
     ]
     if plan["training"] is not None:
         sections.append(("run", _run_rows(plan["training"])))
@@ -163,6 +166,7 @@ def _sum_rows(plan: dict[str, Any]) -> list[tuple[str, str, str]]:
 def _rank_rows(rank: dict[str, Any], seq_len: int) -> list[tuple[str, str, str]]:
     split, kept = rank["split"], rank["activation_bytes_per_token"]
     tokens = f"{split['micro_batch']} × {seq_len:,} tokens"
+    size = {name: f"{n / _unit(rank)[1]:,.2f}" for name, n in rank.items() if isinstance(n, int)}
     return [
         ("split", f"{split['data']} × {split['expert']} × {split['tensor']}", "data × expert × tensor; no pipeline"),
         (
@@ -170,21 +174,21 @@ def _rank_rows(rank: dict[str, Any], seq_len: int) -> list[tuple[str, str, str]]
             f"{rank['n_params']:,}",
             "routed experts / (expert · tensor), other matrices / tensor, the rest whole",
         ),
-        ("weights", _gib(rank["weights"]), "bfloat16, 2 bytes; router biases float32"),
-        ("gradients", _gib(rank["gradients"]), "bfloat16, 2 bytes"),
+        ("weights", size["weights"], "bfloat16, 2 bytes; router biases float32"),
+        ("gradients", size["gradients"], "bfloat16, 2 bytes"),
         (
             "optimizer",
-            _gib(rank["optimizer"]),
+            size["optimizer"],
             "master and AdamW's moments, float32, 12 bytes / (data · expert), experts' / data",
         ),
-        ("activations", _gib(rank["activations"]), f"{kept['kept']:,} bytes · {tokens}"),
+        ("activations", size["activations"], f"{kept['kept']:,} bytes · {tokens}"),
         (
             "… checkpointed",
-            _gib(rank["activations_checkpointed"]),
+            size["activations_checkpointed"],
             f"{kept['checkpointed']:,} bytes · {tokens}: blocks' inputs, one block",
         ),
-        ("total", _gib(rank["total"]), "all activations kept"),
-        ("… checkpointed", _gib(rank["total_checkpointed"]), "every block of the main model checkpointed"),
+        ("total", size["total"], "all activations kept"),
+        ("… checkpointed", size["total_checkpointed"], "every block of the main model checkpointed"),
     ]
 
 
@@ -216,8 +220,9 @@ def _giga(n: int) -> str:
     return f"{n / 1e9:,.2f} G" if n >= 1e8 else f"{n / 1e6:,.2f} M"
 
 
-def _gib(n: int) -> str:
-    return f"{n / _GIB:,.2f}"
+def _unit(rank: dict[str, Any]) -> tuple[str, int]:
+    """The unit of a rank's memory, and its bytes."""
+    return ("GiB", _GIB) if rank["total"] >= _GIB else ("MiB", _GIB >> 10)
 
 
 def draw(path: Path, plan: dict[str, Any]) -> None:
