@@ -191,6 +191,7 @@ def test_generate_writes_whole_characters_and_repeats_with_a_seed(run: Path, war
         (("--prompt", ""), "no tokens"),
         (("--prompt", "def f(x):" * 20), "positions"),
         (("--top-p", "1.5"), "top_p"),
+        (("--min-p", "-0.1"), "min_p"),
         (("--repetition-penalty", "0"), "repetition_penalty must be a number above 0"),
         (("--logprobs", "-1"), "logprobs must be at least 0"),
         (("--stop", ""), "stop_strings must be a list of texts that are not empty"),

@@ -280,6 +280,7 @@ def test_a_setting_that_is_no_whole_number_is_named(name, value):
     [
         ({"temperature": None}, "temperature must be a number, got None"),
         ({"top_p": "1"}, "top_p must be a number, got '1'"),
+        ({"min_p": "1"}, "min_p must be a number, got '1'"),
         ({"repetition_penalty": True}, "repetition_penalty must be a number, got True"),
         ({"stop_tokens": 5}, "stop_tokens must be a list of ids, got 5"),
         ({"stop_tokens": ["5"]}, r"stop_tokens must be a list of ids, got \['5'\]"),

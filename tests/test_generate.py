@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
+from transformers.generation import MinPLogitsWarper, TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 
 from gptrs.generate import draw, generate, probabilities, stream
 from gptrs.model import ModelConfig, Transformer
@@ -27,7 +28,7 @@ def model(request):
 
 
 def dist(**settings):
-    settings = {"temperature": 1.0, "top_k": None, "top_p": None} | settings
+    settings = {"temperature": 1.0} | settings
     return probabilities(HALVES, **settings)[0].tolist()
 
 
@@ -44,6 +45,12 @@ def dist(**settings):
         ({"top_p": 0.8}, [2 / 9, 5 / 9, 0, 2 / 9]),
         ({"top_p": 1e-9}, [0, 1, 0, 0]),
         ({"top_p": 1.0}, [0.2, 0.5, 0.1, 0.2]),
+        ({"min_p": 0.39}, [2 / 9, 5 / 9, 0, 2 / 9]),  # 0.2 is just above 0.39 · 0.5
+        ({"min_p": 0.41}, [0, 1, 0, 0]),
+        ({"min_p": 0.0}, [0.2, 0.5, 0.1, 0.2]),
+        ({"min_p": 1.0}, [0, 1, 0, 0]),
+        ({"top_p": 0.6, "min_p": 0.39}, [2 / 7, 5 / 7, 0, 0]),
+        ({"temperature": 2.0, "min_p": 0.5}, [0.2792408, 0.4415184, 0, 0.2792408]),  # of the flattened one: roots
         ({"top_k": 2, "top_p": 0.7}, [0, 1, 0, 0]),  # of what top-k leaves, 5/7 reaches 0.7
         ({"top_k": 2, "top_p": 0.72}, [2 / 7, 5 / 7, 0, 0]),
         ({"temperature": 0.5}, [0.04 / 0.34, 0.25 / 0.34, 0.01 / 0.34, 0.04 / 0.34]),  # squares
@@ -54,6 +61,20 @@ def dist(**settings):
 def test_the_distribution_is_exactly_the_stated_one(settings, expected):
     assert dist(**settings) == pytest.approx(expected, abs=1e-7)
     assert [p == 0 for p in dist(**settings)] == [p == 0 for p in expected]
+
+
+def test_the_distribution_is_that_of_the_warpers_of_transformers():
+    logits = torch.randn(40, 500, generator=torch.Generator().manual_seed(3), dtype=torch.float64) * 3
+    for min_p in (0.01, 0.1, 0.6):
+        for top_k, top_p in ((None, None), (50, None), (None, 0.9), (30, 0.8)):
+            warped = TemperatureLogitsWarper(0.7)(None, logits)
+            if top_k is not None:
+                warped = TopKLogitsWarper(top_k)(None, warped)
+            if top_p is not None:
+                warped = TopPLogitsWarper(top_p)(None, warped)
+            warped = MinPLogitsWarper(min_p)(None, warped)
+            found = probabilities(logits, temperature=0.7, top_k=top_k, top_p=top_p, min_p=min_p)
+            assert torch.allclose(found, warped.softmax(dim=-1), rtol=1e-12, atol=0)
 
 
 def test_among_equals_the_lower_ids_stay():
@@ -233,6 +254,7 @@ def test_sinusoidal_positions_generate_past_the_trained_length():
         ([[1]], {"temperature": math.nan}, r"temperature must be a number of at least 0, got nan"),
         ([[1]], {"top_k": 0}, r"top_k must be at least 1, got 0; hint"),
         ([[1]], {"top_p": 0.0}, r"top_p must be above 0 and at most 1, got 0\.0"),
+        ([[1]], {"min_p": 1.1}, r"min_p must be from 0 to 1, got 1\.1"),
         ([[1]], {"top_p": 1.1}, r"top_p must be above 0 and at most 1, got 1\.1"),
     ],
 )

@@ -45,6 +45,9 @@ def generate_command(
     temperature: Annotated[float, typer.Option(help="0 takes the likeliest token; 1 draws as the model says.")] = 0.8,
     top_k: Annotated[int | None, typer.Option(help="Draw from this many of the likeliest tokens.")] = None,
     top_p: Annotated[float | None, typer.Option(help="Draw from the likeliest that reach this probability.")] = None,
+    min_p: Annotated[
+        float | None, typer.Option(help="Draw from those at least so many times as likely as the likeliest.")
+    ] = None,
     repetition_penalty: Annotated[
         float, typer.Option(help="Above 1, tokens of the prompt and of the new text become less likely.")
     ] = 1.0,
@@ -77,6 +80,7 @@ def generate_command(
         temperature=temperature,
         top_k=top_k,
         top_p=top_p,
+        min_p=min_p,
         repetition_penalty=repetition_penalty,
         stop_tokens=() if tokenizer.eot_id is None else (tokenizer.eot_id,),
         stop_strings=stop or (),

@@ -27,7 +27,8 @@ class Settings(TypedDict, total=False):
 
     temperature: 0 always takes the likeliest token; otherwise the logits are divided by it. Default 1.
     top_k: keep this many of the likeliest tokens. top_p: then keep the smallest set of the likeliest tokens whose
-        probability reaches this. Default None for both: keep every token.
+        probability reaches this. min_p: and of these no token that is less likely than so many times the likeliest.
+        Default None for each: keep every token.
     repetition_penalty: above 1, ids of the prompt and of what was generated become less likely, before the
         temperature. Default 1: no penalty.
     stop_tokens: ids that end a sequence. Default none.
@@ -35,7 +36,7 @@ class Settings(TypedDict, total=False):
         need a tokenizer. Default none.
     tokenizer: gives `Completion.text` and `Token.text`. Default None: ids alone.
     logprobs: 0 asks for each token's log-probability, n for those of the n likeliest tokens as well. They are the
-        model's own, before penalty, temperature, top-k and top-p. Default None: none.
+        model's own, before penalty, temperature, top-k, top-p and min-p. Default None: none.
     seed: the same seed draws the same tokens; None, the default, draws fresh ones.
     use_cache: False recomputes every position for every token, to check the cache against. Default True.
     prefill_chunk: positions of the prompts that are read at a time; bounds the memory of long ones. Default None: all.
@@ -51,6 +52,7 @@ class Settings(TypedDict, total=False):
     temperature: float
     top_k: int | None
     top_p: float | None
+    min_p: float | None
     repetition_penalty: float
     stop_tokens: Collection[int]
     stop_strings: Sequence[str]

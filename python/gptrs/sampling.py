@@ -21,8 +21,8 @@ if TYPE_CHECKING:
     from gptrs.tokenizer import Tokenizer
 
 _INTEGERS = ("max_new_tokens", "top_k", "logprobs", "prefill_chunk", "n_drafts", "seed")
-_NUMBERS = ("temperature", "top_p", "repetition_penalty")
-_OPTIONAL = ("top_k", "top_p", "logprobs", "prefill_chunk", "seed")
+_NUMBERS = ("temperature", "top_p", "min_p", "repetition_penalty")
+_OPTIONAL = ("top_k", "top_p", "min_p", "logprobs", "prefill_chunk", "seed")
 _SEEDS = -(2**63), 2**64 - 1  # what torch's generators take
 
 
@@ -37,6 +37,7 @@ class Sampling:
     temperature: float = 1.0
     top_k: int | None = None
     top_p: float | None = None
+    min_p: float | None = None
     repetition_penalty: float = 1.0
     stop_tokens: Collection[int] = ()
     stop_strings: Sequence[str] = ()
@@ -87,6 +88,8 @@ class Sampling:
             raise ValueError(f"top_k must be at least 1, got {self.top_k!r}; hint: leave it out to keep every token")
         if self.top_p is not None and not 0.0 < self.top_p <= 1.0:
             raise ValueError(f"top_p must be above 0 and at most 1, got {self.top_p!r}")
+        if self.min_p is not None and not 0.0 <= self.min_p <= 1.0:
+            raise ValueError(f"min_p must be from 0 to 1, got {self.min_p!r}")
         if not 0.0 < self.repetition_penalty < math.inf:
             raise ValueError(
                 f"repetition_penalty must be a number above 0, got {self.repetition_penalty!r}; hint: 1 changes nothing"
@@ -114,7 +117,7 @@ class Sampling:
     def distribution(self, logits: Tensor, is_seen: Tensor | None) -> Tensor:
         """What a token is drawn from when the temperature is above 0: (B, V) → float64 (B, V)."""
         scores = self.scores(logits, is_seen)  # (B, V)
-        return probabilities(scores, temperature=self.temperature, top_k=self.top_k, top_p=self.top_p)
+        return probabilities(scores, temperature=self.temperature, top_k=self.top_k, top_p=self.top_p, min_p=self.min_p)
 
 
 def penalized(logits: Tensor, is_seen: Tensor, penalty: float) -> Tensor:
@@ -131,11 +134,19 @@ def penalized(logits: Tensor, is_seen: Tensor, penalty: float) -> Tensor:
     return torch.where(is_seen, changed, wide)
 
 
-def probabilities(logits: Tensor, *, temperature: float, top_k: int | None, top_p: float | None) -> Tensor:
+def probabilities(
+    logits: Tensor,
+    *,
+    temperature: float,
+    top_k: int | None = None,
+    top_p: float | None = None,
+    min_p: float | None = None,
+) -> Tensor:
     """The distribution to draw from: temperature, then top-k, then top-p of what is left; (B, V) → float64 (B, V).
 
+    With min_p no token stays that is less likely than so many times the likeliest. Source: arXiv 2407.01082, section 3.
     Equal logits rank by id, the lower first. Temperature is above 0.
-    Example: probabilities (0.5, 0.3, 0.2) with top_p=0.6 become (0.625, 0.375, 0).
+    Examples: probabilities (0.5, 0.3, 0.2) with top_p=0.6 or min_p=0.5 become (0.625, 0.375, 0).
     """
     wide = logits.double()
     scaled = (wide - wide.amax(dim=-1, keepdim=True)) / temperature  # (B, V), at most 0: no overflow however cold
@@ -146,6 +157,9 @@ def probabilities(logits: Tensor, *, temperature: float, top_k: int | None, top_
         ranked, ids = kept.sort(dim=-1, descending=True, stable=True)  # (B, V) each
         before = _running_sums(ranked) - ranked  # (B, V), the mass of all likelier tokens
         kept = torch.zeros_like(kept).scatter(-1, ids, ranked.masked_fill(before >= top_p, 0.0))
+        kept = kept / kept.sum(dim=-1, keepdim=True)
+    if min_p:
+        kept = kept.masked_fill(kept < min_p * kept.amax(dim=-1, keepdim=True), 0.0)
         kept = kept / kept.sum(dim=-1, keepdim=True)
     return kept
 

@@ -136,6 +136,7 @@ class Looks:
             temperature=sample.temperature,
             top_k=sample.top_k or None,
             top_p=sample.top_p,
+            min_p=sample.min_p,
             stop_tokens=stop,
             seed=self.config.run.seed,
         )

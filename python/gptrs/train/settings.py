@@ -208,6 +208,7 @@ class SampleSettings:
     temperature: float = 0.8  # 0: the likeliest token always
     top_k: int | None = 200  # only the k likeliest tokens; 0: all; `none`, which TOML cannot write, becomes 0
     top_p: float | None = None  # only the likeliest tokens that hold this probability; unset: all
+    min_p: float | None = None  # only tokens at least so many times as likely as the likeliest; unset: all
 
     def __post_init__(self) -> None:
         require(all(self.prompts), "sample.prompts", "texts that are not empty", list(self.prompts))
@@ -223,6 +224,7 @@ class SampleSettings:
             object.__setattr__(self, "top_k", 0)  # a stored config says what was asked, not what the default is
         require(self.top_k is not None and self.top_k >= 0, "sample.top_k", "0 (all tokens) or more", self.top_k)
         require(self.top_p is None or 0 < self.top_p <= 1, "sample.top_p", "above 0, at most 1", self.top_p)
+        require(self.min_p is None or 0 <= self.min_p <= 1, "sample.min_p", "from 0 to 1", self.min_p)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
