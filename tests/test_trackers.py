@@ -77,6 +77,15 @@ def test_a_resumed_run_is_filed_where_it_was(tmp_path: Path, made: list[Recorder
     assert [recorder.filing.id for recorder in made] == [None, None, "7", "7"]
 
 
+@pytest.mark.parametrize("damage", [b"", b"\xff", b"[1]", b'{"wandb": 3}', b'{"wandb"'])
+def test_a_damaged_file_of_ids_costs_no_run(tmp_path: Path, made: list[Recorder], damage: bytes) -> None:
+    (tmp_path / "trackers.json").write_bytes(damage)
+    said: list[str] = []
+    start(("wandb",), tmp_path, said).close(is_finished=True)
+    assert made[0].filing.id is None and "trackers.json" in said[0] and "filed as a new one" in said[0]
+    assert json.loads((tmp_path / "trackers.json").read_text()) == {"wandb": "7"}
+
+
 def test_one_that_fails_is_told_once_and_left_out_and_the_others_go_on(tmp_path: Path, made: list[Recorder]) -> None:
     said: list[str] = []
     run = start(("wandb", "trackio"), tmp_path, said)

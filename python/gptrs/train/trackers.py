@@ -114,7 +114,7 @@ def start(
     if not names:
         return None
     file = directory / FILE
-    ids: dict[str, str] = json.loads(file.read_bytes()) if file.is_file() else {}
+    ids = _filed(file, say)
     flat = {f"{section}.{key}": value for section, values in config.items() for key, value in values.items()}
     opened: dict[str, Tracker] = {}
     for each in names:
@@ -130,6 +130,20 @@ def start(
             ids[each] = opened[each].id
             write_atomic(file, (json.dumps(ids, indent=1) + "\n").encode())
     return Trackers(opened, say=say)
+
+
+def _filed(file: Path, say: Callable[[str], None]) -> dict[str, str]:
+    """Where a run was filed before, by tracker; a file that is damaged costs no run."""
+    if not file.is_file():
+        return {}
+    try:
+        ids = json.loads(file.read_bytes())
+        if not (isinstance(ids, dict) and all(isinstance(value, str) for value in ids.values())):
+            raise ValueError(f"{ids!r:.60}")
+    except ValueError as error:
+        say(f"warning: expected the run's id at each tracker in {file}, got {error}; it is filed as a new one")
+        return {}
+    return ids
 
 
 class _Wandb:
