@@ -316,6 +316,7 @@ class Transformer(nn.Module):
             else:
                 x, use = block(x, mask=mask, cache=cache, turns=turns)  # (B, T, C)
             uses += [] if use is None else [use]
+        shrinks_behind(x)
         return self.norm(x), uses
 
     def further_states(
