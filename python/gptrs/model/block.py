@@ -16,7 +16,6 @@ from gptrs.model.attention import Attention
 from gptrs.model.cache import KVCache, LatentCache
 from gptrs.model.config import ModelConfig
 from gptrs.model.feed_forward import feed_forward
-from gptrs.model.heap import shrinks_behind
 from gptrs.model.mla import LatentAttention
 from gptrs.model.moe import MoE, Use
 from gptrs.model.norm import norm
@@ -44,7 +43,6 @@ class Block(nn.Module):
         """The stream behind this block, (B, T, C), and how its experts were used, when it has some and no cache is
         given: generation has no loss that would ask for it."""
         x = x + self.dropout(self.attn(self.attn_norm(x), mask=mask, cache=cache, turns=turns))  # (B, T, C)
-        shrinks_behind(x)
         use = None
         if isinstance(self.ffn, MoE):
             y, use = self.ffn(self.ffn_norm(x), counts_use=cache is None)

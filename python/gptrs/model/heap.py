@@ -13,8 +13,8 @@ _trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc's; other system
 
 
 def shrinks_behind(x: Tensor) -> None:
-    """Has the heap shrink once backward has left what reads `x`, the input of a block: where `x` is on the CPU, large
-    and takes a gradient."""
+    """Has the heap shrink once backward has left what reads `x`, the output of a block, and is about to enter the
+    block: where `x` is on the CPU, large and takes a gradient."""
     if torch.compiler.is_compiling() or _trim is None:
         return
     if x.requires_grad and x.device.type == "cpu" and x.nbytes >= _LEAST_BYTES:

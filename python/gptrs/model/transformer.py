@@ -357,7 +357,8 @@ class Transformer(nn.Module):
         return ((name, module) for name, module in self.named_modules() if isinstance(module, MoE))
 
     def _through(self, layer: int, block: nn.Module, x: Tensor, **given: Any) -> tuple[Tensor, Use | None]:
-        shrinks_behind(x)
+        if layer > 0:  # what the first layer frees is the next pass's
+            shrinks_behind(x)
         if not self._is_teaching():
             y, use = block(x, **given)
         elif self.checkpoints_blocks and layer % self.checkpoints_blocks == 0:
