@@ -17,7 +17,7 @@ use std::ops::Range;
 use std::sync::Arc;
 
 pub use places::Place;
-use places::Places;
+use places::{Kept, Places};
 pub use prefetch::{Buffers, Prefetch, Rows, Wide};
 pub use source::RowSource;
 
@@ -70,6 +70,7 @@ pub struct Loader {
     sources: Arc<[RowSource]>,
     mixture: Option<Arc<Mixture>>,
     options: LoaderOptions,
+    kept: Kept,
 }
 
 impl Loader {
@@ -112,7 +113,7 @@ impl Loader {
                 return Err(Error::Argument(format!("expected rows of seq_len {expected}, a source has {got}")));
             }
         }
-        Ok(Self { sources: sources.into(), mixture, options })
+        Ok(Self { sources: sources.into(), mixture, options, kept: Kept::default() })
     }
 
     /// The datasets' rows.

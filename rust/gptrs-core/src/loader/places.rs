@@ -1,6 +1,6 @@
 //! From samples to rows: the mixture says which source, the order which of its rows.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 
 use super::{Loader, room};
 use crate::error::Result;
@@ -16,12 +16,31 @@ pub struct Place {
     pub row: u64,
 }
 
+/// For each source the epoch that was asked last, and its order.
+type Cursors = Vec<Option<(u64, Cursor)>>;
+
+/// The orders that the last microbatch had, for the next. They decide nothing: who finds them taken makes them anew, and
+/// nobody waits, for after a fork that could be forever.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Kept(Arc<Mutex<Cursors>>);
+
+impl Kept {
+    fn take(&self) -> Cursors {
+        self.0.try_lock().map(|mut kept| std::mem::take(&mut *kept)).unwrap_or_default()
+    }
+
+    fn put(&self, cursors: Cursors) {
+        if let Ok(mut kept) = self.0.try_lock() {
+            *kept = cursors;
+        }
+    }
+}
+
 /// The places of the samples from one on.
 pub(super) struct Places<'a> {
     loader: &'a Loader,
     picks: Picks,
-    /// For each source the epoch that was asked last, and its order.
-    cursors: Vec<Option<(u64, Cursor)>>,
+    cursors: Cursors,
 }
 
 enum Picks {
@@ -36,7 +55,9 @@ impl<'a> Places<'a> {
             None => Picks::One(sample),
             Some(mixture) => Picks::Mixed(Box::new(Arc::clone(mixture).walk(sample)?)),
         };
-        Ok(Self { loader, picks, cursors: vec![None; loader.sources.len()] })
+        let mut cursors = loader.kept.take();
+        cursors.resize(loader.sources.len(), None);
+        Ok(Self { loader, picks, cursors })
     }
 
     /// The next `n` places, or those up to the end of the mixture.
@@ -60,6 +81,7 @@ impl<'a> Places<'a> {
             alike.iter_mut().zip(&rows).for_each(|(place, &row)| place.row = row);
             rest = others;
         }
+        self.loader.kept.put(self.cursors);
         Ok(places)
     }
 
