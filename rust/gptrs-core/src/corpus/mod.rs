@@ -225,6 +225,8 @@ fn compressed_text(input: &Input) -> Result<String> {
 pub(crate) struct Record<'r> {
     pub(crate) text: Cow<'r, [u8]>,
     pub(crate) targets: Vec<Range<usize>>,
+    /// How often U+FFFD was put in the line or row.
+    pub(crate) n_replaced: u64,
 }
 
 /// The document of a line or a row; with `replaces` U+FFFD stands for what is not UTF-8, and in JSON for half a
@@ -237,35 +239,45 @@ pub(crate) fn record<'r>(
     at: LinePosition,
     path: &Path,
 ) -> Result<Record<'r>> {
-    let Document { text, targets } = match kind {
-        Kind::Parquet if replaces => Document { text: String::from_utf8_lossy(bytes), targets: Vec::new() },
-        Kind::Parquet => Document { text: row_text(bytes, at.offset, path)?.into(), targets: Vec::new() },
-        _ => match if replaces { replaced(bytes).0 } else { Cow::Borrowed(bytes) } {
-            Cow::Borrowed(line) => marked_document(line, text_field, at, path)?,
-            Cow::Owned(line) => {
-                let Document { text, targets } = marked_document(&line, text_field, at, path)?;
-                Document { text: text.into_owned().into(), targets }
-            }
-        },
+    let (line, n_replaced) = match (replaces, kind) {
+        (false, _) => (Cow::Borrowed(bytes), 0),
+        (true, Kind::Parquet) => {
+            let (text, n) = lossy(bytes);
+            return Ok(Record { text: bytes_of(text), targets: Vec::new(), n_replaced: n });
+        }
+        (true, _) => replaced(bytes),
     };
-    Ok(Record { text: bytes_of(text), targets })
+    let Document { text, targets } = match line {
+        Cow::Borrowed(row) if kind == Kind::Parquet => {
+            Document { text: row_text(row, at.offset, path)?.into(), targets: Vec::new() }
+        }
+        Cow::Borrowed(line) => marked_document(line, text_field, at, path)?,
+        Cow::Owned(line) => {
+            let Document { text, targets } = marked_document(&line, text_field, at, path)?;
+            Document { text: text.into_owned().into(), targets }
+        }
+    };
+    Ok(Record { text: bytes_of(text), targets, n_replaced })
 }
 
-/// What [`record`] replaces in a line or a row.
-pub(crate) fn n_replaced(bytes: &[u8], kind: Kind) -> u64 {
-    if kind == Kind::Parquet { n_invalid(bytes) } else { replaced(bytes).1 }
+/// `bytes` as text with U+FFFD for what is not UTF-8, and the number of those.
+fn lossy(bytes: &[u8]) -> (Cow<'_, str>, u64) {
+    match String::from_utf8_lossy(bytes) {
+        text @ Cow::Borrowed(_) => (text, 0),
+        text @ Cow::Owned(_) => (text, n_invalid(bytes)),
+    }
 }
 
-/// A line of JSON that is UTF-8 and has whole surrogate pairs, and what was replaced for it.
+/// A line of JSON that is UTF-8 and has whole surrogate pairs, and how much was replaced for it.
 fn replaced(line: &[u8]) -> (Cow<'_, [u8]>, u64) {
-    match String::from_utf8_lossy(line) {
-        Cow::Borrowed(text) => {
+    match lossy(line) {
+        (Cow::Borrowed(text), _) => {
             let (text, n) = whole_pairs(text);
             (bytes_of(text), n)
         }
-        Cow::Owned(text) => {
+        (Cow::Owned(text), n_bytes) => {
             let (text, n) = whole_pairs(&text);
-            (Cow::Owned(text.into_owned().into_bytes()), n_invalid(line) + n)
+            (Cow::Owned(text.into_owned().into_bytes()), n_bytes + n)
         }
     }
 }

@@ -191,10 +191,9 @@ impl Reader<'_> {
         let (mut looks, mut n_replaced, mut from) = (Vec::with_capacity(ends.len()), 0, 0);
         for &(at, end) in ends {
             let record = &bytes[std::mem::replace(&mut from, end)..end];
-            if self.replaces {
-                n_replaced += corpus::n_replaced(record, *kind);
-            }
-            looks.push(self.document(&corpus::record(record, *kind, &self.text_field, self.replaces, at, path)?.text));
+            let record = corpus::record(record, *kind, &self.text_field, self.replaces, at, path)?;
+            n_replaced += record.n_replaced;
+            looks.push(self.document(&record.text));
         }
         Ok(Seen { n_replaced, looks, text: None })
     }
