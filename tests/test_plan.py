@@ -128,6 +128,8 @@ def test_the_model_of_a_run_is_planned_by_its_file_and_its_folder(cli: Cli, tmp_
     assert plan["config"]["vocab_size"] == gpt2_like.vocab_size == 2000
     assert plan["parameters"]["total"] == count.n_params(plans.ModelConfig(**plan["config"]))
     (tmp_path / "tokenizer.json").unlink()
+    (tmp_path / "gpt2-small").mkdir()  # an exported model, say: no run
+    assert json.loads(cli("plan", "gpt2-small", "--json", cwd=tmp_path).stdout)["config"]["dim"] == 768
     done = cli("plan", file, "tokenizer.path=gone.json")
     assert done.returncode == 1 and "gone.json" in done.stderr and done.stderr.count("\n") == 1
 

@@ -63,7 +63,7 @@ def plan(
     if preset is not None and "=" in preset:  # the kind may be left out
         overrides, preset = [preset, *(overrides or ())], None
     name = preset or "gpt2-small"
-    if Path(name).suffix == ".toml" or Path(name).is_dir():
+    if Path(name).suffix == ".toml" or (Path(name) / "config.toml").is_file():
         config, rows = _of_run(Path(name), overrides or ())
         seq_len = seq_len or (rows if compute is None else None)
     else:
