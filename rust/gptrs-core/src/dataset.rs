@@ -265,6 +265,14 @@ impl Dataset {
         Ok(end[0])
     }
 
+    /// The shard that token `at` is in, at once where shards are as long as the first.
+    fn shard_at(&self, at: u64) -> usize {
+        let guess = at / self.token_starts.get(1).map_or(1, |&len| len.max(1));
+        let is_in = |i: usize| self.token_starts.get(i..i + 2).is_some_and(|ends| (ends[0]..ends[1]).contains(&at));
+        let guess = usize::try_from(guess).unwrap_or(usize::MAX - 2).min(usize::MAX - 2);
+        if is_in(guess) { guess } else { self.token_starts.partition_point(|&s| s <= at).saturating_sub(1) }
+    }
+
     /// Shard `i`, from the open ones when it is among them.
     ///
     /// Never waits for the lock, which a thread may hold that a fork has left behind: where one is just being added, the
@@ -305,8 +313,21 @@ impl Dataset {
 
 /// The shards that a reader of many rows holds, so that a row changes no count of references: a processor does that only
 /// when all that it has stored before is stored, which takes as long as the row.
-#[derive(Default)]
-pub(crate) struct Held(Vec<(usize, Arc<Shard>)>);
+#[derive(Debug)]
+pub(crate) struct Held {
+    shards: Vec<(usize, Arc<Shard>)>,
+    /// Where the shard whose index ends in these bits was found last: a search would mispredict its end.
+    slots: [u8; N_SLOTS],
+}
+
+/// A power of two, more than shards are held.
+const N_SLOTS: usize = 64;
+
+impl Default for Held {
+    fn default() -> Self {
+        Self { shards: Vec::new(), slots: [0; N_SLOTS] }
+    }
+}
 
 /// Where tokens begin in a shard that is held.
 #[derive(Clone, Copy)]
@@ -318,30 +339,41 @@ pub(crate) struct Spot {
 impl Held {
     /// Lets all go where they are too many to be looked through.
     pub(crate) fn make_room(&mut self) {
-        if self.0.len() > MAX_HELD {
-            self.0.clear();
+        if self.shards.len() > MAX_HELD {
+            self.shards.clear();
         }
     }
 
     /// Where the `n` tokens from `start` on begin; `None` where no shard has them all.
     pub(crate) fn spot(&mut self, dataset: &Dataset, start: u64, n: usize) -> Result<Option<Spot>> {
-        let i = dataset.token_starts.partition_point(|&s| s <= start).saturating_sub(1);
+        let i = dataset.shard_at(start);
         if dataset.token_starts.get(i + 1).is_none_or(|&end| start.saturating_add(n as u64) > end) {
             return Ok(None);
         }
-        let slot = if let Some(slot) = self.0.iter().position(|(j, _)| *j == i) {
+        let is_there = |slot: usize| self.shards.get(slot).is_some_and(|(j, _)| *j == i);
+        let last = usize::from(self.slots[i % N_SLOTS]);
+        let slot = if is_there(last) { last } else { self.find(dataset, i)? };
+        Ok(Some(Spot { slot, start: start - dataset.token_starts[i] }))
+    }
+
+    /// The slot of shard `i`, which is opened if it is not held yet.
+    #[cold]
+    fn find(&mut self, dataset: &Dataset, i: usize) -> Result<usize> {
+        let slot = if let Some(slot) = self.shards.iter().position(|(j, _)| *j == i) {
             slot
         } else {
-            self.0.push((i, dataset.shard(i)?));
-            self.0.len() - 1
+            self.shards.push((i, dataset.shard(i)?));
+            self.shards.len() - 1
         };
-        Ok(Some(Spot { slot, start: start - dataset.token_starts[i] }))
+        // Where more are held than a byte counts, the search goes on to find it.
+        self.slots[i % N_SLOTS] = u8::try_from(slot).unwrap_or(0);
+        Ok(slot)
     }
 
     /// The `n` tokens from `start` on, at `spot`, as stored: in place where they are mapped.
     pub(crate) fn bytes(&self, dataset: &Dataset, spot: Option<Spot>, start: u64, n: usize) -> Result<Cow<'_, [u8]>> {
         if let Some(Spot { slot, start }) = spot
-            && let Some(bytes) = self.0[slot].1.mapped_tokens(start, n)?
+            && let Some(bytes) = self.shards[slot].1.mapped_tokens(start, n)?
         {
             return Ok(Cow::Borrowed(bytes));
         }

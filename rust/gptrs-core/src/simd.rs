@@ -47,8 +47,7 @@ impl Level {
 }
 
 /// Bytes that come near together.
-#[cfg(target_arch = "x86_64")]
-const CACHE_LINE: usize = 64;
+pub(crate) const CACHE_LINE: usize = 64;
 
 /// Asks for `items[at]`, so that it is near when it is needed.
 #[inline]

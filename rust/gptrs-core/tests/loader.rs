@@ -19,10 +19,14 @@ use random::Random;
 
 /// A dataset whose token `i` is `i`, in shards of `shard_tokens`.
 fn counting_dataset(dir: &Path, n_tokens: u32, shard_tokens: usize) -> Arc<Dataset> {
-    let spec = dataset::spec(65_536);
     let tokens: Vec<u32> = (0..n_tokens).collect();
-    let shards = tokens.chunks(shard_tokens).enumerate();
-    let entries = shards.map(|(i, chunk)| dataset::write_shard(dir, spec, i, chunk)).collect();
+    dataset_of(dir, tokens.chunks(shard_tokens), shard_tokens)
+}
+
+/// A dataset of these shards, the longest of `shard_tokens`.
+fn dataset_of<'t>(dir: &Path, shards: impl Iterator<Item = &'t [u32]>, shard_tokens: usize) -> Arc<Dataset> {
+    let spec = dataset::spec(65_536);
+    let entries = shards.enumerate().map(|(i, chunk)| dataset::write_shard(dir, spec, i, chunk)).collect();
     Arc::new(dataset::finish(dir, spec, entries, shard_tokens))
 }
 
@@ -65,13 +69,22 @@ fn every_row_comes_once_in_each_epoch() {
     }
 }
 
-/// 8 and 100 shards, rows that lie in one and across two, and 150 rows a microbatch: more of each than are held or looked
-/// up at a time, and epochs that end inside.
+/// 8 and 100 shards, or as many of 51 to 150 tokens, rows that lie in one and across two, and 150 rows a microbatch: more of
+/// each than are held or looked up at a time, and epochs that end inside.
 #[test]
 fn a_large_microbatch_has_the_rows_of_its_places_one_by_one() {
     let dir = tempfile::tempdir().unwrap();
-    for (n_tokens, shard_tokens) in [(8_000, 1000), (10_000, 100)] {
-        let dataset = counting_dataset(dir.path(), n_tokens, shard_tokens);
+    let tokens: Vec<u32> = (0..10_050).collect();
+    let ends: Vec<usize> = (0..=100).map(|i| i * (i + 1) / 2 + 50 * i).collect();
+    let growing = ends.windows(2).map(|ends| &tokens[ends[0]..ends[1]]);
+    let shrinking = ends.windows(2).rev().map(|ends| &tokens[10_050 - ends[1]..10_050 - ends[0]]);
+    let datasets = [
+        counting_dataset(&dir.path().join("equal"), 8_000, 1000),
+        counting_dataset(&dir.path().join("short"), 10_000, 100),
+        dataset_of(&dir.path().join("growing"), growing, 150),
+        dataset_of(&dir.path().join("shrinking"), shrinking, 150),
+    ];
+    for dataset in datasets {
         for seq_len in [7, 90] {
             let loader = Loader::new(Arc::clone(&dataset), options(seq_len, 150)).unwrap();
             let (mut rows, mut batch) = (Rows::<u16>::new(&loader).0, Wide::new(&loader));

@@ -17,7 +17,7 @@ use std::ops::Range;
 use std::sync::Arc;
 
 pub use places::Place;
-use places::{Kept, Places};
+use places::{Cursors, Kept, Places};
 pub use prefetch::{Buffers, Prefetch, Rows, Wide};
 pub use source::RowSource;
 
@@ -26,7 +26,7 @@ use crate::error::{Error, Result};
 use crate::mixture::Mixture;
 use crate::order::OrderKind;
 use crate::pack;
-use crate::shard::{Token, check_width, widen_beside};
+use crate::shard::{Token, check_width, widen};
 use crate::simd::prefetch_far;
 
 /// Rows that are looked up before the first of them is copied.
@@ -70,7 +70,9 @@ pub struct Loader {
     sources: Arc<[RowSource]>,
     mixture: Option<Arc<Mixture>>,
     options: LoaderOptions,
-    kept: Kept,
+    orders: Kept<Cursors>,
+    /// What holds the shards of each source.
+    shards: Kept<Vec<Held>>,
 }
 
 impl Loader {
@@ -113,7 +115,7 @@ impl Loader {
                 return Err(Error::Argument(format!("expected rows of seq_len {expected}, a source has {got}")));
             }
         }
-        Ok(Self { sources: sources.into(), mixture, options, kept: Kept::default() })
+        Ok(Self { sources: sources.into(), mixture, options, orders: Kept::default(), shards: Kept::default() })
     }
 
     /// The datasets' rows.
@@ -218,6 +220,7 @@ impl Loader {
                 row_marks.flatten(b);
             }
         }
+        self.shards.put(held);
         Ok(())
     }
 
@@ -238,24 +241,33 @@ impl Loader {
             }
             let stored = self.stored(&mut held, places)?;
             for (i, out) in outs.chunks_exact_mut(seq_len + 1).enumerate() {
-                widen_beside(dtype, &stored[i], out, self.fetch(stored.get(i + AHEAD)));
+                widen(dtype, &stored[i], out);
+                self.fetch(stored.get(i + AHEAD))(0..seq_len + 1);
             }
         }
+        self.shards.put(held);
         Ok(())
     }
 
-    /// What holds the shards of each source.
+    /// What holds the shards of each source, to be put back.
     fn held(&self) -> Vec<Held> {
-        self.sources.iter().map(|_| Held::default()).collect()
+        let mut held = self.shards.take();
+        held.resize_with(self.sources.len(), Held::default);
+        held
     }
 
     /// The tokens of [`AT_ONCE`] places at most, as stored; nothing for packed rows.
     fn stored<'h>(&self, held: &'h mut [Held], places: &[Place]) -> Result<Vec<Cow<'h, [u8]>>> {
         held.iter_mut().for_each(Held::make_room);
-        let spot = |&Place { source, row }: &Place| self.sources[source].spot(row, &mut held[source]);
-        let spots = places.iter().map(spot).collect::<Result<Vec<_>>>()?;
-        let (held, each) = (&*held, places.iter().zip(spots));
-        each.map(|(&Place { source, row }, spot)| self.sources[source].bytes(row, spot, &held[source])).collect()
+        let mut spots = Vec::with_capacity(places.len());
+        for &Place { source, row } in places {
+            spots.push(self.sources[source].spot(row, &mut held[source])?);
+        }
+        let (held, mut rows) = (&*held, Vec::with_capacity(places.len()));
+        for (&Place { source, row }, spot) in places.iter().zip(spots) {
+            rows.push(self.sources[source].bytes(row, spot, &held[source])?);
+        }
+        Ok(rows)
     }
 
     /// Asks for stretches of a row that is read soon.

@@ -17,21 +17,27 @@ pub struct Place {
 }
 
 /// For each source the epoch that was asked last, and its order.
-type Cursors = Vec<Option<(u64, Cursor)>>;
+pub(super) type Cursors = Vec<Option<(u64, Cursor)>>;
 
-/// The orders that the last microbatch had, for the next. They decide nothing: who finds them taken makes them anew, and
-/// nobody waits, for after a fork that could be forever.
-#[derive(Debug, Clone, Default)]
-pub(super) struct Kept(Arc<Mutex<Cursors>>);
+/// What the last microbatch has left for the next. It decides nothing: who finds it taken makes it anew, and nobody
+/// waits, for after a fork that could be forever.
+#[derive(Debug, Default)]
+pub(super) struct Kept<T>(Arc<Mutex<T>>);
 
-impl Kept {
-    fn take(&self) -> Cursors {
+impl<T> Clone for Kept<T> {
+    fn clone(&self) -> Self {
+        Self(Arc::clone(&self.0))
+    }
+}
+
+impl<T: Default> Kept<T> {
+    pub(super) fn take(&self) -> T {
         self.0.try_lock().map(|mut kept| std::mem::take(&mut *kept)).unwrap_or_default()
     }
 
-    fn put(&self, cursors: Cursors) {
+    pub(super) fn put(&self, value: T) {
         if let Ok(mut kept) = self.0.try_lock() {
-            *kept = cursors;
+            *kept = value;
         }
     }
 }
@@ -55,7 +61,7 @@ impl<'a> Places<'a> {
             None => Picks::One(sample),
             Some(mixture) => Picks::Mixed(Box::new(Arc::clone(mixture).walk(sample)?)),
         };
-        let mut cursors = loader.kept.take();
+        let mut cursors = loader.orders.take();
         cursors.resize(loader.sources.len(), None);
         Ok(Self { loader, picks, cursors })
     }
@@ -81,7 +87,7 @@ impl<'a> Places<'a> {
             alike.iter_mut().zip(&rows).for_each(|(place, &row)| place.row = row);
             rest = others;
         }
-        self.loader.kept.put(self.cursors);
+        self.loader.orders.put(self.cursors);
         Ok(places)
     }
 

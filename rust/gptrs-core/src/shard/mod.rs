@@ -21,7 +21,7 @@ pub use layout::{BLOCK, HEADER, Header, Spec, TRAILER};
 pub(crate) use layout::{trailer, u64_at};
 pub use reader::Shard;
 pub(crate) use reader::{check_width, file_len, verified_len};
-pub(crate) use widen::{widen, widen_beside, widen_row};
+pub(crate) use widen::{widen, widen_row};
 pub use writer::ShardWriter;
 
 use serde::{Deserialize, Serialize};

@@ -3,7 +3,7 @@
 use std::ops::Range;
 
 use super::{Dtype, Token};
-use crate::simd::Level;
+use crate::simd::{CACHE_LINE, Level};
 
 /// Tokens that are widened at a time.
 const STRETCH: usize = 128;
@@ -12,15 +12,6 @@ const STRETCH: usize = 128;
 #[inline]
 pub(crate) fn widen<T: Token>(dtype: Dtype, bytes: &[u8], out: &mut [T]) {
     widen_at(Level::detected(), dtype, bytes, out);
-}
-
-/// As [`widen`]; calls `beside` with each stretch of them that is done, so that what comes next is fetched between stores.
-pub(crate) fn widen_beside<T: Token>(dtype: Dtype, bytes: &[u8], out: &mut [T], mut beside: impl FnMut(Range<usize>)) {
-    let (level, size) = (Level::detected(), dtype.size());
-    for (start, out) in (0..).step_by(2 * STRETCH).zip(out.chunks_mut(2 * STRETCH)) {
-        widen_at(level, dtype, bytes.get(start * size..).unwrap_or_default(), out);
-        beside(start..start + out.len());
-    }
 }
 
 /// Writes the first tokens of `bytes` to `tokens` and those from the second on to `targets`; calls `beside` with each
@@ -33,12 +24,20 @@ pub(crate) fn widen_row<T: Token>(
     mut beside: impl FnMut(Range<usize>),
 ) {
     let (level, size) = (Level::detected(), dtype.size());
-    let outs = tokens.chunks_mut(STRETCH).zip(targets.chunks_mut(STRETCH));
-    for (start, (tokens, targets)) in (0..).step_by(STRETCH).zip(outs) {
-        widen_at(level, dtype, bytes.get(start * size..).unwrap_or_default(), tokens);
-        widen_at(level, dtype, bytes.get((start + 1) * size..).unwrap_or_default(), targets);
-        beside(start..start + tokens.len());
+    for stretch in stretches(tokens) {
+        let (first, second) = (stretch.start * size, (stretch.start + 1) * size);
+        widen_at(level, dtype, bytes.get(first..).unwrap_or_default(), &mut tokens[stretch.clone()]);
+        widen_at(level, dtype, bytes.get(second..).unwrap_or_default(), &mut targets[stretch.clone()]);
+        beside(stretch);
     }
+}
+
+/// Cuts `out` at borders of cache lines, across which a store takes as long as two.
+fn stretches<T>(out: &[T]) -> impl Iterator<Item = Range<usize>> + use<T> {
+    let n = out.len();
+    let first = out.as_ptr().align_offset(CACHE_LINE).min(n);
+    let others = (first..n).step_by(STRETCH).map(move |start| start..n.min(start + STRETCH));
+    std::iter::once(0..first).chain(others)
 }
 
 fn widen_at<T: Token>(level: Level, dtype: Dtype, bytes: &[u8], out: &mut [T]) {
@@ -73,7 +72,9 @@ fn widen_avx512<T: Token>(dtype: Dtype, bytes: &[u8], out: &mut [T]) {
 fn each<T: Token>(dtype: Dtype, bytes: &[u8], out: &mut [T]) {
     match dtype {
         Dtype::U16 => {
-            for (id, &bytes) in out.iter_mut().zip(bytes.as_chunks().0) {
+            let bytes = bytes.as_chunks().0;
+            let n = bytes.len().min(out.len());
+            for (id, &bytes) in out[..n].iter_mut().zip(&bytes[..n]) {
                 *id = T::from_u16(u16::from_le_bytes(bytes));
             }
         }
@@ -132,13 +133,28 @@ mod tests {
     fn targets_are_one_token_further() {
         for n in [1, 8, STRETCH - 1, STRETCH, STRETCH + 1, 3 * STRETCH + 5] {
             let bytes: Vec<u8> = (0..=n as u16).flat_map(u16::to_le_bytes).collect();
-            let (mut tokens, mut targets, mut done) = (vec![-1i64; n], vec![-1i64; n], 0..0);
-            widen_row(Dtype::U16, &bytes, &mut tokens, &mut targets, |stretch| {
-                assert_eq!(done.end, stretch.start);
-                done.end = stretch.end;
-            });
-            assert_eq!(done, 0..n);
-            assert!(tokens.into_iter().eq(0..n as i64) && targets.into_iter().eq(1..=n as i64));
+            // Every place in a cache line.
+            for from in 0..CACHE_LINE / size_of::<i64>() {
+                let (mut tokens, mut targets, mut done) = (vec![-1i64; from + n], vec![-1i64; from + n], 0..0);
+                widen_row(Dtype::U16, &bytes, &mut tokens[from..], &mut targets[from..], |stretch| {
+                    assert_eq!(done.end, stretch.start);
+                    done.end = stretch.end;
+                });
+                assert_eq!(done, 0..n);
+                assert!(tokens[..from].iter().chain(&targets[..from]).all(|&id| id == -1));
+                assert!(tokens.into_iter().skip(from).eq(0..n as i64));
+                assert!(targets.into_iter().skip(from).eq(1..=n as i64));
+            }
+        }
+    }
+
+    #[test]
+    fn stretches_end_at_borders_of_cache_lines() {
+        let out = vec![0i64; 5 * STRETCH];
+        for from in 0..20 {
+            let out = &out[from..];
+            let borders: Vec<_> = stretches(out).map(|stretch| out[stretch].as_ptr().addr()).skip(1).collect();
+            assert!(borders.len() >= 5 && borders.iter().all(|border| border % CACHE_LINE == 0), "{from}");
         }
     }
 }
