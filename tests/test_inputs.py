@@ -381,6 +381,19 @@ def test_a_file_that_comes_twice_is_told_by_name(tok: Tokenizer, tmp_path: Path,
     assert done.returncode == 0 and "warning: expected each file once, got 1 of 3 more often" in done.stderr
 
 
+def test_a_text_field_is_text(tok: Tokenizer, tmp_path: Path):
+    (tmp_path / "a.jsonl").write_text('{"text": "a"}')
+    for text_field in (5, True, None, b"text"):
+        for work in (
+            lambda f=text_field: prepare(tmp_path / "a.jsonl", tok, tmp_path / "out", text_field=f),
+            lambda f=text_field: Tokenizer.train(tmp_path / "a.jsonl", 257, text_field=f),
+            lambda f=text_field: tok.encode_files(tmp_path / "a.jsonl", text_field=f),
+            lambda f=text_field: trainer.count(tmp_path / "a.jsonl", tmp_path / "c.gtc", text_field=f),
+        ):
+            with pytest.raises(TypeError, match=f"text_field must be text, got {text_field!r}"):
+                work()
+
+
 def test_a_text_field_of_text_files_alone_is_refused(tok: Tokenizer, tmp_path: Path, cli: Cli):
     (tmp_path / "in").mkdir()
     (tmp_path / "in" / "a.txt").write_text("text")

@@ -127,8 +127,11 @@ def check_text_field(paths: Iterable[str], text_field: str) -> None:
     """Refuses a field of text files alone, where it would say nothing; the default need not fit.
 
     Raises:
+        TypeError: It is no text.
         ValueError: None of the files has fields.
     """
+    if not isinstance(text_field, str):
+        raise TypeError(f"text_field must be text, got {text_field!r}")
     if text_field == "text" or has_fields(paths):
         return
     expected = f'expected JSON lines or Parquet among the files, which text_field "{text_field}" is of'
