@@ -270,6 +270,22 @@ def test_the_type_is_that_of_the_embedding_and_8_bits_become_single(tmp_path):
     assert import_hf(tmp_path / "model").embed.token.weight.dtype == torch.float32
 
 
+def test_routers_keep_single_in_a_model_of_bf16(tmp_path):
+    """A balanced router's biases lie far from 0, and what decides between experts is below a step of bf16 there."""
+    ours = random_model(MODELS["v3"], torch.float32)
+    with torch.no_grad():
+        ours.layers[1].ffn.router.bias.add_(5.0)
+    bias = ours.layers[1].ffn.router.bias.clone()
+    export_hf(ours.bfloat16(), tmp_path / "model")
+    again = import_hf(tmp_path / "model")
+    assert again.embed.token.weight.dtype == torch.bfloat16
+    assert torch.equal(again.layers[1].ffn.router.bias, bias)
+    assert torch.equal(again.half().layers[1].ffn.router.bias, bias)
+    gate = theirs_of(tmp_path / "model", torch.bfloat16).model.layers[1].mlp.gate
+    assert torch.equal(gate.e_score_correction_bias, bias)
+    assert torch.equal(gate.weight, again.layers[1].ffn.router.weight)
+
+
 def test_weights_in_blocks_of_8_bit_floats_are_multiplied_out(tmp_path):
     weight = torch.randn(200, 300, generator=torch.Generator().manual_seed(2))
     scales = torch.rand(2, 3, generator=torch.Generator().manual_seed(3)) + 0.5

@@ -87,7 +87,7 @@ def export_hf(
 def import_hf(
     directory: str | os.PathLike[str], *, dtype: torch.dtype | None = None, device: torch.device | str | None = None
 ) -> Transformer:
-    """The model of a directory, in the given type or that of the file's token embedding.
+    """The model of a directory, in the given type or that of the file's token embedding; routers in float32 or wider.
 
     Raises: ValueError when the files do not fit together or describe what we do not have, OSError when they cannot be
         read.

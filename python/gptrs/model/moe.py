@@ -9,7 +9,8 @@ travel to them and back. A bias that only the choice sees, moved after each step
 busy without a gradient of its own.
 """
 
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple, Self
 
 import torch
 import torch.distributed as dist
@@ -21,6 +22,7 @@ from gptrs.model.expert_by_expert import expert_by_expert
 from gptrs.model.feed_forward import SwiGLU, gated
 from gptrs.model.ranks import enter, exchange, leave, part
 
+_ROUTER_BYTES = 4  # of each number of a router, at least
 _ALIGNED = 16  # bytes that the grouped product wants the inner sizes to be a multiple of
 
 
@@ -32,9 +34,10 @@ class Use(NamedTuple):
 
 
 class Router(nn.Module):
-    """Which experts each token takes, and how much of each; in float32 also where training computes in bfloat16.
+    """Which experts each token takes, and how much of each; in float32 also where the rest is in a narrower type.
 
-    Attributes: weight: (E, C); bias: (E,), not trained by gradients, or None for softmax scores.
+    Attributes: weight: (E, C); bias: (E,), not trained by gradients, or None for softmax scores. Both keep float32 when
+        the model is brought to bfloat16 or float16: experts differ by less than those tell apart.
     Source: arXiv 2412.19437, equations 12 to 16; groups arXiv 2405.04434, section 2.2.2.
     """
 
@@ -45,6 +48,14 @@ class Router(nn.Module):
         self.weight = nn.Parameter(torch.empty(E, config.dim))
         is_balanced = config.score_func == "sigmoid"
         self.bias = nn.Parameter(torch.empty(E), requires_grad=False) if is_balanced else None
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        kept = {name: parameter.data for name, parameter in self.named_parameters(recurse=False)}
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        for name, parameter in self.named_parameters(recurse=False):
+            if parameter.element_size() < _ROUTER_BYTES <= kept[name].element_size():
+                parameter.data = kept[name].to(parameter.device, torch.float32)
+        return self
 
     def scores(self, x: Tensor) -> Tensor:
         """How well each expert fits each token, in float32 or wider: (N, C) → (N, E)."""
