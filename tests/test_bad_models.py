@@ -38,7 +38,14 @@ HEADER = json.dumps({"model.norm.weight": {"dtype": "F32", "shape": [2**62, 8], 
         ({"rope_scaling": {"type": "yarn"}}, "expected factor beside rope_type yarn, found none"),
         ({"rope_scaling": YARN_KEYS | {"factor": 1.0}}, "expected a yarn factor above 1, got 1.0"),
         ({"rope_scaling": YARN_KEYS | {"factor": "8"}}, "expected factor to be a number, got '8'"),
-        ({"rope_scaling": YARN_KEYS | {"truncate": False}}, "expected truncate=None or True, got False"),
+        ({"rope_scaling": YARN_KEYS | {"truncate": False}}, "expected truncate=True, got False"),
+        ({"rope_scaling": YARN_KEYS | {"truncate": None}}, "expected truncate=True, got None"),
+        ({"rope_scaling": YARN_KEYS | {"attention_factor": 0.8}}, "a yarn attention_factor of at least 1, got 0.8"),
+        (
+            {"rope_scaling": YARN_KEYS, "original_max_position_embeddings": 32},
+            "expected original_max_position_embeddings=None or 16, got 32",
+        ),
+        ({"model_type": "granite"}, "LlamaForCausalLM: expected model_type='llama', got 'granite'"),
         ({"partial_rotary_factor": 0.5}, "expected partial_rotary_factor=None or 1.0, got 0.5"),
         ({"mlp_bias": True}, "expected mlp_bias=False, got True"),
         ({"is_causal": False}, "LlamaForCausalLM: expected is_causal=None or True, got False"),
@@ -78,6 +85,17 @@ def test_settings_that_change_a_number_and_that_we_do_not_have_are_refused(tmp_p
 def test_settings_of_experts_that_we_do_not_have_are_refused(changes, message):
     with pytest.raises(ValueError, match=message):
         hf_config.read(hf_config.write(ModelConfig(**MODELS["v3"])) | changes)
+
+
+def test_v2_has_no_pairs_in_two_halves():
+    """transformers' class passes the key over and rotates neighbours."""
+    with pytest.raises(ValueError, match="DeepseekV2ForCausalLM: expected rope_interleave=True, got False"):
+        hf_config.read(hf_config.write(ModelConfig(**MODELS["v2"])) | {"rope_interleave": False})
+
+
+def test_kimi_is_a_deepseek():
+    written = hf_config.write(ModelConfig(**MODELS["v3"]))
+    assert hf_config.read(written | {"model_type": "kimi_k2"}) == hf_config.read(written)
 
 
 @pytest.mark.parametrize("data", [b"", b"{", b"[]", b"3", b"\xff\xfe{}", b"[" * 100_000])

@@ -20,7 +20,9 @@ _MODEL_TYPES = {
     "DeepseekV2ForCausalLM": "deepseek_v2",
     "DeepseekV3ForCausalLM": "deepseek_v3",
 }
+_ALIASES = {"DeepseekV3ForCausalLM": ("kimi_k2",)}  # with code of its own that computes the same
 FP8_BLOCK = 128  # rows and columns of an 8-bit weight that share a scale
+_INTERLEAVES = {"DeepseekV2ForCausalLM": (True,), "DeepseekV3ForCausalLM": (True, False)}  # V2's class does always
 _DROPOUT = ("resid_pdrop", "embd_pdrop", "attn_pdrop")
 _LATENT_NORM_EPS = 1e-6  # transformers fixes that of the latents' norms
 _GPT2 = {
@@ -174,7 +176,9 @@ def read(given: Mapping[str, Any]) -> ModelConfig:
         hint = "hint: a file of GPT-2, Llama, DeepSeek-V2 or -V3 is expected"
         raise ValueError(f"expected one of {', '.join(get_args(Architecture))}, got architectures={named!r}; {hint}")
     _check_quantization(given)
-    _refuse(given, architecture, is_causal=(None, True))
+    # transformers picks the class by the model's type, and a Granite that calls itself a Llama computes as a Granite
+    types = (_MODEL_TYPES[architecture], *_ALIASES.get(architecture, ()))
+    _refuse(given, architecture, is_causal=(None, True), model_type=types)
     reader = _read_gpt2 if architecture == "GPT2LMHeadModel" else _read_modern
     return reader(given, architecture)
 
@@ -212,7 +216,7 @@ def _read_modern(given: Mapping[str, Any], architecture: str) -> ModelConfig:
     rope = _rope_settings(given)
     given = {**given, "rope_theta": rope.get("rope_theta", given.get("rope_theta", 10_000.0))}
     _refuse(given, architecture, hidden_act=("silu",), pretraining_tp=(1,), partial_rotary_factor=(None, 1.0))
-    _refuse(rope, architecture, partial_rotary_factor=(None, 1.0), truncate=(None, True))
+    _refuse(rope, architecture, partial_rotary_factor=(None, 1.0), truncate=(True,))
     _refuse(given, architecture, attention_bias=(None, False, True), mlp_bias=(None, False, True))
     fields = _fields(
         given, architecture, _LLAMA if is_llama else _DEEPSEEK,
@@ -221,14 +225,17 @@ def _read_modern(given: Mapping[str, Any], architecture: str) -> ModelConfig:
     )  # fmt: skip
     has_bias = bool(given.get("attention_bias", False))
     fields |= {"position": "rope", "norm": "rms", "feed_forward": "swiglu", "has_bias": has_bias}
-    fields |= _read_yarn(rope, is_latent=not is_llama)
+    fields |= (yarn := _read_yarn(rope, is_latent=not is_llama))
+    if yarn:  # beside the others, it would overrule theirs in transformers 5
+        _refuse(given, architecture, original_max_position_embeddings=(None, yarn["rope_original_len"]))
     if is_llama:
         n_kv_heads = given.get("num_key_value_heads") or 0
         config = ModelConfig(**fields, n_kv_heads=n_kv_heads if n_kv_heads != fields["n_heads"] else 0)
         _refuse(given, architecture, mlp_bias=(has_bias,), head_dim=(None, config.head_dim))
     else:
         _refuse(given, architecture, num_key_value_heads=(None, fields["n_heads"]), moe_layer_freq=(None, 1))
-        _refuse(given, architecture, rope_interleave=(True, False), head_dim=(None, fields["qk_rope_head_dim"]))
+        _refuse(given, architecture, rope_interleave=_INTERLEAVES[architecture])
+        _refuse(given, architecture, head_dim=(None, fields["qk_rope_head_dim"]))
         config = ModelConfig(**fields | _read_experts(given, architecture, fields), scales_residual_init=False)
         kinds = ["sparse" if config.has_experts(layer) else "dense" for layer in range(config.n_layers)]
         _refuse(given, architecture, mlp_layer_types=(None, kinds))
@@ -308,6 +315,8 @@ def _read_yarn(rope: Mapping[str, Any], *, is_latent: bool) -> dict[str, Any]:
     if mscale or all_dim:
         raise ValueError(f"expected no mscale in a Llama file, got {mscale} and mscale_all_dim={all_dim}")
     growth = 0.1 * math.log(factor) + 1.0 if attention_factor is None else attention_factor
+    if growth < 1.0:
+        raise ValueError(f"expected a yarn attention_factor of at least 1, got {attention_factor}")
     return fields | {"rope_mscale": round((growth - 1.0) / (0.1 * math.log(factor)), 12)}
 
 
