@@ -7,6 +7,7 @@ import re
 
 import pytest
 import torch
+import torch.nn.functional as F
 
 from gptrs.exchange.hf import export_hf, import_hf
 from gptrs.exchange.torch_file import convert, is_torch_file
@@ -47,13 +48,21 @@ def checkpoint(model, **given):
 
 @pytest.mark.parametrize("prefix", ["", "_orig_mod."])
 @pytest.mark.parametrize("is_archive", [True, False])
-def test_a_checkpoint_of_nanogpt_computes_the_same(tmp_path, prefix, is_archive):
+def test_a_checkpoint_of_nanogpt_has_its_weights(tmp_path, prefix, is_archive):
     ours = random_model(SIZES, torch.float32)
     path = tmp_path / "ckpt.pt"
     torch.save(checkpoint(ours, prefix=prefix), path, _use_new_zipfile_serialization=is_archive)
     assert is_torch_file(path)
     again = import_hf(convert(path, tmp_path / "model"))
     assert torch.equal(again(tokens()), ours(tokens()))
+
+
+def test_that_nanogpt_has_another_gelu_is_said_with_a_bound_that_holds(tmp_path):
+    torch.save(checkpoint(random_model(SIZES, torch.float32)), tmp_path / "ckpt.pt")
+    with pytest.warns(UserWarning, match=r"ckpt\.pt: nanoGPT computes GELU exactly, GPT-2 by its tanh form"):
+        convert(tmp_path / "ckpt.pt", tmp_path / "model")
+    x = torch.linspace(-20, 20, 400_001, dtype=torch.float64)
+    assert 4e-4 < (F.gelu(x) - F.gelu(x, approximate="tanh")).abs().max() < 5e-4
 
 
 def test_a_checkpoint_without_biases_gets_zeros(tmp_path):
@@ -153,6 +162,7 @@ def test_nothing_in_a_file_runs(tmp_path):
     ("change", "message"),
     [
         (lambda c: c["model_args"].pop("n_head"), "expected integers in model_args, missing n_head"),
+        (lambda c: c["model_args"].update(use_relu=False), r"expected model_args of nanoGPT \(.*\), got use_relu too"),
         (
             lambda c: c["model_args"].update(n_head=7),
             r"ckpt\.pt: the sizes in model_args do not fit: n_heads \(7\) must divide dim \(48\)",

@@ -10,6 +10,7 @@ in it runs. What comes out is read by `hf.import_hf`, once before it gets its na
 import json
 import re
 import shutil
+import warnings
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -28,6 +29,7 @@ _COMPILED = "_orig_mod."  # torch.compile puts it before each name
 _LINEAR = ("attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj")  # nanoGPT's, stored as (out, in); Conv1D there
 _KINDS = (Tensor, nn.Parameter)  # other subclasses have numbers that are not their memory's
 _ARGUMENTS = ("n_layer", "n_head", "n_embd", "block_size", "vocab_size")
+_OTHERS = ("bias", "dropout")  # arguments that need not be there
 
 
 def is_torch_file(path: Path) -> bool:
@@ -39,14 +41,16 @@ def is_torch_file(path: Path) -> bool:
 def convert(source: Path, directory: Path) -> Path:
     """Writes a PyTorch file as a directory of Hugging Face transformers; returns the directory.
 
-    A nanoGPT model without biases gets biases of 0: the same function, and what the class has.
+    A nanoGPT model without biases gets biases of 0: the same function, and what the class has. Its GELU is the exact
+    one, GPT-2's the tanh form, which differs by less than 5e-4: a warning says so.
     Raises: ValueError for a file that holds other things than tensors, or tensors that do not fit its sizes;
         FileExistsError for a directory that is not empty.
     """
     if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
         raise FileExistsError(f"expected an empty or new directory, got {directory}; hint: remove it, or name another")
     given = _load(source)
-    if isinstance(given.get("model"), dict) and isinstance(given.get("model_args"), dict):
+    is_nanogpt = isinstance(given.get("model"), dict) and isinstance(given.get("model_args"), dict)
+    if is_nanogpt:
         config, tensors = _nanogpt(source, given["model"], given["model_args"])
     else:
         config, tensors = _beside(source), _tensors(source, given)
@@ -66,6 +70,9 @@ def convert(source: Path, directory: Path) -> Path:
             raise ValueError(str(error).replace(str(temporary), str(source))) from error
         raise
     sync_directory(directory.parent)
+    if is_nanogpt:
+        forms = "nanoGPT computes GELU exactly, GPT-2 by its tanh form"
+        warnings.warn(f"{source}: {forms}, so logits differ in the third or fourth digit", stacklevel=2)
     return directory
 
 
@@ -151,6 +158,10 @@ def _nanogpt(
     missing = [name for name in _ARGUMENTS if type(arguments.get(name)) is not int]
     if missing:
         raise ValueError(f"{source}: expected integers in model_args, missing {', '.join(missing)}")
+    known = (*_ARGUMENTS, *_OTHERS)
+    if unknown := ", ".join(str(name) for name in arguments if name not in known):
+        hint = "hint: a model with parts of its own computes something else"
+        raise ValueError(f"{source}: expected model_args of nanoGPT ({', '.join(known)}), got {unknown} too; {hint}")
     try:
         config = ModelConfig(
             vocab_size=arguments["vocab_size"],
