@@ -1,13 +1,14 @@
 """GGUF files, judged by transformers' reader (gpt2, llama) and by the gguf package's table (deepseek2)."""
 
 import json
+import warnings
 
 import pytest
 import torch
 
 from gptrs import Tokenizer
 from gptrs.exchange.gguf import export_gguf
-from gptrs.exchange.gguf_read import import_gguf_tokenizer
+from gptrs.exchange.gguf_read import import_gguf, import_gguf_tokenizer
 from gptrs.model import ModelConfig
 from test_exchange import LATENT, MODELS, V2, V3, YARN, random_model, tokens
 
@@ -175,6 +176,24 @@ def test_what_the_format_does_not_have_is_refused_by_name(tmp_path, sizes, messa
     with pytest.raises(ValueError, match=message):
         export_gguf(random_model(sizes, torch.float32), tmp_path / "model.gguf")
     assert not any(tmp_path.iterdir())
+
+
+def test_groups_that_count_as_their_best_are_told_of(tmp_path):
+    """llama.cpp, llama-graph.cpp, build_moe_ffn: the sum of the two best of a group, whatever the scores are."""
+    with pytest.warns(UserWarning, match=r"llama\.cpp ranks groups of experts by their best two"):
+        export_gguf(random_model(V2, torch.float32), tmp_path / "v2.gguf")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        export_gguf(random_model(V3, torch.float32), tmp_path / "v3.gguf")
+
+
+@pytest.mark.parametrize("groups", [{"n_limited_groups": 4}, {"n_expert_groups": 8, "n_limited_groups": 5}])
+def test_groups_that_bound_no_choice_are_left_out(tmp_path, groups):
+    """llama.cpp stops at as many groups as may be chosen from, and at groups of one expert."""
+    ours = random_model(V2 | groups, torch.float32)
+    path = export_gguf(ours, tmp_path / "model.gguf")
+    assert not [name for name in gguf.GGUFReader(path).fields if "expert_group" in name]
+    assert torch.equal(import_gguf(path)(tokens()), ours(tokens()))
 
 
 def test_ids_without_a_token_are_unused_ones(tmp_path, gpt2_like):

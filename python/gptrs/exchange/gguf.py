@@ -70,6 +70,7 @@ def export_gguf(
     """Writes a model and its tokenizer as a GGUF file; returns its path.
 
     Args: dtype: of the matrices; vectors, and the router's, stay in float32.
+    Warns of groups of experts that count as their best, which the format does not say and llama.cpp does not do.
     Raises: ValueError for a model or a tokenizer that the format does not have, naming the part, and for weights that
         the type cannot hold; OSError for a path
         that is in no folder or is one; ModuleNotFoundError without the gguf package.
@@ -78,6 +79,9 @@ def export_gguf(
     gguf = package()
     config, file = model.config, Path(path)
     kind = _checked(config, tokenizer)
+    if _has_groups(config) and config.group_score == "max":
+        text = "llama.cpp ranks groups of experts by their best two, this model by their best one (group_score 'max')"
+        warnings.warn(f"{text}: there it takes other experts", stacklevel=2)
     if dtype not in get_args(WeightType):
         raise ValueError(f"expected a type of {', '.join(get_args(WeightType))}, got {dtype!r}")
     temporary = temporary_of(file)
@@ -158,7 +162,7 @@ def _add_sizes(writer: Any, config: ModelConfig) -> None:
     kind = _ARCHITECTURES[architecture_of(config)].lower()
     table = dict(KEYS[kind])
     if config.n_routed_experts:
-        table |= EXPERTS | (GROUPS if config.n_expert_groups > 1 else {})
+        table |= EXPERTS | (GROUPS if _has_groups(config) else {})
     if config.rope_factor != 1.0:
         table |= YARN
     adders = {int: writer.add_uint32, float: writer.add_float32, bool: writer.add_bool}
@@ -170,6 +174,11 @@ def _add_sizes(writer: Any, config: ModelConfig) -> None:
         writer.add_rope_dimension_count(config.rope_dim)
     if config.is_latent:
         _add_latent(writer, config)
+
+
+def _has_groups(config: ModelConfig) -> bool:
+    """Whether groups bound the choice; llama.cpp stops at a file of groups that do not."""
+    return config.n_limited_groups < config.n_expert_groups < config.n_routed_experts
 
 
 def _add_latent(writer: Any, config: ModelConfig) -> None:
