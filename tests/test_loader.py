@@ -586,6 +586,36 @@ def test_other_threads_run_while_the_loader_waits(dataset: Dataset):
     assert not thread.is_alive()
 
 
+def test_threads_that_share_a_loader_get_each_batch_once(dataset: Dataset):
+    """Whatever they interrupt: also what they move it to, and a fork while one of them waits for its batch."""
+    switch = sys.getswitchinterval()
+    sys.setswitchinterval(1e-5)
+    try:
+        with Loader(dataset, seq_len=512, global_batch=16, device="numpy", prefetch=1) as loader:
+            for _ in range(8):
+                got: list[Batch] = []
+
+                def read(got: list[Batch] = got) -> None:
+                    got.extend(next(loader) for _ in range(8))
+
+                threads = [threading.Thread(target=read) for _ in range(4)]
+                for thread in threads:
+                    thread.start()
+                child = os.fork()
+                if child == 0:
+                    batch = next(loader)
+                    os._exit(0 if np.array_equal(batch.tokens, loader.batch_at(batch.sample // 16).tokens) else 1)
+                for thread in threads:
+                    thread.join()
+                assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+                assert sorted(batch.sample for batch in got) == list(range(0, 32 * 16, 16))
+                assert all(np.array_equal(b.tokens, loader.batch_at(b.sample // 16).tokens) for b in got)
+                assert np.array_equal(next(loader).tokens, loader.batch_at(32).tokens)
+                loader.load_state_dict({**loader.state_dict(), "next_sample": 0})
+    finally:
+        sys.setswitchinterval(switch)
+
+
 def test_a_process_with_a_running_loader_ends(dataset: Dataset):
     """A loader that nobody closed does not hold the interpreter back."""
     code = f"""

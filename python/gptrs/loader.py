@@ -8,6 +8,7 @@ thread fills memory ahead of the consumer; memory of a batch that is kept is nev
 """
 
 import os
+import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -104,7 +105,7 @@ class Loader:
     A Rust thread starts at the first `next()` and fills up to `prefetch` batches ahead; `close()` (or leaving a `with`
     block) ends it. A batch that it has not begun is filled by `next()` itself. In a forked child, or unpickled in
     another process, the loader continues by itself with a thread of its own. Workers of a torch DataLoader are not
-    needed; several of them would each deliver every batch.
+    needed; several of them would each deliver every batch. Threads of one process may share it: each batch goes to one.
 
     Example:
         >>> import gptrs, pathlib, tempfile
@@ -225,6 +226,8 @@ class Loader:
         self._next_sample = 0
         self._stride = micro_batch * world_size
         self._ring: Ring | None = None
+        # One thread at a time goes on: the batch, its sample and the ring belong together.
+        self._lock = threading.RLock()
         self._pid = os.getpid()
         self._is_closed = False
 
@@ -295,19 +298,22 @@ class Loader:
             ValueError: A shard is damaged, or a source of a mixture has given all rows that its `max_epochs` allows.
             OSError: A shard cannot be read.
         """
-        ring = self._running()
-        sample = self._next_sample
-        following = sample + self._stride
-        if self._n_staged is not None and following > self._n_staged:
-            raise StopIteration
-        try:
-            tokens, targets, *marks = ring.next()
-            batch = Batch(tokens, targets, self, sample, marks)
-            self._next_sample = following
-        except BaseException:  # Ctrl-C too, which may come when the ring has already gone on
-            self._ring = None  # joins the thread; the next call begins again at the same sample
-            raise
-        return batch
+        if self._pid != os.getpid():
+            self._leave_fork()
+        with self._lock:
+            ring = self._ring or self._start()
+            sample = self._next_sample
+            following = sample + self._stride
+            if self._n_staged is not None and following > self._n_staged:
+                raise StopIteration
+            try:
+                tokens, targets, *marks = ring.next()
+                batch = Batch(tokens, targets, self, sample, marks)
+                self._next_sample = following
+            except BaseException:  # Ctrl-C too, which may come when the ring has already gone on
+                self._ring = None  # joins the thread; the next call begins again at the same sample
+                raise
+            return batch
 
     def batch_at(self, index: int) -> Batch:
         """Microbatch `index` of this rank, counted from 0 at the beginning; leaves the loader where it is.
@@ -374,13 +380,19 @@ class Loader:
                 f"next_sample must be a multiple of {what} ({stride}), got {next_sample!r}; hint: choose a {hint} that "
                 "divides it"
             )
-        self._stop()
-        self._next_sample = next_sample
+        if self._pid != os.getpid():
+            self._leave_fork()
+        with self._lock:
+            self._stop()
+            self._next_sample = next_sample
 
     def close(self) -> None:
         """Ends the thread; the loader cannot be used after that."""
-        self._stop()
-        self._is_closed = True
+        if self._pid != os.getpid():
+            self._leave_fork()
+        with self._lock:
+            self._stop()
+            self._is_closed = True
 
     def __enter__(self) -> Self:
         return self
@@ -400,15 +412,16 @@ class Loader:
         arguments = {name: getattr(self, name) for name in _ARGUMENTS}
         return _restore, (self.dataset, arguments, self._next_sample)
 
-    def _running(self) -> Ring:
-        """The ring of this process; one that a fork left behind has no thread and is dropped."""
+    def _leave_fork(self) -> None:
+        """Drops what a fork left behind: a ring without its thread, a lock of a thread that may not be here."""
+        self._stop()
+        self._lock = threading.RLock()
+        self._pid = os.getpid()
+
+    def _start(self) -> Ring:
         if self._is_closed:
             raise ValueError("the loader is closed; hint: make a new one and load the state of this one")
-        if self._pid != os.getpid():
-            self._stop()
-            self._pid = os.getpid()
-        if self._ring is None:
-            self._ring = self._memory.start(self.core, self._next_sample, self.prefetch)
+        self._ring = self._memory.start(self.core, self._next_sample, self.prefetch)
         return self._ring
 
     def _stop(self) -> None:
