@@ -64,6 +64,21 @@ def test_standard_input_is_a_file_like_any_other(folder: Path, tmp_path: Path, c
     assert twice.returncode == 1 and twice.stderr == 'error: expected standard input once, got "-" more than once\n'
 
 
+def test_standard_input_beside_the_folder_that_the_dataset_is_in_is_read_once(folder: Path, tmp_path: Path, cli: Cli):
+    corpus = tmp_path / "corpus"
+    corpus.mkdir()
+    words = ["--tokenizer", folder / "tokenizer.json", "--out", corpus / "out"]
+    end = cli("prepare", corpus, "-", *words, input="of standard input")
+    assert end.returncode == 1 and f"parquet files in {corpus}, found none; hint: name" in end.stderr
+    (corpus / "a.txt").write_text("of the folder")
+    tok = Tokenizer.from_file(folder / "tokenizer.json")
+    for paths in ((corpus, "-"), (f"{tmp_path}/cor*", "-")):
+        end = cli("prepare", *paths, *words, input="of standard input")
+        assert end.returncode == 0 and end.stderr == ""
+        dataset = Dataset(corpus / "out")
+        assert tok.decode(dataset[:].tolist()) == "of the folder<|endoftext|>of standard input<|endoftext|>"
+
+
 def test_what_a_killed_process_kept_of_standard_input_goes_with_the_next(folder: Path, tmp_path: Path, cli: Cli):
     words = ["prepare", "-", "--tokenizer", str(folder / "tokenizer.json"), "--out", str(tmp_path / "out")]
     running = [subprocess.Popen([sys.executable, "-m", "gptrs", *words], stdin=subprocess.PIPE) for _ in range(2)]

@@ -1,6 +1,7 @@
 """Ctrl-C, kill -9 and a full disk: nothing half-written is ever visible, and the same command again finishes."""
 
 import contextlib
+import errno
 import os
 import pty
 import random
@@ -16,7 +17,7 @@ from pathlib import Path
 import pytest
 
 from conftest import Cli, dataset_bytes
-from gptrs import Dataset, Tokenizer
+from gptrs import Dataset, Tokenizer, prepare_documents
 
 GPTRS = [sys.executable, "-m", "gptrs"]
 
@@ -110,11 +111,11 @@ import gptrs
 threading.Timer(0.4, lambda: os.kill(os.getpid(), signal.SIGINT)).start()
 start = time.monotonic()
 try:
-    gptrs.Tokenizer.train({str(slow_text)!r}, 60_000, threads=1)
+    Tokenizer.train({str(slow_text)!r}, 60_000, threads=1)
 except KeyboardInterrupt:
     print("interrupted", time.monotonic() - start < 5)
-print(gptrs.Tokenizer.train_from_iterator(["abab"], 257, special_tokens=[]).encode("ab"))
-tok = gptrs.Tokenizer.train_from_iterator(["ab"], 257, special_tokens=[])
+print(Tokenizer.train_from_iterator(["abab"], 257, special_tokens=[]).encode("ab"))
+tok = Tokenizer.train_from_iterator(["ab"], 257, special_tokens=[])
 text = open({str(slow_text)!r}).read() * 8
 for encode in (tok.encode, tok.count, lambda text: tok.encode_batch([text])):
     threading.Timer(0.1, lambda: os.kill(os.getpid(), signal.SIGINT)).start()
@@ -146,7 +147,7 @@ def tick():
         time.sleep(0.01)
 threading.Thread(target=tick, daemon=True).start()
 text = open({str(slow_text)!r}).read()
-tok = gptrs.Tokenizer.train_from_iterator([text], 2000, threads=1, progress=False)
+tok = Tokenizer.train_from_iterator([text], 2000, threads=1, progress=False)
 for work in (lambda: tok.encode_ordinary(text), lambda: tok.encode_batch([text], threads=1), lambda: tok.count(text)):
     before, start = ticks, time.monotonic()
     ids = work()
@@ -223,6 +224,24 @@ def test_a_full_disk_is_one_clear_error_and_earlier_files_stay(
     end = cli("tokenizer", "train", corpus, "--vocab-size", 2000, "--out", small_disk / "tokenizer.json")
     assert end.returncode == 1 and "hint: free some space" in end.stderr
     assert (small_disk / "tokenizer.json").read_bytes() == tokenizer.read_bytes()
+
+
+def test_a_disk_that_is_full_before_the_first_token_is_named(small_disk: Path, tokenizer: Path, cli: Cli):
+    """What comes by a pipe or from Python is written first, as text."""
+    out = small_disk / "out"
+    end = cli("prepare", "-", "--tokenizer", tokenizer, "--out", out, input="word " * 300_000)
+    assert end.returncode == 1 and end.stderr.startswith(f"error: cannot write {out}/.standard-input-")
+    assert "txt: No space left on device; hint: free some space" in end.stderr and end.stderr.count("\n") == 1
+    with pytest.raises(OSError, match=r"cannot write .*/documents\.jsonl: No space left on device; hint: free") as full:
+        prepare_documents(["word " * 1000] * 300, Tokenizer.from_file(tokenizer), out)
+    assert full.value.errno == errno.ENOSPC and list(out.iterdir()) == []
+
+    def documents() -> Iterator[str]:
+        yield "word"
+        raise FileNotFoundError(errno.ENOENT, "theirs")
+
+    with pytest.raises(FileNotFoundError, match="theirs"):
+        prepare_documents(documents(), Tokenizer.from_file(tokenizer), out)
 
 
 def test_a_file_size_limit_is_one_clear_error(slow_text: Path, tokenizer: Path, tmp_path: Path, cli: Cli):

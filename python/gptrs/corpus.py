@@ -1,5 +1,6 @@
 """Which files a corpus is: paths, globs and folders as the user gives them; and files for what is none."""
 
+import errno
 import fcntl
 import json
 import os
@@ -20,6 +21,7 @@ AnyPath = str | PathLike[str]
 
 _COMPRESSED = (".gz", ".gzip", ".zst", ".zstd")
 _FOUND_IN_FOLDERS = (".txt", ".jsonl", ".ndjson", ".parquet")
+_FOUND = "*.txt, *.jsonl, *.ndjson or *.parquet"
 _WITH_FIELDS = (".jsonl", ".ndjson", ".parquet")
 _BATCH = 1000  # rows asked of a table at a time
 _NAME = re.compile(r"\{\{|\}\}|\{([^{}]+)\}")  # in a template: two braces for one, or the name of a field
@@ -153,22 +155,62 @@ def standard_input(paths: Sequence[str], kind: str, folder: AnyPath) -> Iterator
     """Gives `paths` with a file in place of "-" that holds what standard input gave, as `standard-input.KIND`.
 
     The work reads its inputs twice, and names them in what it writes; so they must be files. This one is in `folder`
-    and goes at the end.
+    and goes at the end. One of `paths` that holds `folder` becomes its files before it is there: it is read once.
 
     Raises:
-        ValueError: There is more than one "-".
-        OSError: There is no room for it.
+        ValueError: There is more than one "-", or a folder without files.
+        OSError: There is no room for it, or a path does not exist.
     """
     if "-" not in paths:
         yield list(paths)
         return
     if paths.count("-") > 1:
         raise ValueError('expected standard input once, got "-" more than once')
+    known = [found for path in paths for found in (["-"] if path == "-" else _around(path, Path(folder)))]
     with _temporary(folder, ".standard-input-") as temporary:
         file = temporary / f"standard-input.{kind}"
-        with file.open("wb") as target:
-            shutil.copyfileobj(sys.stdin.buffer, target, 1 << 20)
-        yield [str(file) if path == "-" else path for path in paths]
+        _write(file, iter(lambda: sys.stdin.buffer.read(1 << 20), b""))
+        yield [str(file) if path == "-" else path for path in known]
+
+
+def _around(path: str, folder: Path) -> Iterator[str]:
+    """What `path` names; in place of a folder that holds `folder`, its files."""
+    for found in expand(path):
+        if not (Path(found).is_dir() and folder.resolve().is_relative_to(Path(found).resolve())):
+            yield found
+            continue
+        files = inside(Path(found))
+        if not files:
+            raise ValueError(f"expected {_FOUND} files in {found}, found none; hint: name the files themselves")
+        yield from map(str, files)
+
+
+def _write(file: Path, parts: Iterable[bytes]) -> None:
+    """Writes a file; errors of `parts` pass as they are.
+
+    Raises: OSError that names `file`.
+    """
+    target = file.open("wb", 1 << 20)
+    try:
+        for part in parts:
+            try:
+                target.write(part)
+            except OSError as error:
+                raise _unwritten(file, error) from None
+        try:
+            target.close()
+        except OSError as error:
+            raise _unwritten(file, error) from None
+    except BaseException:
+        with suppress(OSError):  # it says again what was said
+            target.close()
+        raise
+
+
+def _unwritten(file: Path, error: OSError) -> OSError:
+    is_full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+    hint = "; hint: free some space, then run the same command again" if is_full else ""
+    return OSError(error.errno, f"cannot write {file}: {error.strerror}{hint}")
 
 
 @contextmanager
@@ -186,9 +228,7 @@ def as_file(documents: Iterable[str | Mapping[str, Any]], text_field: str, folde
     fields = _fields(text_field)
     with _temporary(folder, ".documents-") as temporary:
         file = temporary / "documents.jsonl"
-        with file.open("wb", 1 << 20) as target:
-            for number, document in enumerate(_rows(documents, fields), 1):
-                target.write(_line(document, fields, number))
+        _write(file, (_line(document, fields, number) for number, document in enumerate(_rows(documents, fields), 1)))
         yield str(file)
 
 
