@@ -240,6 +240,11 @@ def test_bad_arguments_of_padding_are_named(gpt2_like: Tokenizer):
     ]:
         with pytest.raises(ValueError, match=message):
             batch.pad(**arguments)
+    for name, value in (("length", 2.5), ("pad_id", 1.5), ("multiple_of", "8")):
+        with pytest.raises(TypeError, match=f"{name} must be a whole number, got {value!r}"):
+            batch.pad(**{name: value})
+    with pytest.raises(TypeError, match=r"max_length must be a whole number, got 1\.5"):
+        batch.truncate(1.5)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="max_length must be 0 or more, got -1"):
         gpt2_like.encode_batch(["a"], max_length=-1)
 

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import warnings
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from hypothesis import strategies as st
 
 import gptrs
 from conftest import Cli
-from gptrs import Dataset, Tokenizer, prepare, prepare_documents, prepare_task, train_and_prepare, trainer
+from gptrs import Dataset, Tokenizer, merge_tasks, prepare, prepare_documents, prepare_task, train_and_prepare, trainer
 from gptrs.holdout import files_of
 
 TEXTS = ["One hat.\n", "", "Zwei Hüte 帽子", "One hat.\n", "three " * 3000, "\u2028"]
@@ -258,6 +259,32 @@ def test_documents_that_are_none_are_refused_by_number(tok: Tokenizer, tmp_path:
     ):
         with pytest.raises(error, match=message):
             prepare_documents(documents, tok, tmp_path / "out")
+
+
+def test_a_call_that_does_not_fit_is_refused_before_a_document_is_read(tok: Tokenizer, tmp_path: Path):
+    def documents() -> Iterator[str]:
+        pytest.fail("a document was read")
+        yield ""
+
+    text = tmp_path / "a.txt"
+    text.write_text("a")
+    for work in (
+        partial(prepare_documents, documents()),
+        partial(prepare, text),
+        partial(prepare_task, text, task=0, of=1),
+        partial(merge_tasks, text, of=1),
+    ):
+        for wrong in ("tokenizer.json", None):
+            hint = r"hint: gptrs\.Tokenizer\.from_file\(path\)"
+            with pytest.raises(TypeError, match=f"expected a Tokenizer, got {wrong!r}; {hint}"):
+                work(tokenizer=wrong, out=tmp_path / "out")
+        with pytest.raises(ValueError, match=r"out must be a folder, got an empty text; hint: for the current"):
+            work(tokenizer=tok, out="")
+        with pytest.raises(TypeError, match=r"expected options of .*dedup, errors.*, got 'dedupe'"):
+            work(tokenizer=tok, out=tmp_path / "out", dedupe=True)
+    with pytest.raises(TypeError, match=r"expected a Tokenizer, got 'tokenizer\.json'"):
+        gptrs.import_tokens(text, "tokenizer.json")  # type: ignore[arg-type]
+    assert not (tmp_path / "out").exists()
 
 
 class Table:

@@ -151,6 +151,9 @@ def test_what_is_no_dataset_stage_or_weight_is_named(sources: dict[str, Dataset]
     for stages in ([({"web": 1}, 5)], Stage({"web": 1})):
         with pytest.raises(TypeError, match=r"expected a list of stages, got .*; hint: \[Stage\("):
             Mixture(sources, stages=stages)  # type: ignore[arg-type]
+    for given in ({"weights": ["web"]}, {"stages": [Stage(["web"], 5)]}):  # type: ignore[arg-type]
+        with pytest.raises(TypeError, match=r"expected a mapping of names to weights in stage 0, got \['web'\]"):
+            Mixture(sources, **given)
     for weight in (None, "much", 10**400):
         with pytest.raises((TypeError, ValueError), match=r"weight of 'web' in stage 0 must be a number, got "):
             Mixture(sources, {"web": weight})  # type: ignore[dict-item]

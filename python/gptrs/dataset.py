@@ -80,9 +80,7 @@ def prepare(
             `out` holds another dataset.
         OSError: A file cannot be read or written.
     """
-    unknown = sorted(options.keys() - DocumentOptions.__annotations__.keys())
-    if unknown:
-        raise TypeError(f"expected options of {', '.join(DocumentOptions.__annotations__)}, got {unknown[0]!r}")
+    check_call(tokenizer, out, options, DocumentOptions.__annotations__)
     sizes = {"text_field": text_field, "shard_tokens": shard_tokens, "append_eot": append_eot, "threads": threads}
     given = {**sizes, "loss_fields": loss_fields, **options}
     check_options(given)
@@ -120,6 +118,7 @@ def import_tokens(
         ValueError: A file is not what it should be, or the folder holds another dataset.
         OSError: A file cannot be read or written.
     """
+    check_tokenizer(tokenizer)
     require("threads", threads, 0, 1 << 16)
     if eot_at not in ("end", "start"):
         raise ValueError(f'eot_at must be "end" or "start", got {eot_at!r}')
@@ -162,6 +161,7 @@ def prepare_documents(
         ValueError: A field is missing, or what `prepare` says; lines are numbered as documents are, from 1.
         OSError: A file cannot be read or written.
     """
+    check_call(tokenizer, out, options, DocumentOptions.__annotations__)
     given = {"text_field": text_field, "shard_tokens": shard_tokens, "append_eot": append_eot, "threads": threads}
     check_options({**given, "loss_fields": loss_fields, **options})
     with as_file(documents, text_field, out) as path:
@@ -357,6 +357,23 @@ def _absolute(core: _core.Dataset) -> _core.Dataset:
     """The dataset by its absolute path: shards are opened when they are first read, perhaps from another folder."""
     path = Path(core.path)
     return core if path.is_absolute() else _core.Dataset(str(path.absolute()))
+
+
+def check_call(tokenizer: object, out: AnyPath, options: Mapping[str, Any], known: Mapping[str, Any]) -> None:
+    """Raises TypeError for what is no tokenizer and for an option that is not known, ValueError for no folder."""
+    check_tokenizer(tokenizer)
+    if not fspath(out):
+        raise ValueError("out must be a folder, got an empty text; hint: for the current folder write .")
+    unknown = sorted(options.keys() - known.keys())
+    if unknown:
+        raise TypeError(f"expected options of {', '.join(known)}, got {unknown[0]!r}")
+
+
+def check_tokenizer(tokenizer: object) -> None:
+    """Raises TypeError for what is no tokenizer, such as the path of its file."""
+    if not isinstance(getattr(tokenizer, "core", None), _core.Tokenizer):
+        hint = "hint: gptrs.Tokenizer.from_file(path) opens one"
+        raise TypeError(f"expected a Tokenizer, got {tokenizer!r:.80}; {hint}")
 
 
 def check_options(given: Mapping[str, Any]) -> None:

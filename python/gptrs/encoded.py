@@ -60,6 +60,7 @@ class Encoded:
         """The same texts with at most `max_length` ids each; `side` says which end is cut off.
 
         Raises:
+            TypeError: `max_length` is no whole number.
             ValueError: `max_length` is below 0, or `side` is neither "left" nor "right".
 
         Example:
@@ -69,8 +70,7 @@ class Encoded:
             ([[5, 7], [4]], [[7, 9], [4]])
         """
         _check_side("side", side)
-        if max_length < 0:
-            raise ValueError(f"max_length must be 0 or more, got {max_length}")
+        _check_whole("max_length", max_length, 0)
         lengths = self.lengths
         kept = np.minimum(lengths, max_length)
         offsets = np.zeros(len(lengths) + 1, np.int64)
@@ -102,6 +102,7 @@ class Encoded:
             dtype: The rows' type; None keeps uint16 or uint32. Embeddings of torch take int64.
 
         Raises:
+            TypeError: A number is no whole one.
             ValueError: An argument is out of range, or `pad_id` or an id does not fit `dtype`.
 
         Example:
@@ -114,10 +115,10 @@ class Encoded:
         """
         _check_side("side", side)
         _check_side("truncate", truncate)
-        if multiple_of < 1:
-            raise ValueError(f"multiple_of must be 1 or more, got {multiple_of}")
-        if length is not None and length < 0:
-            raise ValueError(f"length must be 0 or more, got {length}")
+        _check_whole("multiple_of", multiple_of, 1)
+        _check_whole("pad_id", pad_id)
+        if length is not None:
+            _check_whole("length", length, 0)
         longest = int(self.lengths.max(initial=0)) if length is None else length
         n_columns = -(-longest // multiple_of) * multiple_of
         kept = self.truncate(n_columns, side=truncate)
@@ -132,6 +133,13 @@ class Encoded:
 def _check_side(name: str, value: str) -> None:
     if value not in ("left", "right"):
         raise ValueError(f'{name} must be "left" or "right", got {value!r}')
+
+
+def _check_whole(name: str, value: int, least: int | None = None) -> None:
+    if not hasattr(value, "__index__"):
+        raise TypeError(f"{name} must be a whole number, got {value!r}")
+    if least is not None and value < least:
+        raise ValueError(f"{name} must be {least} or more, got {value}")
 
 
 def _dtype_for(ids: npt.NDArray[Any], pad_id: int, dtype: npt.DTypeLike | None) -> np.dtype[Any]:

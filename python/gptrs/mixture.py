@@ -76,6 +76,9 @@ class Mixture:
                 f"expected a list of stages, got {stages!r:.80}; hint: [Stage({{NAME: WEIGHT}}, SAMPLES), …]"
             )
         self.stages = tuple(stages)
+        for i, stage in enumerate(self.stages):
+            if not isinstance(stage.weights, Mapping):
+                raise TypeError(f"expected a mapping of names to weights in stage {i}, got {stage.weights!r:.80}")
         named = max_epochs if isinstance(max_epochs, Mapping) else {}
         for where, names in [("max_epochs", named), *((f"stage {i}", s.weights) for i, s in enumerate(self.stages))]:
             for name in names:

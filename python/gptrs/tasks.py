@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Unpack
 
 from gptrs import _core
 from gptrs.corpus import AnyPath, inputs
-from gptrs.dataset import Dataset, DocumentOptions, check_options, require
+from gptrs.dataset import Dataset, DocumentOptions, check_call, check_options, require
 from gptrs.progress import bar
 
 if TYPE_CHECKING:
@@ -64,7 +64,7 @@ def prepare_task(
         BlockingIOError: Another process is at this task.
         OSError: A file cannot be read or written.
     """
-    given = _core_options(options)
+    given = _core_options(tokenizer, out, options)
     paths = inputs(files, given["text_field"])
     with bar(options.get("progress", True)) as report:
         end = _core.prepare_task(paths, tokenizer.core, fspath(out), _task(task, of), given, report)
@@ -98,7 +98,7 @@ def merge_tasks(
         BlockingIOError: Another process merges.
         OSError: A file cannot be read or written.
     """
-    given = _core_options(options)
+    given = _core_options(tokenizer, out, options)
     paths = inputs(files, given["text_field"])
     _task(0, of)
     with bar(options.get("progress", True)) as report:
@@ -112,11 +112,8 @@ def _task(task: int, of: int) -> tuple[int, int]:
     return task, of
 
 
-def _core_options(options: Options) -> dict[str, Any]:
-    known = DocumentOptions.__annotations__ | Options.__annotations__
-    unknown = sorted(options.keys() - known.keys())
-    if unknown:
-        raise TypeError(f"expected options of prepare ({', '.join(known)}), got {unknown[0]!r}")
+def _core_options(tokenizer: "Tokenizer", out: AnyPath, options: Options) -> dict[str, Any]:
+    check_call(tokenizer, out, options, DocumentOptions.__annotations__ | Options.__annotations__)
     given: dict[str, Any] = {"text_field": "text", "shard_tokens": 1 << 27, "append_eot": True, "threads": 0, **options}
     check_options(given)
     return given
