@@ -17,6 +17,7 @@ __all__ = [
     "__version__",
     "count",
     "count_pattern",
+    "forked",
     "import_tokens",
     "max_documents",
     "measure",
@@ -243,6 +244,7 @@ class Plan:
     @property
     def digest(self) -> str: ...
 
+def forked() -> None: ...
 def max_documents(dataset: Dataset, seq_len: int, threads: int = 0, progress: _Report | None = None) -> int: ...
 
 @final

@@ -39,6 +39,7 @@ pub mod parallel;
 pub mod permute;
 mod places;
 pub mod prepare;
+pub mod process;
 pub mod ranges;
 mod reach;
 mod recent;

@@ -16,6 +16,9 @@ use pyo3::prelude::*;
 
 #[pymodule(gil_used = false)]
 mod _core {
+    use pyo3::prelude::*;
+    use pyo3::types::PyDict;
+
     #[pymodule_export]
     use crate::dataset::{Dataset, import_tokens, merge_tasks, prepare, prepare_task};
     #[pymodule_export]
@@ -30,4 +33,22 @@ mod _core {
     #[pymodule_export]
     #[expect(non_upper_case_globals, reason = "Python's name")]
     const __version__: &str = env!("CARGO_PKG_VERSION");
+
+    /// Has the interpreter tell the core of forks, where there are any.
+    #[pymodule_init]
+    fn init(module: &Bound<'_, PyModule>) -> PyResult<()> {
+        let os = module.py().import("os")?;
+        if os.hasattr("register_at_fork")? {
+            let options = PyDict::new(module.py());
+            options.set_item("after_in_child", wrap_pyfunction!(forked, module)?)?;
+            os.call_method("register_at_fork", (), Some(&options))?;
+            gptrs_core::process::tells_of_forks();
+        }
+        Ok(())
+    }
+
+    #[pyfunction]
+    fn forked() {
+        gptrs_core::process::forked();
+    }
 }

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use super::Loader;
 use super::queue::{Job, Queue, Slot, averaged};
 use crate::error::{Error, Result};
+use crate::process::Process;
 use crate::shard::Token;
 
 /// What a batch is written to.
@@ -68,7 +69,7 @@ impl<T: Token> Buffers for Rows<T> {
 pub struct Prefetch<B: Buffers> {
     shared: Arc<Shared<B>>,
     loader: Loader,
-    thread: Option<(JoinHandle<()>, u32)>,
+    thread: Option<(JoinHandle<()>, Process)>,
     next_sample: u64,
 }
 
@@ -158,7 +159,7 @@ impl<B: Buffers> Prefetch<B> {
             let work = move || fill_ahead(&shared, &loader);
             let thread = thread::Builder::new().name("gptrs-loader".to_owned()).spawn(work);
             let thread = thread.map_err(Error::io("start a thread for", self.loader.dataset().dir()))?;
-            self.thread = Some((thread, std::process::id()));
+            self.thread = Some((thread, Process::current()));
         }
         Ok(())
     }
@@ -239,7 +240,7 @@ impl<B: Buffers> Prefetch<B> {
 
     fn check_process(&self) -> Result<()> {
         match &self.thread {
-            Some((_, process)) if *process != std::process::id() => Err(Error::Argument(
+            Some((_, process)) if !process.is_current() => Err(Error::Argument(
                 "this loader reads ahead in the process that forked this one; hint: make a new loader here".to_owned(),
             )),
             _ => Ok(()),
@@ -344,7 +345,7 @@ mod tests {
         prefetch.submit(Rows::<u16>::new(&loader))?;
         prefetch.next()?;
         if let Some((_, process)) = &mut prefetch.thread {
-            *process += 1;
+            process.id += 1;
         }
         let (shared, (sender, end)) = (Arc::clone(&prefetch.shared), mpsc::channel());
         let mut held = shared.lock();
