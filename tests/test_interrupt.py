@@ -111,11 +111,11 @@ import gptrs
 threading.Timer(0.4, lambda: os.kill(os.getpid(), signal.SIGINT)).start()
 start = time.monotonic()
 try:
-    Tokenizer.train({str(slow_text)!r}, 60_000, threads=1)
+    gptrs.Tokenizer.train({str(slow_text)!r}, 60_000, threads=1)
 except KeyboardInterrupt:
     print("interrupted", time.monotonic() - start < 5)
-print(Tokenizer.train_from_iterator(["abab"], 257, special_tokens=[]).encode("ab"))
-tok = Tokenizer.train_from_iterator(["ab"], 257, special_tokens=[])
+print(gptrs.Tokenizer.train_from_iterator(["abab"], 257, special_tokens=[]).encode("ab"))
+tok = gptrs.Tokenizer.train_from_iterator(["ab"], 257, special_tokens=[])
 text = open({str(slow_text)!r}).read() * 8
 for encode in (tok.encode, tok.count, lambda text: tok.encode_batch([text])):
     threading.Timer(0.1, lambda: os.kill(os.getpid(), signal.SIGINT)).start()
@@ -147,7 +147,7 @@ def tick():
         time.sleep(0.01)
 threading.Thread(target=tick, daemon=True).start()
 text = open({str(slow_text)!r}).read()
-tok = Tokenizer.train_from_iterator([text], 2000, threads=1, progress=False)
+tok = gptrs.Tokenizer.train_from_iterator([text], 2000, threads=1, progress=False)
 for work in (lambda: tok.encode_ordinary(text), lambda: tok.encode_batch([text], threads=1), lambda: tok.count(text)):
     before, start = ticks, time.monotonic()
     ids = work()
