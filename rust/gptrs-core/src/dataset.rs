@@ -267,9 +267,10 @@ impl Dataset {
 
     /// The shard that token `at` is in, at once where shards are as long as the first.
     fn shard_at(&self, at: u64) -> usize {
-        let guess = at / self.token_starts.get(1).map_or(1, |&len| len.max(1));
-        let is_in = |i: usize| self.token_starts.get(i..i + 2).is_some_and(|ends| (ends[0]..ends[1]).contains(&at));
-        let guess = usize::try_from(guess).unwrap_or(usize::MAX - 2).min(usize::MAX - 2);
+        let len = self.token_starts.get(1).map_or(1, |&len| len.max(1));
+        let guess = usize::try_from(at / len).unwrap_or(usize::MAX);
+        let is_in =
+            |i: usize| matches!(self.token_starts.get(i..), Some(&[start, end, ..]) if (start..end).contains(&at));
         if is_in(guess) { guess } else { self.token_starts.partition_point(|&s| s <= at).saturating_sub(1) }
     }
 
