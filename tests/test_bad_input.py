@@ -447,6 +447,7 @@ def test_a_second_writer_of_a_folder_is_refused_at_once(
         ({"source": "\ud800"}, ValueError, "source must be Unicode text"),
         ({"doc_separator": b"\n"}, TypeError, "doc_separator must be text, got b"),
         ({"shard_tokens": 1.5}, TypeError, "shard_tokens must be a whole number, got 1.5"),
+        ({"shard_tokens": True}, TypeError, "shard_tokens must be a whole number, got True"),
         ({"threads": None}, TypeError, "threads must be a whole number, got None"),
         ({"dedup": "no"}, TypeError, "dedup must be True or False, got 'no'"),
         ({"min_document_bytes": 0}, ValueError, "min_document_bytes must be 1 to 9223372036854775807, got 0"),

@@ -99,6 +99,8 @@ def test_wide_ids_go_to_four_bytes_or_are_refused(wide: Tokenizer, tmp_path: Pat
         dataset.export(tmp_path / format, format)
         assert np.concatenate(READERS[format](tmp_path / format)).tolist() == dataset[:].tolist()
         assert import_tokens(tmp_path / format, wide)[:].tolist() == dataset[:].tolist()
+    with pytest.raises(ValueError, match="expected one of the formats nanogpt, llmc, megatron, got 'olmo'"):
+        dataset.export(tmp_path / "olmo", "olmo")  # type: ignore[arg-type]
 
 
 def test_a_loader_gives_the_batches_of_the_shards(dataset: Dataset, gpt2_like: Tokenizer, tmp_path: Path):

@@ -23,6 +23,7 @@ _COMPRESSED = (".gz", ".gzip", ".zst", ".zstd")
 _FOUND_IN_FOLDERS = (".txt", ".jsonl", ".ndjson", ".parquet")
 _FOUND = "*.txt, *.jsonl, *.ndjson or *.parquet"
 _WITH_FIELDS = (".jsonl", ".ndjson", ".parquet")
+_STANDARD_INPUT, _DOCUMENTS = _TEMPORARY = (".standard-input-", ".documents-")  # folders of a call; a kill leaves them
 _BATCH = 1000  # rows asked of a table at a time
 _NAME = re.compile(r"\{\{|\}\}|\{([^{}]+)\}")  # in a template: two braces for one, or the name of a field
 _TEMPLATE = re.compile(rf"(?:[^{{}}]|{_NAME.pattern})*")
@@ -41,7 +42,8 @@ def is_compressed(path: Path) -> bool:
 def inside(folder: Path) -> list[Path]:
     """The files of text at any depth below a folder, sorted; a Parquet file is never compressed as a whole.
 
-    Run directories below it are left out: what a run writes is no corpus.
+    Run directories below it are left out: what a run writes is no corpus. So are the folders in which a killed process
+    left its documents or its standard input.
 
     Raises:
         FileNotFoundError: A link leads to nothing.
@@ -49,7 +51,7 @@ def inside(folder: Path) -> list[Path]:
     """
     found = []
     for place, folders, names in os.walk(folder, onerror=_refuse):
-        folders[:] = [name for name in folders if not _is_run(Path(place, name))]
+        folders[:] = [name for name in folders if not (name.startswith(_TEMPORARY) or _is_run(Path(place, name)))]
         found += [path for path in (Path(place, name) for name in names) if kind(path) in _FOUND_IN_FOLDERS]
     for path in found:
         if not path.exists():  # passed over, its text would be missing without a word
@@ -167,7 +169,7 @@ def standard_input(paths: Sequence[str], kind: str, folder: AnyPath) -> Iterator
     if paths.count("-") > 1:
         raise ValueError('expected standard input once, got "-" more than once')
     known = [found for path in paths for found in (["-"] if path == "-" else _around(path, Path(folder)))]
-    with _temporary(folder, ".standard-input-") as temporary:
+    with _temporary(folder, _STANDARD_INPUT) as temporary:
         file = temporary / f"standard-input.{kind}"
         _write(file, iter(lambda: sys.stdin.buffer.read(1 << 20), b""))
         yield [str(file) if path == "-" else path for path in known]
@@ -226,7 +228,7 @@ def as_file(documents: Iterable[str | Mapping[str, Any]], text_field: str, folde
         hint = "give one split of several" if isinstance(documents, Mapping) else "gptrs.prepare reads files"
         raise TypeError(f"expected documents, got {type(documents).__name__}; hint: {hint}")
     fields = _fields(text_field)
-    with _temporary(folder, ".documents-") as temporary:
+    with _temporary(folder, _DOCUMENTS) as temporary:
         file = temporary / "documents.jsonl"
         _write(file, (_line(document, fields, number) for number, document in enumerate(_rows(documents, fields), 1)))
         yield str(file)

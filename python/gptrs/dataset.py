@@ -9,7 +9,7 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from os import fspath
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Self, TypedDict, Unpack
+from typing import TYPE_CHECKING, Any, Literal, Self, TypedDict, Unpack, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -53,7 +53,8 @@ def prepare(
     """Encodes files into token shards in the folder `out` and returns them as a dataset.
 
     The bytes written do not depend on `threads`. When the work is cut off, the same call again keeps the finished
-    shards and ends in the same bytes. Special-token text in the files is ordinary text; the manifest counts it.
+    shards and ends in the same bytes. Special-token text in the files is ordinary text; the manifest counts it. A
+    finished dataset comes back as it is, unless its files or options differ; `Dataset.verify` reads its shards.
 
     Args:
         files: Paths, globs and folders (searched for *.txt, *.jsonl or *.ndjson, also with .gz or .zst, and *.parquet).
@@ -328,6 +329,8 @@ class Dataset:
             OSError: A file cannot be written.
         """
         require("tokens_per_file", tokens_per_file, 1, (1 << 31) - 1)
+        if format not in (known := get_args(ExportFormat)):
+            raise ValueError(f"expected one of the formats {', '.join(known)}, got {format!r}")
         with bar(progress) as report:
             paths = self.core.export(
                 fspath(out), format, tokens_per_file=tokens_per_file, drop_loss_bits=drop_loss_bits, progress=report
@@ -412,7 +415,7 @@ def _is_unicode(text: str) -> bool:
 
 def require(name: str, value: int, least: int, most: int) -> None:
     """Raises TypeError unless `value` is a whole number, ValueError unless `least` <= `value` <= `most`."""
-    if not hasattr(value, "__index__"):
+    if not hasattr(value, "__index__") or isinstance(value, bool):
         raise TypeError(f"{name} must be a whole number, got {value!r}")
     if not least <= value <= most:
         raise ValueError(f"{name} must be {least} to {most}, got {value}")

@@ -1,6 +1,7 @@
 """The memory of batches: filled ahead by a Rust thread, used again when nobody needs what it held."""
 
 from collections import deque
+from contextlib import suppress
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -51,8 +52,11 @@ class PinnedMemory:
 
     def take(self) -> Slot:
         """Memory to fill."""
-        if self._copying and self._copying[0][1].query():
-            return self._copying.popleft()[0]
+        with suppress(IndexError):  # none is being copied; taken out before it is looked at, it is this thread's alone
+            slot, copied = self._copying.popleft()
+            if copied.query():
+                return slot
+            self._copying.appendleft((slot, copied))
         torch = self._torch
         rows = torch.empty(self._shape, dtype=self._signed, pin_memory=True)
         marks = [torch.empty(shape, dtype=torch.int32, pin_memory=True) for shape in self._marks]

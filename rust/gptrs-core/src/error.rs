@@ -35,7 +35,7 @@ pub enum Error {
     },
 
     /// There was no text to train on or to write.
-    #[error("the corpus is empty: expected at least one byte of text; hint: check the paths")]
+    #[error("the corpus is empty: expected at least one byte of text; hint: check what the input holds")]
     EmptyCorpus,
 
     /// The options leave out every document that there was.

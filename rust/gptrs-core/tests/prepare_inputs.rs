@@ -429,8 +429,21 @@ fn a_selection_that_says_nothing_sensible_is_refused() {
     }
     run(std::slice::from_ref(&lines), &dir.path().join("other"), &options(none())).unwrap();
     let dedup = options(Selection { dedup: true, ..none() });
-    let message = run(&[lines], &dir.path().join("other"), &dedup).unwrap_err().to_string();
-    assert!(message.contains("made with other dedup"), "{message}");
+    let other = |files: &[PathBuf], options: &PrepareOptions| {
+        run(files, &dir.path().join("other"), options).unwrap_err().to_string()
+    };
+    let message = other(std::slice::from_ref(&lines), &dedup);
+    assert!(message.contains("made with other dedup (false, asked for true); hint"), "{message}");
+    let (renamed, further) = (dir.path().join("b.jsonl"), dir.path().join("c.jsonl"));
+    fs::copy(&lines, &renamed).unwrap();
+    fs::write(&further, "{\"text\": \"three\"}\n").unwrap();
+    let message = other(std::slice::from_ref(&renamed), &options(none()));
+    assert!(message.contains("made with other input files (a.jsonl, asked for b.jsonl); hint"), "{message}");
+    let message = other(&[lines.clone(), further.clone()], &options(none()));
+    assert!(message.contains("made with other input files (1, asked for 2); hint"), "{message}");
+    fs::copy(&further, &lines).unwrap();
+    let message = other(&[lines], &options(none()));
+    assert!(message.contains("made with other input files (a.jsonl has other bytes); hint"), "{message}");
 }
 
 #[test]

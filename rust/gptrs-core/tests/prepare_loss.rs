@@ -257,7 +257,7 @@ fn what_cannot_have_loss_bits_is_refused_before_any_work() {
     prepare(std::slice::from_ref(&lines), &tokenizer, &out, &options, &control).unwrap();
     let without = PrepareOptions { loss_fields: Vec::new(), ..options.clone() };
     let message = prepare(std::slice::from_ref(&lines), &tokenizer, &out, &without, &control).unwrap_err().to_string();
-    assert!(message.contains("made with other loss_fields;"), "{message}");
+    assert!(message.contains("made with other loss_fields ("), "{message}");
     let twice = PrepareOptions { loss_fields: vec!["answer".to_owned(); 2], ..options };
     prepare(&[lines], &tokenizer, &out, &twice, &control).unwrap();
 }

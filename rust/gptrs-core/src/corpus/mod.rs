@@ -19,6 +19,7 @@ mod source;
 mod thrift;
 
 use std::borrow::Cow;
+use std::ffi::OsStr;
 use std::fs;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
@@ -90,6 +91,7 @@ impl Input {
 
 /// The files behind `paths`, in their order; a folder gives its `*.txt`, `*.jsonl` and `*.ndjson`, compressed or not, and
 /// its `*.parquet`, at any depth, sorted by path. Run directories below it are left out: what a run writes is no corpus.
+/// So are the folders in which a killed process left its documents or its standard input.
 ///
 /// Every file is opened once, so what is missing or unreadable fails here, and so does a link to nothing. Named files of
 /// any other ending are text, except those that are known not to be.
@@ -160,7 +162,7 @@ fn files_below(dir: &Path) -> Result<Vec<PathBuf>> {
             let entry = entry.map_err(Error::io("list", &folder))?;
             let path = entry.path();
             if entry.file_type().map_err(Error::io("read the metadata of", &path))?.is_dir() {
-                if !is_run(&path) {
+                if !is_run(&path) && !is_temporary(&entry.file_name()) {
                     folders.push(path);
                 }
             } else if is_found(&path) && !path.is_dir() {
@@ -175,6 +177,12 @@ fn files_below(dir: &Path) -> Result<Vec<PathBuf>> {
 /// Whether a folder is a training run's: it has the config and the lock that every run has from its start.
 fn is_run(folder: &Path) -> bool {
     folder.join("config.toml").is_file() && folder.join(".lock").is_file()
+}
+
+/// Whether a folder is one that holds a call's documents or its standard input meanwhile; a killed process leaves it.
+fn is_temporary(name: &OsStr) -> bool {
+    let name = name.as_encoded_bytes();
+    name.starts_with(b".documents-") || name.starts_with(b".standard-input-")
 }
 
 /// Whether a file is one of those that a folder gives.
@@ -404,7 +412,12 @@ mod tests {
         fs::create_dir_all(dir.path().join("b/run/data")).unwrap();
         let run =
             ["b/run/.lock", "b/run/config.toml", "b/run/samples.txt", "b/run/data/val.txt", ".lock", "config.toml"];
-        for name in ["z.txt", "b/c.jsonl", "b/d.ndjson.gz", "b/a.txt", "a.TXT", "note.md"].into_iter().chain(run) {
+        let left = [".documents-x/documents.jsonl", "b/.standard-input-y/standard-input.txt"];
+        for name in left {
+            fs::create_dir(dir.path().join(name).parent().unwrap()).unwrap();
+        }
+        let texts = ["z.txt", "b/c.jsonl", "b/d.ndjson.gz", "b/a.txt", "a.TXT", "note.md"];
+        for name in texts.into_iter().chain(run).chain(left) {
             fs::write(dir.path().join(name), "").unwrap();
         }
         let found = inputs(&[dir.path().to_owned()]).unwrap();

@@ -2,6 +2,8 @@
 
 use std::path::Path;
 
+use serde::Serialize;
+
 use super::Encode;
 use crate::corpus::{self, Input, Kind, Selection};
 use crate::error::{Error, Result};
@@ -82,29 +84,50 @@ pub(super) fn recipe<E: Encode>(inputs: Vec<Source>, tokenizer: &E, options: &Pr
 }
 
 /// Fails unless what is in the folder was made the way this call asks for, from the same part of the inputs; says what
-/// differs.
+/// differs, and how.
 pub(super) fn refuse_other(dir: &Path, found: &Recipe, asked: &Recipe, is_same_part: bool) -> Result<()> {
     let (had, has) = (&found.selection, &asked.selection);
     let differences = [
-        ("tokenizer", found.tokenizer == asked.tokenizer),
-        ("vocab_size", (found.vocab_size, found.eot_id) == (asked.vocab_size, asked.eot_id)),
-        ("append_eot", found.append_eot == asked.append_eot),
-        ("text_field", found.text_field == asked.text_field),
-        ("loss_fields", found.loss_fields == asked.loss_fields),
-        ("shard_tokens", found.shard_tokens == asked.shard_tokens),
-        ("doc_separator", had.doc_separator == has.doc_separator),
-        ("min_document_bytes", had.min_document_bytes == has.min_document_bytes),
-        ("max_document_bytes", had.max_document_bytes == has.max_document_bytes),
-        ("dedup", had.dedup == has.dedup),
-        ("errors", had.errors == has.errors),
-        ("input files", found.inputs == asked.inputs && is_same_part),
+        differing("tokenizer", &found.tokenizer, &asked.tokenizer),
+        differing("vocab_size", &found.vocab_size, &asked.vocab_size),
+        differing("end-of-text id", &found.eot_id, &asked.eot_id),
+        differing("append_eot", &found.append_eot, &asked.append_eot),
+        differing("text_field", &found.text_field, &asked.text_field),
+        differing("loss_fields", &found.loss_fields, &asked.loss_fields),
+        differing("shard_tokens", &found.shard_tokens, &asked.shard_tokens),
+        differing("doc_separator", &had.doc_separator, &has.doc_separator),
+        differing("min_document_bytes", &had.min_document_bytes, &has.min_document_bytes),
+        differing("max_document_bytes", &had.max_document_bytes, &has.max_document_bytes),
+        differing("dedup", &had.dedup, &has.dedup),
+        differing("errors", &had.errors, &has.errors),
+        differing_inputs(&found.inputs, &asked.inputs),
+        (!is_same_part && found.inputs == asked.inputs).then(|| "part of the input files".to_owned()),
     ];
-    let names: Vec<_> = differences.into_iter().filter(|&(_, is_same)| !is_same).map(|(name, _)| name).collect();
-    if names.is_empty() {
+    let differences: Vec<_> = differences.into_iter().flatten().collect();
+    if differences.is_empty() {
         return Ok(());
     }
-    let (dir, names) = (dir.display(), names.join(", "));
+    let (dir, differences) = (dir.display(), differences.join(", "));
     Err(Error::Argument(format!(
-        "{dir} holds a dataset made with other {names}; hint: choose another folder, or remove this one to start over"
+        "{dir} holds a dataset made with other {differences}; hint: choose another folder, or remove this one to start \
+         over"
     )))
+}
+
+/// What differs, with both values as JSON writes them; a value that cannot be written is passed over.
+fn differing<T: PartialEq + Serialize>(name: &str, found: &T, asked: &T) -> Option<String> {
+    let text = |value: &T| serde_json::to_string(value).unwrap_or_default();
+    (found != asked).then(|| format!("{name} ({}, asked for {})", text(found), text(asked)))
+}
+
+/// The first input that differs, or how many there are.
+fn differing_inputs(found: &[Source], asked: &[Source]) -> Option<String> {
+    let first = found.iter().zip(asked).find(|(had, has)| had != has);
+    let what = match first {
+        Some((had, has)) if had.name == has.name => format!("{} has other bytes", has.name),
+        Some((had, has)) => format!("{}, asked for {}", had.name, has.name),
+        None if found.len() != asked.len() => format!("{}, asked for {}", found.len(), asked.len()),
+        None => return None,
+    };
+    Some(format!("input files ({what})"))
 }
