@@ -93,6 +93,26 @@ def test_v2_has_no_pairs_in_two_halves():
         hf_config.read(hf_config.write(ModelConfig(**MODELS["v2"])) | {"rope_interleave": False})
 
 
+def test_v2_leaves_the_weights_of_experts_as_they_are():
+    """DeepSeek's code and transformers' class differ about the key."""
+    with pytest.raises(ValueError, match="DeepseekV2ForCausalLM: expected norm_topk_prob=False, got True"):
+        hf_config.read(hf_config.write(ModelConfig(**MODELS["v2"])) | {"norm_topk_prob": True})
+
+
+def test_gpt2_has_one_value_by_two_names():
+    config = ModelConfig(**MODELS["gpt2"])
+    written = hf_config.write(config)
+    assert hf_config.read(written | {"hidden_size": config.dim}) == config
+    with pytest.raises(ValueError, match=f"GPT2LMHeadModel: expected hidden_size=None or {config.dim}, got 7"):
+        hf_config.read(written | {"hidden_size": 7})
+
+
+def test_dropout_of_attention_alone_is_left_out_with_a_word():
+    config = ModelConfig(**MODELS["llama"])
+    with pytest.warns(UserWarning, match=r"attention_dropout=0\.1: .*; read without it"):
+        assert hf_config.read(hf_config.write(config) | {"attention_dropout": 0.1}) == config
+
+
 def test_kimi_is_a_deepseek():
     written = hf_config.write(ModelConfig(**MODELS["v3"]))
     assert hf_config.read(written | {"model_type": "kimi_k2"}) == hf_config.read(written)

@@ -7,6 +7,7 @@ refused by name, and so is a key that would change a number and that we do not h
 
 import dataclasses
 import math
+import warnings
 from collections.abc import Mapping
 from typing import Any, Literal, get_args
 
@@ -29,6 +30,10 @@ _GPT2 = {
     "vocab_size": "vocab_size", "max_seq_len": "n_positions", "dim": "n_embd", "n_layers": "n_layer",
     "n_heads": "n_head", "inter_dim": "n_inner", "norm_eps": "layer_norm_epsilon",
     "is_head_tied": "tie_word_embeddings", "init_std": "initializer_range",
+}  # fmt: skip
+_GPT2_ALIASES = {
+    "hidden_size": "dim", "max_position_embeddings": "max_seq_len", "num_attention_heads": "n_heads",
+    "num_hidden_layers": "n_layers",
 }  # fmt: skip
 _LLAMA = {
     "vocab_size": "vocab_size", "max_seq_len": "max_position_embeddings", "dim": "hidden_size",
@@ -193,6 +198,8 @@ def _read_gpt2(given: Mapping[str, Any], architecture: str) -> ModelConfig:
         add_cross_attention=(False,),
     )
     fields = _fields(given, architecture, _GPT2, n_inner=None, tie_word_embeddings=True, initializer_range=0.02)
+    aliases = {key: (None, fields[name]) for key, name in _GPT2_ALIASES.items()}
+    _refuse(given, architecture, **aliases)
     dropout = given.get(_DROPOUT[0], 0.0)
     _refuse(given, architecture, **dict.fromkeys(_DROPOUT, (dropout,)))
     return ModelConfig(**fields | {"inter_dim": fields["inter_dim"] or 4 * fields["dim"], "dropout": dropout})
@@ -223,6 +230,9 @@ def _read_modern(given: Mapping[str, Any], architecture: str) -> ModelConfig:
         tie_word_embeddings=False, initializer_range=0.02, q_lora_rank=None,
         **(_V3_DEFAULTS if architecture == "DeepseekV3ForCausalLM" else _V2_DEFAULTS),
     )  # fmt: skip
+    if given.get("attention_dropout"):
+        text = "only that of GPT-2, of attention and residual stream alike, is known; read without it"
+        warnings.warn(f"attention_dropout={given['attention_dropout']!r}: {text}", stacklevel=4)
     has_bias = bool(given.get("attention_bias", False))
     fields |= {"position": "rope", "norm": "rms", "feed_forward": "swiglu", "has_bias": has_bias}
     fields |= (yarn := _read_yarn(rope, is_latent=not is_llama))
@@ -255,7 +265,8 @@ def _read_experts(given: Mapping[str, Any], architecture: str, fields: Mapping[s
         _refuse(given, architecture, topk_method=("greedy", "group_limited_greedy"), scoring_func=("softmax",))
         if given.get("topk_method", "greedy") == "greedy":
             groups = {"n_expert_groups": 1, "n_limited_groups": 1}
-        # transformers passes norm_topk_prob over here
+        # DeepSeek's own code divides the weights by their sum, transformers passes the key over
+        _refuse(given, architecture, norm_topk_prob=(False,))
         return others | groups | {"score_func": "softmax", "group_score": "max", "norm_topk_prob": False}
     _refuse(given, architecture, scoring_func=("sigmoid",), topk_method=("noaux_tc",), norm_topk_prob=(True, False))
     return others | groups | {"score_func": "sigmoid", "group_score": "top2"}

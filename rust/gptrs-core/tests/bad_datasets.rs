@@ -130,7 +130,14 @@ fn a_folder_of_another_recipe_is_refused_by_what_differs_and_stays() {
     let paths = ["a.txt", "b.jsonl", "c.txt"].map(|name| dir.path().join("text").join(name));
     let options = PrepareOptions { append_eot: false, ..corpus::options(701) };
     let end = prepare(&paths, &corpus::tokenizer(), &out, &options, &Control::new());
-    says(end, &[out.to_str().unwrap(), "other append_eot, shard_tokens;", "hint: "]);
+    says(
+        end,
+        &[
+            out.to_str().unwrap(),
+            "other append_eot (true, asked for false), shard_tokens (700, asked for 701);",
+            "hint: ",
+        ],
+    );
     assert!(fs::read(out.join("manifest.json")).unwrap() == manifest);
     let file = out.join("manifest.json");
     assert!(matches!(prepare(&paths, &corpus::tokenizer(), &file, &options, &Control::new()), Err(Error::Io { .. })));

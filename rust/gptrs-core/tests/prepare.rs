@@ -364,16 +364,26 @@ fn the_same_call_again_encodes_nothing_and_any_other_is_refused() {
         let message = prepare(paths, words, &out, options, &Control::new()).unwrap_err().to_string();
         assert!(message.contains(reason) && message.contains("hint"), "{message}");
     };
-    refused(&paths, &Words { vocab_size: 60_001, ..Words::new() }, &options(300), "other tokenizer, vocab_size;");
-    refused(&paths, &Words::new(), &options(301), "other shard_tokens;");
-    refused(&paths, &Words::new(), &PrepareOptions { append_eot: false, ..options(300) }, "other append_eot;");
-    refused(&paths[1..], &Words::new(), &options(300), "other input files;");
+    refused(
+        &paths,
+        &Words { vocab_size: 60_001, ..Words::new() },
+        &options(300),
+        "other tokenizer (\"60606060\", asked for \"61616161\"), vocab_size (60000, asked for 60001), end-of-text id (",
+    );
+    refused(&paths, &Words::new(), &options(301), "other shard_tokens (300, asked for 301);");
+    refused(
+        &paths,
+        &Words::new(),
+        &PrepareOptions { append_eot: false, ..options(300) },
+        "other append_eot (true, asked for false);",
+    );
+    refused(&paths[1..], &Words::new(), &options(300), "other input files (");
     // The same length and the same time do not make it the same text.
     let time = fs::metadata(&paths[0]).unwrap().modified().unwrap();
     let changed = fs::read_to_string(&paths[0]).unwrap().replacen("the", "tha", 1);
     fs::write(&paths[0], changed).unwrap();
     File::options().write(true).open(&paths[0]).unwrap().set_times(FileTimes::new().set_modified(time)).unwrap();
-    refused(&paths, &Words::new(), &options(300), "other input files;");
+    refused(&paths, &Words::new(), &options(300), "has other bytes);");
     assert!(content(&out) == before);
 }
 
