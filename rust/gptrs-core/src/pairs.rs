@@ -72,10 +72,16 @@ impl Pairs {
         black_box(pairs.iter().map(place).fold(0, |all, place| all | self.bucket(place)[0]));
     }
 
-    /// Asks the processor to bring near what [`Pairs::rank`] looks up.
+    /// The place of a pair for [`Pairs::rank_at`].
     #[inline]
-    pub(crate) fn prefetch(&self, left: u32, right: u32) {
-        simd::prefetch(&self.lines, home(key(left, right), self.lines.len()) / 2);
+    pub(crate) fn place(&self, left: u32, right: u32) -> u32 {
+        home(key(left, right), self.lines.len()) as u32
+    }
+
+    /// Asks the processor to bring near what [`Pairs::rank_at`] looks up at `place`.
+    #[inline]
+    pub(crate) fn prefetch(&self, place: u32) {
+        simd::prefetch(&self.lines, place as usize / 2);
     }
 
     /// The rank of a pair of bytes.
@@ -87,8 +93,13 @@ impl Pairs {
     /// The rank of a pair, [`NO_RANK`] when it never merges.
     #[inline]
     pub(crate) fn rank(&self, left: u32, right: u32) -> u32 {
-        let key = key(left, right);
-        let place = home(key, self.lines.len());
+        self.rank_at(self.place(left, right), left, right)
+    }
+
+    /// [`Pairs::rank`] of a pair whose place is known.
+    #[inline]
+    pub(crate) fn rank_at(&self, place: u32, left: u32, right: u32) -> u32 {
+        let (place, key) = (place as usize, key(left, right));
         let (rank, is_full) = self.rank_in(place, key);
         if is_full { self.rank_on(place, key) } else { rank }
     }

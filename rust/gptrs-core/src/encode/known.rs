@@ -28,6 +28,8 @@ pub(super) struct Holes {
     places: Vec<Range<usize>>,
     /// Room for those of one.
     ready: Ready,
+    /// A number for each open hole, by which those of other keys nearly always differ; 0 without a key.
+    marks: Vec<u64>,
 }
 
 #[derive(Debug, Clone)]
@@ -40,6 +42,8 @@ struct Hole {
     is_piece: bool,
     /// How many of the ids on their way stand before it.
     at: usize,
+    /// The open hole of the same piece, which is filled for both.
+    same: Option<usize>,
 }
 
 impl Holes {
@@ -50,6 +54,7 @@ impl Holes {
 
     pub(super) fn clear(&mut self) {
         self.open.clear();
+        self.marks.clear();
         self.ids.clear();
         self.places.clear();
     }
@@ -111,8 +116,15 @@ impl Known<'_> {
         }
     }
 
+    /// Leaves a hole. A new piece often comes again before its first hole is filled.
     fn hole(&mut self, key: Option<u128>, bytes: Range<usize>, is_piece: bool, at: usize) {
-        self.holes.open.push(Hole { key, bytes, is_piece, at });
+        let Holes { open, marks, .. } = &mut *self.holes;
+        let mark = key.map_or(0, |key| (key ^ key >> 64) as u64);
+        let same = marks.iter().position(|&other| other == mark).filter(|&i| {
+            key.is_some() && open[i].key == key && self.text[open[i].bytes.clone()] == self.text[bytes.clone()]
+        });
+        marks.push(mark);
+        open.push(Hole { key, bytes, is_piece, at, same });
     }
 
     /// Counts bytes of pieces that may fall apart; whether it pays to look for borders in them.
@@ -159,8 +171,13 @@ impl Known<'_> {
         let (vocab, text) = (self.vocab, self.text);
         let may_be_token = vocab.ignore_merges() || !self.cache.knows_tokens();
         let mut others: Vec<&[u8]> = Vec::with_capacity(holes.len());
-        for Hole { bytes, is_piece, .. } in &holes {
+        for Hole { bytes, is_piece, same, .. } in &holes {
             let (piece, from) = (&text[bytes.clone()], ids.len());
+            if same.is_some() {
+                others.push(&[]);
+                places.push(0..0);
+                continue;
+            }
             if *is_piece
                 && may_be_token
                 && let Some(id) = vocab.whole_piece(piece)
@@ -175,10 +192,14 @@ impl Known<'_> {
             places.push(from..ids.len());
         }
         vocab.merges_by_id().encode_many(&others, &mut ids, &mut places);
-        for (hole, ids) in holes.iter().zip(places.iter().map(|place| &ids[place.clone()])) {
+        for (i, hole) in holes.iter().enumerate() {
+            if let Some(same) = hole.same {
+                places[i] = places[same].clone();
+                continue;
+            }
+            let ids = &ids[places[i].clone()];
             match hole.key {
                 Some(key) if key >= WIDE => self.cache.insert_long(&text[hole.bytes.clone()], ids),
-                // The same piece may have left several holes.
                 Some(key) if self.cache.find(key) == NOWHERE => self.cache.insert(key, ids),
                 _ => {}
             }

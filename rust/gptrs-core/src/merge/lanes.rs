@@ -22,13 +22,16 @@ impl Merges<'_> {
         let mut pieces = pieces.iter().enumerate().filter(|(_, piece)| (above + 1..=N).contains(&piece.len()));
         let mut next = || pieces.next().map(|(i, piece)| (i, Scan::<N>::new(self, piece)));
         let mut lanes: Vec<_> = std::iter::from_fn(&mut next).take(LANES).collect();
-        let mut changes = [Change::default(); LANES];
+        let mut changes = [(Change::default(), [0; 2]); LANES];
         while !lanes.is_empty() {
             let mut at = 0;
             while let Some((i, scan)) = lanes.get_mut(at) {
                 if let Some(change) = scan.merge(self) {
-                    scan.prefetch(self, &change);
-                    changes[at] = change;
+                    let places = scan.places(self, &change);
+                    for place in places {
+                        self.pairs.prefetch(place);
+                    }
+                    changes[at] = (change, places);
                     at += 1;
                     continue;
                 }
@@ -40,8 +43,8 @@ impl Merges<'_> {
                     None => drop(lanes.swap_remove(at)),
                 }
             }
-            for ((_, scan), &change) in lanes.iter_mut().zip(&changes) {
-                scan.rank(self, change);
+            for ((_, scan), &(change, places)) in lanes.iter_mut().zip(&changes) {
+                scan.rank_at(self, change, places);
             }
         }
     }

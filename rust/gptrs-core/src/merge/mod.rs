@@ -257,18 +257,23 @@ impl<const N: usize> Scan<N> {
         Some(Change { previous, at, next })
     }
 
-    /// Asks for what [`Scan::rank`] looks up.
+    /// The places of the pairs at the left and at the right.
     #[inline]
-    fn prefetch(&self, merges: Merges<'_>, &Change { previous, at, next }: &Change) {
-        merges.pairs.prefetch(self.ids[previous], self.ids[at]);
-        merges.pairs.prefetch(self.ids[at], self.ids[next % N]);
+    fn places(&self, merges: Merges<'_>, &Change { previous, at, next }: &Change) -> [u32; 2] {
+        let id = self.ids[at];
+        [merges.pairs.place(self.ids[previous], id), merges.pairs.place(id, self.ids[next % N])]
     }
 
     #[inline]
-    fn rank(&mut self, merges: Merges<'_>, Change { previous, at, next }: Change) {
+    fn rank(&mut self, merges: Merges<'_>, change: Change) {
+        self.rank_at(merges, change, self.places(merges, &change));
+    }
+
+    #[inline]
+    fn rank_at(&mut self, merges: Merges<'_>, Change { previous, at, next }: Change, places: [u32; 2]) {
         let id = self.ids[at];
-        let left = merges.pairs.rank(self.ids[previous], id);
-        let right = merges.pairs.rank(id, self.ids[next % N]);
+        let left = merges.pairs.rank_at(places[0], self.ids[previous], id);
+        let right = merges.pairs.rank_at(places[1], id, self.ids[next % N]);
         self.order[previous] = place(left, previous);
         // After the other: where nothing stands before, both are the same place.
         self.order[at] = if next < 64 { place(right, at) } else { NOTHING };
