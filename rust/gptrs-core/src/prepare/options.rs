@@ -88,7 +88,8 @@ pub(super) fn recipe<E: Encode>(inputs: Vec<Source>, tokenizer: &E, options: &Pr
 pub(super) fn refuse_other(dir: &Path, found: &Recipe, asked: &Recipe, is_same_part: bool) -> Result<()> {
     let (had, has) = (&found.selection, &asked.selection);
     let differences = [
-        differing("tokenizer", &start(&found.tokenizer), &start(&asked.tokenizer)),
+        (found.tokenizer != asked.tokenizer)
+            .then(|| values("tokenizer", &start(&found.tokenizer), &start(&asked.tokenizer))),
         differing("vocab_size", &found.vocab_size, &asked.vocab_size),
         differing("end-of-text id", &found.eot_id, &asked.eot_id),
         differing("append_eot", &found.append_eot, &asked.append_eot),
@@ -114,15 +115,20 @@ pub(super) fn refuse_other(dir: &Path, found: &Recipe, asked: &Recipe, is_same_p
     )))
 }
 
-/// The first digits of a digest, which tell it from others.
+/// The first digits of a digest, enough to look at.
 fn start(digest: &str) -> &str {
     digest.get(..8).unwrap_or(digest)
 }
 
-/// What differs, with both values as JSON writes them; a value that cannot be written is passed over.
+/// What differs, with both values.
 fn differing<T: PartialEq + Serialize>(name: &str, found: &T, asked: &T) -> Option<String> {
+    (found != asked).then(|| values(name, found, asked))
+}
+
+/// A name with two values as JSON writes them; one that cannot be written is passed over.
+fn values<T: Serialize>(name: &str, found: &T, asked: &T) -> String {
     let text = |value: &T| serde_json::to_string(value).unwrap_or_default();
-    (found != asked).then(|| format!("{name} ({}, asked for {})", text(found), text(asked)))
+    format!("{name} ({}, asked for {})", text(found), text(asked))
 }
 
 /// The first input that differs, or how many there are.
@@ -135,4 +141,31 @@ fn differing_inputs(found: &[Source], asked: &[Source]) -> Option<String> {
         None => return None,
     };
     Some(format!("input files ({what})"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn digests_that_differ_in_their_last_digit_are_of_two_tokenizers() {
+        let found = Recipe {
+            tokenizer: "0".repeat(64),
+            vocab_size: 300,
+            dtype: Dtype::U16,
+            eot_id: None,
+            append_eot: false,
+            text_field: "text".to_owned(),
+            loss_fields: Vec::new(),
+            shard_tokens: 100,
+            selection: Selection::default(),
+            inputs: Vec::new(),
+        };
+        let asked = Recipe { tokenizer: "0".repeat(63) + "1", ..found.clone() };
+        refuse_other(Path::new("out"), &found, &found, true).unwrap();
+        let message = refuse_other(Path::new("out"), &found, &asked, true).unwrap_err().to_string();
+        assert!(message.contains("other tokenizer (\"00000000\", asked for \"00000000\");"), "{message}");
+        let message = refuse_other(Path::new("out"), &found, &found, false).unwrap_err().to_string();
+        assert!(message.contains("other part of the input files;"), "{message}");
+    }
 }
