@@ -9,30 +9,35 @@ use crate::tokens::fold;
 /// The rank of a pair that never merges; larger than every real one, and with six bits below it still positive in i32.
 pub(crate) const NO_RANK: u32 = (1 << 25) - 1;
 
-/// Bits of an id and of a rank, so that a pair and its rank fit into one word.
+/// Bits of an id and of a rank.
 pub(crate) const ID_BITS: u32 = 21;
 
-const RANK: u64 = (1 << ID_BITS) - 1;
+const RANK: u32 = (1 << ID_BITS) - 1;
 
-/// A slot without a merge; its pair is none, since ids have 21 bits.
-const EMPTY: u64 = u64::MAX;
+/// A slot without a merge: its rank is none. Slots are above zero, since the least of signed numbers is found with fewer
+/// instructions.
+const EMPTY: i32 = i32::MAX;
 
 /// The slots of a bucket.
-const SLOTS: usize = 4;
+const SLOTS: usize = 8;
 
 /// Two buckets, so that none lies in two cache lines.
 #[derive(Debug, Clone, Copy)]
 #[repr(align(64))]
-struct Line([[u64; SLOTS]; 2]);
+struct Line([[i32; SLOTS]; 2]);
 
-/// A pair stands in its bucket, or, if this is full, in the first after it that is not. Few are, so that a look-up reads one
-/// cache line and takes a branch that is easy to predict: time goes by waiting for the lines. Beside it a dense grid for the
-/// pairs of single bytes, which are all that a fresh piece asks for.
+/// A merge stands in its pair's bucket, or, if this is full, in the first after it that is not, as its rank and some bits of
+/// the pair's hash. So a bucket tells the merges that a pair may be, few more than the one that it is, and the pair of
+/// that rank whether it is. Look-ups wait for memory, and this way there is little: a look-up in vain, as most are, reads half
+/// a cache line of a small table. Beside it a dense grid for the pairs of single bytes, which are all that a fresh piece asks
+/// for.
 #[derive(Debug, Clone)]
 pub(crate) struct Pairs {
     grid: Vec<u32>,
-    /// Left id, right id, rank.
+    /// The upper bits of the hash, then the rank; [`EMPTY`].
     lines: Vec<Line>,
+    /// By rank.
+    merges: Vec<Pair>,
     products: Vec<u32>,
     /// What to add to a rank for its product, where that is the same for all.
     offset: Option<u32>,
@@ -44,6 +49,7 @@ impl Pairs {
         Self {
             grid: vec![NO_RANK; 256 * 256],
             lines: lines(n_merges),
+            merges: Vec::with_capacity(n_merges),
             products: Vec::with_capacity(n_merges),
             offset: None,
         }
@@ -56,9 +62,10 @@ impl Pairs {
             return false;
         }
         let rank = self.products.len() as u32;
-        self.insert(key(pair.0, pair.1) << ID_BITS | u64::from(rank));
+        self.insert(pair, rank);
         let offset = product.wrapping_sub(rank);
         self.offset = if rank == 0 { Some(offset) } else { self.offset.filter(|&known| known == offset) };
+        self.merges.push(pair);
         self.products.push(product);
         if let &[left, right] = token {
             self.grid[grid_cell(left, right)] = rank;
@@ -66,26 +73,35 @@ impl Pairs {
         true
     }
 
+    /// The merges in order of rank.
+    pub(crate) fn merges(&self) -> &[Pair] {
+        &self.merges
+    }
+
     /// Reads where each of `pairs` may stand, so that the memory of all of them is fetched side by side.
     pub(crate) fn fetch(&self, pairs: &[Pair]) {
-        let place = |&(left, right): &Pair| home(key(left, right), self.lines.len());
+        let place = |&(left, right): &Pair| Self::place(left, right);
         black_box(pairs.iter().map(place).fold(0, |all, place| all | self.bucket(place)[0]));
     }
 
-    /// The place of a pair for [`Pairs::rank_at`].
-    #[inline]
-    pub(crate) fn place(&self, left: u32, right: u32) -> u32 {
-        home(key(left, right), self.lines.len()) as u32
+    /// The place of a pair for [`Pairs::guess_at`]: its hash.
+    #[allow(clippy::inline_always, reason = "each caller compiles it for its own instructions")]
+    #[inline(always)]
+    pub(crate) fn place(left: u32, right: u32) -> u32 {
+        let key = u64::from(left) << 32 | u64::from(right);
+        fold(key ^ 0x9E37_79B9_7F4A_7C15, 0xD6E8_FEB8_6659_FD93) as u32 & EMPTY as u32
     }
 
-    /// Asks the processor to bring near what [`Pairs::rank_at`] looks up at `place`.
-    #[inline]
+    /// Asks the processor to bring near what [`Pairs::guess_at`] looks up at `place`.
+    #[allow(clippy::inline_always, reason = "each caller compiles it for its own instructions")]
+    #[inline(always)]
     pub(crate) fn prefetch(&self, place: u32) {
-        simd::prefetch(&self.lines, place as usize / 2);
+        simd::prefetch(&self.lines, self.line(place));
     }
 
     /// The rank of a pair of bytes.
-    #[inline]
+    #[allow(clippy::inline_always, reason = "each caller compiles it for its own instructions")]
+    #[inline(always)]
     pub(crate) fn byte_rank(&self, left: u8, right: u8) -> u32 {
         self.grid[grid_cell(left, right)]
     }
@@ -93,47 +109,62 @@ impl Pairs {
     /// The rank of a pair, [`NO_RANK`] when it never merges.
     #[inline]
     pub(crate) fn rank(&self, left: u32, right: u32) -> u32 {
-        self.rank_at(self.place(left, right), left, right)
+        let rank = self.guess_at(Self::place(left, right), left, right);
+        if rank == NO_RANK || self.is_merge(rank, left, right) { rank } else { self.seek(left, right) }
     }
 
-    /// [`Pairs::rank`] of a pair whose place is known.
-    #[inline]
-    pub(crate) fn rank_at(&self, place: u32, left: u32, right: u32) -> u32 {
-        let (place, key) = (place as usize, key(left, right));
-        let (rank, is_full) = self.rank_in(place, key);
-        if is_full { self.rank_on(place, key) } else { rank }
+    /// Whether the merge of `rank`, which is one, is that of these.
+    #[allow(clippy::inline_always, reason = "each caller compiles it for its own instructions")]
+    #[inline(always)]
+    pub(crate) fn is_merge(&self, rank: u32, left: u32, right: u32) -> bool {
+        self.merges[rank as usize] == (left, right)
     }
 
-    /// The rank of a pair in the bucket at `place`, and whether others may have gone on from there. Whether a pair is there
-    /// cannot be predicted: no branch is taken.
-    #[inline]
-    fn rank_in(&self, place: usize, key: u64) -> (u32, bool) {
+    /// A rank that is not above that of the pair with this place: [`NO_RANK`] when it never merges, else nearly always its
+    /// own. Whether a pair is there cannot be predicted: no branch is taken.
+    #[allow(clippy::inline_always, reason = "each caller compiles it for its own instructions")]
+    #[inline(always)]
+    pub(crate) fn guess_at(&self, place: u32, left: u32, right: u32) -> u32 {
         let bucket = self.bucket(place);
-        let mut rank = NO_RANK;
-        for &slot in bucket {
-            rank = select_unpredictable(slot >> ID_BITS == key, (slot & RANK) as u32, rank);
-        }
-        (rank, bucket[SLOTS - 1] != EMPTY)
+        let least = bucket.iter().fold(EMPTY, |least, &slot| least.min(rank_in(slot, place))) as u32;
+        let rank = select_unpredictable(least < RANK, least, NO_RANK);
+        // Others may have gone on from here.
+        if bucket[SLOTS - 1] == EMPTY { rank } else { self.seek(left, right) }
     }
 
+    /// [`Pairs::rank`], bucket after bucket.
     #[cold]
-    fn rank_on(&self, mut place: usize, key: u64) -> u32 {
+    pub(crate) fn seek(&self, left: u32, right: u32) -> u32 {
+        let place = Self::place(left, right);
+        let mut at = place;
         loop {
-            let (rank, is_full) = self.rank_in(place, key);
-            if rank != NO_RANK || !is_full {
+            let bucket = self.bucket(at);
+            let mut ranks = bucket.iter().map(|&slot| rank_in(slot, place) as u32).filter(|&rank| rank < RANK);
+            if let Some(rank) = ranks.find(|&rank| self.is_merge(rank, left, right)) {
                 return rank;
             }
-            place += 1;
+            if bucket[SLOTS - 1] == EMPTY {
+                return NO_RANK;
+            }
+            at = at.wrapping_add(1);
         }
     }
 
-    #[inline]
-    fn bucket(&self, place: usize) -> &[u64; SLOTS] {
-        &self.lines[(place / 2) & (self.lines.len() - 1)].0[place % 2]
+    #[allow(clippy::inline_always, reason = "each caller compiles it for its own instructions")]
+    #[inline(always)]
+    fn line(&self, place: u32) -> usize {
+        (place as usize / 2) & (self.lines.len() - 1)
+    }
+
+    #[allow(clippy::inline_always, reason = "each caller compiles it for its own instructions")]
+    #[inline(always)]
+    fn bucket(&self, place: u32) -> &[i32; SLOTS] {
+        &self.lines[self.line(place)].0[place as usize % 2]
     }
 
     /// The id that the merge of `rank` makes.
-    #[inline]
+    #[allow(clippy::inline_always, reason = "each caller compiles it for its own instructions")]
+    #[inline(always)]
     pub(crate) fn product(&self, rank: u32) -> u32 {
         match self.offset {
             Some(offset) => rank.wrapping_add(offset),
@@ -141,30 +172,48 @@ impl Pairs {
         }
     }
 
-    /// Puts a slot into the first free place from its bucket on.
-    fn insert(&mut self, slot: u64) {
-        if 2 * self.products.len() > SLOTS * self.lines.len() {
-            let old = std::mem::replace(&mut self.lines, lines(2 * self.products.len()));
-            old.iter().flat_map(|line| line.0).flatten().filter(|&slot| slot != EMPTY).for_each(|slot| self.put(slot));
+    /// [`Pairs::product`], or `other` for [`NO_RANK`], without a branch where ids and ranks go side by side.
+    #[inline]
+    pub(crate) fn product_or(&self, rank: u32, other: u32) -> u32 {
+        match self.offset {
+            Some(offset) => select_unpredictable(rank == NO_RANK, other, rank.wrapping_add(offset)),
+            None => self.products.get(rank as usize).copied().unwrap_or(other),
         }
-        self.put(slot);
     }
 
-    fn put(&mut self, slot: u64) {
-        let (first, mask) = (home(slot >> ID_BITS, self.lines.len()), self.lines.len() - 1);
-        let free = (first..).find_map(|place| {
-            let slots = &self.lines[(place / 2) & mask].0[place % 2];
-            slots.iter().position(|&slot| slot == EMPTY).map(|at| (place, at))
-        });
-        if let Some((place, at)) = free {
-            self.lines[(place / 2) & mask].0[place % 2][at] = slot;
+    /// Puts a merge into the first free slot from its bucket on.
+    fn insert(&mut self, pair: Pair, rank: u32) {
+        if 2 * self.products.len() > SLOTS * self.lines.len() {
+            self.lines = lines(2 * self.products.len());
+            (0..).zip(self.merges.clone()).for_each(|(rank, pair)| self.put(pair, rank));
+        }
+        self.put(pair, rank);
+    }
+
+    fn put(&mut self, (left, right): Pair, rank: u32) {
+        let place = Self::place(left, right);
+        let mut at = place;
+        loop {
+            let line = self.line(at);
+            if let Some(slot) = self.lines[line].0[at as usize % 2].iter_mut().find(|slot| **slot == EMPTY) {
+                *slot = (place & !RANK | rank) as i32;
+                return;
+            }
+            at = at.wrapping_add(1);
         }
     }
 }
 
-/// Free lines for so many pairs: of eight slots about three are taken.
+/// Free lines for so many merges: of sixteen slots between four and eight are taken.
 fn lines(n: usize) -> Vec<Line> {
-    vec![Line([[EMPTY; SLOTS]; 2]); (n / 4).next_power_of_two().max(8)]
+    vec![Line([[EMPTY; SLOTS]; 2]); (n / 8).next_power_of_two().max(8)]
+}
+
+/// The rank in a slot if it may be that of the pair with this hash; else a larger number than any rank.
+#[allow(clippy::inline_always, reason = "each caller compiles it for its own instructions")]
+#[inline(always)]
+fn rank_in(slot: i32, hash: u32) -> i32 {
+    slot ^ (hash & !RANK) as i32
 }
 
 #[inline]
@@ -172,13 +221,33 @@ fn grid_cell(left: u8, right: u8) -> usize {
     usize::from(left) << 8 | usize::from(right)
 }
 
-#[inline]
-fn key(left: u32, right: u32) -> u64 {
-    u64::from(left) << ID_BITS | u64::from(right)
-}
+#[cfg(test)]
+mod tests {
+    use std::collections::HashMap;
 
-/// The bucket of a key.
-#[inline]
-fn home(key: u64, n_lines: usize) -> usize {
-    fold(key ^ 0x9E37_79B9_7F4A_7C15, 0xD6E8_FEB8_6659_FD93) as usize & (2 * n_lines - 1)
+    use super::*;
+
+    #[test]
+    fn a_rank_is_that_of_its_pair_alone() {
+        let mut pairs = Pairs::with_capacity(16);
+        let mut ranks = HashMap::new();
+        for i in 0..40_000 {
+            let pair = (i * 7 % 3001, i * 31 % 9973);
+            assert_eq!(pairs.push(pair, 300_000 + i, b""), !ranks.contains_key(&pair), "{pair:?}");
+            let rank = ranks.len() as u32;
+            ranks.entry(pair).or_insert(rank);
+        }
+        let (mut n_wrong, mut n_vain) = (0, 0);
+        for (left, right) in (0..600).flat_map(|left| (0..1500).map(move |right| (left * 5, right))) {
+            let rank = ranks.get(&(left, right)).copied().unwrap_or(NO_RANK);
+            assert_eq!(pairs.rank(left, right), rank, "{left}, {right}");
+            assert_eq!(pairs.seek(left, right), rank, "{left}, {right}");
+            let guess = pairs.guess_at(Pairs::place(left, right), left, right);
+            assert!(guess <= rank, "{left}, {right}: {guess} above {rank}");
+            n_wrong += u32::from(guess != rank);
+            n_vain += u32::from(rank == NO_RANK);
+        }
+        assert!(n_vain > 800_000, "{n_vain} pairs that never merge");
+        assert!((1..n_vain / 50).contains(&n_wrong), "{n_wrong} guesses were wrong");
+    }
 }

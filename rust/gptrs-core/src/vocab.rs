@@ -40,7 +40,6 @@ pub(crate) struct Resolved {
 #[derive(Debug, Clone)]
 pub struct Vocab {
     tokens: Tokens,
-    merges: Vec<Pair>,
     pairs: Pairs,
     byte_ids: [u32; 256],
     unreachable: Vec<u32>,
@@ -91,7 +90,7 @@ impl Vocab {
     pub(crate) fn from_ranked(tokens: Tokens) -> Result<Self> {
         let byte_ids = byte_ids(&tokens)?;
         let mut pairs = Pairs::with_capacity(tokens.len());
-        let (mut merges, mut unreachable) = (Vec::with_capacity(tokens.len()), Vec::new());
+        let mut unreachable = Vec::new();
         let (mut ids, mut scratch, mut parts, control) = (Vec::new(), Scratch::default(), Vec::new(), Control::new());
         for id in 0..tokens.len() as u32 {
             let token = tokens.get(id).unwrap_or_default();
@@ -109,13 +108,12 @@ impl Vocab {
                 Some(pair) => {
                     let is_new = pairs.push(pair, id, token);
                     debug_assert!(is_new, "two tokens of the same bytes");
-                    merges.push(pair);
                 }
                 None => unreachable.push(id),
             }
         }
         let ignore_merges = !unreachable.is_empty();
-        Ok(Self { tokens, merges, pairs, byte_ids, unreachable, ignore_merges, borders: OnceLock::new() })
+        Ok(Self { tokens, pairs, byte_ids, unreachable, ignore_merges, borders: OnceLock::new() })
     }
 
     /// The vocabulary of a file whose merges are known to make the products.
@@ -125,7 +123,7 @@ impl Vocab {
         let pairs = pair_table(&tokens, &merges, &products)?;
         let unreachable = unreachable(&tokens, &pairs, &merges, &byte_ids)?;
         let ignore_merges = ignore_merges && !unreachable.is_empty();
-        Ok(Self { tokens, merges, pairs, byte_ids, unreachable, ignore_merges, borders: OnceLock::new() })
+        Ok(Self { tokens, pairs, byte_ids, unreachable, ignore_merges, borders: OnceLock::new() })
     }
 
     fn from_parts(tokens: Tokens, merges: Vec<Pair>, ignore_merges: bool) -> Result<Self> {
@@ -152,7 +150,7 @@ impl Vocab {
 
     /// The merges in order of rank.
     pub fn merges(&self) -> &[Pair] {
-        &self.merges
+        self.pairs.merges()
     }
 
     /// Rank and product of the merge of two tokens; `None` when they never merge.

@@ -2,10 +2,13 @@
 
 use super::chars::{char_at, char_len, is_tail, pack, unpack};
 use super::{
-    Borders, CHAR_IDS, COUNT, Char, CharIds, LEFTS, N_CHARS, N_COLORS, N_UNITS, PARTIAL_BITS, RIGHTS, SPACED, UNKNOWN,
+    Borders, CHAR_IDS, COUNT, Char, LEFTS, N_CHARS, N_COLORS, N_UNITS, PARTIAL_BITS, RIGHTS, SPACED, UNKNOWN,
     WHOLE_LEFT, WHOLE_RIGHT, partial_bit,
 };
 use crate::tokens::Tokens;
+
+/// From how many pairs of characters side by side in tokens on it pays to look for them among single characters.
+const MANY_PAIRS: usize = if cfg!(test) { 1 } else { 1 << 13 };
 
 impl Borders {
     /// Borders of `tokens`; `encode` gives the ids of a character of at most three bytes that stands alone, and how many, or
@@ -25,7 +28,7 @@ impl Borders {
         let units = units.unwrap_or_else(|_| unreachable!("as many as were made"));
         let bits = [n_bits, 1 << PARTIAL_BITS].map(|n| vec![0; n / 64]);
         let [pairs, no_partial] = bits;
-        let mut borders = Self { units, pairs, shift, partial: no_partial };
+        let mut borders = Self { units, pairs, shift, partial: no_partial, has_many_pairs: whole.len() >= MANY_PAIRS };
         borders.units[UNKNOWN].meta = !COUNT;
         (0..0x80).for_each(|ascii| borders.flag(ascii, WHOLE_RIGHT | WHOLE_LEFT));
         for (left, right) in whole {
@@ -35,15 +38,15 @@ impl Borders {
             borders.pairs[bit / 64] |= 1 << (bit % 64);
         }
         borders.color(&partial);
-        borders.spell_chars(encode);
+        borders.spell_chars(tokens.len() <= 1 << 16, encode);
         borders
     }
 
     /// Sets the ids of all characters with an entry.
-    fn spell_chars(&mut self, encode: impl Fn(&[u8]) -> ([u32; CHAR_IDS - 1], usize)) {
+    fn spell_chars(&mut self, is_narrow: bool, encode: impl Fn(&[u8]) -> ([u32; CHAR_IDS - 1], usize)) {
         let set = |entry: &mut Char, text: &str| {
             let (ids, n_ids) = encode(text.as_bytes());
-            CharIds { low: entry.low, high: entry.high } = CharIds::of(&ids[..n_ids]);
+            entry.ids = if is_narrow { [ids[0] | ids[1] << 16, ids[2], 0] } else { ids };
             entry.meta |= n_ids as u32;
         };
         for char in '\0'..='\u{FFFF}' {

@@ -9,6 +9,7 @@ mod chars;
 mod parts;
 
 use self::chars::{char_at, is_tail, spell};
+pub(crate) use self::parts::Parts;
 
 /// Code points with an entry of their own.
 const N_CHARS: usize = 1 << 16;
@@ -43,30 +44,21 @@ const WHOLE_LEFT: u32 = 1 << LEFT;
 /// Size of the hashed set of such borders; the largest vocabularies have some hundreds.
 const PARTIAL_BITS: u32 = 16;
 
-/// The ids of a character, their lower halves and what is above them; there is always room for one more. In registers
-/// they travel as two numbers: an array would go through memory.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub(crate) struct CharIds {
-    low: u64,
-    high: u32,
-}
+/// The ids of a character, each in half a word where all of the vocabulary fit, else in a word; behind them there may be
+/// anything, and there is always room for one more.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct CharIds([u32; CHAR_IDS]);
 
 impl CharIds {
     #[inline]
     pub(crate) fn narrow(self) -> [u16; CHAR_IDS] {
-        std::array::from_fn(|i| (self.low >> (16 * i)) as u16)
+        let low = u64::from(self.0[1]) << 32 | u64::from(self.0[0]);
+        std::array::from_fn(|i| (low >> (16 * i)) as u16)
     }
 
     #[inline]
-    pub(crate) fn wide(self) -> [u32; CHAR_IDS] {
-        std::array::from_fn(|i| u32::from((self.low >> (16 * i)) as u16) | (self.high >> (8 * i) & 0xFF) << 16)
-    }
-
-    fn of(ids: &[u32]) -> Self {
-        ids.iter().enumerate().fold(Self::default(), |Self { low, high }, (i, &id)| Self {
-            low: low | u64::from(id & 0xFFFF) << (16 * i),
-            high: high | (id >> 16) << (8 * i),
-        })
+    pub(crate) fn wide(self, is_narrow: bool) -> [u32; CHAR_IDS] {
+        if is_narrow { self.narrow().map(u32::from) } else { self.0 }
     }
 }
 
@@ -74,9 +66,8 @@ impl CharIds {
 #[derive(Debug, Clone, Copy, Default)]
 #[repr(align(16))]
 struct Char {
-    /// [`CharIds`].
-    low: u64,
-    high: u32,
+    /// [`CharIds`], but for the last.
+    ids: [u32; CHAR_IDS - 1],
     /// How many ids, and flags.
     meta: u32,
 }
@@ -84,7 +75,14 @@ struct Char {
 impl Char {
     #[inline]
     fn ids(self) -> CharIds {
-        CharIds { low: self.low, high: self.high }
+        let [a, b, c] = self.ids;
+        CharIds([a, b, c, self.meta])
+    }
+
+    /// Its id, where it has one.
+    #[inline]
+    fn first_id(self, is_narrow: bool) -> u32 {
+        self.ids[0] & if is_narrow { 0xFFFF } else { u32::MAX }
     }
 
     #[inline]
@@ -95,8 +93,21 @@ impl Char {
     /// Flags of what a token may have of this character and of `next` after it; none is certain.
     #[inline]
     fn shared(self, next: Self) -> u32 {
-        (self.meta >> RIGHT) & (next.meta >> LEFT)
+        shared(self.meta, next.meta)
     }
+}
+
+#[inline]
+fn shared(meta: u32, next: u32) -> u32 {
+    (meta >> RIGHT) & (next >> LEFT)
+}
+
+/// The lowest bit: whether a token may have both characters whole.
+#[inline]
+fn is_whole(pairs: &[u64], shift: u32, left: u32, right: u32) -> u32 {
+    let key = u64::from(left) << 32 | u64::from(right);
+    let bit = (key.wrapping_mul(0x9E37_79B9_7F4A_7C15) >> shift) as usize;
+    (pairs[bit / 64] >> (bit % 64)) as u32 & 1
 }
 
 /// What a vocabulary's tokens span, and the ids of single characters.
@@ -111,6 +122,8 @@ pub(crate) struct Borders {
     shift: u32,
     /// Ends and starts of characters side by side in a token, at least one not whole, as bits by hash like `pairs`.
     partial: Vec<u64>,
+    /// Whether tokens have many of them, so that a part is often two.
+    has_many_pairs: bool,
 }
 
 impl Borders {
@@ -125,9 +138,7 @@ impl Borders {
     /// The same of characters with these codes, which are not both ASCII.
     #[inline]
     fn span(&self, left: u32, right: u32, shared: u32) -> bool {
-        let bit = self.bit(left, right);
-        let is_whole = (self.pairs[bit / 64] >> (bit % 64)) as u32 & shared & 1;
-        is_whole != 0 || (shared > 1 && self.has_partial(left, right))
+        is_whole(&self.pairs, self.shift, left, right) & shared != 0 || (shared > 1 && self.has_partial(left, right))
     }
 
     fn bit(&self, left: u32, right: u32) -> usize {
@@ -162,6 +173,7 @@ fn partial_bit((end, start): (u32, u32)) -> usize {
 mod tests {
     use std::ops::Range;
 
+    use super::Parts;
     use crate::encode::{Out, READY, Ready};
     use crate::naive::{self, Pair};
     use crate::vocab::Vocab;
@@ -179,7 +191,7 @@ mod tests {
 
         /// Characters of one to four bytes, few enough to meet again.
         fn text(&mut self, n: usize) -> String {
-            let chars: Vec<char> = "a éжз一丁中乀のー한\u{10436}\u{200d}😀😁".chars().collect();
+            let chars: Vec<char> = "a  éжз一丁中乀のー한\u{10436}\u{200d}😀😁".chars().collect();
             (0..n).map(|_| chars[self.below(chars.len())]).collect()
         }
 
@@ -205,7 +217,7 @@ mod tests {
     }
 
     fn parts(vocab: &Vocab, text: &[u8], ends: &[usize]) -> Vec<Part> {
-        let mut parts = vocab.borders().parts(text, 0..ends[0]);
+        let mut parts = Parts::new(vocab, text, 0..ends[0]);
         let (mut all, mut ready) = (Vec::new(), Ready::default());
         loop {
             let mut found = None;
@@ -232,11 +244,20 @@ mod tests {
     #[test]
     fn the_parts_of_pieces_merge_as_the_whole_does() {
         let mut rng = Rng(3);
-        let mut n_chars = 0;
-        for _ in 0..150 {
+        let (mut n_chars, mut n_with_pairs) = (0, 0);
+        for i in 0..300 {
             let merges = rng.merges();
             let vocab = Vocab::from_merges(&merges).unwrap();
-            let ranked: Vec<_> = merges.iter().zip(256..).map(|(&pair, id)| (pair, id)).collect();
+            let mut ranked: Vec<_> = merges.iter().zip(256..).map(|(&pair, id)| (pair, id)).collect();
+            let vocab = if i % 3 == 0 {
+                // Merges before those that make their parts, as files of others may have them.
+                (0..ranked.len()).rev().for_each(|i| ranked.swap(i, rng.below(i + 1)));
+                let tokens: Vec<_> = (0..vocab.len() as u32).map(|id| vocab.token(id).unwrap()).collect();
+                Vocab::from_tokens(&tokens, ranked.iter().map(|&(pair, _)| pair).collect(), false).unwrap()
+            } else {
+                vocab
+            };
+            n_with_pairs += usize::from(vocab.borders().has_many_pairs);
             let encode = |bytes: &[u8]| naive::encode_piece(bytes, vocab.byte_ids(), &ranked);
             for _ in 0..60 {
                 let lengths: Vec<_> = (0..=rng.below(3)).map(|_| 1 + rng.below(16)).collect();
@@ -262,7 +283,8 @@ mod tests {
                 assert_eq!(ids, expected, "{pieces:?}, merges {merges:?}");
             }
         }
-        assert!(n_chars > 100_000, "only {n_chars} ids of characters: nothing fell apart");
+        assert!(n_chars > 200_000, "only {n_chars} ids of characters: nothing fell apart");
+        assert!((50..250).contains(&n_with_pairs), "{n_with_pairs} of 300 vocabularies have pairs of characters");
     }
 
     #[test]

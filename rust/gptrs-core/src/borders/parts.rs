@@ -3,21 +3,26 @@
 use std::ops::Range;
 
 use super::chars::{char_at, middle_code, wide_code};
-use super::{Borders, CHAR_IDS, N_CHARS, SPACED, UNKNOWN};
+use super::{Borders, CHAR_IDS, COUNT, N_CHARS, SPACED, UNKNOWN, is_whole, shared};
 use crate::encode::{Id, Out, READY};
+use crate::vocab::Vocab;
 
-impl Borders {
+/// No id.
+const NO_ID: u32 = u32::MAX;
+
+impl<'a> Parts<'a> {
     /// The parts of pieces that stand in a row in `text`, the first of them here.
-    pub(crate) fn parts<'a>(&'a self, text: &'a [u8], first: Range<usize>) -> Parts<'a> {
-        let start = first.start;
+    pub(crate) fn new(vocab: &'a Vocab, text: &'a [u8], first: Range<usize>) -> Self {
+        let (borders, start) = (vocab.borders(), first.start);
         let (unit, len) = unit(text, start, Some(&first.end));
-        Parts { borders: self, text, n_pieces: 0, first: start, start, at: start + len, unit, is_single: true }
+        Self { vocab, borders, text, n_pieces: 0, first: start, start, at: start + len, unit, is_single: true }
     }
 }
 
-/// See [`Borders::parts`].
+/// See [`Parts::new`].
 #[derive(Debug)]
 pub(crate) struct Parts<'a> {
+    vocab: &'a Vocab,
     borders: &'a Borders,
     text: &'a [u8],
     /// How many pieces are done.
@@ -32,8 +37,8 @@ pub(crate) struct Parts<'a> {
 }
 
 impl Parts<'_> {
-    /// Gives out the ids of characters that are parts of the pieces that end at `ends`, and calls `part` with all other
-    /// parts: where they are in the text, and whether they are a whole piece. Ends when `part` returns false, when there is
+    /// Gives out the ids of characters that are parts of the pieces that end at `ends`, and those of pairs that merge as
+    /// wholes, and calls `part` with all other parts: where they are in the text, and whether they are a whole piece. Ends when `part` returns false, when there is
     /// no room, or, with true, behind the last piece.
     #[inline]
     pub(crate) fn chars<I: Id>(
@@ -57,10 +62,10 @@ impl Parts<'_> {
                     return false;
                 }
                 if self.is_single && char.n_ids() > 0 {
-                    out.add_char(char.ids(), char.n_ids());
+                    out.add_char(char.ids(), char.n_ids(), self.vocab.is_narrow());
                 } else {
-                    let from = self.n_pieces.checked_sub(1).map_or(self.first, |before| ends[before]);
-                    goes_on = part(self.start..self.at, is_end && self.start == from, out);
+                    let is_piece = is_end && self.start == self.piece_start(self.n_pieces, ends);
+                    goes_on = part(self.start..self.at, is_piece, out);
                 }
                 self.n_pieces += usize::from(is_end);
                 self.start = self.at;
@@ -73,48 +78,98 @@ impl Parts<'_> {
         }
     }
 
+    /// Where the piece behind so many others starts.
+    #[inline]
+    fn piece_start(&self, n_pieces: usize, ends: &[usize]) -> usize {
+        n_pieces.checked_sub(1).map_or(self.first, |before| ends[before])
+    }
+
     /// Goes on for as long as characters have two or three bytes, their ids are known, and there is room: nearly all of the
     /// time in scripts that are written without spaces, and in others where a vocabulary is not made for them. Few numbers are
     /// under way, so that they stay in registers. Ends, with true, where a part of several characters does.
+    ///
+    /// But for most parts of two: where both characters are tokens, and no token spans the border between them but with
+    /// both whole, the merges of their bytes are those inside of each and then at most one, of both.
     #[inline(never)]
     fn plain<I: Id>(&mut self, ends: &[usize], out: &mut Out<I>) -> bool {
+        if self.borders.has_many_pairs {
+            self.plain_with::<I, true>(ends, out)
+        } else {
+            self.plain_with::<I, false>(ends, out)
+        }
+    }
+
+    #[allow(clippy::inline_always, reason = "each caller compiles its own")]
+    #[inline(always)]
+    fn plain_with<I: Id, const HAS_PAIRS: bool>(&mut self, ends: &[usize], out: &mut Out<I>) -> bool {
         let (borders, text, room) = (self.borders, self.text, &mut out.room[..READY + CHAR_IDS]);
+        let (units, pairs, shift) = (&*borders.units, borders.pairs.as_slice(), borders.shift);
+        let (merges, ignores_merges) = (self.vocab.merges_by_id(), self.vocab.ignore_merges());
+        let is_narrow = self.vocab.is_narrow();
         let (mut n_pieces, mut start, mut at, mut n) = (self.n_pieces, self.start, self.at, out.n);
-        let (mut this, mut is_single) = (self.unit as u32, self.is_single);
-        let (mut char, mut is_part) = (borders.units[self.unit], false);
+        let (mut this, mut is_single, mut is_part) = (self.unit, self.is_single, false);
+        let mut meta = units[this].meta;
+        // The id of the character before this one, where both may be a pair.
+        let mut before = NO_ID;
         while let Some(&end) = ends.get(n_pieces)
             && let Some(&[a, b, c]) = text.get(at..).and_then(<[u8]>::first_chunk)
             && let Some(room) = room.get_mut(n..n + CHAR_IDS)
         {
             let (next, len) = match (a >> 4, a >> 5) {
-                (0xE, _) => (wide_code(a, b, c), 3),
-                (_, 6) => (middle_code(a, b), 2),
+                (0xE, _) => (wide_code(a, b, c) as usize, 3),
+                (_, 6) => (middle_code(a, b) as usize, 2),
                 _ => break,
             };
-            let next_char = borders.units[next as usize];
+            let next_meta = units[next].meta;
             let is_end = at == end;
-            let shared = if is_end { 0 } else { char.shared(next_char) };
-            if shared != 0 {
+            let shared = if is_end { 0 } else { shared(meta, next_meta) };
+            // With many pairs one branch for all that is no border at once, since each alone is hard to foresee.
+            let is_other = this >= SPACED;
+            let may_span = if HAS_PAIRS {
+                let whole = is_whole(pairs, shift, this as u32, next as u32) & shared;
+                whole | shared >> 1 | (u32::from(is_other) * shared)
+            } else {
+                shared
+            };
+            if may_span != 0 {
                 // Others than characters with an entry of their own are rare.
-                if this >= SPACED as u32 {
+                if is_other {
                     break;
                 }
-                if borders.span(this, next, shared) {
+                if borders.span(this as u32, next as u32, shared) {
+                    before = NO_ID;
+                    if HAS_PAIRS && is_single && meta & COUNT == 1 && shared == 1 {
+                        before = units[this].first_id(is_narrow);
+                        merges.prefetch(before, units[next].first_id(is_narrow));
+                    }
                     is_single = false;
-                    (this, char, at) = (next, next_char, at + len);
+                    (this, meta, at) = (next, next_meta, at + len);
                     continue;
                 }
             }
-            if !is_single || char.n_ids() == 0 {
-                is_part = !is_single;
+            if is_single {
+                if meta & COUNT == 0 {
+                    break;
+                }
+                room.copy_from_slice(&I::of_char(units[this].ids(), is_narrow));
+                n += (meta & COUNT) as usize;
+            } else if HAS_PAIRS
+                && before != NO_ID
+                && meta & COUNT == 1
+                && !(ignores_merges && is_end && start == self.piece_start(n_pieces, ends))
+            {
+                let (ids, n_ids) = merges.two(before, units[this].first_id(is_narrow));
+                room[..2].copy_from_slice(&ids.map(I::narrow));
+                n += n_ids;
+                is_single = true;
+            } else {
+                is_part = true;
                 break;
             }
-            room.copy_from_slice(&I::of_char(char.ids()));
-            n += char.n_ids();
             n_pieces += usize::from(is_end);
-            (start, this, char, at) = (at, next, next_char, at + len);
+            (start, this, meta, at) = (at, next, next_meta, at + len);
         }
-        (self.n_pieces, self.start, self.at, self.unit, out.n) = (n_pieces, start, at, this as usize, n);
+        (self.n_pieces, self.start, self.at, self.unit, out.n) = (n_pieces, start, at, this, n);
         self.is_single = is_single;
         is_part
     }

@@ -5,10 +5,12 @@ use std::ops::Range;
 
 use super::sink::{Id, Out, Ready, Sink};
 use super::{LONG_LEAD, PART};
+use crate::borders::Parts;
 use crate::cache::{Cache, LONGEST, NOWHERE, PACKED, WIDE, long_key, packed_key};
 use crate::control::Control;
 use crate::error::Result;
 use crate::merge::{SHORT, Scratch};
+use crate::simd::Level;
 use crate::slot;
 use crate::vocab::Vocab;
 
@@ -64,6 +66,7 @@ impl Holes {
 pub(super) struct Known<'a> {
     pub(super) vocab: &'a Vocab,
     pub(super) cache: &'a mut Cache,
+    pub(super) level: Level,
     pub(super) text: &'a [u8],
     pub(super) control: &'a Control,
     /// What is missing among the ids on their way, in order.
@@ -191,7 +194,7 @@ impl Known<'_> {
             others.push(if ids.len() > from { &[] } else { piece });
             places.push(from..ids.len());
         }
-        vocab.merges_by_id().encode_many(&others, &mut ids, &mut places);
+        vocab.merges_by_id().encode_many(self.level, &others, &mut ids, &mut places);
         for (i, hole) in holes.iter().enumerate() {
             if let Some(same) = hole.same {
                 places[i] = places[same].clone();
@@ -213,15 +216,14 @@ impl Known<'_> {
         let Self { vocab, text, control, .. } = *self;
         let (scratch, mut merged, mut end) = (&mut *self.scratch, Vec::new(), Ok(()));
         let mut out = Out::new(&mut self.holes.ready);
-        let is_done =
-            vocab.borders().parts(text, piece.clone()).chars(&[piece.end], &mut out, |bytes, is_piece, out| {
-                if !is_piece {
-                    merged.clear();
-                    end = vocab.merge_piece(&text[bytes], scratch, control, &mut merged);
-                    out.add(&merged);
-                }
-                end.is_ok()
-            });
+        let is_done = Parts::new(vocab, text, piece.clone()).chars(&[piece.end], &mut out, |bytes, is_piece, out| {
+            if !is_piece {
+                merged.clear();
+                end = vocab.merge_piece(&text[bytes], scratch, control, &mut merged);
+                out.add(&merged);
+            }
+            end.is_ok()
+        });
         debug_assert!(is_done || end.is_err(), "there is room for all ids of a short piece");
         ids.extend_from_slice(&out.room[..out.n]);
         end

@@ -11,6 +11,7 @@ use std::ops::Range;
 
 use self::known::{Holes, Known};
 pub(crate) use self::sink::{Count, Id, Out, READY, Ready, Sink};
+use crate::borders::Parts;
 use crate::cache::{Cache, LONG, LONGEST, PACKED, PLACE, WIDE, long_key, packed_key};
 use crate::control::Control;
 use crate::error::{Error, Result};
@@ -54,7 +55,7 @@ pub(crate) fn encode_text<S: Sink>(
     cache.expect(text.len(), vocab);
     let mut buffers = cache.buffers.take().unwrap_or_default();
     let Buffers { batches: [filling, waiting], ready, holes, scratch } = &mut *buffers;
-    let known = Known { vocab, cache, text, control, holes, scratch };
+    let known = Known { vocab, cache, level: splitter.level(), text, control, holes, scratch };
     let mut encoder = Encoder { known, sink, filling, waiting, out: Out::new(ready) };
     let (mut at, mut reported) = (0, 0);
     let ended = splitter.for_each_run(text, |_, run| {
@@ -272,7 +273,7 @@ impl<S: Sink> Encoder<'_, S> {
     fn parts(&mut self, pieces: Range<usize>, first: Range<usize>) -> Result<usize> {
         let Self { known, out, sink, waiting, .. } = self;
         let (ends, mut n_left) = (&waiting.ends[pieces], 0);
-        let mut parts = known.vocab.borders().parts(known.text, first);
+        let mut parts = Parts::new(known.vocab, known.text, first);
         loop {
             let is_done = parts.chars(ends, out, |bytes, is_piece, out| {
                 n_left += bytes.len();

@@ -22,7 +22,7 @@ pub(crate) trait Id: Copy + Default {
     fn of_slot(halves: Halves, is_narrow: bool) -> [Self; N_HALVES];
 
     /// The ids of a character, in front of anything else.
-    fn of_char(ids: CharIds) -> [Self; CHAR_IDS];
+    fn of_char(ids: CharIds, is_narrow: bool) -> [Self; CHAR_IDS];
 }
 
 /// Where ids go.
@@ -51,8 +51,8 @@ impl Id for u32 {
     }
 
     #[inline]
-    fn of_char(ids: CharIds) -> [Self; CHAR_IDS] {
-        ids.wide()
+    fn of_char(ids: CharIds, is_narrow: bool) -> [Self; CHAR_IDS] {
+        ids.wide(is_narrow)
     }
 }
 
@@ -74,7 +74,8 @@ impl Id for u16 {
     }
 
     #[inline]
-    fn of_char(ids: CharIds) -> [Self; CHAR_IDS] {
+    fn of_char(ids: CharIds, is_narrow: bool) -> [Self; CHAR_IDS] {
+        debug_assert!(is_narrow, "a vocabulary with larger ids");
         ids.narrow()
     }
 }
@@ -94,7 +95,7 @@ impl Id for () {
     }
 
     #[inline]
-    fn of_char(_: CharIds) -> [Self; CHAR_IDS] {
+    fn of_char(_: CharIds, _: bool) -> [Self; CHAR_IDS] {
         [(); CHAR_IDS]
     }
 }
@@ -161,8 +162,8 @@ impl<'a, I: Id> Out<'a, I> {
 
     /// Adds the ids of a character.
     #[inline]
-    pub(crate) fn add_char(&mut self, ids: CharIds, n: usize) {
-        self.room[self.n..self.n + CHAR_IDS].copy_from_slice(&I::of_char(ids));
+    pub(crate) fn add_char(&mut self, ids: CharIds, n: usize, is_narrow: bool) {
+        self.room[self.n..self.n + CHAR_IDS].copy_from_slice(&I::of_char(ids, is_narrow));
         self.n += n;
     }
 

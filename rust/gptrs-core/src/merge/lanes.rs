@@ -4,6 +4,7 @@
 use std::ops::Range;
 
 use super::{Change, Merges, SHORT, Scan};
+use crate::simd::Level;
 
 /// Pieces under way.
 const LANES: usize = 16;
@@ -11,23 +12,47 @@ const LANES: usize = 16;
 impl Merges<'_> {
     /// Appends to `ids` those of the pieces that are not longer than a scan, and not empty, and says in `places` where: there
     /// is a place for each piece.
-    pub(crate) fn encode_many(self, pieces: &[&[u8]], ids: &mut Vec<u32>, places: &mut [Range<usize>]) {
+    pub(crate) fn encode_many(self, level: Level, pieces: &[&[u8]], ids: &mut Vec<u32>, places: &mut [Range<usize>]) {
+        #[cfg(target_arch = "x86_64")]
+        match level {
+            // SAFETY: this processor was found to have the level.
+            Level::Avx512 => return unsafe { encode_avx512(self, pieces, ids, places) },
+            // SAFETY: this processor was found to have the level.
+            Level::Avx2 => return unsafe { encode_avx2(self, pieces, ids, places) },
+            Level::Scalar => {}
+        }
+        #[cfg(not(target_arch = "x86_64"))]
+        let _ = level;
+        self.encode_all(pieces, ids, places);
+    }
+
+    #[allow(clippy::inline_always, reason = "each caller compiles it for its own instructions")]
+    #[inline(always)]
+    fn encode_all(self, pieces: &[&[u8]], ids: &mut Vec<u32>, places: &mut [Range<usize>]) {
         self.lanes::<16>(0, pieces, ids, places);
         self.lanes::<32>(16, pieces, ids, places);
         self.lanes::<SHORT>(32, pieces, ids, places);
     }
 
     /// The same for pieces of more than `above` and at most `N` bytes.
+    #[allow(clippy::inline_always, reason = "each caller compiles it for its own instructions")]
+    #[inline(always)]
     fn lanes<const N: usize>(self, above: usize, pieces: &[&[u8]], ids: &mut Vec<u32>, places: &mut [Range<usize>]) {
         let mut pieces = pieces.iter().enumerate().filter(|(_, piece)| (above + 1..=N).contains(&piece.len()));
-        let mut next = || pieces.next().map(|(i, piece)| (i, Scan::<N>::new(self, piece)));
-        let mut lanes: Vec<_> = std::iter::from_fn(&mut next).take(LANES).collect();
-        let mut changes = [(Change::default(), [0; 2]); LANES];
-        while !lanes.is_empty() {
+        let mut lanes = [const { Scan::<N>::EMPTY }; LANES];
+        let (mut numbers, mut changes) = ([0; LANES], [(Change::default(), [0; 2]); LANES]);
+        let mut n_lanes = 0;
+        for ((lane, number), (i, piece)) in lanes.iter_mut().zip(&mut numbers).zip(&mut pieces) {
+            lane.start(self, piece);
+            *number = i;
+            n_lanes += 1;
+        }
+        while n_lanes > 0 {
             let mut at = 0;
-            while let Some((i, scan)) = lanes.get_mut(at) {
+            while at < n_lanes {
+                let scan = &mut lanes[at];
                 if let Some(change) = scan.merge(self) {
-                    let places = scan.places(self, &change);
+                    let places = scan.places(&change);
                     for place in places {
                         self.pairs.prefetch(place);
                     }
@@ -37,14 +62,55 @@ impl Merges<'_> {
                 }
                 let from = ids.len();
                 scan.finish(ids);
-                places[*i] = from..ids.len();
-                match next() {
-                    Some(lane) => lanes[at] = lane,
-                    None => drop(lanes.swap_remove(at)),
+                places[numbers[at]] = from..ids.len();
+                if let Some((i, piece)) = pieces.next() {
+                    scan.start(self, piece);
+                    numbers[at] = i;
+                } else {
+                    n_lanes -= 1;
+                    lanes.swap(at, n_lanes);
+                    numbers.swap(at, n_lanes);
                 }
             }
-            for ((_, scan), &(change, places)) in lanes.iter_mut().zip(&changes) {
+            for (scan, &(change, places)) in lanes[..n_lanes].iter_mut().zip(&changes) {
                 scan.rank_at(self, change, places);
+            }
+        }
+    }
+}
+
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx2,bmi1,bmi2,lzcnt,popcnt")]
+fn encode_avx2(merges: Merges<'_>, pieces: &[&[u8]], ids: &mut Vec<u32>, places: &mut [Range<usize>]) {
+    merges.encode_all(pieces, ids, places);
+}
+
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx2,bmi1,bmi2,lzcnt,popcnt")]
+fn encode_avx512(merges: Merges<'_>, pieces: &[&[u8]], ids: &mut Vec<u32>, places: &mut [Range<usize>]) {
+    merges.encode_all(pieces, ids, places);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::naive;
+    use crate::vocab::Vocab;
+
+    #[test]
+    fn many_pieces_merge_as_each_alone_at_each_level() {
+        let text = "the cat that sat on the mat; ABABABBAABAB, Страна, стран, 中文文字の中, ".repeat(8);
+        let words: Vec<_> = text.split_inclusive(' ').map(|word| (word.as_bytes().to_vec(), 1)).collect();
+        let merges = naive::train(&words, 120, 1);
+        let vocab = Vocab::from_merges(&merges).unwrap();
+        let ranked: Vec<_> = merges.iter().zip(256..).map(|(&pair, id)| (pair, id)).collect();
+        // Of every length, some of none, and more than there are lanes.
+        let pieces: Vec<_> = (0..400).map(|i| &text.as_bytes()[i..][..i * 7 % (SHORT + 1)]).collect();
+        for level in Level::ALL.into_iter().filter(|level| level.is_available()) {
+            let (mut ids, mut places) = (vec![7], vec![0..0; pieces.len()]);
+            vocab.merges_by_id().encode_many(level, &pieces, &mut ids, &mut places);
+            for (piece, place) in pieces.iter().zip(places) {
+                assert_eq!(ids[place], naive::encode_piece(piece, vocab.byte_ids(), &ranked), "{level}, {piece:?}");
             }
         }
     }

@@ -96,6 +96,19 @@ impl Merges<'_> {
         }
     }
 
+    /// What two ids merge into, and how many these are; one is in front of anything else.
+    #[inline]
+    pub(crate) fn two(self, left: u32, right: u32) -> ([u32; 2], usize) {
+        let rank = self.pairs.rank(left, right);
+        ([self.pairs.product_or(rank, left), right], 1 + usize::from(rank == NO_RANK))
+    }
+
+    /// Asks the processor to bring near what says whether these two merge.
+    #[inline]
+    pub(crate) fn prefetch(self, left: u32, right: u32) {
+        self.pairs.prefetch(Pairs::place(left, right));
+    }
+
     #[inline]
     fn scan_four<const N: usize>(self, pieces: [&[u8]; 4]) -> [Scan<N>; 4] {
         let mut scans = pieces.map(|piece| Scan::new(self, piece));
@@ -207,7 +220,8 @@ impl Merges<'_> {
 /// A piece of at most `N` ≤ 64 bytes under way.
 ///
 /// Symbols stay where they start. `order[i]` is the rank of the pair of symbol `i` and the next one, then `i`, so that
-/// the least is the leftmost of the lowest, and the search takes no branch.
+/// the least is the leftmost of the lowest, and the search takes no branch. Ranks are guesses that are never too high: the
+/// lowest of all is looked at before it is taken, and is then the lowest in truth.
 struct Scan<const N: usize> {
     ids: [u32; N],
     order: [i32; N],
@@ -216,20 +230,32 @@ struct Scan<const N: usize> {
 }
 
 impl<const N: usize> Scan<N> {
-    #[inline]
+    const EMPTY: Self = Self { ids: [0; N], order: [NOTHING; N], alive: 0 };
+
+    #[allow(clippy::inline_always, reason = "each caller compiles it for its own instructions")]
+    #[inline(always)]
     fn new(merges: Merges<'_>, piece: &[u8]) -> Self {
-        let (mut ids, mut order) = ([0; N], [NOTHING; N]);
-        for (id, &byte) in ids.iter_mut().zip(piece) {
-            *id = merges.byte_ids[usize::from(byte)];
-        }
-        for ((i, order), pair) in (0..).zip(&mut order).zip(piece.windows(2)) {
-            *order = place(merges.pairs.byte_rank(pair[0], pair[1]), i);
-        }
-        let alive = if piece.is_empty() { 0 } else { u64::MAX >> (64 - piece.len()) };
-        Self { ids, order, alive }
+        let mut scan = Self::EMPTY;
+        scan.start(merges, piece);
+        scan
     }
 
-    #[inline]
+    /// Takes another piece.
+    #[allow(clippy::inline_always, reason = "each caller compiles it for its own instructions")]
+    #[inline(always)]
+    fn start(&mut self, merges: Merges<'_>, piece: &[u8]) {
+        for (id, &byte) in self.ids.iter_mut().zip(piece) {
+            *id = merges.byte_ids[usize::from(byte)];
+        }
+        self.order = [NOTHING; N];
+        for ((i, order), pair) in (0..).zip(&mut self.order).zip(piece.windows(2)) {
+            *order = place(merges.pairs.byte_rank(pair[0], pair[1]), i);
+        }
+        self.alive = if piece.is_empty() { 0 } else { u64::MAX >> (64 - piece.len()) };
+    }
+
+    #[allow(clippy::inline_always, reason = "each caller compiles it for its own instructions")]
+    #[inline(always)]
     fn step(&mut self, merges: Merges<'_>) -> bool {
         let change = self.merge(merges);
         if let Some(change) = change {
@@ -238,49 +264,67 @@ impl<const N: usize> Scan<N> {
         change.is_some()
     }
 
+    /// The symbols behind one.
+    #[allow(clippy::inline_always, reason = "each caller compiles it for its own instructions")]
+    #[inline(always)]
+    fn above(&self, at: usize) -> u64 {
+        self.alive & (u64::MAX << at << 1)
+    }
+
     /// Merges the lowest pair; the ranks of the pairs beside it are still to be found.
-    #[inline]
+    #[allow(clippy::inline_always, reason = "each caller compiles it for its own instructions")]
+    #[inline(always)]
     fn merge(&mut self, merges: Merges<'_>) -> Option<Change> {
-        let least = self.order.iter().fold(NOTHING, |least, &order| least.min(order));
-        if least >= NOTHING {
-            return None;
-        }
-        let at = least as usize % N;
-        let above = |i: usize| self.alive & (u64::MAX << i << 1);
-        let gone = above(at).trailing_zeros() as usize % N;
-        let next = above(gone).trailing_zeros() as usize;
+        let (least, at, gone) = loop {
+            let least = self.order.iter().fold(NOTHING, |least, &order| least.min(order));
+            if least >= NOTHING {
+                return None;
+            }
+            let at = least as usize % N;
+            let gone = self.above(at).trailing_zeros() as usize % N;
+            let rank = least as u32 >> PLACE_BITS;
+            if merges.pairs.is_merge(rank, self.ids[at], self.ids[gone]) {
+                break (rank, at, gone);
+            }
+            self.order[at] = place(merges.pairs.seek(self.ids[at], self.ids[gone]), at);
+        };
+        let next = self.above(gone).trailing_zeros() as usize;
         // The first symbol lives always, so there is one before any other; before the first it stands for itself.
         let previous = ((self.alive & !(u64::MAX << at)) | 1).ilog2() as usize % N;
         self.alive &= !(1 << gone);
-        self.ids[at] = merges.pairs.product(least as u32 >> PLACE_BITS);
+        self.ids[at] = merges.pairs.product(least);
         self.order[gone] = NOTHING;
         Some(Change { previous, at, next })
     }
 
     /// The places of the pairs at the left and at the right.
-    #[inline]
-    fn places(&self, merges: Merges<'_>, &Change { previous, at, next }: &Change) -> [u32; 2] {
+    #[allow(clippy::inline_always, reason = "each caller compiles it for its own instructions")]
+    #[inline(always)]
+    fn places(&self, &Change { previous, at, next }: &Change) -> [u32; 2] {
         let id = self.ids[at];
-        [merges.pairs.place(self.ids[previous], id), merges.pairs.place(id, self.ids[next % N])]
+        [Pairs::place(self.ids[previous], id), Pairs::place(id, self.ids[next % N])]
     }
 
-    #[inline]
+    #[allow(clippy::inline_always, reason = "each caller compiles it for its own instructions")]
+    #[inline(always)]
     fn rank(&mut self, merges: Merges<'_>, change: Change) {
-        self.rank_at(merges, change, self.places(merges, &change));
+        self.rank_at(merges, change, self.places(&change));
     }
 
-    #[inline]
+    #[allow(clippy::inline_always, reason = "each caller compiles it for its own instructions")]
+    #[inline(always)]
     fn rank_at(&mut self, merges: Merges<'_>, Change { previous, at, next }: Change, places: [u32; 2]) {
         let id = self.ids[at];
-        let left = merges.pairs.rank_at(places[0], self.ids[previous], id);
-        let right = merges.pairs.rank_at(places[1], id, self.ids[next % N]);
+        let left = merges.pairs.guess_at(places[0], self.ids[previous], id);
+        let right = merges.pairs.guess_at(places[1], id, self.ids[next % N]);
         self.order[previous] = place(left, previous);
         // After the other: where nothing stands before, both are the same place.
         self.order[at] = if next < 64 { place(right, at) } else { NOTHING };
     }
 
     /// Appends the ids.
-    #[inline]
+    #[allow(clippy::inline_always, reason = "each caller compiles it for its own instructions")]
+    #[inline(always)]
     fn finish(&self, out: &mut Vec<u32>) {
         out.extend(Bits(self.alive).map(|at| self.ids[at]));
     }

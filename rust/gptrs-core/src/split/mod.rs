@@ -171,6 +171,12 @@ impl Splitter {
         }
     }
 
+    /// The vector instructions that it uses.
+    #[inline]
+    pub(crate) fn level(&self) -> Level {
+        self.level
+    }
+
     /// The same splitter with these vector instructions instead of the highest that the processor has; the pieces are
     /// the same. Fails with [`Error::Argument`] when the processor lacks them.
     pub fn with_level(self, level: Level) -> Result<Self> {
