@@ -58,9 +58,9 @@ EXCHANGE = ("hf_config", "hf_tensors", "hf", "gguf", "gguf_file", "gguf_read", "
 # other.
 TRAIN = (
     "schedule", "settings", "config", "signals", "determinism", "device", "speed", "distributed", "resume", "rundir",
-    "runs", "runs_view", "corpus", "feed", "parts", "average", "muon", "optim", "guard", "cuts", "fsdp", "spread",
-    "tensorfile", "snapshot", "manifest", "rng", "shards", "checkpoint", "saver", "keeper", "metrics", "clock", "loop",
-    "stats", "profiler", "trackers", "journal", "looks", "reports", "pretrain", "find_lr",
+    "runs", "runs_view", "corpus", "feed", "parts", "average", "muon", "optim", "guard", "in_backward", "cuts", "fsdp",
+    "spread", "tensorfile", "snapshot", "manifest", "rng", "shards", "checkpoint", "saver", "keeper", "metrics",
+    "clock", "loop", "stats", "profiler", "trackers", "journal", "looks", "reports", "pretrain", "find_lr",
 )  # fmt: skip
 PICKLES = "gptrs.exchange.torch_file"  # reads tensors out of them by an explicit command, with weights_only
 WITHOUT_TORCH = (

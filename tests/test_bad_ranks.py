@@ -54,10 +54,11 @@ def check(codes: list[int], err: str, *says: str) -> None:
         ((*EXPERTS, "parallel.expert=3"), ("(3) must divide the number of ranks, got 2; hint: ",)),
         (("train.global_batch=1000",), ("expected at least the 1,000 rows of a step", "hint: ")),
         (("model.init_std=1e30",), ("expected a finite loss and gradient at the first step", "hint: ")),
+        (("optim.in_backward=true", "optim.clip=0"), ("needs a single process, got 2 ranks; hint: ",)),
         (("run.dir=/dev/null/run",), ("cannot write to the run directory /dev/null/run", "hint: ")),
         (("data.text=/nowhere/text.txt",), ("/nowhere/text.txt",)),
     ],
-    ids=["experts", "too many experts", "short", "no number", "no leave", "no text"],
+    ids=["experts", "too many experts", "short", "no number", "in backward", "no leave", "no text"],
 )
 def test_a_mistake_ends_all_ranks(
     words: tuple[str, ...], says: tuple[str, ...], tmp_path: Path, capfd: pytest.CaptureFixture[str]

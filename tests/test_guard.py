@@ -191,6 +191,40 @@ def test_a_fused_optimizer_leaves_its_step_out_on_the_device(name: Literal["adam
             assert torch.equal(value, plain.state[other][key]), key
 
 
+def test_an_update_judged_by_its_loss_alone_is_spoilt_by_its_norm_or_was_left_out() -> None:
+    """Rows: loss, norm, the policy for spikes; what a reading says of it."""
+    for loss, norm, spike, is_rollback, text in (
+        (1.0, 2.0, "tell", False, None),
+        (math.nan, math.nan, "tell", False, "loss nan, gradient norm nan at step 7: the update was left out"),
+        (math.nan, 2.0, "tell", False, "loss nan, gradient norm 2 at step 7: the update was left out"),
+        (1.0, math.inf, "tell", True, "loss 1.0000, gradient norm inf at step 7: the update was made"),
+        (9.0, 2.0, "skip", False, "loss 9.0000, gradient norm 2 at step 7: the update was left out"),
+        (9.0, math.nan, "skip", False, "loss 9.0000, gradient norm nan at step 7: the update was left out"),
+        (9.0, math.nan, "tell", True, "loss 9.0000, gradient norm nan at step 7: the update was made"),
+    ):
+        guard = Guard(GuardSettings(spike=spike, spike_warmup=2), device=CPU)  # type: ignore[arg-type]
+        for _ in range(5):
+            guard.judge(torch.tensor(1.0), torch.tensor(1.0))
+        is_left_out = guard.judge(torch.tensor(loss))
+        guard.judge_norm(torch.tensor(norm), is_left_out)
+        reading = guard.read(7, lr=0.1)
+        assert [event.text for event in reading.events] == ([text] if text else [])
+        assert reading.is_rollback == (reading.spoilt is not None) == is_rollback
+        assert reading.is_sound == (text is None) and reading.error is None
+
+
+def test_what_follows_a_spoilt_update_does_not_count() -> None:
+    """With lines far apart the updates behind it have losses that are none: ten in a row would end the run."""
+    guard = Guard(GuardSettings(), device=CPU)
+    for number in range(10):
+        loss = torch.tensor(1.0 if number == 0 else math.nan)
+        is_left_out = guard.judge(loss)
+        guard.judge_norm(torch.tensor(math.nan), is_left_out)
+    reading = guard.read(20, lr=0.1)
+    assert reading.is_rollback and reading.error is None and reading.spoilt and not reading.is_sound
+    assert [event.step for event in reading.events] == [11]
+
+
 @pytest.mark.parametrize(
     ("key", "value", "message"),
     [

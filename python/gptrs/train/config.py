@@ -36,6 +36,7 @@ class OptimSettings:
     betas: tuple[float, ...] = (0.9, 0.95)  # decay of the two moments; 0.99 for the second suits small batches
     clip: float = 1.0  # largest norm of the whole gradient; 0: no clipping
     eps: float = 1e-8  # added to the root of the second moment
+    in_backward: bool = False  # adamw: each weight moves as soon as it has its gradient, which is freed; without clip
     momentum: float = 0.95  # muon: decay of the gradients' mean
     adjust: Literal["match_rms_adamw", "original"] = "match_rms_adamw"  # muon: rate of an (A, B) matrix over the peak:
     # 0.2·√max(A, B), with which AdamW's rate and decay fit, or √max(1, A/B), for rates about 0.02
@@ -52,6 +53,11 @@ class OptimSettings:
         require(self.matrix_lr is None or self.matrix_lr > 0, "optim.matrix_lr", "positive", self.matrix_lr)
         if self.matrix_lr is not None and self.name != "muon":
             raise ValueError(f"optim.matrix_lr is Muon's, optim.name is {self.name}; hint: optim.name=muon")
+        if self.in_backward and self.name != "adamw":
+            raise ValueError(f"optim.in_backward is AdamW's, optim.name is {self.name}; hint: optim.name=adamw")
+        if self.in_backward and self.clip > 0:
+            expected = "optim.in_backward moves weights before the norm is known by which optim.clip scales gradients"
+            raise ValueError(f"{expected}, got optim.clip={self.clip}; hint: optim.clip=0")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -293,6 +299,8 @@ class PretrainConfig:
         if self.train.seq_len <= model.n_mtp_layers:
             got = f"got {self.train.seq_len}; hint: train.seq_len={model.n_mtp_layers + 1}"
             raise ValueError(f"train.seq_len must exceed the {model.n_mtp_layers} further tokens predicted, {got}")
+        if self.optim.in_backward:
+            self._check_in_backward()
         if self.speed.cuda_graphs:
             self._check_graphs(model)
         memory.check_split(model, expert=self.parallel.expert, tensor=self.parallel.tensor)
@@ -301,6 +309,20 @@ class PretrainConfig:
             raise ValueError(
                 f"{key} needs the tokenizer that prepared it, got none; hint: tokenizer.path=tokenizer.json"
             )
+
+    def _check_in_backward(self) -> None:
+        """Refuses what needs all gradients at once, and what makes them all at once."""
+        if (n := self.train.accumulation()) > 1:
+            got = f"got {n}; hint: train.micro_batch={self.train.global_batch} or a smaller train.global_batch"
+            raise ValueError(f"optim.in_backward needs one microbatch for an update, {got}")
+        if self.log.stats_every:
+            expected = "optim.in_backward frees the gradients that log.stats_every looks at"
+            raise ValueError(f"{expected}, got log.stats_every={self.log.stats_every}; hint: log.stats_every=0")
+        if self.run.compile and self.speed.compile == "whole":
+            expected = (
+                "optim.in_backward needs gradients one after the other, and speed.compile=whole makes all at once"
+            )
+            raise ValueError(f"{expected}, got both; hint: speed.compile=blocks, without speed.cuda_graphs")
 
     def _check_graphs(self, model: ModelConfig) -> None:
         """What is read between updates must not lie in a graph's memory: gradients, loads, further losses."""

@@ -18,6 +18,7 @@ from torch import Tensor
 from gptrs.files import write_atomic
 from gptrs.train import rundir
 from gptrs.train.config import PretrainConfig
+from gptrs.train.guard import Guard
 from gptrs.train.loop import Stops, Update
 from gptrs.train.pretrain import Session, opened
 
@@ -102,12 +103,15 @@ def _search(session: Session) -> Search:
     def loss_fn(*given: Any) -> Tensor:  # a loss that is no number ends the search, not the program
         return torch.nan_to_num(session.parts.loss(*given), nan=LARGE, posinf=LARGE)
 
+    def end(_: Guard) -> None:  # with optim.in_backward a gradient that is no number has spoilt the weights
+        raise _Over
+
     try:
         session.fit(
             loss_fn=loss_fn,
             learning_rate=lambda position: found.rate(position.step),
             changes={"max_seconds": None, "log_every": 1, "checkpoint_every": found.n_updates},
-            stops=Stops(log=log, save=lambda _: None, evaluate=lambda *_: None, sample=lambda *_: None),
+            stops=Stops(log=log, save=lambda _: None, evaluate=lambda *_: None, sample=lambda *_: None, roll_back=end),
         )
     except _Over:
         pass

@@ -5,6 +5,10 @@
 
 The decision is a tensor: no update waits for it, and a healthy run is the same to the bit. On several processes loss
 and norm must be those of the whole batch, so that all of them decide alike.
+
+A step inside the backward pass (`in_backward`) is made before the norm is known. It is judged by the loss alone, and a
+gradient that turns out to be no number has spoilt the weights: nothing is saved, and the run goes back to its newest
+checkpoint or ends.
 """
 
 import math
@@ -16,7 +20,7 @@ from torch import Tensor
 
 from gptrs.train.config import GuardSettings
 
-_SPIKE, _NONFINITE = 1, 2  # verdicts; 0 is a sound update
+_SPIKE, _NONFINITE, _SPOILT = 1, 2, 3  # verdicts; 0 is a sound update. Spoilt: no number, and in the weights
 _LEAST_DEVIATION = 0.01  # of the mean: a loss that hardly moves any more has spikes of nothing
 
 
@@ -40,6 +44,7 @@ class Reading:
     is_sound: bool = True  # the last update was made: what it led to may be saved
     is_finite: bool = True  # loss and gradient norm of the last update are numbers
     in_a_row: int = 0  # updates left out one after the other, up to the last
+    spoilt: str | None = None  # why the run cannot go on where there is no checkpoint to go back to
 
 
 class Guard:
@@ -65,11 +70,13 @@ class Guard:
         return step == 1 or step % min(log_every, self.settings.max_in_a_row) == 0
 
     @torch.no_grad()
-    def judge(self, loss: Tensor, grad_norm: Tensor) -> Tensor:
+    def judge(self, loss: Tensor, grad_norm: Tensor | None = None) -> Tensor:
         """Returns whether an update is to be left out: 1 or 0, a float32 on the device, as `found_inf` of optimizers.
 
-        Args: loss: of the whole batch, a scalar; grad_norm: of the whole gradient, before clipping.
+        Args: loss: of the whole batch, a scalar; grad_norm: of the whole gradient, before clipping; None: it follows
+            by `judge_norm`.
         """
+        grad_norm = loss if grad_norm is None else grad_norm
         is_bad = ~(torch.isfinite(loss) & torch.isfinite(grad_norm))
         if self.settings.spike == "off":
             self._pending.append((loss, grad_norm, is_bad * _NONFINITE))
@@ -82,6 +89,17 @@ class Guard:
         self._follow(above, ~is_left_out)
         return is_left_out.float()
 
+    @torch.no_grad()
+    def judge_norm(self, grad_norm: Tensor, is_left_out: Tensor) -> None:
+        """Takes the norm of the update that `judge` saw last, once its step was made or left out.
+
+        Where it is no number an update that was made cannot be left out any more: "skip" is "rollback" then, and
+        without a checkpoint the run ends.
+        """
+        loss, _, verdict = self._pending.pop()
+        late = torch.where(is_left_out == 1, _NONFINITE, _SPOILT)
+        self._pending.append((loss, grad_norm, torch.where(torch.isfinite(grad_norm), verdict, late)))
+
     def read(self, step: int, lr: float) -> Reading:
         """Returns what the updates up to `step` came to; waits for the device."""
         if not self._pending:
@@ -89,16 +107,22 @@ class Guard:
         rows = torch.stack([x.double() for row in self._pending for x in row]).view(-1, 3).tolist()
         self._pending.clear()
         events: list[Event] = []
-        error, is_rollback, is_left_out = None, False, False
+        policies: dict[int, str] = {_SPIKE: self.settings.spike, _NONFINITE: self.settings.nonfinite}
+        policies[_SPOILT] = "stop" if self.settings.nonfinite == "stop" else "rollback"
+        error, spoilt, is_rollback, is_left_out = None, None, False, False
         for at, (loss, norm, verdict) in enumerate(rows, start=step - len(rows) + 1):
-            policy = {_SPIKE: self.settings.spike, _NONFINITE: self.settings.nonfinite}.get(int(verdict), "fine")
+            policy = policies.get(int(verdict), "fine")
             is_left_out = policy not in ("fine", "tell")
             self._in_a_row = self._in_a_row + 1 if is_left_out else 0
             if policy == "fine":
                 continue
-            events.append(self._event(at, loss, norm, is_left_out=is_left_out, is_spike=verdict == _SPIKE))
+            is_made = verdict == _SPOILT or not is_left_out
+            events.append(self._event(at, loss, norm, is_made=is_made, is_spike=verdict == _SPIKE))
             is_rollback |= policy == "rollback"
             error = error or self._error(at, events[-1].text, policy, lr)
+            if verdict == _SPOILT:  # what came since was computed with spoilt weights and tells nothing
+                spoilt = _why_spoilt(events[-1].text)
+                break
         *_, (loss, norm, _) = rows
         return Reading(
             events=tuple(events),
@@ -107,6 +131,7 @@ class Guard:
             is_sound=not is_left_out,
             is_finite=math.isfinite(loss) and math.isfinite(norm),
             in_a_row=self._in_a_row,
+            spoilt=spoilt,
         )
 
     def rolled_back(self, state: dict[str, Any], step: int) -> None:
@@ -147,10 +172,10 @@ class Guard:
         self._variance.copy_((1 - share) * (self._variance + share * above.square()))
         self._count.add_(is_made)
 
-    def _event(self, step: int, loss: float, norm: float, *, is_left_out: bool, is_spike: bool) -> Event:
+    def _event(self, step: int, loss: float, norm: float, *, is_made: bool, is_spike: bool) -> Event:
         what = f"loss {loss:.4f}, gradient norm {norm:.4g}"
         values = {"loss": loss, "grad_norm": norm} if math.isfinite(loss) and math.isfinite(norm) else {}
-        done = "the update was left out" if is_left_out else "the update was made"
+        done = "the update was made" if is_made else "the update was left out"
         name = "spike" if is_spike else "not finite"
         return Event(step=step, name=name, text=f"{what} at step {step}: {done}", values=values)
 
@@ -163,6 +188,13 @@ class Guard:
         if self._in_a_row >= self.settings.max_in_a_row:
             return f"expected a sound update, got {self._in_a_row} in a row that are none, the last with {text}; {hint}"
         return None
+
+
+def _why_spoilt(text: str) -> str:
+    return (
+        f"expected a finite gradient, got {text}, inside the backward pass, and there is no checkpoint to go back to; "
+        "hint: optim.in_backward=false leaves such updates out"
+    )
 
 
 def make_step(optimizer: torch.optim.Optimizer, is_left_out: Tensor) -> None:

@@ -6,7 +6,7 @@
 Unusual here: an update takes its microbatches first and counts what its loss is divided by over all of them and over
 all ranks, so that neither their number nor what each leaves out changes it. A checkpoint comes before the evaluation
 and the samples of its step; a resumed run begins with those two, so that its logs are those of one never killed.
-Whether an update is made at all, `guard` decides.
+Whether an update is made at all, `guard` decides. With `in_backward` the step is a part of the backward pass.
 """
 
 import functools
@@ -24,6 +24,7 @@ from gptrs.train.clock import Clock
 from gptrs.train.config import GuardSettings
 from gptrs.train.distributed import World
 from gptrs.train.guard import Event, Guard, Reading, make_step
+from gptrs.train.in_backward import check_optimizer, check_ranks, step_in_backward
 from gptrs.train.optim import set_learning_rate
 from gptrs.train.signals import Stopped, StopRequests, stop_requests
 from gptrs.train.spread import LossFn, Spread
@@ -53,12 +54,18 @@ class FitOptions:
     # None: accumulation each
     clip: float = 1.0  # largest gradient norm; 0: no clipping
     dtype: torch.dtype = torch.float32  # of the computation; weights, gradients and moments keep their own
+    in_backward: bool = False  # weights move inside the backward pass: AdamW, one microbatch and process, no clipping
     is_compiled: bool = False  # torch.compile of loss and backward as one
     max_seconds: float | None = None  # training ends after the update that passes this time
     log_every: int = 10  # updates
     eval_every: int = 500  # updates
     sample_every: int = 500  # updates
     checkpoint_every: int = 500  # updates
+
+    def __post_init__(self) -> None:
+        if self.in_backward and (self.clip > 0 or self.accumulation > 1):
+            got = f"got clip={self.clip}, accumulation={self.accumulation}"
+            raise ValueError(f"in_backward needs updates of one microbatch that are not clipped, {got}; hint: clip=0")
 
     def at(self, step: int) -> "FitOptions":
         """The options of the update after `step` others."""
@@ -150,11 +157,16 @@ def fit(
         watch: what is open around each update, by its number from 1; the time that it takes counts.
         guard: judge of the updates, with its state; by default one of the default settings.
     Raises: Stopped (a KeyboardInterrupt) after a signal, once the update at hand is done and saved, or at once during
-        an evaluation or a sample; ValueError when the guard ends the run, before such weights are saved.
+        an evaluation or a sample; ValueError when the guard ends the run, before such weights are saved, and for
+        `in_backward` with several processes or another optimizer than AdamW.
     """
     spread = spread or Spread(model, _alone(model), dtype=options.dtype, is_compiled=options.is_compiled)
     batches, clock, position = iter(loader), Clock(start.step, start.elapsed_s), start
     guard = guard or Guard(GuardSettings(), device=spread.world.device)
+    if options.in_backward:
+        check_ranks(spread.world.size)
+        check_optimizer(optimizer)
+    make_update = _update_in_backward if options.in_backward else _update
     model.train()
     with stop_requests() as requests:
         book = _Book(clock, guard, options, stops, requests, spread.world)
@@ -164,7 +176,7 @@ def fit(
             lr = learning_rate(position)
             set_learning_rate(optimizer, lr)
             with clock.update(), watch(position.step + 1):
-                update = _update(spread, batches, loss_fn, counts, optimizer, guard, options.at(position.step))
+                update = make_update(spread, batches, loss_fn, counts, optimizer, guard, options.at(position.step))
                 if after_update is not None:
                     after_update(update.is_left_out)
             position = book.record(update, lr)
@@ -247,6 +259,25 @@ def _update(
     return _Sums(total, grad_norm, n_tokens, len(microbatches), is_left_out)
 
 
+def _update_in_backward(
+    spread: Spread,
+    batches: Iterator[HasTokens],
+    loss_fn: LossFn,
+    counts: Counts,
+    optimizer: torch.optim.Optimizer,
+    guard: Guard,
+    _: FitOptions,
+) -> _Sums:
+    """`_update` of one microbatch on one process, with the steps in its backward pass; judged by the loss alone."""
+    batch = next(batches)
+    loss = spread.loss(loss_fn, batch, counts(batch))
+    total = loss.detach()
+    is_left_out = guard.judge(total)
+    grad_norm = step_in_backward(loss, optimizer, is_left_out)
+    guard.judge_norm(grad_norm, is_left_out)
+    return _Sums(total, grad_norm, batch.tokens.numel(), 1, is_left_out)
+
+
 def _alone(model: nn.Module) -> World:
     return World.alone(_device(model))
 
@@ -295,7 +326,7 @@ class _Book:
             reading = self._hear(position, lr)
             if reading.error:
                 raise ValueError(reading.error)
-            if reading.is_rollback and (back := self._roll_back(position)) is not None:
+            if reading.is_rollback and (back := self._roll_back(position, reading)) is not None:
                 return back
             # One alone may be its batch's fault: the last evaluation tells whether the weights are any good.
             if is_last and not reading.is_finite and reading.in_a_row > 1:
@@ -368,9 +399,14 @@ class _Book:
         self.guard.saved()
         self._saved_step, self._is_save_due = position.step, False
 
-    def _roll_back(self, position: Position) -> Position | None:
-        """Returns where the newest checkpoint stands, once everything but the loader is there."""
+    def _roll_back(self, position: Position, reading: Reading) -> Position | None:
+        """Returns where the newest checkpoint stands, once everything but the loader is there; None without one.
+
+        Raises: ValueError where the weights are spoilt and there is none.
+        """
         step = self.stops.roll_back(self.guard)
+        if step is None and reading.spoilt:
+            raise ValueError(reading.spoilt)
         if step is None:
             text = f"no checkpoint to go back to at step {position.step}: training goes on without that update"
             self.stops.tell(Event(step=position.step, name="no rollback", text=text))

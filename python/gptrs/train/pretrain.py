@@ -27,6 +27,7 @@ from gptrs.train.determinism import deterministic
 from gptrs.train.device import device_of, dtype_of
 from gptrs.train.distributed import World
 from gptrs.train.guard import Event, Guard
+from gptrs.train.in_backward import check_ranks
 from gptrs.train.journal import Journal
 from gptrs.train.keeper import Keeper
 from gptrs.train.looks import Looks
@@ -87,6 +88,8 @@ def opened(config: PretrainConfig, *, is_fresh: bool, allow: Iterable[str] = ())
         world = stack.enter_context(distributed.join(config.parallel, device_of(config.run)))
         with world.together():
             config.train.rows(world.data_size)
+            if config.optim.in_backward:
+                check_ranks(world.size)
             if world.is_main:
                 feed.check_sources(config, is_fresh=is_fresh)
                 stack.enter_context(rundir.claim(config.run.path, config, is_fresh=is_fresh, allow=allow))
@@ -157,11 +160,13 @@ class Session:
         """Where memory is promised that is not there, the system ends the process later and without a word."""
         is_averaged = self.config.train.ema is not None
         n_moments = 1 if self.config.optim.name == "muon" else 2  # Muon: at the least
-        needed, there = (2 + n_moments + is_averaged) * n_bytes, metrics.memory(self.world.device)[1]
+        has_gradients = not self.config.optim.in_backward  # all at once
+        needed, there = (1 + has_gradients + n_moments + is_averaged) * n_bytes, metrics.memory(self.world.device)[1]
+        held = "weights, gradients and optimizer" if has_gradients else "weights and optimizer"
         if needed > there:
             raise MemoryError(
                 f"expected a model that fits in the {there / 1e9:.1f} GB of memory here, got {n_params:,} parameters"
-                f"{' on a rank' if self.world.size > 1 else ''}, whose weights, gradients and optimizer take "
+                f"{' on a rank' if self.world.size > 1 else ''}, whose {held} take "
                 f"{needed / 1e9:,.1f} GB; hint: make it smaller or divide it among more devices; gptrs plan says what "
                 "each of them holds"
             )
@@ -307,6 +312,7 @@ class Session:
             accumulation=train.accumulation(self.world.data_size),
             microbatches_before=lambda step: train.microbatches_before(step, self.world.data_size),
             clip=self.config.optim.clip,
+            in_backward=self.config.optim.in_backward,
             dtype=self.dtype,
             max_seconds=None if train.max_minutes is None else 60 * train.max_minutes,
             log_every=train.log_every,

@@ -31,6 +31,7 @@ HARMLESS = {  # pattern of keys → why training is the same, but for rounding
     "run.compile": "what computes",
     "run.threads": "what computes",
     "run.deterministic": "what computes",
+    "optim.in_backward": "the same steps, made earlier",
     "train.micro_batch": "the sum over an update is the same",
     "train.log_every": "what is looked at",
     "train.eval_every": "what is looked at",

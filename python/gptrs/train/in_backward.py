@@ -1,0 +1,64 @@
+"""AdamW inside the backward pass: a weight moves as soon as its gradient is whole, and the gradient is freed.
+
+    backward ─ gradient of one parameter ─▶ its norm ─▶ AdamW's step of that parameter ─▶ freed ─ … ─▶ norm of all
+
+Unusual here: the optimizer is the run's own, with its groups and its state, and is shown one parameter for each step.
+So checkpoints and rates are those of a run that steps behind its backward pass, and weights and moments too, to the
+bit. What needs all gradients at once has no place here: clipping, sums over microbatches or ranks, statistics.
+Source: arXiv 2306.09782 (LOMO), section 3.2, where the step is SGD's.
+"""
+
+import functools
+from contextlib import ExitStack
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gptrs.train.guard import make_step
+
+
+def step_in_backward(loss: Tensor, optimizer: torch.optim.Optimizer, is_left_out: Tensor) -> Tensor:
+    """Runs the backward pass, makes each parameter's step in it, and returns the norm of the whole gradient.
+
+    No parameter has a gradient afterwards. A weight that others share, as a tied head, moves once, behind the last
+    part of its gradient; one that gets none stays as it is.
+
+    Args: loss: of a whole update; is_left_out: 1 where no step is made, as `Guard.judge` says.
+    """
+    norms: list[Tensor] = []
+    with ExitStack() as hooks:
+        for group in optimizer.param_groups:
+            for p in group["params"]:
+                step = functools.partial(_step, optimizer, group, is_left_out, norms)
+                hooks.callback(p.register_post_accumulate_grad_hook(step).remove)
+        loss.backward()  # type: ignore[no-untyped-call]
+    norm: Tensor = torch.linalg.vector_norm(torch.stack(norms))
+    return norm
+
+
+def check_ranks(n: int) -> None:
+    """Raises ValueError for more than one rank: gradients would be freed before they are added up."""
+    if n > 1:
+        raise ValueError(f"optim.in_backward needs a single process, got {n} ranks; hint: optim.in_backward=false")
+
+
+def check_optimizer(optimizer: torch.optim.Optimizer) -> None:
+    """Raises ValueError for an optimizer that may look at several parameters in a step."""
+    if not isinstance(optimizer, torch.optim.AdamW):
+        raise ValueError(f"optim.in_backward needs torch.optim.AdamW, got {type(optimizer).__name__}; "
+                         "hint: optim.name=adamw")  # fmt: skip
+
+
+def _step(
+    optimizer: torch.optim.Optimizer, group: dict[str, Any], is_left_out: Tensor, norms: list[Tensor], p: Tensor
+) -> None:
+    assert p.grad is not None, "autograd calls this behind the gradient's last part"
+    norms.append(torch.linalg.vector_norm(p.grad, dtype=torch.promote_types(p.grad.dtype, torch.float32)))
+    groups = optimizer.param_groups
+    optimizer.param_groups = [{**group, "params": [p]}]
+    try:
+        make_step(optimizer, is_left_out)
+    finally:
+        optimizer.param_groups = groups
+    p.grad = None
