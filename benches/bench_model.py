@@ -6,7 +6,8 @@
     python benches/bench_model.py measure step-deepseek gptrs       # one engine once: what every round runs, as JSON
 
 CPU rows have 4 layers of the preset's widths, B 4, T 512, fp32, 2 threads. transformers runs with SDPA in its default
-mode for experts, as it is and compiled. Peak memory is what the process grew by behind its imports.
+mode for experts, as it is and compiled. "Least memory" is AdamW inside the backward pass, with every second block
+computed again. Peak memory is what the process grew by behind its imports.
 """
 
 import dataclasses
@@ -38,7 +39,7 @@ TASKS = {
     "speculative": "200 new tokens, deepseek-tiny after 550 steps on Python's source, batch 1, greedy, fp32, 2 threads",
 }
 ENGINES = {
-    "step-deepseek": ("gptrs", "gptrs compiled", "transformers", "transformers compiled"),
+    "step-deepseek": ("gptrs", "gptrs compiled", "gptrs least memory", "transformers", "transformers compiled"),
     "step-gpt2": ("gptrs", "gptrs compiled", "transformers", "transformers compiled"),
     "experts": ("gptrs", "dense layer"),
     "decode": ("gptrs", "transformers"),
@@ -107,17 +108,30 @@ def step(preset: str, engine: str) -> tuple[int, float, list[float]]:
     targets = tokens.roll(-1, 1)
     model, loss_of = (ours if engine.startswith("gptrs") else theirs)(config, is_compiled=engine.endswith("compiled"))
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
+    update = one_after_the_other
+    if engine == "gptrs least memory":
+        model.checkpoints_blocks, update = 2, in_backward
     seconds, first = [], None
     for _ in range(7):
         start = time.perf_counter()
         loss = loss_of(tokens, targets)
-        loss.backward()
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
+        update(loss, optimizer)
         seconds.append(time.perf_counter() - start)
         first = float(loss.detach()) if first is None else first
     assert first is not None
     return tokens.numel(), first, seconds[2:]
+
+
+def one_after_the_other(loss: torch.Tensor, optimizer: torch.optim.Optimizer) -> None:
+    loss.backward()  # type: ignore[no-untyped-call]
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+
+
+def in_backward(loss: torch.Tensor, optimizer: torch.optim.Optimizer) -> None:
+    from gptrs.train.in_backward import step_in_backward
+
+    step_in_backward(loss, optimizer, torch.zeros(()))
 
 
 def feed_forward(engine: str) -> tuple[int, float, list[float]]:
