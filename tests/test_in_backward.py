@@ -156,6 +156,14 @@ def test_a_shared_weight_moves_once_and_one_without_gradient_stays() -> None:
     assert unused not in step.state and unused.tolist() == [1.0] * 3
 
 
+def test_a_frozen_weight_stays_as_it_is() -> None:
+    model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
+    model[0].weight.requires_grad_(False)
+    before = [p.clone() for p in model.parameters()]
+    step_in_backward(model(torch.ones(1, 2)).sum(), torch.optim.AdamW(model.parameters(), lr=0.1), MADE)
+    assert [torch.equal(*pair) for pair in zip(before, model.parameters(), strict=True)] == [True, False, False, False]
+
+
 def test_hooks_and_groups_are_gone_behind_an_error() -> None:
     model = nn.Linear(2, 2)
     step = optimizer(model)

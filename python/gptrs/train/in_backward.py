@@ -22,14 +22,14 @@ def step_in_backward(loss: Tensor, optimizer: torch.optim.Optimizer, is_left_out
     """Runs the backward pass, makes each parameter's step in it, and returns the norm of the whole gradient.
 
     No parameter has a gradient afterwards. A weight that others share, as a tied head, moves once, behind the last
-    part of its gradient; one that gets none stays as it is.
+    part of its gradient; one that gets none, or is frozen, stays as it is.
 
     Args: loss: of a whole update; is_left_out: 1 where no step is made, as `Guard.judge` says.
     """
     norms: list[Tensor] = []
     with ExitStack() as hooks:
         for group in optimizer.param_groups:
-            for p in group["params"]:
+            for p in (p for p in group["params"] if p.requires_grad):
                 step = functools.partial(_step, optimizer, group, is_left_out, norms)
                 hooks.callback(p.register_post_accumulate_grad_hook(step).remove)
         loss.backward()  # type: ignore[no-untyped-call]
