@@ -68,7 +68,7 @@ impl Tokenizer {
         })
     }
 
-    /// The same tokenizer with a splitter that uses these vector instructions, as [`Splitter::with_level`].
+    /// The same tokenizer with these vector instructions for cutting and merging, as [`Splitter::with_level`].
     pub fn with_level(self, level: Level) -> Result<Self> {
         Ok(Self { splitter: self.splitter.with_level(level)?, ..self })
     }

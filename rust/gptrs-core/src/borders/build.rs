@@ -3,7 +3,7 @@
 use super::chars::{char_at, char_len, is_tail, pack, unpack};
 use super::{
     Borders, CHAR_IDS, COUNT, Char, LEFTS, N_CHARS, N_COLORS, N_UNITS, PARTIAL_BITS, RIGHTS, SPACED, UNKNOWN,
-    WHOLE_LEFT, WHOLE_RIGHT, partial_bit,
+    WHOLE_LEFT, WHOLE_RIGHT, hashed_bit, partial_bit,
 };
 use crate::tokens::Tokens;
 
@@ -34,7 +34,7 @@ impl Borders {
         for (left, right) in whole {
             borders.flag(left, WHOLE_RIGHT);
             borders.flag(right, WHOLE_LEFT);
-            let bit = borders.bit(left, right);
+            let bit = hashed_bit((left, right), shift);
             borders.pairs[bit / 64] |= 1 << (bit % 64);
         }
         borders.color(&partial);

@@ -105,8 +105,7 @@ fn shared(meta: u32, next: u32) -> u32 {
 /// The lowest bit: whether a token may have both characters whole.
 #[inline]
 fn is_whole(pairs: &[u64], shift: u32, left: u32, right: u32) -> u32 {
-    let key = u64::from(left) << 32 | u64::from(right);
-    let bit = (key.wrapping_mul(0x9E37_79B9_7F4A_7C15) >> shift) as usize;
+    let bit = hashed_bit((left, right), shift);
     (pairs[bit / 64] >> (bit % 64)) as u32 & 1
 }
 
@@ -141,11 +140,6 @@ impl Borders {
         is_whole(&self.pairs, self.shift, left, right) & shared != 0 || (shared > 1 && self.has_partial(left, right))
     }
 
-    fn bit(&self, left: u32, right: u32) -> usize {
-        let key = u64::from(left) << 32 | u64::from(right);
-        (key.wrapping_mul(0x9E37_79B9_7F4A_7C15) >> self.shift) as usize
-    }
-
     /// Looks at all ends of `left` and starts of `right` without branches.
     #[inline(never)]
     fn has_partial(&self, left: u32, right: u32) -> bool {
@@ -164,9 +158,15 @@ impl Borders {
 
 /// A place in the hashed set of partial borders.
 #[inline]
-fn partial_bit((end, start): (u32, u32)) -> usize {
-    let key = u64::from(end) << 32 | u64::from(start);
-    (key.wrapping_mul(0x9E37_79B9_7F4A_7C15) >> (64 - PARTIAL_BITS)) as usize
+fn partial_bit(border: (u32, u32)) -> usize {
+    hashed_bit(border, 64 - PARTIAL_BITS)
+}
+
+/// A place in a hashed set of 2^(64 - shift) bits.
+#[inline]
+fn hashed_bit((left, right): (u32, u32), shift: u32) -> usize {
+    let key = u64::from(left) << 32 | u64::from(right);
+    (key.wrapping_mul(0x9E37_79B9_7F4A_7C15) >> shift) as usize
 }
 
 #[cfg(test)]

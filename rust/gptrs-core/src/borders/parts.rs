@@ -38,8 +38,8 @@ pub(crate) struct Parts<'a> {
 
 impl Parts<'_> {
     /// Gives out the ids of characters that are parts of the pieces that end at `ends`, and those of pairs that merge as
-    /// wholes, and calls `part` with all other parts: where they are in the text, and whether they are a whole piece. Ends when `part` returns false, when there is
-    /// no room, or, with true, behind the last piece.
+    /// wholes, and calls `part` with all other parts: where they are in the text, and whether they are a whole piece. Ends
+    /// when `part` returns false, when there is no room, or, with true, behind the last piece.
     #[inline]
     pub(crate) fn chars<I: Id>(
         &mut self,
