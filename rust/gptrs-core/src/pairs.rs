@@ -1,5 +1,7 @@
 //! The merges as a table: pair of ids → rank, and rank → product.
 
+#![allow(clippy::inline_always, reason = "each caller compiles it for its own instructions")]
+
 use std::hint::{black_box, select_unpredictable};
 
 use crate::naive::Pair;
@@ -85,7 +87,6 @@ impl Pairs {
     }
 
     /// The place of a pair for [`Pairs::guess_at`]: its hash.
-    #[allow(clippy::inline_always, reason = "each caller compiles it for its own instructions")]
     #[inline(always)]
     pub(crate) fn place(left: u32, right: u32) -> u32 {
         let key = u64::from(left) << 32 | u64::from(right);
@@ -93,14 +94,12 @@ impl Pairs {
     }
 
     /// Asks the processor to bring near what [`Pairs::guess_at`] looks up at `place`.
-    #[allow(clippy::inline_always, reason = "each caller compiles it for its own instructions")]
     #[inline(always)]
     pub(crate) fn prefetch(&self, place: u32) {
         simd::prefetch(&self.lines, self.line(place));
     }
 
     /// The rank of a pair of bytes.
-    #[allow(clippy::inline_always, reason = "each caller compiles it for its own instructions")]
     #[inline(always)]
     pub(crate) fn byte_rank(&self, left: u8, right: u8) -> u32 {
         self.grid[grid_cell(left, right)]
@@ -114,7 +113,6 @@ impl Pairs {
     }
 
     /// Whether the merge of `rank`, which is one, is that of these.
-    #[allow(clippy::inline_always, reason = "each caller compiles it for its own instructions")]
     #[inline(always)]
     pub(crate) fn is_merge(&self, rank: u32, left: u32, right: u32) -> bool {
         self.merges[rank as usize] == (left, right)
@@ -122,7 +120,6 @@ impl Pairs {
 
     /// A rank that is not above that of the pair with this place: [`NO_RANK`] when it never merges, else nearly always its
     /// own. Whether a pair is there cannot be predicted: no branch is taken.
-    #[allow(clippy::inline_always, reason = "each caller compiles it for its own instructions")]
     #[inline(always)]
     pub(crate) fn guess_at(&self, place: u32, left: u32, right: u32) -> u32 {
         let bucket = self.bucket(place);
@@ -150,20 +147,17 @@ impl Pairs {
         }
     }
 
-    #[allow(clippy::inline_always, reason = "each caller compiles it for its own instructions")]
     #[inline(always)]
     fn line(&self, place: u32) -> usize {
         (place as usize / 2) & (self.lines.len() - 1)
     }
 
-    #[allow(clippy::inline_always, reason = "each caller compiles it for its own instructions")]
     #[inline(always)]
     fn bucket(&self, place: u32) -> &[i32; SLOTS] {
         &self.lines[self.line(place)].0[place as usize % 2]
     }
 
     /// The id that the merge of `rank` makes.
-    #[allow(clippy::inline_always, reason = "each caller compiles it for its own instructions")]
     #[inline(always)]
     pub(crate) fn product(&self, rank: u32) -> u32 {
         match self.offset {
@@ -210,7 +204,6 @@ fn lines(n: usize) -> Vec<Line> {
 }
 
 /// The rank in a slot if it may be that of the pair with this hash; else a larger number than any rank.
-#[allow(clippy::inline_always, reason = "each caller compiles it for its own instructions")]
 #[inline(always)]
 fn rank_in(slot: i32, hash: u32) -> i32 {
     slot ^ (hash & !RANK) as i32

@@ -121,7 +121,7 @@ pub(crate) struct Borders {
     shift: u32,
     /// Ends and starts of characters side by side in a token, at least one not whole, as bits by hash like `pairs`.
     partial: Vec<u64>,
-    /// Whether tokens have many of them, so that a part is often two.
+    /// Whether many characters stand whole side by side in tokens, so that a part is often two.
     has_many_pairs: bool,
 }
 

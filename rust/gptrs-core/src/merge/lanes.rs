@@ -26,7 +26,6 @@ impl Merges<'_> {
         self.encode_all(pieces, ids, places);
     }
 
-    #[allow(clippy::inline_always, reason = "each caller compiles it for its own instructions")]
     #[inline(always)]
     fn encode_all(self, pieces: &[&[u8]], ids: &mut Vec<u32>, places: &mut [Range<usize>]) {
         self.lanes::<16>(0, pieces, ids, places);
@@ -35,7 +34,6 @@ impl Merges<'_> {
     }
 
     /// The same for pieces of more than `above` and at most `N` bytes.
-    #[allow(clippy::inline_always, reason = "each caller compiles it for its own instructions")]
     #[inline(always)]
     fn lanes<const N: usize>(self, above: usize, pieces: &[&[u8]], ids: &mut Vec<u32>, places: &mut [Range<usize>]) {
         let mut pieces = pieces.iter().enumerate().filter(|(_, piece)| (above + 1..=N).contains(&piece.len()));

@@ -4,6 +4,8 @@
 //! scan keep a heap over linked symbols, O(n log n).
 //! All of it equals [`crate::naive::encode_piece`] on every vocabulary that training makes.
 
+#![allow(clippy::inline_always, reason = "each caller compiles it for its own instructions")]
+
 mod lanes;
 mod windows;
 
@@ -232,7 +234,6 @@ struct Scan<const N: usize> {
 impl<const N: usize> Scan<N> {
     const EMPTY: Self = Self { ids: [0; N], order: [NOTHING; N], alive: 0 };
 
-    #[allow(clippy::inline_always, reason = "each caller compiles it for its own instructions")]
     #[inline(always)]
     fn new(merges: Merges<'_>, piece: &[u8]) -> Self {
         let mut scan = Self::EMPTY;
@@ -241,7 +242,6 @@ impl<const N: usize> Scan<N> {
     }
 
     /// Takes another piece.
-    #[allow(clippy::inline_always, reason = "each caller compiles it for its own instructions")]
     #[inline(always)]
     fn start(&mut self, merges: Merges<'_>, piece: &[u8]) {
         for (id, &byte) in self.ids.iter_mut().zip(piece) {
@@ -254,7 +254,6 @@ impl<const N: usize> Scan<N> {
         self.alive = if piece.is_empty() { 0 } else { u64::MAX >> (64 - piece.len()) };
     }
 
-    #[allow(clippy::inline_always, reason = "each caller compiles it for its own instructions")]
     #[inline(always)]
     fn step(&mut self, merges: Merges<'_>) -> bool {
         let change = self.merge(merges);
@@ -265,14 +264,12 @@ impl<const N: usize> Scan<N> {
     }
 
     /// The symbols behind one.
-    #[allow(clippy::inline_always, reason = "each caller compiles it for its own instructions")]
     #[inline(always)]
     fn above(&self, at: usize) -> u64 {
         self.alive & (u64::MAX << at << 1)
     }
 
     /// Merges the lowest pair; the ranks of the pairs beside it are still to be found.
-    #[allow(clippy::inline_always, reason = "each caller compiles it for its own instructions")]
     #[inline(always)]
     fn merge(&mut self, merges: Merges<'_>) -> Option<Change> {
         let (least, at, gone) = loop {
@@ -298,20 +295,17 @@ impl<const N: usize> Scan<N> {
     }
 
     /// The places of the pairs at the left and at the right.
-    #[allow(clippy::inline_always, reason = "each caller compiles it for its own instructions")]
     #[inline(always)]
     fn places(&self, &Change { previous, at, next }: &Change) -> [u32; 2] {
         let id = self.ids[at];
         [Pairs::place(self.ids[previous], id), Pairs::place(id, self.ids[next % N])]
     }
 
-    #[allow(clippy::inline_always, reason = "each caller compiles it for its own instructions")]
     #[inline(always)]
     fn rank(&mut self, merges: Merges<'_>, change: Change) {
         self.rank_at(merges, change, self.places(&change));
     }
 
-    #[allow(clippy::inline_always, reason = "each caller compiles it for its own instructions")]
     #[inline(always)]
     fn rank_at(&mut self, merges: Merges<'_>, Change { previous, at, next }: Change, places: [u32; 2]) {
         let id = self.ids[at];
@@ -323,7 +317,6 @@ impl<const N: usize> Scan<N> {
     }
 
     /// Appends the ids.
-    #[allow(clippy::inline_always, reason = "each caller compiles it for its own instructions")]
     #[inline(always)]
     fn finish(&self, out: &mut Vec<u32>) {
         out.extend(Bits(self.alive).map(|at| self.ids[at]));
