@@ -6,7 +6,7 @@ use std::arch::x86_64::*;
 
 use super::chars::{Ascii, High};
 use super::kinds::Kinds;
-use super::utf8::{self, Shape};
+use super::utf8::{self, BEFORE, CONTINUES, Window};
 use super::walk::{Borders, Ends, Vectors, Walk};
 
 /// [`Walk::fill`] with these instructions.
@@ -136,27 +136,46 @@ const fn one_of(n: usize) -> [u8; 32] {
 /// See [`utf8::is_valid`].
 #[target_feature(enable = "avx2,bmi1,bmi2,lzcnt,popcnt")]
 pub(super) fn is_utf8(text: &[u8]) -> bool {
-    utf8::is_valid(text, |block| mask(load_halves(block), |half| half), |block| shape(block))
+    utf8::is_valid(text, |block| mask(load_halves(block), |half| half) == 0, |window| is_wrong(window))
 }
 
 #[inline]
 #[target_feature(enable = "avx2")]
-fn shape(block: &[u8; 64]) -> Shape {
-    let halves = load_halves(block);
-    // `max(x, first) == x` is `x >= first` without signs.
-    let from = |byte: u8| {
-        let first = _mm256_set1_epi8(byte as i8);
-        mask(halves, |half| _mm256_cmpeq_epi8(_mm256_max_epu8(half, first), half))
-    };
-    let is = |byte: u8| mask(halves, |half| _mm256_cmpeq_epi8(half, _mm256_set1_epi8(byte as i8)));
-    let leads = from(0xC0);
-    Shape {
-        cont: mask(halves, |half| half) & !leads,
-        leads: [leads, from(0xE0), from(0xF0)],
-        never: leads & !from(0xC2) | from(0xF5),
-        bounded: [is(0xE0), is(0xED), is(0xF0), is(0xF4)],
-        below: [!from(0x90), !from(0xA0)],
+fn is_wrong(window: &Window) -> bool {
+    let nibble = _mm256_set1_epi8(0x0F);
+    let table = |i: usize| load(&const { twice(utf8::TABLES) }[i]);
+    let upper = |bytes| _mm256_and_si256(_mm256_srli_epi16::<4>(bytes), nibble);
+    let wrong = [0, 32].map(|from: usize| {
+        let seen = |before: usize| {
+            window[from + BEFORE - before..].first_chunk().map_or(_mm256_setzero_si256(), |bytes| load(bytes))
+        };
+        let (bytes, before) = (seen(0), seen(1));
+        let broken = _mm256_and_si256(
+            _mm256_and_si256(
+                _mm256_shuffle_epi8(table(0), upper(before)),
+                _mm256_shuffle_epi8(table(1), _mm256_and_si256(before, nibble)),
+            ),
+            _mm256_shuffle_epi8(table(2), upper(bytes)),
+        );
+        // The top bit is set from a byte on where the difference to what is 0x80 below it is.
+        let above = |bytes, byte: u8| _mm256_subs_epu8(bytes, _mm256_set1_epi8((byte - 0x80) as i8));
+        let continues = _mm256_or_si256(above(seen(2), 0xE0), above(seen(3), 0xF0));
+        // No other rule, and this one where it must be.
+        _mm256_xor_si256(broken, _mm256_and_si256(continues, _mm256_set1_epi8(CONTINUES as i8)))
+    });
+    let any = _mm256_or_si256(wrong[0], wrong[1]);
+    _mm256_testz_si256(any, any) == 0
+}
+
+/// Each table for both halves of a register.
+const fn twice(tables: [[u8; 16]; 3]) -> [[u8; 32]; 3] {
+    let mut both = [[0; 32]; 3];
+    let mut i = 0;
+    while i < 3 * 32 {
+        both[i / 32][i % 32] = tables[i / 32][i % 16];
+        i += 1;
     }
+    both
 }
 
 #[inline]

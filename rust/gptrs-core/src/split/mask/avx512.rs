@@ -8,7 +8,7 @@ use super::chars::{
     ASCII, Ascii, High, IS_BLANK, IS_CONTROL, IS_LETTER, IS_LINE, IS_NUMBER, IS_QUOTE, IS_SPACE, IS_UPPER,
 };
 use super::kinds::Kinds;
-use super::utf8::{self, Shape};
+use super::utf8::{self, BEFORE, CONTINUES, Window};
 use super::walk::{Borders, Ends, Vectors, Walk};
 
 /// [`Walk::fill`] with these instructions.
@@ -109,23 +109,30 @@ const fn bit_of() -> [u8; 64] {
 /// See [`utf8::is_valid`].
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vbmi,avx512vbmi2,avx2,bmi1,bmi2,lzcnt,popcnt")]
 pub(super) fn is_utf8(text: &[u8]) -> bool {
-    utf8::is_valid(text, |block| _mm512_movepi8_mask(load(block)), |block| shape(block))
+    utf8::is_valid(text, |block| _mm512_movepi8_mask(load(block)) == 0, |window| is_wrong(window))
 }
 
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw")]
-fn shape(block: &[u8; 64]) -> Shape {
-    let bytes = load(block);
-    let from = |byte: u8| _mm512_cmpge_epu8_mask(bytes, _mm512_set1_epi8(byte as i8));
-    let is = |byte: u8| _mm512_cmpeq_epi8_mask(bytes, _mm512_set1_epi8(byte as i8));
-    let leads = from(0xC0);
-    Shape {
-        cont: from(0x80) & !leads,
-        leads: [leads, from(0xE0), from(0xF0)],
-        never: leads & !from(0xC2) | from(0xF5),
-        bounded: [is(0xE0), is(0xED), is(0xF0), is(0xF4)],
-        below: [!from(0x90), !from(0xA0)],
-    }
+fn is_wrong(window: &Window) -> bool {
+    let seen =
+        |before: usize| window[BEFORE - before..].first_chunk().map_or(_mm512_setzero_si512(), |bytes| load(bytes));
+    let half = _mm512_set1_epi8(0x0F);
+    let table = |i: usize| _mm512_broadcast_i32x4(load_table(&utf8::TABLES[i]));
+    let (bytes, before) = (seen(0), seen(1));
+    let upper = |bytes| _mm512_and_si512(_mm512_srli_epi16::<4>(bytes), half);
+    let broken = _mm512_and_si512(
+        _mm512_and_si512(
+            _mm512_shuffle_epi8(table(0), upper(before)),
+            _mm512_shuffle_epi8(table(1), _mm512_and_si512(before, half)),
+        ),
+        _mm512_shuffle_epi8(table(2), upper(bytes)),
+    );
+    let from = |bytes, byte: u8| _mm512_cmpge_epu8_mask(bytes, _mm512_set1_epi8(byte as i8));
+    let continues = from(seen(2), 0xE0) | from(seen(3), 0xF0);
+    // No other rule, and this one where it must be.
+    let rest = _mm512_xor_si512(broken, _mm512_maskz_set1_epi8(continues, CONTINUES as i8));
+    _mm512_test_epi8_mask(rest, rest) != 0
 }
 
 #[inline]
@@ -149,6 +156,13 @@ fn flatten(starts: u64, base: u32, list: &mut [u32; 64]) {
 fn load(bytes: &[u8; 64]) -> __m512i {
     // SAFETY: the array is 64 readable bytes, and the load asks for no alignment.
     unsafe { _mm512_loadu_si512(bytes.as_ptr().cast()) }
+}
+
+#[inline]
+#[target_feature(enable = "avx512f")]
+fn load_table(bytes: &[u8; 16]) -> __m128i {
+    // SAFETY: the array is 16 readable bytes, and the load asks for no alignment.
+    unsafe { _mm_loadu_si128(bytes.as_ptr().cast()) }
 }
 
 #[inline]
