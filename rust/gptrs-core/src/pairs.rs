@@ -80,6 +80,11 @@ impl Pairs {
         &self.merges
     }
 
+    /// What each of them makes.
+    pub(crate) fn products(&self) -> impl Iterator<Item = u32> {
+        self.products.iter().copied()
+    }
+
     /// Reads where each of `pairs` may stand, so that the memory of all of them is fetched side by side.
     pub(crate) fn fetch(&self, pairs: &[Pair]) {
         let place = |&(left, right): &Pair| Self::place(left, right);

@@ -226,8 +226,13 @@ impl Vocab {
             let is_unreachable = |id| self.unreachable.binary_search(&id).is_ok();
             let is_other = |char: &[u8]| self.ignore_merges && self.tokens.id(char).is_some_and(is_unreachable);
             let merges = self.merges_by_id();
-            Borders::new(&self.tokens, |char| if is_other(char) { ([0; 3], 0) } else { merges.few(char) })
+            Borders::new(&self.tokens, merges, is_other)
         })
+    }
+
+    /// [`Vocab::borders`], once something has asked for them.
+    pub(crate) fn made_borders(&self) -> Option<&Borders> {
+        self.borders.get()
     }
 
     /// Appends the ids of `piece` by merges alone.

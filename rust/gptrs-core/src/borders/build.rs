@@ -1,27 +1,30 @@
 //! The borders of a vocabulary, from its tokens.
 
 use super::chars::{char_at, char_len, is_tail, pack, unpack};
+use super::solid::{Fronts, Lowest};
 use super::{
-    Borders, CHAR_IDS, COUNT, Char, LEFTS, N_CHARS, N_COLORS, N_UNITS, PARTIAL_BITS, RIGHTS, SPACED, UNKNOWN,
-    WHOLE_LEFT, WHOLE_RIGHT, hashed_bit, partial_bit,
+    AFTER_SPACE, BREAKS, Borders, Char, FIRM, LEFTS, N_CHARS, N_COLORS, N_UNITS, PARTIAL_BITS, RIGHTS, SOLID, SPACED,
+    UNKNOWN, WHOLE_LEFT, WHOLE_RIGHT, hashed_bit, partial_bit,
 };
+use crate::merge::{Few, Merges};
 use crate::tokens::Tokens;
 
 /// From how many pairs of characters side by side in tokens on it pays to look for them among single characters.
 const MANY_PAIRS: usize = if cfg!(test) { 1 } else { 1 << 13 };
 
 impl Borders {
-    /// Borders of `tokens`; `encode` gives the ids of a character of at most three bytes that stands alone, and how many, or
-    /// none when these are not always the same.
-    pub(crate) fn new(tokens: &Tokens, encode: impl Fn(&[u8]) -> ([u32; CHAR_IDS - 1], usize)) -> Self {
+    /// Borders of the tokens that `merges` make; `is_other` says of a character of at most three bytes whether it is another
+    /// token when it stands alone.
+    pub(crate) fn new(tokens: &Tokens, merges: Merges<'_>, is_other: impl Fn(&[u8]) -> bool) -> Self {
         let (mut whole, mut partial) = (Vec::new(), Vec::new());
-        for token in (0..tokens.len() as u32).filter_map(|id| tokens.get(id)) {
-            collect(token, &mut whole, &mut partial);
+        for (rank, product) in (0..).zip(merges.pairs.products()) {
+            collect(tokens.get(product).unwrap_or_default(), rank, &mut whole, &mut partial);
         }
-        for borders in [&mut whole, &mut partial] {
-            borders.sort_unstable();
-            borders.dedup();
-        }
+        whole.sort_unstable();
+        whole.dedup();
+        // Of equals the lowest rank.
+        partial.sort_unstable();
+        partial.dedup_by_key(|&mut (end, start, _)| (end, start));
         let n_bits = (32 * whole.len()).next_power_of_two().max(64);
         let shift = 64 - n_bits.trailing_zeros();
         let units = vec![Char::default(); N_UNITS].into_boxed_slice().try_into();
@@ -29,7 +32,15 @@ impl Borders {
         let bits = [n_bits, 1 << PARTIAL_BITS].map(|n| vec![0; n / 64]);
         let [pairs, no_partial] = bits;
         let mut borders = Self { units, pairs, shift, partial: no_partial, has_many_pairs: whole.len() >= MANY_PAIRS };
-        borders.units[UNKNOWN].meta = !COUNT;
+        borders.units[UNKNOWN].meta = RIGHTS | LEFTS | BREAKS;
+        borders.spell_chars(tokens.len() <= 1 << 16, merges, &Lowest::new(&partial), is_other);
+        for unit in late(tokens, merges) {
+            borders.units[unit].meta &= !(FIRM | SOLID | AFTER_SPACE);
+            if let Some(spaced) = (0x80..0x800).contains(&unit).then_some(SPACED + unit) {
+                borders.units[spaced].meta &= !AFTER_SPACE;
+            }
+        }
+        borders.find_breaks(merges, &partial);
         (0..0x80).for_each(|ascii| borders.flag(ascii, WHOLE_RIGHT | WHOLE_LEFT));
         for (left, right) in whole {
             borders.flag(left, WHOLE_RIGHT);
@@ -38,28 +49,51 @@ impl Borders {
             borders.pairs[bit / 64] |= 1 << (bit % 64);
         }
         borders.color(&partial);
-        borders.spell_chars(tokens.len() <= 1 << 16, encode);
         borders
     }
 
-    /// Sets the ids of all characters with an entry.
-    fn spell_chars(&mut self, is_narrow: bool, encode: impl Fn(&[u8]) -> ([u32; CHAR_IDS - 1], usize)) {
+    /// Sets the ids of all characters with an entry, and which of them are solid.
+    fn spell_chars(&mut self, is_narrow: bool, merges: Merges<'_>, lowest: &Lowest, is_other: impl Fn(&[u8]) -> bool) {
         let set = |entry: &mut Char, text: &str| {
-            let (ids, n_ids) = encode(text.as_bytes());
-            entry.ids = if is_narrow { [ids[0] | ids[1] << 16, ids[2], 0] } else { ids };
+            let few = merges.few(text.as_bytes());
+            let n_ids = if is_other(text.as_bytes()) { 0 } else { few.n };
+            entry.ids = if is_narrow { [few.ids[0] | few.ids[1] << 16, few.ids[2], 0] } else { few.ids };
             entry.meta |= n_ids as u32;
+            Few { n: n_ids, ..few }
         };
         for char in '\0'..='\u{FFFF}' {
-            set(&mut self.units[char as usize], char.encode_utf8(&mut [0; 4]));
+            let entry = &mut self.units[char as usize];
+            let few = set(entry, char.encode_utf8(&mut [0; 4]));
+            if few.n == 1 {
+                entry.meta |=
+                    if char.is_ascii() { FIRM | SOLID | AFTER_SPACE } else { lowest.flags(char as u32, few.highest) };
+            }
         }
-        let space = self.units[usize::from(b' ')].meta & LEFTS;
+        let rank = |left, right| merges.pairs.byte_rank(left, right);
         for char in '\u{80}'..='\u{7FF}' {
+            let text = format!(" {char}");
+            let alone = self.units[char as usize].meta;
             let entry = &mut self.units[SPACED + char as usize];
-            set(entry, &format!(" {char}"));
-            entry.meta |= space;
+            let few = set(entry, &text);
+            // Its last byte stays behind, alone, until all are one token; or the character is done before.
+            let &[space, a, b] = text.as_bytes() else { continue };
+            let is_last = few.n == 1 && rank(space, a) < rank(a, b) && few.highest < lowest.behind(char as u32);
+            entry.meta |= if is_last { SOLID } else { alone & AFTER_SPACE };
         }
-        for code in 0x80..0x800 {
-            self.units[SPACED + code].meta |= self.units[code].meta & RIGHTS;
+    }
+
+    /// Marks the characters that may take a part of a firm one behind them.
+    fn find_breaks(&mut self, merges: Merges<'_>, partial: &[(u32, u32, u32)]) {
+        let mut highest = Fronts::all(0);
+        for char in '\u{80}'..='\u{FFFF}' {
+            if self.units[char as usize].meta & FIRM != 0 {
+                highest.raise(char as u32, merges.few(char.encode_utf8(&mut [0; 4]).as_bytes()).highest);
+            }
+        }
+        for &(end, start, rank) in partial {
+            if highest.of_part(start).is_some_and(|&mut highest| rank < highest) {
+                chars_with_end(&unpack(end)).for_each(|code| self.units[code].meta |= BREAKS);
+            }
         }
     }
 
@@ -69,11 +103,11 @@ impl Borders {
         }
     }
 
-    /// Marks every character that ends or starts as a partial border does.
-    fn color(&mut self, partial: &[(u32, u32)]) {
+    /// Marks every character that ends or starts as a partial border does, but for a solid one that has a part there.
+    fn color(&mut self, partial: &[(u32, u32, u32)]) {
         let mut ends = Vec::new();
         let mut starts = Vec::new();
-        for &(end, start) in partial {
+        for &(end, start, _) in partial {
             let bit = partial_bit((end, start));
             self.partial[bit / 64] |= 1 << (bit % 64);
             let bytes = unpack(start);
@@ -87,26 +121,76 @@ impl Borders {
             sides.dedup();
         }
         for (end, color) in ends {
-            let bytes = unpack(end);
-            let tail = bytes.iter().fold(0, |code, &byte| code << 6 | usize::from(byte & 0x3F));
+            let (bytes, flag) = (unpack(end), WHOLE_RIGHT << 1 << color);
             let is_whole = !is_tail(bytes[0]);
-            let first = if is_whole { char_at(&bytes, 0).0 as usize } else { tail };
-            let step = if is_whole { N_CHARS } else { 1 << (6 * bytes.len()) };
-            (first..N_CHARS).step_by(step).for_each(|code| self.flag(code as u32, WHOLE_RIGHT << 1 << color));
+            for code in chars_with_end(&bytes) {
+                if is_whole || self.units[code].meta & SOLID == 0 {
+                    self.units[code].meta |= flag;
+                }
+                if !is_whole
+                    && (0x80..0x800).contains(&code)
+                    && self.units[SPACED + code].meta & (SOLID | AFTER_SPACE) == 0
+                {
+                    self.units[SPACED + code].meta |= flag;
+                }
+            }
         }
         for (start, color) in starts {
             let mut bytes = unpack(start);
             let n_low = 6 * (char_len(bytes[0]) - bytes.len());
             bytes.resize(char_len(bytes[0]), 0x80);
-            let first = char_at(&bytes, 0).0;
-            (first..first + (1 << n_low)).for_each(|code| self.flag(code, WHOLE_LEFT << 1 << color));
+            let (first, flag) = (char_at(&bytes, 0).0 as usize, WHOLE_LEFT << 1 << color);
+            for char in self.units[..N_CHARS].iter_mut().skip(first).take(1 << n_low) {
+                if n_low == 0 || char.meta & SOLID == 0 {
+                    char.meta |= flag;
+                }
+            }
+        }
+        let space = self.units[usize::from(b' ')].meta & LEFTS;
+        for code in 0x80..0x800 {
+            self.units[SPACED + code].meta |= space | self.units[code].meta & RIGHTS;
         }
     }
 }
 
+/// The codes of characters that end as `bytes` do, which are one character or its last bytes.
+fn chars_with_end(bytes: &[u8]) -> impl Iterator<Item = usize> + use<> {
+    let tail = bytes.iter().fold(0, |code, &byte| code << 6 | usize::from(byte & 0x3F));
+    let is_whole = !is_tail(bytes[0]);
+    let first = if is_whole { char_at(bytes, 0).0 as usize } else { tail };
+    (first..N_CHARS).step_by(if is_whole { N_CHARS } else { 1 << (6 * bytes.len()) })
+}
+
+/// The entries of tokens that merge with others at a lower rank than the one that makes them, as a file's merges may say: they
+/// must not be there before their time.
+fn late(tokens: &Tokens, merges: Merges<'_>) -> Vec<usize> {
+    let (mut is_made, mut late) = (vec![false; tokens.len()], Vec::new());
+    merges.byte_ids.iter().for_each(|&id| is_made[id as usize] = true);
+    for (&(left, right), product) in merges.pairs.merges().iter().zip(merges.pairs.products()) {
+        for id in [left, right].into_iter().filter(|&id| !is_made[id as usize]) {
+            late.extend(tokens.get(id).and_then(entry_of));
+        }
+        // Made by two merges, of which this may be the one that makes it in a text.
+        if std::mem::replace(&mut is_made[product as usize], true) {
+            late.extend(tokens.get(product).and_then(entry_of));
+        }
+    }
+    late
+}
+
+/// The entry that a token has, as a character or as a space and one.
+fn entry_of(token: &[u8]) -> Option<usize> {
+    let (space, char) = match token {
+        [b' ', char @ ..] if char.len() == 2 => (SPACED, char),
+        char => (0, char),
+    };
+    let &first = char.first()?;
+    (char_len(first) == char.len() && char.len() <= 3).then(|| space + char_at(char, 0).0 as usize)
+}
+
 /// Adds the character borders inside of `token`: codes of whole characters, bytes of others. What no UTF-8 text has at a
 /// border is left out, and so is what stands between two ASCII characters: there is always a border that may be spanned.
-fn collect(token: &[u8], whole: &mut Vec<(u32, u32)>, partial: &mut Vec<(u32, u32)>) {
+fn collect(token: &[u8], rank: u32, whole: &mut Vec<(u32, u32)>, partial: &mut Vec<(u32, u32, u32)>) {
     for at in (1..token.len()).filter(|&at| !is_tail(token[at]) && !token[at - 1..=at].is_ascii()) {
         let n_tail = token[..at].iter().rev().take_while(|&&byte| is_tail(byte)).count();
         let from = at - (n_tail + 1).min(at);
@@ -121,7 +205,7 @@ fn collect(token: &[u8], whole: &mut Vec<(u32, u32)>, partial: &mut Vec<(u32, u3
         if is_left_whole && is_right_whole {
             whole.push((char_at(left, 0).0, char_at(right, 0).0));
         } else {
-            partial.push((pack(left), pack(right)));
+            partial.push((pack(left), pack(right), rank));
         }
     }
 }

@@ -3,10 +3,20 @@
 //! A merge makes a token, and a token's bytes stand in the text. Where no token has two characters (or the ends of them
 //! that it would cover) side by side, no merge ever crosses from one to the other, so both sides merge as if alone, and
 //! a long run of characters costs as much as its parts. Most parts are one character, whose ids are in a table.
+//!
+//! Tokens of parts of characters seldom have their turn: a merge of a low rank has joined the bytes of most characters before.
+//! Such a character is solid. It always becomes one token first, whatever stands beside it, so that the merges of solid
+//! characters begin with their tokens instead of their bytes.
+//!
+//! Why: let a character's own merges make one token of it, the last to come of them of rank r, and let every token that has
+//! a part of it and something beside it have a higher rank. Until a merge crosses an end of the character, its bytes merge as
+//! if alone. The first that does so before they are one token would join a part of it to something beside it, at a rank above
+//! r, while a merge inside of at most r is still to be had; but the lowest rank merges first.
 
 mod build;
 mod chars;
 mod parts;
+mod solid;
 
 use self::chars::{char_at, is_tail, spell};
 pub(crate) use self::parts::Parts;
@@ -28,13 +38,23 @@ pub(crate) const CHAR_IDS: usize = 4;
 
 /// The bits of [`Char::meta`] that count ids.
 const COUNT: u32 = 3;
+/// The flag of a character that becomes one token whatever stands behind it, and before it, but for some characters.
+const FIRM: u32 = 1 << 2;
+/// The flag of a firm one that does so whatever stands before it, but for a space. Of a space and a character: that they
+/// become one token whatever stands behind.
+const SOLID: u32 = 1 << 3;
+/// The flag of a solid one that does so behind a space, too. Of a space and a character: that the character does.
+const AFTER_SPACE: u32 = 1 << 4;
+/// The flag of a character that may take a part of a firm one behind it.
+const BREAKS: u32 = 1 << 5;
 /// Colors of borders where one of the characters is not whole in the token: such a border is marked at both characters
 /// with its color. It is that of the one that is not whole, half of them for those at the left and half for those at the
 /// right: most borders have few other characters beside it, so few pairs of characters without a border share a color.
-const N_COLORS: u32 = 14;
+const N_COLORS: u32 = 12;
 /// The first flag of what may stand at the right of a character: a token has this character and one after it, whole,
-/// or parts of them in one of the colors.
-const RIGHT: u32 = 2;
+/// or parts of them in one of the colors. Tokens that have a part of a solid character do not count: no text makes them
+/// there.
+const RIGHT: u32 = 6;
 /// The first flag of what may stand at its left, in the same order.
 const LEFT: u32 = RIGHT + 1 + N_COLORS;
 const RIGHTS: u32 = (1 << LEFT) - (1 << RIGHT);
@@ -174,8 +194,11 @@ mod tests {
     use std::ops::Range;
 
     use super::Parts;
+    use crate::control::Control;
     use crate::encode::{Out, READY, Ready};
+    use crate::merge::{Few, Scratch, Start};
     use crate::naive::{self, Pair};
+    use crate::simd::Level;
     use crate::vocab::Vocab;
 
     /// `SplitMix64`.
@@ -241,10 +264,20 @@ mod tests {
         }
     }
 
+    /// The ids of a part or a piece that merges from what its bytes become first, and how many of these there are.
+    fn encode_from_starts(vocab: &Vocab, piece: &[u8]) -> (Vec<u32>, usize) {
+        let (mut tokens, mut ids, mut places) = (Vec::new(), Vec::new(), vec![0..0, 0..0]);
+        vocab.borders().starts(vocab.merges_by_id(), piece, vocab.is_narrow(), &mut tokens);
+        let starts = [Start::Tokens(&tokens), Start::Bytes(piece)];
+        vocab.merges_by_id().encode_many(Level::detected(), &starts, &mut ids, &mut places);
+        assert_eq!(ids[places[0].clone()], ids[places[1].clone()], "{piece:?}");
+        (ids.split_off(places[1].start), tokens.len())
+    }
+
     #[test]
     fn the_parts_of_pieces_merge_as_the_whole_does() {
         let mut rng = Rng(3);
-        let (mut n_chars, mut n_with_pairs) = (0, 0);
+        let (mut n_chars, mut n_with_pairs, mut n_joined) = (0, 0, 0);
         for i in 0..300 {
             let merges = rng.merges();
             let vocab = Vocab::from_merges(&merges).unwrap();
@@ -258,7 +291,13 @@ mod tests {
                 vocab
             };
             n_with_pairs += usize::from(vocab.borders().has_many_pairs);
-            let encode = |bytes: &[u8]| naive::encode_piece(bytes, vocab.byte_ids(), &ranked);
+            let encode = |bytes: &[u8]| {
+                let mut ids = Vec::new();
+                vocab.merge_piece(bytes, &mut Scratch::default(), &Control::new(), &mut ids).unwrap();
+                let is_equal = i % 3 == 0 || ids == naive::encode_piece(bytes, vocab.byte_ids(), &ranked);
+                assert!(is_equal, "{bytes:?}, merges {ranked:?}");
+                ids
+            };
             for _ in 0..60 {
                 let lengths: Vec<_> = (0..=rng.below(3)).map(|_| 1 + rng.below(16)).collect();
                 let pieces: Vec<_> = lengths.into_iter().map(|n| rng.text(n)).collect();
@@ -281,9 +320,15 @@ mod tests {
                     .collect();
                 let expected: Vec<_> = pieces.iter().flat_map(|piece| encode(piece.as_bytes())).collect();
                 assert_eq!(ids, expected, "{pieces:?}, merges {merges:?}");
+                for piece in pieces {
+                    let (ids, n_starts) = encode_from_starts(&vocab, piece.as_bytes());
+                    assert_eq!(ids, encode(piece.as_bytes()), "{piece:?}, merges {ranked:?}");
+                    n_joined += piece.len() - n_starts;
+                }
             }
         }
         assert!(n_chars > 200_000, "only {n_chars} ids of characters: nothing fell apart");
+        assert!(n_joined > 10_000, "only {n_joined} bytes joined before merging began");
         assert!((50..250).contains(&n_with_pairs), "{n_with_pairs} of 300 vocabularies have pairs of characters");
     }
 
@@ -297,7 +342,7 @@ mod tests {
             let ranked: Vec<_> = merges.iter().zip(256..).map(|(&pair, id)| (pair, id)).collect();
             let text = rng.text(8).into_bytes();
             for bytes in (1..=3).flat_map(|n| text.windows(n)) {
-                let (ids, n) = vocab.merges_by_id().few(bytes);
+                let Few { ids, n, .. } = vocab.merges_by_id().few(bytes);
                 assert_eq!(ids[..n], naive::encode_piece(bytes, vocab.byte_ids(), &ranked), "{bytes:?}, {merges:?}");
                 n_merged += bytes.len() - n;
             }
@@ -324,5 +369,33 @@ mod tests {
         assert_eq!(of_text(" жж", &[5]), [Part::Chars(vec![256, 0xB6, 0xD0, 0xB6])]);
         assert_eq!(of_text(" жж", &[1, 5]), [Part::Chars(vec![0x20, 0xD0, 0xB6, 0xD0, 0xB6])]);
         assert_eq!(of_text("ж ж", &[5]), [Part::Chars(vec![0xD0, 0xB6]), Part::Bytes(2..5, false)]);
+    }
+
+    #[test]
+    fn a_piece_merges_from_what_its_bytes_become_first() {
+        // ж is D0 B6, г D0 B3, 中 E4 B8 AD.
+        let cases: [(&[Pair], &str, &[u32]); 6] = [
+            (&[(0xD0, 0xB6), (256, 256), (0x20, 256)], " жж", &[0x20, 257]),
+            (&[(0x20, 0xD0), (0xB6, 0xD0), (256, 0xB6)], " жж", &[256, 257, 0xB6]),
+            (&[(0x20, 0xD0), (256, 0xB6), (0xD0, 0xB6)], " жж", &[257, 258]),
+            (&[(0x20, 0xD0), (0xD0, 0xB6), (0xB6, 0xD0)], " жг", &[256, 258, 0xB3]),
+            (&[(0x20, 0xD0), (0xD0, 0xB6), (0xB6, 0xD0)], "ж жг", &[257, 256, 258, 0xB3]),
+            (&[(0xD0, 0xB6), (256, 0xD0), (0xD0, 0xB3), (257, 0xB3)], "жгг", &[259, 258]),
+        ];
+        for (merges, text, expected) in cases {
+            let vocab = Vocab::from_merges(merges).unwrap();
+            assert_eq!(encode_from_starts(&vocab, text.as_bytes()).0, expected, "{text:?}, {merges:?}");
+            let parts = parts(&vocab, text.as_bytes(), &[text.len()]).into_iter().flat_map(|part| match part {
+                Part::Chars(ids) => ids,
+                Part::Bytes(bytes, _) => encode_from_starts(&vocab, &text.as_bytes()[bytes]).0,
+            });
+            assert_eq!(parts.collect::<Vec<_>>(), expected, "{text:?}, {merges:?}");
+        }
+        // Two merges make 中; the one that a text takes has its turn after those of 中a and ab.
+        let others: [&[u8]; 5] = [b"\xE4\xB8", b"\xB8\xAD", "中".as_bytes(), "中a".as_bytes(), b"ab"];
+        let tokens: Vec<_> = (0..=255).map(|byte| vec![byte]).chain(others.map(<[u8]>::to_vec)).collect();
+        let merges = vec![(0xE4, 0xB8), (0xB8, 0xAD), (0xE4, 257), (258, 0x61), (0x61, 0x62), (256, 0xAD)];
+        let vocab = Vocab::from_tokens(&tokens, merges, false).unwrap();
+        assert_eq!(encode_from_starts(&vocab, "中ab".as_bytes()).0, [258, 260]);
     }
 }

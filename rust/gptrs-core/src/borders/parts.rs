@@ -3,7 +3,7 @@
 use std::ops::Range;
 
 use super::chars::{char_at, middle_code, wide_code};
-use super::{Borders, CHAR_IDS, COUNT, N_CHARS, SPACED, UNKNOWN, is_whole, shared};
+use super::{AFTER_SPACE, Borders, CHAR_IDS, COUNT, N_CHARS, SOLID, SPACED, UNKNOWN, is_whole, shared};
 use crate::encode::{Id, Out, READY};
 use crate::vocab::Vocab;
 
@@ -14,7 +14,7 @@ impl<'a> Parts<'a> {
     /// The parts of pieces that stand in a row in `text`, the first of them here.
     pub(crate) fn new(vocab: &'a Vocab, text: &'a [u8], first: Range<usize>) -> Self {
         let (borders, start) = (vocab.borders(), first.start);
-        let (unit, len) = unit(text, start, Some(&first.end));
+        let (unit, len) = unit(borders, text, start, first.end, true);
         Self { vocab, borders, text, n_pieces: 0, first: start, start, at: start + len, unit, is_single: true }
     }
 }
@@ -52,7 +52,8 @@ impl Parts<'_> {
             let mut is_border = self.plain(ends, out);
             let Some(&end) = ends.get(self.n_pieces) else { return true };
             let is_end = self.at >= end;
-            let (next, len) = unit(text, self.at, if is_end { ends.get(self.n_pieces + 1) } else { None });
+            let next_end = if is_end { ends.get(self.n_pieces + 1).copied() } else { Some(end) };
+            let (next, len) = unit(borders, text, self.at, next_end.unwrap_or(end), is_end);
             let char = borders.units[self.unit];
             let shared = char.shared(borders.units[next]);
             is_border = is_border || is_end || shared == 0 || !borders.spans(text, self.at, shared);
@@ -175,25 +176,30 @@ impl Parts<'_> {
     }
 }
 
-/// The entry and the length of the character at `at`. Where a piece starts, whose end is given, a space goes with the
-/// character after it.
+/// The entry and the length of the character at `at`, in a piece that ends at `end`. Where the piece starts, a space goes
+/// with a character of two bytes after it; elsewhere with one that it may keep from being solid.
 #[inline]
-fn unit(text: &[u8], at: usize, end: Option<&usize>) -> (usize, usize) {
+pub(super) fn unit(borders: &Borders, text: &[u8], at: usize, end: usize, is_first: bool) -> (usize, usize) {
     match text.get(at..).and_then(<[u8]>::first_chunk) {
         Some(&[a, b, c]) if a >> 4 == 0xE => (wide_code(a, b, c) as usize, 3),
         Some(&[a, b, _]) if a >> 5 == 6 => (middle_code(a, b) as usize, 2),
-        _ => rare_unit(text, at, end),
+        _ => rare_unit(borders, text, at, end, is_first),
     }
 }
 
 #[inline(never)]
-fn rare_unit(text: &[u8], at: usize, end: Option<&usize>) -> (usize, usize) {
-    if let Some(&[b' ', a, b]) = text.get(at..).and_then(<[u8]>::first_chunk)
-        && a >> 5 == 6
-        && end.is_some_and(|&end| at + 3 <= end)
-    {
-        return (SPACED + middle_code(a, b) as usize, 3);
-    }
+fn rare_unit(borders: &Borders, text: &[u8], at: usize, end: usize, is_first: bool) -> (usize, usize) {
     let (code, len) = char_at(text, at);
+    if code == u32::from(b' ') && at + 1 < end {
+        let (after, n_after) = char_at(text, at + 1);
+        if is_first && n_after == 2 {
+            return (SPACED + after as usize, 3);
+        }
+        let is_solid =
+            (after as usize) < N_CHARS && borders.units[after as usize].meta & (SOLID | AFTER_SPACE) == SOLID;
+        if is_solid {
+            return (UNKNOWN, 1 + n_after);
+        }
+    }
     (if (code as usize) < N_CHARS { code as usize } else { UNKNOWN }, len)
 }

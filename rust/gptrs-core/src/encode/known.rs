@@ -9,7 +9,7 @@ use crate::borders::Parts;
 use crate::cache::{Cache, LONGEST, NOWHERE, PACKED, WIDE, long_key, packed_key};
 use crate::control::Control;
 use crate::error::Result;
-use crate::merge::{SHORT, Scratch};
+use crate::merge::{SHORT, Scratch, Start};
 use crate::simd::Level;
 use crate::slot;
 use crate::vocab::Vocab;
@@ -32,6 +32,8 @@ pub(super) struct Holes {
     ready: Ready,
     /// A number for each open hole, by which those of other keys nearly always differ; 0 without a key.
     marks: Vec<u64>,
+    /// What those start with that merge from tokens on.
+    tokens: Vec<u32>,
 }
 
 #[derive(Debug, Clone)]
@@ -173,11 +175,13 @@ impl Known<'_> {
         let (holes, mut ids, mut places) = self.holes.take();
         let (vocab, text) = (self.vocab, self.text);
         let may_be_token = vocab.ignore_merges() || !self.cache.knows_tokens();
-        let mut others: Vec<&[u8]> = Vec::with_capacity(holes.len());
+        // What is to be merged, and the tokens that it starts with, where they are known, else none.
+        let mut others: Vec<(&[u8], Range<usize>)> = Vec::with_capacity(holes.len());
+        let (merges, borders, mut tokens) = (vocab.merges_by_id(), vocab.made_borders(), take(&mut self.holes.tokens));
         for Hole { bytes, is_piece, same, .. } in &holes {
             let (piece, from) = (&text[bytes.clone()], ids.len());
             if same.is_some() {
-                others.push(&[]);
+                others.push((&[], 0..0));
                 places.push(0..0);
                 continue;
             }
@@ -191,10 +195,21 @@ impl Known<'_> {
             } else if *is_piece && self.falls_apart(piece) {
                 self.merge_parts(bytes.clone(), &mut ids)?;
             }
-            others.push(if ids.len() > from { &[] } else { piece });
+            let (is_done, n_tokens) = (ids.len() > from, tokens.len());
+            if let Some(borders) = borders.filter(|_| !is_done && !piece.is_ascii()) {
+                borders.starts(merges, piece, vocab.is_narrow(), &mut tokens);
+            }
+            others.push(if is_done { (&[], 0..0) } else { (piece, n_tokens..tokens.len()) });
             places.push(from..ids.len());
         }
-        vocab.merges_by_id().encode_many(self.level, &others, &mut ids, &mut places);
+        let start = |(piece, range): (_, Range<usize>)| match &tokens[range] {
+            [] => Start::Bytes(piece),
+            tokens => Start::Tokens(tokens),
+        };
+        let starts: Vec<_> = others.into_iter().map(start).collect();
+        merges.encode_many(self.level, &starts, &mut ids, &mut places);
+        tokens.clear();
+        self.holes.tokens = tokens;
         for (i, hole) in holes.iter().enumerate() {
             if let Some(same) = hole.same {
                 places[i] = places[same].clone();

@@ -9,10 +9,43 @@ use crate::simd::Level;
 /// Pieces under way.
 const LANES: usize = 16;
 
+/// What merging a piece starts with.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Start<'a> {
+    Bytes(&'a [u8]),
+    /// What the bytes are known to become first.
+    Tokens(&'a [u32]),
+}
+
+impl Start<'_> {
+    fn len(self) -> usize {
+        match self {
+            Start::Bytes(bytes) => bytes.len(),
+            Start::Tokens(tokens) => tokens.len(),
+        }
+    }
+}
+
+impl<const N: usize> Scan<N> {
+    #[inline(always)]
+    fn start_from(&mut self, merges: Merges<'_>, start: Start<'_>) {
+        match start {
+            Start::Bytes(bytes) => self.start(merges, bytes),
+            Start::Tokens(tokens) => self.start_with(merges, tokens),
+        }
+    }
+}
+
 impl Merges<'_> {
     /// Appends to `ids` those of the pieces that are not longer than a scan, and not empty, and says in `places` where: there
     /// is a place for each piece.
-    pub(crate) fn encode_many(self, level: Level, pieces: &[&[u8]], ids: &mut Vec<u32>, places: &mut [Range<usize>]) {
+    pub(crate) fn encode_many(
+        self,
+        level: Level,
+        pieces: &[Start<'_>],
+        ids: &mut Vec<u32>,
+        places: &mut [Range<usize>],
+    ) {
         #[cfg(target_arch = "x86_64")]
         match level {
             // SAFETY: this processor was found to have the level.
@@ -27,21 +60,27 @@ impl Merges<'_> {
     }
 
     #[inline(always)]
-    fn encode_all(self, pieces: &[&[u8]], ids: &mut Vec<u32>, places: &mut [Range<usize>]) {
+    fn encode_all(self, pieces: &[Start<'_>], ids: &mut Vec<u32>, places: &mut [Range<usize>]) {
         self.lanes::<16>(0, pieces, ids, places);
         self.lanes::<32>(16, pieces, ids, places);
         self.lanes::<SHORT>(32, pieces, ids, places);
     }
 
-    /// The same for pieces of more than `above` and at most `N` bytes.
+    /// The same for pieces of more than `above` and at most `N` bytes or tokens.
     #[inline(always)]
-    fn lanes<const N: usize>(self, above: usize, pieces: &[&[u8]], ids: &mut Vec<u32>, places: &mut [Range<usize>]) {
+    fn lanes<const N: usize>(
+        self,
+        above: usize,
+        pieces: &[Start<'_>],
+        ids: &mut Vec<u32>,
+        places: &mut [Range<usize>],
+    ) {
         let mut pieces = pieces.iter().enumerate().filter(|(_, piece)| (above + 1..=N).contains(&piece.len()));
         let mut lanes = [const { Scan::<N>::EMPTY }; LANES];
         let (mut numbers, mut changes) = ([0; LANES], [(Change::default(), [0; 2]); LANES]);
         let mut n_lanes = 0;
         for ((lane, number), (i, piece)) in lanes.iter_mut().zip(&mut numbers).zip(&mut pieces) {
-            lane.start(self, piece);
+            lane.start_from(self, *piece);
             *number = i;
             n_lanes += 1;
         }
@@ -62,7 +101,7 @@ impl Merges<'_> {
                 scan.finish(ids);
                 places[numbers[at]] = from..ids.len();
                 if let Some((i, piece)) = pieces.next() {
-                    scan.start(self, piece);
+                    scan.start_from(self, *piece);
                     numbers[at] = i;
                 } else {
                     n_lanes -= 1;
@@ -79,13 +118,13 @@ impl Merges<'_> {
 
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx2,bmi1,bmi2,lzcnt,popcnt")]
-fn encode_avx2(merges: Merges<'_>, pieces: &[&[u8]], ids: &mut Vec<u32>, places: &mut [Range<usize>]) {
+fn encode_avx2(merges: Merges<'_>, pieces: &[Start<'_>], ids: &mut Vec<u32>, places: &mut [Range<usize>]) {
     merges.encode_all(pieces, ids, places);
 }
 
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx2,bmi1,bmi2,lzcnt,popcnt")]
-fn encode_avx512(merges: Merges<'_>, pieces: &[&[u8]], ids: &mut Vec<u32>, places: &mut [Range<usize>]) {
+fn encode_avx512(merges: Merges<'_>, pieces: &[Start<'_>], ids: &mut Vec<u32>, places: &mut [Range<usize>]) {
     merges.encode_all(pieces, ids, places);
 }
 
@@ -104,9 +143,16 @@ mod tests {
         let ranked: Vec<_> = merges.iter().zip(256..).map(|(&pair, id)| (pair, id)).collect();
         // Of every length, some of none, and more than there are lanes.
         let pieces: Vec<_> = (0..400).map(|i| &text.as_bytes()[i..][..i * 7 % (SHORT + 1)]).collect();
+        let of_bytes = |piece: &&[u8]| piece.iter().map(|&byte| vocab.byte_ids()[usize::from(byte)]).collect();
+        let tokens: Vec<Vec<_>> = pieces.iter().map(of_bytes).collect();
+        let starts = pieces.iter().zip(&tokens).enumerate().map(|(i, (piece, tokens))| match i % 2 {
+            0 => Start::Bytes(piece),
+            _ => Start::Tokens(tokens),
+        });
+        let starts: Vec<_> = starts.collect();
         for level in Level::ALL.into_iter().filter(|level| level.is_available()) {
             let (mut ids, mut places) = (vec![7], vec![0..0; pieces.len()]);
-            vocab.merges_by_id().encode_many(level, &pieces, &mut ids, &mut places);
+            vocab.merges_by_id().encode_many(level, &starts, &mut ids, &mut places);
             for (piece, place) in pieces.iter().zip(places) {
                 assert_eq!(ids[place], naive::encode_piece(piece, vocab.byte_ids(), &ranked), "{level}, {piece:?}");
             }

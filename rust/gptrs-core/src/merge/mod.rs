@@ -9,6 +9,8 @@
 mod lanes;
 mod windows;
 
+pub(crate) use lanes::Start;
+
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
 
@@ -56,6 +58,15 @@ pub(crate) struct Merges<'a> {
     pub(crate) byte_ids: &'a [u32; 256],
 }
 
+/// What a few bytes become.
+pub(crate) struct Few {
+    /// Their ids, in front of zeros, and how many.
+    pub(crate) ids: [u32; 3],
+    pub(crate) n: usize,
+    /// The highest rank that merged; 0 where nothing did.
+    pub(crate) highest: u32,
+}
+
 impl Merges<'_> {
     /// Appends the ids of `piece` to `out`.
     pub(crate) fn encode(
@@ -75,8 +86,8 @@ impl Merges<'_> {
         Ok(())
     }
 
-    /// The ids of two or three bytes, in front of zeros, and how many: what [`Merges::encode`] gives, in a few steps.
-    pub(crate) fn few(self, bytes: &[u8]) -> ([u32; 3], usize) {
+    /// What [`Merges::encode`] makes of one to three bytes, in a few steps.
+    pub(crate) fn few(self, bytes: &[u8]) -> Few {
         let rank = |at: usize| bytes.get(at..at + 2).map_or(NO_RANK, |pair| self.pairs.byte_rank(pair[0], pair[1]));
         let mut ids = [0; 3];
         for (id, &byte) in ids.iter_mut().zip(bytes) {
@@ -84,17 +95,18 @@ impl Merges<'_> {
         }
         let ([a, _, c], first, second) = (ids, rank(0), rank(1));
         if first == NO_RANK && second == NO_RANK {
-            return (ids, bytes.len());
+            return Few { ids, n: bytes.len(), highest: 0 };
         }
         // The lower one; of equals the left one.
-        let merged = self.pairs.product(first.min(second));
+        let lower = first.min(second);
+        let merged = self.pairs.product(lower);
         let pair = if first <= second { [merged, c] } else { [a, merged] };
         if bytes.len() < 3 {
-            return ([merged, 0, 0], 1);
+            return Few { ids: [merged, 0, 0], n: 1, highest: lower };
         }
         match self.pairs.rank(pair[0], pair[1]) {
-            NO_RANK => ([pair[0], pair[1], 0], 2),
-            last => ([self.pairs.product(last), 0, 0], 1),
+            NO_RANK => Few { ids: [pair[0], pair[1], 0], n: 2, highest: lower },
+            last => Few { ids: [self.pairs.product(last), 0, 0], n: 1, highest: lower.max(last) },
         }
     }
 
@@ -252,6 +264,20 @@ impl<const N: usize> Scan<N> {
             *order = place(merges.pairs.byte_rank(pair[0], pair[1]), i);
         }
         self.alive = if piece.is_empty() { 0 } else { u64::MAX >> (64 - piece.len()) };
+    }
+
+    /// The same from what its bytes are known to become first; a symbol then stands at its number.
+    #[inline(always)]
+    fn start_with(&mut self, merges: Merges<'_>, tokens: &[u32]) {
+        for (id, &token) in self.ids.iter_mut().zip(tokens) {
+            *id = token;
+        }
+        self.order = [NOTHING; N];
+        for ((i, order), pair) in (0..).zip(&mut self.order).zip(tokens.windows(2)) {
+            let rank = merges.pairs.guess_at(Pairs::place(pair[0], pair[1]), pair[0], pair[1]);
+            *order = place(rank, i);
+        }
+        self.alive = if tokens.is_empty() { 0 } else { u64::MAX >> (64 - tokens.len()) };
     }
 
     #[inline(always)]
