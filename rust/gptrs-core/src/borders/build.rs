@@ -7,18 +7,24 @@ use super::{
     UNKNOWN, WHOLE_LEFT, WHOLE_RIGHT, hashed_bit, partial_bit,
 };
 use crate::merge::{Few, Merges};
+use crate::pairs::NO_RANK;
 use crate::tokens::Tokens;
 
 /// From how many pairs of characters side by side in tokens on it pays to look for them among single characters.
 const MANY_PAIRS: usize = if cfg!(test) { 1 } else { 1 << 13 };
 
 impl Borders {
-    /// Borders of the tokens that `merges` make; `is_other` says of a character of at most three bytes whether it is another
+    /// Borders of `tokens`; `is_other` says of a character of at most three bytes whether it is another
     /// token when it stands alone.
     pub(crate) fn new(tokens: &Tokens, merges: Merges<'_>, is_other: impl Fn(&[u8]) -> bool) -> Self {
         let (mut whole, mut partial) = (Vec::new(), Vec::new());
+        // A token that no merge makes may still be a whole piece.
+        let mut ranks = vec![NO_RANK; tokens.len()];
         for (rank, product) in (0..).zip(merges.pairs.products()) {
-            collect(tokens.get(product).unwrap_or_default(), rank, &mut whole, &mut partial);
+            ranks[product as usize] = rank.min(ranks[product as usize]);
+        }
+        for (id, rank) in (0..).zip(ranks) {
+            collect(tokens.get(id).unwrap_or_default(), rank, &mut whole, &mut partial);
         }
         whole.sort_unstable();
         whole.dedup();
@@ -161,17 +167,21 @@ fn chars_with_end(bytes: &[u8]) -> impl Iterator<Item = usize> + use<> {
     (first..N_CHARS).step_by(if is_whole { N_CHARS } else { 1 << (6 * bytes.len()) })
 }
 
-/// The entries of tokens that merge with others at a lower rank than the one that makes them, as a file's merges may say: they
-/// must not be there before their time.
+/// The entries of tokens that merge with others at a lower rank than one of the merges that make them, as a file's merges may
+/// say: they must not be there before their time.
 fn late(tokens: &Tokens, merges: Merges<'_>) -> Vec<usize> {
-    let (mut is_made, mut late) = (vec![false; tokens.len()], Vec::new());
-    merges.byte_ids.iter().for_each(|&id| is_made[id as usize] = true);
-    for (&(left, right), product) in merges.pairs.merges().iter().zip(merges.pairs.products()) {
-        for id in [left, right].into_iter().filter(|&id| !is_made[id as usize]) {
+    // The highest rank that it takes to make each token.
+    let (mut highest, mut late) = (vec![NO_RANK; tokens.len()], Vec::new());
+    merges.byte_ids.iter().for_each(|&id| highest[id as usize] = 0);
+    let sides_and_products = merges.pairs.merges().iter().zip(merges.pairs.products());
+    for (rank, (&(left, right), product)) in (0..).zip(sides_and_products) {
+        let sides = [left, right].map(|id| (id, highest[id as usize]));
+        for (id, _) in sides.into_iter().filter(|&(_, highest)| highest > rank) {
             late.extend(tokens.get(id).and_then(entry_of));
         }
+        let made = sides.iter().fold(rank, |made, &(_, highest)| made.max(highest));
         // Made by two merges, of which this may be the one that makes it in a text.
-        if std::mem::replace(&mut is_made[product as usize], true) {
+        if std::mem::replace(&mut highest[product as usize], made) != NO_RANK {
             late.extend(tokens.get(product).and_then(entry_of));
         }
     }

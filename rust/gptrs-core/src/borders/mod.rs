@@ -397,5 +397,19 @@ mod tests {
         let merges = vec![(0xE4, 0xB8), (0xB8, 0xAD), (0xE4, 257), (258, 0x61), (0x61, 0x62), (256, 0xAD)];
         let vocab = Vocab::from_tokens(&tokens, merges, false).unwrap();
         assert_eq!(encode_from_starts(&vocab, "中ab".as_bytes()).0, [258, 260]);
+        // Half of 丁, E4 B8 81, is made after 丁 from it, and after what 丁 merges with.
+        let others: [&[u8]; 4] = [b"\xB8\x80", b"\xB8\x81", "丁".as_bytes(), b"\x80\xE4\xB8\x81"];
+        let tokens: Vec<_> = (0..=255).map(|byte| vec![byte]).chain(others.map(<[u8]>::to_vec)).collect();
+        let vocab = Vocab::from_tokens(&tokens, vec![(0xE4, 257), (0x80, 258), (0xB8, 0x80), (0xB8, 0x81)], false);
+        assert_eq!(encode_from_starts(&vocab.unwrap(), "一丁".as_bytes()).0, [0xE4, 256, 258]);
+    }
+
+    #[test]
+    fn a_token_that_no_merge_makes_may_be_a_whole_piece() {
+        for text in ["中国", "жж", "😀\u{200d}", "aж"] {
+            let tokens: Vec<_> = (0..=255).map(|byte| vec![byte]).chain([text.as_bytes().to_vec()]).collect();
+            let vocab = Vocab::from_tokens(&tokens, vec![], true).unwrap();
+            assert_eq!(parts(&vocab, text.as_bytes(), &[text.len()]), [Part::Bytes(0..text.len(), true)]);
+        }
     }
 }
