@@ -14,8 +14,8 @@ use crate::tokens::Tokens;
 const MANY_PAIRS: usize = if cfg!(test) { 1 } else { 1 << 13 };
 
 impl Borders {
-    /// Borders of `tokens`; `is_other` says of a character of at most three bytes whether it is another
-    /// token when it stands alone.
+    /// Borders of `tokens`; `is_other` says of a character of at most three bytes whether it is another token when it stands
+    /// alone.
     pub(crate) fn new(tokens: &Tokens, merges: Merges<'_>, is_other: impl Fn(&[u8]) -> bool) -> Self {
         let (mut whole, mut partial) = (Vec::new(), Vec::new());
         // A token that no merge makes may still be a whole piece.
@@ -39,14 +39,14 @@ impl Borders {
         let [pairs, no_partial] = bits;
         let mut borders = Self { units, pairs, shift, partial: no_partial, has_many_pairs: whole.len() >= MANY_PAIRS };
         borders.units[UNKNOWN].meta = RIGHTS | LEFTS | BREAKS;
-        borders.spell_chars(tokens.len() <= 1 << 16, merges, &Lowest::new(&partial), is_other);
+        let highest = borders.spell_chars(tokens.len() <= 1 << 16, merges, &Lowest::new(&partial), is_other);
         for unit in late(tokens, merges) {
             borders.units[unit].meta &= !(FIRM | SOLID | AFTER_SPACE);
             if let Some(spaced) = (0x80..0x800).contains(&unit).then_some(SPACED + unit) {
                 borders.units[spaced].meta &= !AFTER_SPACE;
             }
         }
-        borders.find_breaks(merges, &partial);
+        borders.find_breaks(highest, &partial);
         (0..0x80).for_each(|ascii| borders.flag(ascii, WHOLE_RIGHT | WHOLE_LEFT));
         for (left, right) in whole {
             borders.flag(left, WHOLE_RIGHT);
@@ -58,8 +58,16 @@ impl Borders {
         borders
     }
 
-    /// Sets the ids of all characters with an entry, and which of them are solid.
-    fn spell_chars(&mut self, is_narrow: bool, merges: Merges<'_>, lowest: &Lowest, is_other: impl Fn(&[u8]) -> bool) {
+    /// Sets the ids of all characters with an entry, and which of them are solid; by their fronts, the highest ranks that
+    /// firm ones need.
+    fn spell_chars(
+        &mut self,
+        is_narrow: bool,
+        merges: Merges<'_>,
+        lowest: &Lowest,
+        is_other: impl Fn(&[u8]) -> bool,
+    ) -> Fronts {
+        let mut highest = Fronts::all(0);
         let set = |entry: &mut Char, text: &str| {
             let few = merges.few(text.as_bytes());
             let n_ids = if is_other(text.as_bytes()) { 0 } else { few.n };
@@ -70,9 +78,14 @@ impl Borders {
         for char in '\0'..='\u{FFFF}' {
             let entry = &mut self.units[char as usize];
             let few = set(entry, char.encode_utf8(&mut [0; 4]));
-            if few.n == 1 {
-                entry.meta |=
-                    if char.is_ascii() { FIRM | SOLID | AFTER_SPACE } else { lowest.flags(char as u32, few.highest) };
+            if few.n == 1 && char.is_ascii() {
+                entry.meta |= FIRM | SOLID | AFTER_SPACE;
+            } else if few.n == 1 {
+                let flags = lowest.flags(char as u32, few.highest);
+                entry.meta |= flags;
+                if flags & FIRM != 0 {
+                    highest.raise(char as u32, few.highest);
+                }
             }
         }
         let rank = |left, right| merges.pairs.byte_rank(left, right);
@@ -86,16 +99,11 @@ impl Borders {
             let is_last = few.n == 1 && rank(space, a) < rank(a, b) && few.highest < lowest.behind(char as u32);
             entry.meta |= if is_last { SOLID } else { alone & AFTER_SPACE };
         }
+        highest
     }
 
     /// Marks the characters that may take a part of a firm one behind them.
-    fn find_breaks(&mut self, merges: Merges<'_>, partial: &[(u32, u32, u32)]) {
-        let mut highest = Fronts::all(0);
-        for char in '\u{80}'..='\u{FFFF}' {
-            if self.units[char as usize].meta & FIRM != 0 {
-                highest.raise(char as u32, merges.few(char.encode_utf8(&mut [0; 4]).as_bytes()).highest);
-            }
-        }
+    fn find_breaks(&mut self, mut highest: Fronts, partial: &[(u32, u32, u32)]) {
         for &(end, start, rank) in partial {
             if highest.of_part(start).is_some_and(|&mut highest| rank < highest) {
                 chars_with_end(&unpack(end)).for_each(|code| self.units[code].meta |= BREAKS);
