@@ -230,13 +230,17 @@ fn piece() -> impl Strategy<Value = String> {
     prop_oneof![3 => "[abc]{0,60}", 1 => "[abc]{60,220}"]
 }
 
-/// Characters of one to four bytes with and without spaces, or words of two-byte letters.
+/// Characters of one to four bytes with and without spaces, words of two-byte letters, or rows of three-byte ones.
 fn scripts(n: std::ops::Range<usize>) -> impl Strategy<Value = String> {
     let text_of = move |chars: &str| {
         let char = prop::sample::select(chars.chars().collect::<Vec<_>>());
         prop::collection::vec(char, n.clone()).prop_map(String::from_iter)
     };
-    prop_oneof![text_of("ab éжз一丁中のー한국\u{200d}😀😁"), text_of("жзийклмнопрс ,")]
+    prop_oneof![
+        text_of("ab éжз一丁中のー한국\u{200d}😀😁"),
+        text_of("жзийклмнопрс ,"),
+        text_of("一丁中乀のーはを한국、。1"),
+    ]
 }
 
 /// Bytes and pieces of text cut anywhere, and any merges among them.

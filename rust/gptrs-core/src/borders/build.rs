@@ -1,17 +1,18 @@
 //! The borders of a vocabulary, from its tokens.
 
 use super::chars::{char_at, char_len, is_tail, pack, unpack};
+use super::duos::Duos;
 use super::solid::{Fronts, Lowest};
 use super::{
     AFTER_SPACE, BREAKS, Borders, Char, FIRM, LEFTS, N_CHARS, N_COLORS, N_UNITS, PARTIAL_BITS, RIGHTS, SOLID, SPACED,
-    UNKNOWN, WHOLE_LEFT, WHOLE_RIGHT, hashed_bit, partial_bit,
+    UNKNOWN, WHOLE_LEFT, WHOLE_RIGHT, pair_bit, partial_bit,
 };
 use crate::merge::{Few, Merges};
 use crate::pairs::NO_RANK;
 use crate::tokens::Tokens;
 
-/// From how many pairs of characters side by side in tokens on it pays to look for them among single characters.
-const MANY_PAIRS: usize = if cfg!(test) { 1 } else { 1 << 13 };
+/// From how many pairs of characters side by side in tokens on it pays to look for them among single characters; one where tests run.
+const MANY_PAIRS: usize = if cfg!(debug_assertions) { 1 } else { 1 << 13 };
 
 impl Borders {
     /// Borders of `tokens`; `is_other` says of a character of at most three bytes whether it is another token when it stands
@@ -24,20 +25,29 @@ impl Borders {
             ranks[product as usize] = rank.min(ranks[product as usize]);
         }
         for (id, rank) in (0..).zip(ranks) {
-            collect(tokens.get(id).unwrap_or_default(), rank, &mut whole, &mut partial);
+            let token = tokens.get(id).unwrap_or_default();
+            if !token.is_ascii() {
+                collect(token, rank, &mut whole, &mut partial);
+            }
         }
         whole.sort_unstable();
         whole.dedup();
         // Of equals the lowest rank.
         partial.sort_unstable();
         partial.dedup_by_key(|&mut (end, start, _)| (end, start));
-        let n_bits = (32 * whole.len()).next_power_of_two().max(64);
-        let shift = 64 - n_bits.trailing_zeros();
+        let n_bits = (32 * whole.len()).next_power_of_two().clamp(1 << 6, 1 << 28);
+        let shift = 32 - n_bits.trailing_zeros();
         let units = vec![Char::default(); N_UNITS].into_boxed_slice().try_into();
         let units = units.unwrap_or_else(|_| unreachable!("as many as were made"));
-        let bits = [n_bits, 1 << PARTIAL_BITS].map(|n| vec![0; n / 64]);
-        let [pairs, no_partial] = bits;
-        let mut borders = Self { units, pairs, shift, partial: no_partial, has_many_pairs: whole.len() >= MANY_PAIRS };
+        let (pairs, no_partial) = (vec![0; n_bits / 32], vec![0; (1 << PARTIAL_BITS) / 64]);
+        let mut borders = Self {
+            units,
+            pairs,
+            shift,
+            partial: no_partial,
+            has_many_pairs: whole.len() >= MANY_PAIRS,
+            duos: Duos::new(&[]),
+        };
         borders.units[UNKNOWN].meta = RIGHTS | LEFTS | BREAKS;
         let highest = borders.spell_chars(tokens.len() <= 1 << 16, merges, &Lowest::new(&partial), is_other);
         for unit in late(tokens, merges) {
@@ -48,14 +58,30 @@ impl Borders {
         }
         borders.find_breaks(highest, &partial);
         (0..0x80).for_each(|ascii| borders.flag(ascii, WHOLE_RIGHT | WHOLE_LEFT));
-        for (left, right) in whole {
+        for &(left, right) in &whole {
             borders.flag(left, WHOLE_RIGHT);
             borders.flag(right, WHOLE_LEFT);
-            let bit = hashed_bit((left, right), shift);
-            borders.pairs[bit / 64] |= 1 << (bit % 64);
+            let bit = pair_bit(left, right, shift);
+            borders.pairs[bit as usize / 32] |= 1 << (bit % 32);
         }
         borders.color(&partial);
+        if borders.has_many_pairs {
+            borders.duos = borders.find_duos(&whole, merges, tokens.len() <= 1 << 16);
+        }
         borders
+    }
+
+    /// What those of `pairs` merge into that are a token each.
+    fn find_duos(&self, pairs: &[(u32, u32)], merges: Merges<'_>, is_narrow: bool) -> Duos {
+        let id = |code: u32| {
+            let char = self.units[..N_CHARS].get(code as usize)?;
+            (char.n_ids() == 1).then(|| char.first_id(is_narrow))
+        };
+        let duos = pairs.iter().filter_map(|&(left, right)| {
+            let rank = merges.pairs.rank(id(left)?, id(right)?);
+            (rank != NO_RANK).then(|| (left, right, merges.pairs.product(rank)))
+        });
+        Duos::new(&duos.collect::<Vec<_>>())
     }
 
     /// Sets the ids of all characters with an entry, and which of them are solid; by their fronts, the highest ranks that

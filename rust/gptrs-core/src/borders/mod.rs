@@ -15,11 +15,15 @@
 
 mod build;
 mod chars;
+mod duos;
 mod parts;
+mod rows;
 mod solid;
 
 use self::chars::{char_at, is_tail, spell};
+use self::duos::Duos;
 pub(crate) use self::parts::Parts;
+pub(crate) use self::rows::Row;
 
 /// Code points with an entry of their own.
 const N_CHARS: usize = 1 << 16;
@@ -122,11 +126,20 @@ fn shared(meta: u32, next: u32) -> u32 {
     (meta >> RIGHT) & (next >> LEFT)
 }
 
-/// The lowest bit: whether a token may have both characters whole.
+/// The lowest bit: whether a token may have both characters whole. No code is above 2²¹, and most are below 2¹⁶.
 #[inline]
-fn is_whole(pairs: &[u64], shift: u32, left: u32, right: u32) -> u32 {
-    let bit = hashed_bit((left, right), shift);
-    (pairs[bit / 64] >> (bit % 64)) as u32 & 1
+fn is_whole(pairs: &[u32], shift: u32, left: u32, right: u32) -> u32 {
+    let bit = pair_bit(left, right, shift);
+    pairs[(bit / 32) as usize & (pairs.len() - 1)] >> (bit % 32) & 1
+}
+
+/// What spreads pairs of characters.
+const PAIR_FACTOR: u32 = 0x9E37_79B1;
+
+/// A place in the hashed set of 2^(32 - shift) pairs.
+#[inline]
+fn pair_bit(left: u32, right: u32, shift: u32) -> u32 {
+    (left << 16 ^ left >> 16 ^ right).wrapping_mul(PAIR_FACTOR) >> shift
 }
 
 /// What a vocabulary's tokens span, and the ids of single characters.
@@ -137,12 +150,14 @@ pub(crate) struct Borders {
     /// is known.
     units: Box<[Char; N_UNITS]>,
     /// Whole characters side by side in a token, as bits by hash; a bit set by another pair costs time only.
-    pairs: Vec<u64>,
+    pairs: Vec<u32>,
     shift: u32,
-    /// Ends and starts of characters side by side in a token, at least one not whole, as bits by hash like `pairs`.
+    /// Ends and starts of characters side by side in a token, at least one not whole, as bits by hash.
     partial: Vec<u64>,
     /// Whether many characters stand whole side by side in tokens, so that a part is often two.
     has_many_pairs: bool,
+    /// What such characters make where each is a token, by hash.
+    duos: Duos,
 }
 
 impl Borders {
@@ -193,10 +208,10 @@ fn hashed_bit((left, right): (u32, u32), shift: u32) -> usize {
 mod tests {
     use std::ops::Range;
 
-    use super::Parts;
+    use super::{Parts, Row};
     use crate::control::Control;
     use crate::encode::{Out, READY, Ready};
-    use crate::merge::{Few, Scratch, Start};
+    use crate::merge::{Few, SHORT, Scratch, Start};
     use crate::naive::{self, Pair};
     use crate::simd::Level;
     use crate::vocab::Vocab;
@@ -214,7 +229,16 @@ mod tests {
 
         /// Characters of one to four bytes, few enough to meet again.
         fn text(&mut self, n: usize) -> String {
-            let chars: Vec<char> = "a  éжз一丁中乀のー한\u{10436}\u{200d}😀😁".chars().collect();
+            self.text_of("a  éжз一丁中乀のー한\u{10436}\u{200d}😀😁", n)
+        }
+
+        /// The same of those that a row may have, and few others.
+        fn row(&mut self, n: usize) -> String {
+            self.text_of(&("é1a".to_owned() + &"жз一丁中乀のー한一丁中の".repeat(6) + " 😀"), n)
+        }
+
+        fn text_of(&mut self, chars: &str, n: usize) -> String {
+            let chars: Vec<char> = chars.chars().collect();
             (0..n).map(|_| chars[self.below(chars.len())]).collect()
         }
 
@@ -239,8 +263,9 @@ mod tests {
         Bytes(Range<usize>, bool),
     }
 
-    fn parts(vocab: &Vocab, text: &[u8], ends: &[usize]) -> Vec<Part> {
-        let mut parts = Parts::new(vocab, text, 0..ends[0]);
+    fn parts(vocab: &Vocab, level: Level, text: &[u8], ends: &[usize]) -> Vec<Part> {
+        let mut row = Row::default();
+        let mut parts = Parts::new(vocab, level, text, 0..ends[0], &mut row);
         let (mut all, mut ready) = (Vec::new(), Ready::default());
         loop {
             let mut found = None;
@@ -299,28 +324,38 @@ mod tests {
                 ids
             };
             for _ in 0..60 {
-                let lengths: Vec<_> = (0..=rng.below(3)).map(|_| 1 + rng.below(16)).collect();
-                let pieces: Vec<_> = lengths.into_iter().map(|n| rng.text(n)).collect();
+                let n_pieces = 1 + rng.below(4);
+                let pieces: Vec<_> = (0..n_pieces)
+                    .map(|_| {
+                        let (is_row, n) = (rng.below(3) > 0, rng.below(if n_pieces == 1 { 200 } else { 40 }));
+                        if is_row { rng.row(1 + n) } else { rng.text(1 + n % 16) }
+                    })
+                    .collect();
                 let ends: Vec<_> = (1..=pieces.len()).map(|n| pieces[..n].concat().len()).collect();
-                let text = pieces.concat().into_bytes();
+                // There may be more behind the last.
+                let text = (pieces.concat() + &rng.row(40 * (i % 2))).into_bytes();
                 let starts: Vec<_> = std::iter::once(0).chain(ends.iter().copied()).collect();
-                let ids: Vec<u32> = parts(&vocab, &text, &ends)
-                    .into_iter()
-                    .flat_map(|part| match part {
+                let mut encode_parts = |level| -> Vec<u32> {
+                    let ids_of = |part| match part {
                         Part::Chars(ids) => {
                             n_chars += ids.len();
                             ids
                         }
                         Part::Bytes(bytes, is_piece) => {
                             let is_own = starts.windows(2).any(|piece| bytes == (piece[0]..piece[1]));
-                            assert_eq!(is_piece, is_own, "{pieces:?}, {bytes:?}");
+                            assert_eq!(is_piece, is_own, "{level}, {pieces:?}, {bytes:?}");
                             encode(&text[bytes])
                         }
-                    })
-                    .collect();
+                    };
+                    parts(&vocab, level, &text, &ends).into_iter().flat_map(ids_of).collect()
+                };
+                let all = Level::ALL.into_iter().filter(|level| level.is_available());
+                let ids: Vec<_> = all.map(|level| (level, encode_parts(level))).collect();
                 let expected: Vec<_> = pieces.iter().flat_map(|piece| encode(piece.as_bytes())).collect();
-                assert_eq!(ids, expected, "{pieces:?}, merges {merges:?}");
-                for piece in pieces {
+                for (level, ids) in ids {
+                    assert_eq!(ids, expected, "{level}, {pieces:?}, merges {merges:?}");
+                }
+                for piece in pieces.into_iter().filter(|piece| piece.len() <= SHORT) {
                     let (ids, n_starts) = encode_from_starts(&vocab, piece.as_bytes());
                     assert_eq!(ids, encode(piece.as_bytes()), "{piece:?}, merges {ranked:?}");
                     n_joined += piece.len() - n_starts;
@@ -354,7 +389,7 @@ mod tests {
     fn a_border_inside_of_a_token_is_no_border() {
         // 中 is E4 B8 AD; the token B8 AD 'a' spans the border of "中a", E4 joins nothing.
         let vocab = Vocab::from_merges(&[(0xB8, 0xAD), (256, 0x61)]).unwrap();
-        let of_text = |text: &str| parts(&vocab, text.as_bytes(), &[text.len()]);
+        let of_text = |text: &str| parts(&vocab, Level::detected(), text.as_bytes(), &[text.len()]);
         assert_eq!(of_text("中a"), [Part::Bytes(0..4, true)]);
         assert_eq!(of_text("中b"), [Part::Chars(vec![0xE4, 256, 0x62])]);
         assert_eq!(of_text("ab"), [Part::Bytes(0..2, true)], "ASCII is never cut");
@@ -365,7 +400,7 @@ mod tests {
     fn a_space_goes_with_a_character_of_its_own_piece() {
         // Space and D0: a token of a space and half of ж, D0 B6.
         let vocab = Vocab::from_merges(&[(0x20, 0xD0)]).unwrap();
-        let of_text = |text: &str, ends: &[usize]| parts(&vocab, text.as_bytes(), ends);
+        let of_text = |text: &str, ends: &[usize]| parts(&vocab, Level::detected(), text.as_bytes(), ends);
         assert_eq!(of_text(" жж", &[5]), [Part::Chars(vec![256, 0xB6, 0xD0, 0xB6])]);
         assert_eq!(of_text(" жж", &[1, 5]), [Part::Chars(vec![0x20, 0xD0, 0xB6, 0xD0, 0xB6])]);
         assert_eq!(of_text("ж ж", &[5]), [Part::Chars(vec![0xD0, 0xB6]), Part::Bytes(2..5, false)]);
@@ -385,10 +420,13 @@ mod tests {
         for (merges, text, expected) in cases {
             let vocab = Vocab::from_merges(merges).unwrap();
             assert_eq!(encode_from_starts(&vocab, text.as_bytes()).0, expected, "{text:?}, {merges:?}");
-            let parts = parts(&vocab, text.as_bytes(), &[text.len()]).into_iter().flat_map(|part| match part {
-                Part::Chars(ids) => ids,
-                Part::Bytes(bytes, _) => encode_from_starts(&vocab, &text.as_bytes()[bytes]).0,
-            });
+            let parts =
+                parts(&vocab, Level::detected(), text.as_bytes(), &[text.len()]).into_iter().flat_map(
+                    |part| match part {
+                        Part::Chars(ids) => ids,
+                        Part::Bytes(bytes, _) => encode_from_starts(&vocab, &text.as_bytes()[bytes]).0,
+                    },
+                );
             assert_eq!(parts.collect::<Vec<_>>(), expected, "{text:?}, {merges:?}");
         }
         // Two merges make 中; the one that a text takes has its turn after those of 中a and ab.
@@ -409,7 +447,10 @@ mod tests {
         for text in ["中国", "жж", "😀\u{200d}", "aж"] {
             let tokens: Vec<_> = (0..=255).map(|byte| vec![byte]).chain([text.as_bytes().to_vec()]).collect();
             let vocab = Vocab::from_tokens(&tokens, vec![], true).unwrap();
-            assert_eq!(parts(&vocab, text.as_bytes(), &[text.len()]), [Part::Bytes(0..text.len(), true)]);
+            assert_eq!(
+                parts(&vocab, Level::detected(), text.as_bytes(), &[text.len()]),
+                [Part::Bytes(0..text.len(), true)]
+            );
         }
     }
 }

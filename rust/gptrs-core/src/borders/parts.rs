@@ -1,21 +1,35 @@
 //! The parts of pieces, one after the other.
 
+use std::hint::select_unpredictable;
 use std::ops::Range;
 
 use super::chars::{char_at, middle_code, wide_code};
+use super::duos::Duo;
+use super::rows::Row;
 use super::{AFTER_SPACE, Borders, CHAR_IDS, COUNT, N_CHARS, SOLID, SPACED, UNKNOWN, is_whole, shared};
 use crate::encode::{Id, Out, READY};
+use crate::simd::Level;
 use crate::vocab::Vocab;
 
-/// No id.
-const NO_ID: u32 = u32::MAX;
+/// Bytes of pieces from which on characters are worth a look at many together.
+const LEAST_ROW: usize = 24;
+
+/// Characters of three bytes one by one before the next such look.
+const BEFORE_ROW: u32 = 4;
+
+/// No character.
+const NO_CHAR: u32 = u32::MAX;
 
 impl<'a> Parts<'a> {
     /// The parts of pieces that stand in a row in `text`, the first of them here.
-    pub(crate) fn new(vocab: &'a Vocab, text: &'a [u8], first: Range<usize>) -> Self {
+    pub(crate) fn new(vocab: &'a Vocab, level: Level, text: &'a [u8], first: Range<usize>, row: &'a mut Row) -> Self {
         let (borders, start) = (vocab.borders(), first.start);
         let (unit, len) = unit(borders, text, start, first.end, true);
-        Self { vocab, borders, text, n_pieces: 0, first: start, start, at: start + len, unit, is_single: true }
+        row.forget();
+        // Where few characters stand side by side in tokens, borders are foreseen well, and a row is no faster.
+        let has_rows = level == Level::Avx512 && borders.has_many_pairs;
+        let (n_pieces, first, at) = (0, start, start + len);
+        Self { vocab, borders, text, n_pieces, first, start, unit, at, is_single: true, has_rows, row }
     }
 }
 
@@ -34,6 +48,9 @@ pub(crate) struct Parts<'a> {
     unit: usize,
     at: usize,
     is_single: bool,
+    /// Whether characters are looked at many together, and those from `start` on, unless they are done.
+    has_rows: bool,
+    row: &'a mut Row,
 }
 
 impl Parts<'_> {
@@ -49,7 +66,14 @@ impl Parts<'_> {
     ) -> bool {
         let (borders, text) = (self.borders, self.text);
         loop {
-            let mut is_border = self.plain(ends, out);
+            #[cfg(target_arch = "x86_64")]
+            if self.has_rows {
+                // SAFETY: this processor was found to have the level.
+                if let Some(is_done) = unsafe { self.rows(ends, out, &mut part) } {
+                    return is_done;
+                }
+            }
+            let Some(mut is_border) = self.plain(ends, out) else { continue };
             let Some(&end) = ends.get(self.n_pieces) else { return true };
             let is_end = self.at >= end;
             let next_end = if is_end { ends.get(self.n_pieces + 1).copied() } else { Some(end) };
@@ -87,12 +111,13 @@ impl Parts<'_> {
 
     /// Goes on for as long as characters have two or three bytes, their ids are known, and there is room: nearly all of the
     /// time in scripts that are written without spaces, and in others where a vocabulary is not made for them. Few numbers are
-    /// under way, so that they stay in registers. Ends, with true, where a part of several characters does.
+    /// under way, so that they stay in registers. Ends, with true, where a part of several characters does, and with `None`
+    /// where a row may begin.
     ///
     /// But for most parts of two: where both characters are tokens, and no token spans the border between them but with
     /// both whole, the merges of their bytes are those inside of each and then at most one, of both.
     #[inline(never)]
-    fn plain<I: Id>(&mut self, ends: &[usize], out: &mut Out<I>) -> bool {
+    fn plain<I: Id>(&mut self, ends: &[usize], out: &mut Out<I>) -> Option<bool> {
         if self.borders.has_many_pairs {
             self.plain_with::<I, true>(ends, out)
         } else {
@@ -102,22 +127,34 @@ impl Parts<'_> {
 
     #[allow(clippy::inline_always, reason = "each caller compiles its own")]
     #[inline(always)]
-    fn plain_with<I: Id, const HAS_PAIRS: bool>(&mut self, ends: &[usize], out: &mut Out<I>) -> bool {
+    fn plain_with<I: Id, const HAS_PAIRS: bool>(&mut self, ends: &[usize], out: &mut Out<I>) -> Option<bool> {
         let (borders, text, room) = (self.borders, self.text, &mut out.room[..READY + CHAR_IDS]);
         let (units, pairs, shift) = (&*borders.units, borders.pairs.as_slice(), borders.shift);
         let (merges, ignores_merges) = (self.vocab.merges_by_id(), self.vocab.ignore_merges());
-        let is_narrow = self.vocab.is_narrow();
+        let (is_narrow, duos) = (self.vocab.is_narrow(), &borders.duos);
         let (mut n_pieces, mut start, mut at, mut n) = (self.n_pieces, self.start, self.at, out.n);
         let (mut this, mut is_single, mut is_part) = (self.unit, self.is_single, false);
         let mut meta = units[this].meta;
-        // The id of the character before this one, where both may be a pair.
-        let mut before = NO_ID;
+        // Rows begin before that, and not at once.
+        let row_end = if self.has_rows { ends.last().map_or(0, |&end| end.saturating_sub(LEAST_ROW)) } else { 0 };
+        let (mut n_wide, mut is_row) = (0, false);
+        // The character before this one, where both may be a pair.
+        let mut before = NO_CHAR;
         while let Some(&end) = ends.get(n_pieces)
             && let Some(&[a, b, c]) = text.get(at..).and_then(<[u8]>::first_chunk)
             && let Some(room) = room.get_mut(n..n + CHAR_IDS)
         {
             let (next, len) = match (a >> 4, a >> 5) {
-                (0xE, _) => (wide_code(a, b, c) as usize, 3),
+                (0xE, _) => {
+                    if HAS_PAIRS {
+                        n_wide += 1;
+                        if n_wide > BEFORE_ROW && is_single && start < row_end {
+                            is_row = true;
+                            break;
+                        }
+                    }
+                    (wide_code(a, b, c) as usize, 3)
+                }
                 (_, 6) => (middle_code(a, b) as usize, 2),
                 _ => break,
             };
@@ -138,10 +175,10 @@ impl Parts<'_> {
                     break;
                 }
                 if borders.span(this as u32, next as u32, shared) {
-                    before = NO_ID;
+                    before = NO_CHAR;
                     if HAS_PAIRS && is_single && meta & COUNT == 1 && shared == 1 {
-                        before = units[this].first_id(is_narrow);
-                        merges.prefetch(before, units[next].first_id(is_narrow));
+                        before = this as u32;
+                        duos.prefetch(before, next as u32);
                     }
                     is_single = false;
                     (this, meta, at) = (next, next_meta, at + len);
@@ -155,11 +192,17 @@ impl Parts<'_> {
                 room.copy_from_slice(&I::of_char(units[this].ids(), is_narrow));
                 n += (meta & COUNT) as usize;
             } else if HAS_PAIRS
-                && before != NO_ID
+                && before != NO_CHAR
                 && meta & COUNT == 1
                 && !(ignores_merges && is_end && start == self.piece_start(n_pieces, ends))
             {
-                let (ids, n_ids) = merges.two(before, units[this].first_id(is_narrow));
+                let ids = [before, this as u32].map(|code| units[code as usize].first_id(is_narrow));
+                let (ids, n_ids) = match duos.find(before, this as u32) {
+                    Duo { is_sure: false, .. } => merges.two(ids[0], ids[1]),
+                    Duo { is_there, id, .. } => {
+                        ([select_unpredictable(is_there, id, ids[0]), ids[1]], 2 - usize::from(is_there))
+                    }
+                };
                 room[..2].copy_from_slice(&ids.map(I::narrow));
                 n += n_ids;
                 is_single = true;
@@ -172,7 +215,51 @@ impl Parts<'_> {
         }
         (self.n_pieces, self.start, self.at, self.unit, out.n) = (n_pieces, start, at, this, n);
         self.is_single = is_single;
-        is_part
+        if is_row { None } else { Some(is_part) }
+    }
+
+    /// [`Parts::chars`] for as long as there are rows: what it returns, or `None` where characters go on one by one.
+    #[cfg(target_arch = "x86_64")]
+    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vbmi,avx512vbmi2,avx2,bmi1,bmi2,lzcnt,popcnt")]
+    fn rows<I: Id>(
+        &mut self,
+        ends: &[usize],
+        out: &mut Out<I>,
+        part: &mut impl FnMut(Range<usize>, bool, &mut Out<I>) -> bool,
+    ) -> Option<bool> {
+        let is_narrow = self.vocab.is_narrow();
+        loop {
+            if self.row.is_done() {
+                let is_long = ends.last().is_some_and(|&end| self.start + LEAST_ROW < end);
+                let left = ends.get(self.n_pieces..).unwrap_or_default();
+                if !self.is_single || !is_long || !self.row.look(self.vocab, self.borders, self.text, self.start, left)
+                {
+                    return None;
+                }
+            }
+            if out.is_full() {
+                return Some(false);
+            }
+            let next = self.row.give_out(self.borders, is_narrow, out);
+            self.start = next.start;
+            self.n_pieces += next.n_pieces;
+            let mut goes_on = true;
+            if let Some((bytes, is_end)) = next.part {
+                let is_piece = is_end && bytes.start == self.piece_start(self.n_pieces, ends);
+                self.start = bytes.end;
+                self.n_pieces += usize::from(is_end);
+                goes_on = part(bytes, is_piece, out);
+            }
+            if self.row.is_done() {
+                let end = ends.get(self.n_pieces).copied().unwrap_or(self.start);
+                let is_first = self.start == self.piece_start(self.n_pieces, ends);
+                let (unit, len) = unit(self.borders, self.text, self.start, end, is_first);
+                (self.unit, self.at, self.is_single) = (unit, self.start + len, true);
+            }
+            if !goes_on {
+                return Some(self.n_pieces == ends.len());
+            }
+        }
     }
 }
 

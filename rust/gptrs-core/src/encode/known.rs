@@ -5,7 +5,7 @@ use std::ops::Range;
 
 use super::sink::{Id, Out, Ready, Sink};
 use super::{LONG_LEAD, PART};
-use crate::borders::Parts;
+use crate::borders::{Parts, Row};
 use crate::cache::{Cache, LONGEST, NOWHERE, PACKED, WIDE, long_key, packed_key};
 use crate::control::Control;
 use crate::error::Result;
@@ -28,8 +28,9 @@ pub(super) struct Holes {
     ids: Vec<u32>,
     /// Where those of each are; nowhere as long as they are not known.
     places: Vec<Range<usize>>,
-    /// Room for those of one.
+    /// Room for those of one, and for its characters.
     ready: Ready,
+    row: Row,
     /// A number for each open hole, by which those of other keys nearly always differ; 0 without a key.
     marks: Vec<u64>,
     /// What those start with that merge from tokens on.
@@ -230,15 +231,20 @@ impl Known<'_> {
     fn merge_parts(&mut self, piece: Range<usize>, ids: &mut Vec<u32>) -> Result<()> {
         let Self { vocab, text, control, .. } = *self;
         let (scratch, mut merged, mut end) = (&mut *self.scratch, Vec::new(), Ok(()));
-        let mut out = Out::new(&mut self.holes.ready);
-        let is_done = Parts::new(vocab, text, piece.clone()).chars(&[piece.end], &mut out, |bytes, is_piece, out| {
-            if !is_piece {
-                merged.clear();
-                end = vocab.merge_piece(&text[bytes], scratch, control, &mut merged);
-                out.add(&merged);
-            }
-            end.is_ok()
-        });
+        let Holes { ready, row, .. } = &mut *self.holes;
+        let mut out = Out::new(ready);
+        let is_done = Parts::new(vocab, self.level, text, piece.clone(), row).chars(
+            &[piece.end],
+            &mut out,
+            |bytes, is_piece, out| {
+                if !is_piece {
+                    merged.clear();
+                    end = vocab.merge_piece(&text[bytes], scratch, control, &mut merged);
+                    out.add(&merged);
+                }
+                end.is_ok()
+            },
+        );
         debug_assert!(is_done || end.is_err(), "there is room for all ids of a short piece");
         ids.extend_from_slice(&out.room[..out.n]);
         end

@@ -11,7 +11,7 @@ use std::ops::Range;
 
 use self::known::{Holes, Known};
 pub(crate) use self::sink::{Count, Id, Out, READY, Ready, Sink};
-use crate::borders::Parts;
+use crate::borders::{Parts, Row};
 use crate::cache::{Cache, LONG, LONGEST, PACKED, PLACE, WIDE, long_key, packed_key};
 use crate::control::Control;
 use crate::error::{Error, Result};
@@ -54,9 +54,9 @@ pub(crate) fn encode_text<S: Sink>(
     }
     cache.expect(text.len(), vocab);
     let mut buffers = cache.buffers.take().unwrap_or_default();
-    let Buffers { batches: [filling, waiting], ready, holes, scratch } = &mut *buffers;
+    let Buffers { batches: [filling, waiting], ready, holes, scratch, row } = &mut *buffers;
     let known = Known { vocab, cache, level: splitter.level(), text, control, holes, scratch };
-    let mut encoder = Encoder { known, sink, filling, waiting, out: Out::new(ready) };
+    let mut encoder = Encoder { known, sink, filling, waiting, out: Out::new(ready), row };
     let (mut at, mut reported) = (0, 0);
     let ended = splitter.for_each_run(text, |_, run| {
         let mut one = |len| encoder.add(at, at, &[near(len)?]).map(|()| len);
@@ -134,6 +134,7 @@ pub(crate) struct Buffers {
     ready: Ready,
     holes: Holes,
     scratch: Scratch,
+    row: Row,
 }
 
 impl Buffers {
@@ -151,6 +152,7 @@ struct Encoder<'a, S: Sink> {
     /// The batch before, whose part of the cache is on its way.
     waiting: &'a mut Batch,
     out: Out<'a, S::Id>,
+    row: &'a mut Row,
 }
 
 impl<S: Sink> Encoder<'_, S> {
@@ -271,9 +273,9 @@ impl<S: Sink> Encoder<'_, S> {
     /// Encodes these pieces of the batch, the first of which is here, part by part; how many bytes were in parts of several
     /// characters.
     fn parts(&mut self, pieces: Range<usize>, first: Range<usize>) -> Result<usize> {
-        let Self { known, out, sink, waiting, .. } = self;
+        let Self { known, out, sink, waiting, row, .. } = self;
         let (ends, mut n_left) = (&waiting.ends[pieces], 0);
-        let mut parts = Parts::new(known.vocab, known.text, first);
+        let mut parts = Parts::new(known.vocab, known.level, known.text, first, row);
         loop {
             let is_done = parts.chars(ends, out, |bytes, is_piece, out| {
                 n_left += bytes.len();

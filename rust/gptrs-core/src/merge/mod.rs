@@ -117,12 +117,6 @@ impl Merges<'_> {
         ([self.pairs.product_or(rank, left), right], 1 + usize::from(rank == NO_RANK))
     }
 
-    /// Asks the processor to bring near what says whether these two merge.
-    #[inline]
-    pub(crate) fn prefetch(self, left: u32, right: u32) {
-        self.pairs.prefetch(Pairs::place(left, right));
-    }
-
     #[inline]
     fn scan_four<const N: usize>(self, pieces: [&[u8]; 4]) -> [Scan<N>; 4] {
         let mut scans = pieces.map(|piece| Scan::new(self, piece));

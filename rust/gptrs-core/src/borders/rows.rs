@@ -1,0 +1,421 @@
+//! Rows of characters, up to 64 at a time.
+//!
+//! Whether a token spans the border between two characters cannot be foreseen, and a processor that waits for each answer
+//! does little else. So many are looked at without branches, all borders to one bit each, and the ids of all parts that are
+//! characters, or pairs that merge as wholes, are given out together.
+
+#![cfg_attr(not(target_arch = "x86_64"), allow(dead_code))]
+#![allow(clippy::wildcard_imports)] // one name for each instruction
+
+use std::hint::select_unpredictable;
+use std::ops::Range;
+
+use super::{Borders, CHAR_IDS, COUNT};
+use crate::encode::{Id, Out};
+use crate::vocab::Vocab;
+
+/// Characters looked at by the same instructions.
+const LANES: usize = 16;
+
+/// Characters of a row, one for each bit of a mask: those of two windows.
+const ROW: usize = 64;
+
+/// Bytes read together, and characters taken of them at most.
+const WINDOW: usize = 64;
+const TAKEN: usize = 32;
+
+/// Fewer characters are not worth more than a look.
+const LEAST: usize = 3;
+
+/// Characters of one to three bytes, but for spaces, from the start of a part to the end of one. Masks have a bit for each.
+#[derive(Debug, Clone)]
+pub(crate) struct Row {
+    /// The code of each and of one more; behind them there may be anything.
+    codes: [u16; ROW + TAKEN],
+    /// What is known of each; nothing of the second of a pair that merges.
+    metas: [u32; ROW],
+    /// By the first of a pair that merges, its id.
+    merged: [u32; ROW],
+    /// Where the first starts in the text, and where each starts from there.
+    base: usize,
+    starts: [u8; ROW + TAKEN],
+    /// The last of a part, of a piece, and of a part that is given out here; the first of a pair that merges.
+    parts: u64,
+    pieces: u64,
+    plain: u64,
+    pairs: u64,
+    /// How many are done, and how many there are.
+    at: u32,
+    n: u32,
+}
+
+impl Default for Row {
+    fn default() -> Self {
+        let (codes, starts, [metas, merged]) = ([0; ROW + TAKEN], [0; ROW + TAKEN], [[0; ROW]; 2]);
+        Self { codes, metas, merged, base: 0, starts, parts: 0, pieces: 0, plain: 0, pairs: 0, at: 0, n: 0 }
+    }
+}
+
+/// The first characters of a window.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Taken {
+    /// A bit for the first byte of each.
+    firsts: u64,
+    n_bytes: usize,
+    /// Whether others may follow.
+    goes_on: bool,
+}
+
+/// What is known of sixteen characters, of each and the next: a bit for each.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Look {
+    /// A token may have both whole.
+    whole: u16,
+    /// One may have parts of them, which is not looked up here.
+    unsure: u16,
+    /// They may merge with each other, but not before each is one token, and with nothing else.
+    pairable: u16,
+    /// Its ids are known.
+    known: u16,
+}
+
+/// What [`Row::give_out`] ended at.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Next {
+    /// Where the part after those given out starts, and how many pieces ended with them.
+    pub(super) start: usize,
+    pub(super) n_pieces: usize,
+    /// That part, if there is one in the row, and whether its piece ends with it.
+    pub(super) part: Option<(Range<usize>, bool)>,
+}
+
+impl Row {
+    pub(super) fn forget(&mut self) {
+        (self.at, self.n) = (0, 0);
+    }
+
+    #[inline]
+    pub(super) fn is_done(&self) -> bool {
+        self.at >= self.n
+    }
+
+    /// Looks at the characters from `start` on, where a part starts, in pieces that end at `ends`; false when there are too
+    /// few.
+    #[cfg(target_arch = "x86_64")]
+    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vbmi,avx512vbmi2,avx2,bmi1,bmi2,lzcnt,popcnt")]
+    pub(super) fn look(&mut self, vocab: &Vocab, borders: &Borders, text: &[u8], start: usize, ends: &[usize]) -> bool {
+        let Some(&row_end) = ends.last() else { return false };
+        let (mut n, mut n_bytes, mut firsts) = (0, 0, 0_u128);
+        for _ in 0..2 {
+            let Some(window) = text.get(start + n_bytes..).and_then(<[u8]>::first_chunk::<WINDOW>) else { break };
+            let Some(codes) = self.codes[n..].first_chunk_mut::<TAKEN>() else { break };
+            let Some(starts) = self.starts[n..].first_chunk_mut::<TAKEN>() else { break };
+            let taken = take(window, row_end - start - n_bytes, n_bytes as u8, codes, starts);
+            firsts |= u128::from(taken.firsts) << n_bytes;
+            n += taken.firsts.count_ones() as usize;
+            n_bytes += taken.n_bytes;
+            if !taken.goes_on {
+                break;
+            }
+        }
+        if n < LEAST {
+            return false;
+        }
+        self.starts[n] = n_bytes as u8;
+        let mut pieces = 0_u64;
+        for end in ends.iter().map(|&end| end - start).take_while(|&end| end <= n_bytes) {
+            let n_until = (firsts & (u128::MAX >> (2 * WINDOW - end))).count_ones();
+            pieces |= 1 << ((n_until - 1) % u64::BITS);
+        }
+        let (mut whole, mut unsure, mut pairable, mut known) = (0, 0, 0, 0);
+        for (i, metas) in self.metas.as_chunks_mut().0.iter_mut().enumerate().take(n.div_ceil(LANES)) {
+            let Some(codes) = self.codes[LANES * i..].first_chunk() else { break };
+            let look = look(borders, codes, metas);
+            let put = |mask: u16| u64::from(mask) << (LANES * i);
+            (whole, unsure) = (whole | put(look.whole), unsure | put(look.unsure));
+            (pairable, known) = (pairable | put(look.pairable), known | put(look.known));
+        }
+        // What is behind the last is not known, unless its piece ends.
+        let inner = below(n as u32 - 1);
+        for i in bits(unsure & inner & !pieces) {
+            whole |= u64::from(borders.has_partial(self.code(i), self.code(i + 1))) << i;
+        }
+        let parts = (!whole | pieces) & below((inner | pieces).trailing_ones());
+        let starts = parts << 1 | 1;
+        let of_two = if vocab.ignore_merges() { 0 } else { starts & !parts & parts >> 1 & pairable };
+        self.pairs = 0;
+        for i in bits(of_two) {
+            let (left, right) = (self.code(i), self.code(i + 1));
+            let mut pair = borders.duos.find(left, right);
+            if !pair.is_sure {
+                let ids = [left, right].map(|code| borders.units[code as usize].first_id(vocab.is_narrow()));
+                let (ids, n) = vocab.merges_by_id().two(ids[0], ids[1]);
+                (pair.id, pair.is_there) = (ids[0], n == 1);
+            }
+            self.merged[i] = pair.id;
+            self.metas[i + 1] = select_unpredictable(pair.is_there, 0, self.metas[i + 1]);
+            self.pairs |= u64::from(pair.is_there) << i;
+        }
+        (self.base, self.parts, self.pieces, self.plain) =
+            (start, parts, pieces, (starts & parts & known) | of_two << 1);
+        (self.at, self.n) = (0, u64::BITS - parts.leading_zeros());
+        self.n > 0
+    }
+
+    /// Gives out the ids of parts for as long as they are plain; there must be room for those of a row.
+    #[cfg(target_arch = "x86_64")]
+    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vbmi,avx512vbmi2,avx2,bmi1,bmi2,lzcnt,popcnt")]
+    pub(super) fn give_out<I: Id>(&mut self, borders: &Borders, is_narrow: bool, out: &mut Out<I>) -> Next {
+        let left = u64::MAX << self.at;
+        let other = self.parts & !self.plain & left;
+        let stop = other.trailing_zeros();
+        let given = self.parts & left & below(stop);
+        let until = if given == 0 { self.at } else { u64::BITS - given.leading_zeros() };
+        for i in self.at as usize..until as usize {
+            let char = borders.units[usize::from(self.codes[i])];
+            let id = select_unpredictable(self.pairs >> i & 1 == 1, self.merged[i], char.first_id(is_narrow));
+            let room = &mut out.room[out.n..out.n + CHAR_IDS];
+            room.copy_from_slice(&I::of_char(char.ids(), is_narrow));
+            // Where it is the first half of a word, the other one is the second id.
+            room[0] = I::narrow(id);
+            out.n += (self.metas[i] & COUNT) as usize;
+        }
+        let place = |at: u32| self.base + usize::from(self.starts[at as usize]);
+        let n_pieces = (self.pieces & left & below(until)).count_ones() as usize;
+        let part = (other != 0).then(|| (place(until)..place(stop + 1), self.pieces >> stop & 1 == 1));
+        self.at = if other == 0 { until } else { stop + 1 };
+        Next { start: place(until), n_pieces, part }
+    }
+
+    #[inline]
+    fn code(&self, at: usize) -> u32 {
+        u32::from(self.codes[at])
+    }
+}
+
+/// The numbers of the bits that are set.
+#[inline]
+fn bits(mut mask: u64) -> impl Iterator<Item = usize> {
+    std::iter::from_fn(move || {
+        let at = mask.trailing_zeros() as usize;
+        mask &= mask.wrapping_sub(1);
+        (at < ROW).then_some(at)
+    })
+}
+
+/// So many bits.
+#[inline]
+fn below(n: u32) -> u64 {
+    if n < u64::BITS { (1 << n) - 1 } else { u64::MAX }
+}
+
+/// The first characters of a window of valid UTF-8, of which `n_left` bytes may be read: their codes, and where they start,
+/// `base` bytes further. A space ends them, or a character of four bytes.
+#[cfg(target_arch = "x86_64")]
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vbmi,avx512vbmi2,avx2,bmi1,bmi2,lzcnt,popcnt")]
+fn take(window: &[u8; WINDOW], n_left: usize, base: u8, codes: &mut [u16; TAKEN], starts: &mut [u8; TAKEN]) -> Taken {
+    use std::arch::x86_64::*;
+    let all = |byte: u8| _mm512_set1_epi8(byte as i8);
+    let words = |word: u16| _mm512_set1_epi16(word as i16);
+    // SAFETY: both arrays are 64 readable bytes, and the loads ask for no alignment.
+    let [bytes, numbers] = unsafe { [window.as_ptr(), NUMBERS.as_ptr()].map(|bytes| _mm512_loadu_si512(bytes.cast())) };
+    // Bytes of ASCII are not below zero, and first bytes are above those that follow.
+    let first = _mm512_cmpge_epi8_mask(bytes, all(0xC0));
+    let is_other = _mm512_cmpge_epu8_mask(bytes, all(0xF0)) | _mm512_cmpeq_epi8_mask(bytes, all(b' '));
+    let stop = is_other | if n_left < WINDOW { u64::MAX << n_left } else { 0 };
+    // A character that starts in the last two bytes may not be here in full.
+    let limit = stop | 1 << (WINDOW - 2);
+    let firsts = _pdep_u64(u64::from(u32::MAX), first & (limit - 1) & !limit);
+    let behind = !below(u64::BITS - firsts.leading_zeros());
+    let n_bytes = ((first | stop) & behind).trailing_zeros() as usize;
+    let goes_on = n_bytes == WINDOW || stop >> n_bytes & 1 == 0;
+    let places = _mm512_maskz_compress_epi8(firsts, numbers);
+    let byte = |i: u8| {
+        let bytes = _mm512_permutexvar_epi8(_mm512_add_epi8(places, all(i)), bytes);
+        _mm512_cvtepu8_epi16(_mm512_castsi512_si256(bytes))
+    };
+    let (a, b, c) = (byte(0), byte(1), byte(2));
+    let low = |of, bits| _mm512_and_si512(of, words(bits));
+    let two = _mm512_or_si512(_mm512_slli_epi16::<6>(low(a, 0x1F)), low(b, 0x3F));
+    let upper = _mm512_or_si512(_mm512_slli_epi16::<12>(a), _mm512_slli_epi16::<6>(low(b, 0x3F)));
+    let three = _mm512_or_si512(upper, low(c, 0x3F));
+    let from = |lead| _mm512_cmpge_epu16_mask(a, words(lead));
+    let found = _mm512_mask_blend_epi16(from(0xE0), _mm512_mask_blend_epi16(from(0xC0), a, two), three);
+    let places = _mm256_add_epi8(_mm512_castsi512_si256(places), _mm256_set1_epi8(base as i8));
+    // SAFETY: the arrays have room for 32 words and 32 bytes, and the stores ask for no alignment.
+    unsafe {
+        _mm512_storeu_si512(codes.as_mut_ptr().cast(), found);
+        _mm256_storeu_si256(starts.as_mut_ptr().cast(), places);
+    }
+    Taken { firsts, n_bytes, goes_on }
+}
+
+/// All places of a window.
+#[cfg(target_arch = "x86_64")]
+const NUMBERS: [u8; WINDOW] = {
+    let mut numbers = [0; WINDOW];
+    let mut i = 0;
+    while i < WINDOW {
+        numbers[i] = i as u8;
+        i += 1;
+    }
+    numbers
+};
+
+/// What is known of the first sixteen of these characters, and the flags of each.
+#[cfg(target_arch = "x86_64")]
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vbmi,avx512vbmi2,avx2,bmi1,bmi2,lzcnt,popcnt")]
+fn look(borders: &Borders, codes: &[u16; LANES + 1], metas: &mut [u32; LANES]) -> Look {
+    use std::arch::x86_64::*;
+
+    use super::{Char, LEFT, N_UNITS, PAIR_FACTOR, RIGHT};
+    const { assert!(size_of::<Char>() == 16 && std::mem::offset_of!(Char, meta) == 12 && N_UNITS > 1 << 16) }
+    let all = |word: u32| _mm512_set1_epi32(word as i32);
+    let load = |codes: &[u16]| {
+        let codes: &[u16; LANES] = codes.first_chunk().unwrap_or(&[0; LANES]);
+        // SAFETY: the array is 32 readable bytes, and the load asks for no alignment.
+        _mm512_cvtepu16_epi32(unsafe { _mm256_loadu_si256(codes.as_ptr().cast()) })
+    };
+    let (left, right) = (load(codes), load(&codes[1..]));
+    let places = _mm512_add_epi32(_mm512_slli_epi32::<2>(left), all(3));
+    // SAFETY: a code is below 2^16, there are more entries than that, and each has its meta as the last of four words.
+    let this = unsafe { _mm512_i32gather_epi32::<4>(places, borders.units.as_ptr().cast()) };
+    let last = borders.units[usize::from(codes[LANES])].meta;
+    let next = _mm512_alignr_epi32::<1>(all(last), this);
+    let shared = _mm512_and_si512(_mm512_srli_epi32::<RIGHT>(this), _mm512_srli_epi32::<LEFT>(next));
+    let may = _mm512_test_epi32_mask(shared, all(1));
+    let key = _mm512_or_si512(_mm512_slli_epi32::<16>(left), right);
+    let bit = _mm512_mullo_epi32(key, all(PAIR_FACTOR));
+    let bit = _mm512_srl_epi32(bit, _mm_cvtsi32_si128(borders.shift as i32));
+    let words = _mm512_and_si512(_mm512_srli_epi32::<5>(bit), all(borders.pairs.len() as u32 - 1));
+    // SAFETY: the places are below the number of words, which is a power of two.
+    let words = unsafe { _mm512_mask_i32gather_epi32::<4>(all(0), may, words, borders.pairs.as_ptr().cast()) };
+    let found = _mm512_srlv_epi32(words, _mm512_and_si512(bit, all(31)));
+    let are_ascii = _mm512_cmplt_epu32_mask(_mm512_or_si512(left, right), all(0x80));
+    let whole = (_mm512_test_epi32_mask(found, all(1)) & may) | are_ascii;
+    let is_token = |meta| _mm512_cmpeq_epi32_mask(_mm512_and_si512(meta, all(COUNT)), all(1));
+    // SAFETY: the array has room for 16 words, and the store asks for no alignment.
+    unsafe { _mm512_storeu_si512(metas.as_mut_ptr().cast(), this) }
+    Look {
+        whole,
+        unsure: _mm512_cmpgt_epu32_mask(shared, all(1)) & !whole,
+        pairable: _mm512_cmpeq_epi32_mask(shared, all(1)) & is_token(this) & is_token(next) & !are_ascii,
+        known: _mm512_test_epi32_mask(this, all(COUNT)),
+    }
+}
+
+#[cfg(all(test, target_arch = "x86_64"))]
+mod tests {
+    use super::*;
+    use crate::borders::chars::char_at;
+    use crate::borders::{is_whole, shared};
+    use crate::naive;
+    use crate::simd::Level;
+
+    /// [`super::take`], character by character.
+    fn take_each(window: &[u8; WINDOW], n_left: usize) -> (Vec<(u16, u8)>, Taken) {
+        let (mut chars, mut firsts, mut at) = (Vec::new(), 0, 0);
+        let is_stop = |at: usize| at >= n_left || window[at] == b' ' || window[at] >= 0xF0;
+        while chars.len() < TAKEN && at < WINDOW - 2 && !is_stop(at) {
+            let (code, len) = char_at(window, at);
+            chars.push((code as u16, at as u8));
+            firsts |= 1 << at;
+            at += len;
+        }
+        (chars, Taken { firsts, n_bytes: at, goes_on: at == WINDOW || !is_stop(at) })
+    }
+
+    /// [`super::look`], character by character.
+    fn look_each(borders: &Borders, codes: &[u16; LANES + 1]) -> (Look, Vec<u32>) {
+        let mut look = Look { whole: 0, unsure: 0, pairable: 0, known: 0 };
+        for (i, pair) in codes.windows(2).enumerate() {
+            let [left, right] = [pair[0], pair[1]].map(u32::from);
+            let [this, next] = [left, right].map(|code| borders.units[code as usize].meta);
+            let (shared, are_ascii) = (shared(this, next), left.max(right) < 0x80);
+            let is_whole = shared & is_whole(&borders.pairs, borders.shift, left, right) == 1 || are_ascii;
+            let are_tokens = this & COUNT == 1 && next & COUNT == 1;
+            look.whole |= u16::from(is_whole) << i;
+            look.unsure |= u16::from(shared > 1 && !is_whole) << i;
+            look.pairable |= u16::from(shared == 1 && are_tokens && !are_ascii) << i;
+            look.known |= u16::from(this & COUNT != 0) << i;
+        }
+        (look, codes[..LANES].iter().map(|&code| borders.units[usize::from(code)].meta).collect())
+    }
+
+    /// Text of these characters in an order that does not repeat soon.
+    fn text(chars: &str, n: usize, seed: usize) -> Vec<u8> {
+        let chars: Vec<char> = chars.chars().collect();
+        let mut state = seed as u64;
+        let mut next = || {
+            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            chars[(state >> 33) as usize % chars.len()]
+        };
+        (0..n).map(|_| next()).collect::<String>().into_bytes()
+    }
+
+    #[test]
+    fn characters_are_taken_as_one_by_one() {
+        if !Level::Avx512.is_available() {
+            return;
+        }
+        let (mut n_all, mut n_full, mut n_stopped) = (0, 0, 0);
+        for (seed, chars) in ["一丁の한", "жзéא", "ab1.", "aж一é2の", "一丁の한乀ー中 😀ж", "a 😀"]
+            .into_iter()
+            .cycle()
+            .take(3000)
+            .enumerate()
+        {
+            let text = text(chars, 80, seed);
+            let start = (seed % 9..text.len()).find(|&at| text[at] & 0xC0 != 0x80).unwrap();
+            let window = text[start..].first_chunk().unwrap();
+            for n_left in (0..=WINDOW + 9).filter(|&n| text.get(start + n).is_none_or(|&byte| byte & 0xC0 != 0x80)) {
+                let base = (seed % 60) as u8;
+                let (mut codes, mut starts) = ([0; TAKEN], [0; TAKEN]);
+                // SAFETY: this processor has the level.
+                let taken = unsafe { take(window, n_left, base, &mut codes, &mut starts) };
+                let (chars, expected) = take_each(window, n_left);
+                assert_eq!(taken, expected, "{n_left} of {window:?}");
+                let found: Vec<_> = codes.into_iter().zip(starts.map(|start| start - base)).take(chars.len()).collect();
+                assert_eq!(found, chars, "{n_left} of {window:?}");
+                n_all += chars.len();
+                n_full += usize::from(chars.len() == TAKEN);
+                n_stopped += usize::from(!taken.goes_on);
+            }
+        }
+        assert!(n_all > 100_000 && n_full > 1000 && n_stopped > 1000, "{n_all} characters, {n_full}, {n_stopped}");
+    }
+
+    #[test]
+    fn sixteen_characters_are_known_as_one_by_one() {
+        if !Level::Avx512.is_available() {
+            return;
+        }
+        let mut counts = [0; 4];
+        for seed in 0..200 {
+            let words: Vec<_> = (0..40)
+                .map(|i| {
+                    let word = text("aж一丁の한é乀1", 1 + i % 4, 99 * seed + i);
+                    (word[i % 3 % word.len()..].to_vec(), 1 + i as u64 % 7)
+                })
+                .collect();
+            let vocab = Vocab::from_merges(&naive::train(&words, 60, 1)).unwrap();
+            let borders = vocab.borders();
+            for i in 0..40 {
+                let text = text("aж一丁の한é乀1中", 64, 7919 * seed + i);
+                let (mut codes, mut starts) = ([0; TAKEN], [0; TAKEN]);
+                // SAFETY: this processor has the level.
+                let taken = unsafe { take(text.first_chunk().unwrap(), WINDOW, 0, &mut codes, &mut starts) };
+                assert!(taken.firsts.count_ones() > LANES as u32);
+                let (codes, mut metas) = (codes.first_chunk().unwrap(), [0; LANES]);
+                // SAFETY: as above.
+                let found = unsafe { look(borders, codes, &mut metas) };
+                assert_eq!((found, metas.to_vec()), look_each(borders, codes), "{codes:?}");
+                let masks = [found.whole, found.unsure, found.pairable, !found.known];
+                counts.iter_mut().zip(masks).for_each(|(count, mask)| *count += mask.count_ones());
+            }
+        }
+        assert!(counts[..3].iter().all(|&count| count > 100), "{counts:?}");
+    }
+}
