@@ -444,9 +444,15 @@ def test_the_time_cap_ends_a_run_well(text: Path, tmp_path: Path, capsys: pytest
     assert said in capsys.readouterr().out
     lines = [line for line in metrics.read(tmp_path / "run" / "metrics.jsonl") if line["kind"] == "train"]
     for before, line in itertools.pairwise(lines):  # the clock brings the rate down
-        at = stand(before["step"], steps=10**6, elapsed_s=before["time_s"], max_seconds=0.3)
-        expected = learning_rate(at, peak=1e-2, min_lr=1e-4, warmup_steps=5, steps=10**6)
-        assert line["lr"] == pytest.approx(expected, abs=2e-4), "but for the last digit of the time"
+        first, last = (
+            stand(before["step"], steps=10**6, elapsed_s=before["time_s"] + rounded, max_seconds=0.3)
+            for rounded in (-6e-4, 6e-4)  # the last digit of the time, which at a tenth of it decides about the warm-up
+        )
+        low, high, top = (
+            learning_rate(at, peak=1e-2, min_lr=1e-4, warmup_steps=5, steps=10**6)
+            for at in (first, last, min(max(first, 5), last))
+        )
+        assert min(low, high) - 1e-6 <= line["lr"] <= top + 1e-6
 
 
 def test_several_files_and_prepared_datasets_give_the_same_training(tmp_path: Path) -> None:
