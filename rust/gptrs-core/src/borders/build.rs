@@ -11,7 +11,8 @@ use crate::merge::{Few, Merges};
 use crate::pairs::NO_RANK;
 use crate::tokens::Tokens;
 
-/// From how many pairs of characters side by side in tokens on it pays to look for them among single characters; one where tests run.
+/// From how many pairs of characters side by side in tokens on it pays to look for them among single characters; where tests
+/// run, one is enough.
 const MANY_PAIRS: usize = if cfg!(debug_assertions) { 1 } else { 1 << 13 };
 
 impl Borders {
