@@ -13,6 +13,8 @@
 //! if alone. The first that does so before they are one token would join a part of it to something beside it, at a rank above
 //! r, while a merge inside of at most r is still to be had; but the lowest rank merges first.
 
+use std::hint::select_unpredictable;
+
 mod build;
 mod chars;
 mod duos;
@@ -21,9 +23,10 @@ mod rows;
 mod solid;
 
 use self::chars::{char_at, is_tail, spell};
-use self::duos::Duos;
+use self::duos::{Duo, Duos};
 pub(crate) use self::parts::Parts;
 pub(crate) use self::rows::Row;
+use crate::vocab::Vocab;
 
 /// Code points with an entry of their own.
 const N_CHARS: usize = 1 << 16;
@@ -173,6 +176,19 @@ impl Borders {
     #[inline]
     fn span(&self, left: u32, right: u32, shared: u32) -> bool {
         is_whole(&self.pairs, self.shift, left, right) & shared != 0 || (shared > 1 && self.has_partial(left, right))
+    }
+
+    /// What two characters merge into that are a token each and merge with nothing else: one id, in front of anything, or
+    /// both of theirs.
+    #[inline]
+    fn two(&self, vocab: &Vocab, left: u32, right: u32) -> ([u32; 2], usize) {
+        let ids = [left, right].map(|code| self.units[code as usize].first_id(vocab.is_narrow()));
+        match self.duos.find(left, right) {
+            Duo { is_sure: false, .. } => vocab.merges_by_id().two(ids[0], ids[1]),
+            Duo { is_there, id, .. } => {
+                ([select_unpredictable(is_there, id, ids[0]), ids[1]], 2 - usize::from(is_there))
+            }
+        }
     }
 
     /// Looks at all ends of `left` and starts of `right` without branches.

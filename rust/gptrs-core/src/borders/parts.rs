@@ -1,10 +1,8 @@
 //! The parts of pieces, one after the other.
 
-use std::hint::select_unpredictable;
 use std::ops::Range;
 
 use super::chars::{char_at, middle_code, wide_code};
-use super::duos::Duo;
 use super::rows::Row;
 use super::{AFTER_SPACE, Borders, CHAR_IDS, COUNT, N_CHARS, SOLID, SPACED, UNKNOWN, is_whole, shared};
 use crate::encode::{Id, Out, READY};
@@ -130,7 +128,7 @@ impl Parts<'_> {
     fn plain_with<I: Id, const HAS_PAIRS: bool>(&mut self, ends: &[usize], out: &mut Out<I>) -> Option<bool> {
         let (borders, text, room) = (self.borders, self.text, &mut out.room[..READY + CHAR_IDS]);
         let (units, pairs, shift) = (&*borders.units, borders.pairs.as_slice(), borders.shift);
-        let (merges, ignores_merges) = (self.vocab.merges_by_id(), self.vocab.ignore_merges());
+        let ignores_merges = self.vocab.ignore_merges();
         let (is_narrow, duos) = (self.vocab.is_narrow(), &borders.duos);
         let (mut n_pieces, mut start, mut at, mut n) = (self.n_pieces, self.start, self.at, out.n);
         let (mut this, mut is_single, mut is_part) = (self.unit, self.is_single, false);
@@ -196,13 +194,7 @@ impl Parts<'_> {
                 && meta & COUNT == 1
                 && !(ignores_merges && is_end && start == self.piece_start(n_pieces, ends))
             {
-                let ids = [before, this as u32].map(|code| units[code as usize].first_id(is_narrow));
-                let (ids, n_ids) = match duos.find(before, this as u32) {
-                    Duo { is_sure: false, .. } => merges.two(ids[0], ids[1]),
-                    Duo { is_there, id, .. } => {
-                        ([select_unpredictable(is_there, id, ids[0]), ids[1]], 2 - usize::from(is_there))
-                    }
-                };
+                let (ids, n_ids) = borders.two(self.vocab, before, this as u32);
                 room[..2].copy_from_slice(&ids.map(I::narrow));
                 n += n_ids;
                 is_single = true;

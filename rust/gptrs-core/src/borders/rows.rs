@@ -145,16 +145,10 @@ impl Row {
         let of_two = if vocab.ignore_merges() { 0 } else { starts & !parts & parts >> 1 & pairable };
         self.pairs = 0;
         for i in bits(of_two) {
-            let (left, right) = (self.code(i), self.code(i + 1));
-            let mut pair = borders.duos.find(left, right);
-            if !pair.is_sure {
-                let ids = [left, right].map(|code| borders.units[code as usize].first_id(vocab.is_narrow()));
-                let (ids, n) = vocab.merges_by_id().two(ids[0], ids[1]);
-                (pair.id, pair.is_there) = (ids[0], n == 1);
-            }
-            self.merged[i] = pair.id;
-            self.metas[i + 1] = select_unpredictable(pair.is_there, 0, self.metas[i + 1]);
-            self.pairs |= u64::from(pair.is_there) << i;
+            let (ids, n_ids) = borders.two(vocab, self.code(i), self.code(i + 1));
+            self.merged[i] = ids[0];
+            self.metas[i + 1] = select_unpredictable(n_ids == 1, 0, self.metas[i + 1]);
+            self.pairs |= u64::from(n_ids == 1) << i;
         }
         (self.base, self.parts, self.pieces, self.plain) =
             (start, parts, pieces, (starts & parts & known) | of_two << 1);
