@@ -11,7 +11,7 @@ use crate::encode::{Buffers, LONG_LEAD, OTHER_LEAD};
 use crate::simd::prefetch;
 use crate::slot::{self, Halves, RawSlot};
 use crate::table::{self, BUCKET, Table};
-use crate::tokens::{fold, hash_bytes};
+use crate::tokens::hash_bytes;
 use crate::vocab::Vocab;
 
 /// Memory of one cache unless the tokenizer says otherwise.
@@ -150,7 +150,7 @@ impl Cache {
             }
             let view = self.view();
             for &(key, _) in &together {
-                view.prefetch(key);
+                view.prefetch(place(key));
             }
             for (key, id) in together.drain(..) {
                 if self.find(key) == NOWHERE {
@@ -188,7 +188,7 @@ impl Cache {
     /// The slot number of `key`, or [`NOWHERE`].
     #[inline]
     pub(crate) fn find(&self, key: u128) -> u32 {
-        let (first, is_full) = self.table.probe(place(key), key);
+        let (first, is_full) = self.table.probe(place(key) as usize, key);
         if first == NOWHERE && is_full { self.find_on(key) } else { first }
     }
 
@@ -196,7 +196,7 @@ impl Cache {
     #[cold]
     fn find_on(&self, key: u128) -> u32 {
         for step in 1..MAX_PROBES {
-            let (found, is_full) = self.table.probe(place(key) + step, key);
+            let (found, is_full) = self.table.probe(place(key) as usize + step, key);
             if found != NOWHERE || !is_full {
                 return found;
             }
@@ -295,7 +295,7 @@ impl Cache {
 
     /// Puts a slot into the first free place near its own; drops it when there is none.
     fn put(&mut self, slot: &RawSlot) {
-        let home = place(slot::key(slot, 0));
+        let home = place(slot::key(slot, 0)) as usize;
         if (home..home + MAX_PROBES).any(|place| self.table.put(place, slot)) {
             self.used += 1;
         }
@@ -316,12 +316,10 @@ pub(crate) struct View<'a> {
 }
 
 impl<'a> View<'a> {
-    /// Asks the processor to bring the bucket of `key` near; its place for [`View::get`].
+    /// Asks the processor to bring the bucket at a place near.
     #[inline]
-    pub(crate) fn prefetch(&self, key: u128) -> u32 {
-        let place = place(key) as u32;
+    pub(crate) fn prefetch(&self, place: u32) {
         prefetch(self.buckets, place as usize & (self.buckets.len() - 1));
-        place
     }
 
     /// The slot of `key`, whose place is `place`.
@@ -380,7 +378,14 @@ pub(crate) fn long_key(piece: &[u8]) -> u128 {
     LONG | (piece.len() as u128) << 64 | u128::from(hash_bytes(piece))
 }
 
+/// What makes the places of short keys differ in all bits.
+pub(crate) const MIX: u64 = 0x9E37_79B9_7F4A_7C15;
+
+/// Where a key is looked for, in a table of any size: the product of both halves of a sum, folded, since this takes few
+/// instructions for many keys together, too.
 #[inline]
-fn place(key: u128) -> usize {
-    fold(key as u64 ^ 0x9E37_79B9_7F4A_7C15, (key >> 64) as u64 ^ 0xD6E8_FEB8_6659_FD93) as usize
+pub(crate) fn place(key: u128) -> u32 {
+    let sum = (key as u64 ^ MIX).wrapping_add(((key >> 64) as u64).rotate_left(32));
+    let product = (sum & 0xFFFF_FFFF) * (sum >> 32);
+    (product ^ product >> 32) as u32
 }

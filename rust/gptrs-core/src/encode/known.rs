@@ -6,7 +6,7 @@ use std::ops::Range;
 use super::sink::{Id, Out, Ready, Sink};
 use super::{LONG_LEAD, PART};
 use crate::borders::{Parts, Row};
-use crate::cache::{Cache, LONGEST, NOWHERE, PACKED, WIDE, long_key, packed_key};
+use crate::cache::{Cache, LONGEST, NOWHERE, PACKED, WIDE, long_key, packed_key, place};
 use crate::control::Control;
 use crate::error::Result;
 use crate::merge::{SHORT, Scratch, Start};
@@ -102,7 +102,7 @@ impl Known<'_> {
     /// Gives out what is stored under the key of a short piece, or leaves a hole.
     pub(super) fn packed<I: Id>(&mut self, key: u128, bytes: Range<usize>, is_piece: bool, out: &mut Out<I>) {
         let table = self.cache.view();
-        let Some(slot) = table.get(table.prefetch(key), key) else {
+        let Some(slot) = table.get(place(key), key) else {
             self.hole(Some(key), bytes, is_piece, out.n);
             return;
         };

@@ -4,15 +4,17 @@
 //! ids of pieces seen before are gathered; an unseen piece leaves a hole among them. When there are enough holes, they are
 //! filled together: most time of merging goes by waiting for memory, and many pieces can wait at once.
 
+mod keys;
 mod known;
 mod sink;
 
 use std::ops::Range;
 
+use self::keys::{Batch, goes_on};
 use self::known::{Holes, Known};
 pub(crate) use self::sink::{Count, Id, Out, READY, Ready, Sink};
 use crate::borders::{Parts, Row};
-use crate::cache::{Cache, LONG, LONGEST, PACKED, PLACE, WIDE, long_key, packed_key};
+use crate::cache::{Cache, LONG, PLACE, WIDE};
 use crate::control::Control;
 use crate::error::{Error, Result};
 use crate::merge::Scratch;
@@ -20,18 +22,11 @@ use crate::slot;
 use crate::split::{Run, Splitter};
 use crate::vocab::Vocab;
 
-/// Pieces collected before they are looked up. Two batches are under way, and their cache lines must fit beside all else
-/// into the first cache.
-const BATCH: usize = 128;
-
 /// Set in the key of a part whose ids may not be those of the same bytes as a piece.
 const PART: u128 = 0x10 << 120;
 
 /// Bytes encoded between two reports of progress.
 const REPORT_EVERY: usize = 1 << 16;
-
-/// The first byte of characters that are written without spaces: from U+3000 on.
-const WIDE_LEAD: u8 = 0xE3;
 
 /// The first byte of characters of three bytes.
 pub(crate) const LONG_LEAD: u8 = 0xE0;
@@ -59,10 +54,10 @@ pub(crate) fn encode_text<S: Sink>(
     let mut encoder = Encoder { known, sink, filling, waiting, out: Out::new(ready), row };
     let (mut at, mut reported) = (0, 0);
     let ended = splitter.for_each_run(text, |_, run| {
-        let mut one = |len| encoder.add(at, at, &[near(len)?]).map(|()| len);
+        let mut one = |len| encoder.add(at, &[near(len)?]).map(|()| len);
         at += match run {
             Run::Many(start, ends) => {
-                encoder.add(at - start, at, ends)?;
+                encoder.add(at - start, ends)?;
                 ends.last().map_or(0, |&end| end as usize - start)
             }
             Run::One(start, end) => one(end - start)?,
@@ -82,48 +77,9 @@ pub(crate) fn encode_text<S: Sink>(
     ended
 }
 
-/// What stands for a piece whose bytes are not in its key: the key of a long one, or none where a piece is likely to fall
-/// apart, as it is with characters from the first byte `apart` on.
-#[inline]
-fn far_key(piece: &[u8], apart: u8) -> u128 {
-    let n = piece.len() as u128;
-    match piece {
-        [WIDE_LEAD..0xF0, _, _, ..] => WIDE | n << 64,
-        [a, b, ..] if (PACKED + 1..=LONGEST).contains(&piece.len()) && *a < apart && *b < apart => long_key(piece),
-        _ => PLACE | n << 64,
-    }
-}
-
-/// Whether a piece may stand among wide ones in a row: such a one, or a single byte of ASCII that is not a space.
-#[inline]
-fn goes_on(key: u128) -> bool {
-    (WIDE..PLACE).contains(&key) || key.wrapping_sub((1 << 120) + 0x21) < 0x5F
-}
-
-/// The length of the piece that has this key.
-#[inline]
-fn len_of(key: u128) -> usize {
-    if key >= WIDE { (key >> 64 & ((1 << 56) - 1)) as usize } else { (key >> 120) as usize % 16 }
-}
-
 /// The length of a piece as ends are handed on.
 fn near(len: usize) -> Result<u32> {
     u32::try_from(len).map_err(|_| Error::Argument(format!("expected pieces below 4 GiB, got one of {len} bytes")))
-}
-
-/// Pieces on their way to the cache: their keys, where these are in the table, and where they end in the text.
-#[derive(Debug, Clone)]
-pub(crate) struct Batch {
-    keys: [u128; BATCH],
-    places: [u32; BATCH],
-    ends: [usize; BATCH],
-    n: usize,
-}
-
-impl Default for Batch {
-    fn default() -> Self {
-        Self { keys: [0; BATCH], places: [0; BATCH], ends: [0; BATCH], n: 0 }
-    }
 }
 
 /// Memory that encoding reuses from call to call.
@@ -140,7 +96,7 @@ pub(crate) struct Buffers {
 impl Buffers {
     /// Forgets what an error may have left.
     fn forget(&mut self) {
-        self.batches.iter_mut().for_each(|batch| batch.n = 0);
+        self.batches.iter_mut().for_each(|batch| batch.begin(0));
         self.holes.clear();
     }
 }
@@ -156,14 +112,12 @@ struct Encoder<'a, S: Sink> {
 }
 
 impl<S: Sink> Encoder<'_, S> {
-    /// Takes pieces that end at these distances from `base`, the first of which starts at `start`.
+    /// Takes the next pieces, which end at these distances from `base`.
     #[inline]
-    fn add(&mut self, base: usize, mut start: usize, mut ends: &[u32]) -> Result<()> {
+    fn add(&mut self, base: usize, mut ends: &[u32]) -> Result<()> {
         while !ends.is_empty() {
-            let (now, later) = ends.split_at(ends.len().min(BATCH - self.filling.n));
-            start = self.collect(base, start, now);
-            ends = later;
-            if self.filling.n == BATCH {
+            ends = self.filling.take(base, ends);
+            if self.filling.is_full() {
                 self.turn()?;
             }
         }
@@ -176,32 +130,12 @@ impl<S: Sink> Encoder<'_, S> {
         self.known.spill(&mut self.out, self.sink)
     }
 
-    /// Puts the keys of pieces into the batch and asks for what the cache has of them; the end of the last.
-    #[inline]
-    fn collect(&mut self, base: usize, mut start: usize, new: &[u32]) -> usize {
-        let Batch { keys, places, ends, n } = &mut *self.filling;
-        let (text, table, apart) = (self.known.text, self.known.cache.view(), self.known.cache.apart);
-        let slots = keys[*n..].iter_mut().zip(&mut places[*n..]).zip(&mut ends[*n..]);
-        for (((key, place), last), &end) in slots.zip(new) {
-            let end = base + end as usize;
-            let piece = &text[start..end];
-            *key = if (1..=PACKED).contains(&piece.len()) && piece[0] < WIDE_LEAD {
-                packed_key(text, start, piece)
-            } else {
-                far_key(piece, apart)
-            };
-            *place = table.prefetch(*key);
-            *last = end;
-            start = end;
-        }
-        *n += new.len();
-        start
-    }
-
     /// Encodes the batch that waits, and lets the other one wait.
     #[inline(never)]
     fn turn(&mut self) -> Result<()> {
-        let (mut at, n_keys) = (0, self.waiting.n);
+        let Known { cache, level, text, .. } = &self.known;
+        self.filling.make_keys(*level, text, cache.apart, &cache.view());
+        let (mut at, n_keys) = (0, self.waiting.len());
         while at < n_keys {
             if self.known.is_full() || self.out.is_full() {
                 self.known.spill(&mut self.out, self.sink)?;
@@ -211,7 +145,7 @@ impl<S: Sink> Encoder<'_, S> {
                 at += self.other(at, n_keys)?;
             }
         }
-        self.waiting.n = 0;
+        self.waiting.begin(self.filling.end());
         std::mem::swap(&mut self.filling, &mut self.waiting);
         Ok(())
     }
@@ -220,8 +154,8 @@ impl<S: Sink> Encoder<'_, S> {
     /// branches: always all halves of the slot, then a step of their number.
     #[inline]
     fn hits(&mut self, from: usize, to: usize) -> usize {
-        let Self { out, waiting: Batch { keys, places, .. }, known, .. } = self;
-        let (table, is_narrow) = (known.cache.view(), known.cache.is_narrow());
+        let Self { out, waiting, known, .. } = self;
+        let (table, is_narrow, (keys, places)) = (known.cache.view(), known.cache.is_narrow(), waiting.keys());
         let (room, mut n, mut n_hits) = (out.room.as_mut_slice(), out.n, 0);
         for (&key, &place) in keys[from..to].iter().zip(&places[from..to]) {
             let Some(slot) = table.get(place, key) else { break };
@@ -243,15 +177,15 @@ impl<S: Sink> Encoder<'_, S> {
     /// Deals with the piece at which [`Encoder::hits`] ended, or with several; how many.
     #[inline(never)]
     fn other(&mut self, at: usize, to: usize) -> Result<usize> {
-        let (key, end) = (self.waiting.keys[at], self.waiting.ends[at]);
-        let (bytes, known, out) = (end - len_of(key)..end, &mut self.known, &mut self.out);
+        let (keys, bytes) = (self.waiting.keys().0, self.waiting.piece(at));
+        let (key, known, out) = (keys[at], &mut self.known, &mut self.out);
         match key {
             ..WIDE => known.packed(key, bytes, true, out),
             LONG.. => known.long(key, bytes, true, out),
             PLACE.. if known.falls_apart(&known.text[bytes.clone()]) => self.one_apart(at, bytes)?,
             // Those in a row go together.
             WIDE..PLACE if known.may_part(bytes.len()) => {
-                let n = self.waiting.keys[at..to].iter().take_while(|&&key| goes_on(key)).count();
+                let n = keys[at..to].iter().take_while(|&&key| goes_on(key)).count();
                 self.parts(at..at + n, bytes)?;
                 return Ok(n);
             }
@@ -274,7 +208,7 @@ impl<S: Sink> Encoder<'_, S> {
     /// characters.
     fn parts(&mut self, pieces: Range<usize>, first: Range<usize>) -> Result<usize> {
         let Self { known, out, sink, waiting, row, .. } = self;
-        let (ends, mut n_left) = (&waiting.ends[pieces], 0);
+        let (ends, mut n_left) = (&waiting.ends()[pieces], 0);
         let mut parts = Parts::new(known.vocab, known.level, known.text, first, row);
         loop {
             let is_done = parts.chars(ends, out, |bytes, is_piece, out| {

@@ -1,6 +1,6 @@
 //! Where ids go, and how they are gathered before.
 
-use super::BATCH;
+use super::keys::BATCH;
 use crate::borders::{CHAR_IDS, CharIds};
 use crate::slot::{self, Halves, N_HALVES};
 
