@@ -20,6 +20,9 @@ const LANES: usize = 16;
 /// Characters of a row, one for each bit of a mask: those of two windows.
 const ROW: usize = 64;
 
+/// Pairs in a row at most.
+const PAIRS: usize = ROW / 2;
+
 /// Bytes read together, and characters taken of them at most.
 const WINDOW: usize = 64;
 const TAKEN: usize = 32;
@@ -34,7 +37,8 @@ pub(crate) struct Row {
     codes: [u16; ROW + TAKEN],
     /// What is known of each; nothing of the second of a pair that merges.
     metas: [u32; ROW],
-    /// By the first of a pair that merges, its id.
+    /// Each and the next as [`super::duos::key`]; by the first of a pair that merges, its id.
+    keys: [u32; ROW],
     merged: [u32; ROW],
     /// Where the first starts in the text, and where each starts from there.
     base: usize,
@@ -51,8 +55,8 @@ pub(crate) struct Row {
 
 impl Default for Row {
     fn default() -> Self {
-        let (codes, starts, [metas, merged]) = ([0; ROW + TAKEN], [0; ROW + TAKEN], [[0; ROW]; 2]);
-        Self { codes, metas, merged, base: 0, starts, parts: 0, pieces: 0, plain: 0, pairs: 0, at: 0, n: 0 }
+        let (codes, starts, [metas, keys, merged]) = ([0; ROW + TAKEN], [0; ROW + TAKEN], [[0; ROW]; 3]);
+        Self { codes, metas, keys, merged, base: 0, starts, parts: 0, pieces: 0, plain: 0, pairs: 0, at: 0, n: 0 }
     }
 }
 
@@ -128,9 +132,10 @@ impl Row {
             pieces |= 1 << ((n_until - 1) % u64::BITS);
         }
         let (mut whole, mut unsure, mut pairable, mut known) = (0, 0, 0, 0);
-        for (i, metas) in self.metas.as_chunks_mut().0.iter_mut().enumerate().take(n.div_ceil(LANES)) {
+        let lanes = self.metas.as_chunks_mut().0.iter_mut().zip(self.keys.as_chunks_mut().0).enumerate();
+        for (i, (metas, keys)) in lanes.take(n.div_ceil(LANES)) {
             let Some(codes) = self.codes[LANES * i..].first_chunk() else { break };
-            let look = look(borders, codes, metas);
+            let look = look(borders, codes, metas, keys);
             let put = |mask: u16| u64::from(mask) << (LANES * i);
             (whole, unsure) = (whole | put(look.whole), unsure | put(look.unsure));
             (pairable, known) = (pairable | put(look.pairable), known | put(look.known));
@@ -143,17 +148,50 @@ impl Row {
         let parts = (!whole | pieces) & below((inner | pieces).trailing_ones());
         let starts = parts << 1 | 1;
         let of_two = if vocab.ignore_merges() { 0 } else { starts & !parts & parts >> 1 & pairable };
-        self.pairs = 0;
-        for i in bits(of_two) {
-            let (ids, n_ids) = borders.two(vocab, self.code(i), self.code(i + 1));
-            self.merged[i] = ids[0];
-            self.metas[i + 1] = select_unpredictable(n_ids == 1, 0, self.metas[i + 1]);
-            self.pairs |= u64::from(n_ids == 1) << i;
-        }
+        self.merge_pairs(vocab, borders, of_two);
         (self.base, self.parts, self.pieces, self.plain) =
             (start, parts, pieces, (starts & parts & known) | of_two << 1);
         (self.at, self.n) = (0, u64::BITS - parts.leading_zeros());
         self.n > 0
+    }
+
+    /// Finds which of the pairs merge whose first characters are set.
+    #[cfg(target_arch = "x86_64")]
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vbmi,avx512vbmi2,avx2,bmi1,bmi2,lzcnt,popcnt")]
+    fn merge_pairs(&mut self, vocab: &Vocab, borders: &Borders, of_two: u64) {
+        use std::arch::x86_64::*;
+        // Of sixteen characters in a row: no two pairs share one.
+        let here = |i: usize| (of_two >> (LANES * i)) as u16;
+        let (mut keys, mut ids, mut n) = ([0; PAIRS + LANES], [0; PAIRS + LANES], 0);
+        for (i, row) in self.keys.as_chunks().0.iter().enumerate() {
+            let Some(keys) = keys[n..].first_chunk_mut() else { break };
+            store(_mm512_maskz_compress_epi32(here(i), load(row)), keys);
+            n += here(i).count_ones() as usize;
+        }
+        let (mut there, mut unsure) = (0, 0);
+        for (i, (keys, ids)) in keys.as_chunks().0.iter().zip(ids.as_chunks_mut().0).take(n.div_ceil(8)).enumerate() {
+            let (are_there, are_sure) = borders.duos.find_eight(keys, ids);
+            there |= u64::from(are_there) << (8 * i);
+            unsure |= u64::from(!are_sure) << (8 * i);
+        }
+        for i in bits(unsure & below(n as u32)) {
+            let (two, n_ids) = borders.two(vocab, keys[i] >> 16, keys[i] & 0xFFFF);
+            ids[i] = two[0];
+            there |= u64::from(n_ids == 1) << i;
+        }
+        self.pairs = _pdep_u64(there, of_two);
+        let seconds = self.pairs << 1;
+        n = 0;
+        let rows = self.merged.as_chunks_mut().0.iter_mut().zip(self.metas.as_chunks_mut::<LANES>().0);
+        for (i, (merged, metas)) in rows.enumerate() {
+            let Some(ids) = ids[n..].first_chunk() else { break };
+            store(_mm512_maskz_expand_epi32(here(i), load(ids)), merged);
+            let second = (seconds >> (LANES * i)) as u16;
+            // SAFETY: the array has room for 16 words, and the store asks for no alignment.
+            unsafe { _mm512_mask_storeu_epi32(metas.as_mut_ptr().cast(), second, _mm512_setzero_si512()) }
+            n += here(i).count_ones() as usize;
+        }
     }
 
     /// Gives out the ids of parts for as long as they are plain; there must be room for those of a row.
@@ -261,18 +299,18 @@ const NUMBERS: [u8; WINDOW] = {
 #[cfg(target_arch = "x86_64")]
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vbmi,avx512vbmi2,avx2,bmi1,bmi2,lzcnt,popcnt")]
-fn look(borders: &Borders, codes: &[u16; LANES + 1], metas: &mut [u32; LANES]) -> Look {
+fn look(borders: &Borders, codes: &[u16; LANES + 1], metas: &mut [u32; LANES], keys: &mut [u32; LANES]) -> Look {
     use std::arch::x86_64::*;
 
     use super::{Char, LEFT, N_UNITS, PAIR_FACTOR, RIGHT};
     const { assert!(size_of::<Char>() == 16 && std::mem::offset_of!(Char, meta) == 12 && N_UNITS > 1 << 16) }
     let all = |word: u32| _mm512_set1_epi32(word as i32);
-    let load = |codes: &[u16]| {
+    let widen = |codes: &[u16]| {
         let codes: &[u16; LANES] = codes.first_chunk().unwrap_or(&[0; LANES]);
         // SAFETY: the array is 32 readable bytes, and the load asks for no alignment.
         _mm512_cvtepu16_epi32(unsafe { _mm256_loadu_si256(codes.as_ptr().cast()) })
     };
-    let (left, right) = (load(codes), load(&codes[1..]));
+    let (left, right) = (widen(codes), widen(&codes[1..]));
     let places = _mm512_add_epi32(_mm512_slli_epi32::<2>(left), all(3));
     // SAFETY: a code is below 2^16, there are more entries than that, and each has its meta as the last of four words.
     let this = unsafe { _mm512_i32gather_epi32::<4>(places, borders.units.as_ptr().cast()) };
@@ -281,6 +319,7 @@ fn look(borders: &Borders, codes: &[u16; LANES + 1], metas: &mut [u32; LANES]) -
     let shared = _mm512_and_si512(_mm512_srli_epi32::<RIGHT>(this), _mm512_srli_epi32::<LEFT>(next));
     let may = _mm512_test_epi32_mask(shared, all(1));
     let key = _mm512_or_si512(_mm512_slli_epi32::<16>(left), right);
+    store(key, keys);
     let bit = _mm512_mullo_epi32(key, all(PAIR_FACTOR));
     let bit = _mm512_srl_epi32(bit, _mm_cvtsi32_si128(borders.shift as i32));
     let words = _mm512_and_si512(_mm512_srli_epi32::<5>(bit), all(borders.pairs.len() as u32 - 1));
@@ -290,8 +329,7 @@ fn look(borders: &Borders, codes: &[u16; LANES + 1], metas: &mut [u32; LANES]) -
     let are_ascii = _mm512_cmplt_epu32_mask(_mm512_or_si512(left, right), all(0x80));
     let whole = (_mm512_test_epi32_mask(found, all(1)) & may) | are_ascii;
     let is_token = |meta| _mm512_cmpeq_epi32_mask(_mm512_and_si512(meta, all(COUNT)), all(1));
-    // SAFETY: the array has room for 16 words, and the store asks for no alignment.
-    unsafe { _mm512_storeu_si512(metas.as_mut_ptr().cast(), this) }
+    store(this, metas);
     Look {
         whole,
         unsure: _mm512_cmpgt_epu32_mask(shared, all(1)) & !whole,
@@ -300,10 +338,27 @@ fn look(borders: &Borders, codes: &[u16; LANES + 1], metas: &mut [u32; LANES]) -
     }
 }
 
+#[cfg(target_arch = "x86_64")]
+#[inline]
+#[target_feature(enable = "avx512f")]
+fn load(words: &[u32; LANES]) -> std::arch::x86_64::__m512i {
+    // SAFETY: the array is 64 readable bytes, and the load asks for no alignment.
+    unsafe { std::arch::x86_64::_mm512_loadu_si512(words.as_ptr().cast()) }
+}
+
+#[cfg(target_arch = "x86_64")]
+#[inline]
+#[target_feature(enable = "avx512f")]
+fn store(of: std::arch::x86_64::__m512i, words: &mut [u32; LANES]) {
+    // SAFETY: the array has room for 16 words, and the store asks for no alignment.
+    unsafe { std::arch::x86_64::_mm512_storeu_si512(words.as_mut_ptr().cast(), of) }
+}
+
 #[cfg(all(test, target_arch = "x86_64"))]
 mod tests {
     use super::*;
     use crate::borders::chars::char_at;
+    use crate::borders::duos::key;
     use crate::borders::{is_whole, shared};
     use crate::naive;
     use crate::simd::Level;
@@ -402,10 +457,13 @@ mod tests {
                 // SAFETY: this processor has the level.
                 let taken = unsafe { take(text.first_chunk().unwrap(), WINDOW, 0, &mut codes, &mut starts) };
                 assert!(taken.firsts.count_ones() > LANES as u32);
-                let (codes, mut metas) = (codes.first_chunk().unwrap(), [0; LANES]);
+                let (codes, mut metas, mut keys) = (codes.first_chunk().unwrap(), [0; LANES], [0; LANES]);
                 // SAFETY: as above.
-                let found = unsafe { look(borders, codes, &mut metas) };
+                let found = unsafe { look(borders, codes, &mut metas, &mut keys) };
                 assert_eq!((found, metas.to_vec()), look_each(borders, codes), "{codes:?}");
+                assert!(
+                    keys.iter().zip(codes.windows(2)).all(|(&all, pair)| all == key(pair[0].into(), pair[1].into()))
+                );
                 let masks = [found.whole, found.unsure, found.pairable, !found.known];
                 counts.iter_mut().zip(masks).for_each(|(count, mask)| *count += mask.count_ones());
             }
