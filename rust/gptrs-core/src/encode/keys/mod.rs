@@ -132,7 +132,7 @@ mod tests {
     use super::*;
     use crate::cache::{Cache, LONG};
 
-    /// Bytes of these characters and any others in an order that does not repeat soon, and pieces of any length.
+    /// These characters and any other bytes in an order that does not repeat soon, and pieces of any length.
     fn pieces(seed: u64) -> (Vec<u8>, Vec<u32>) {
         let mut state = seed;
         let mut draw = |n: usize| {
@@ -143,10 +143,12 @@ mod tests {
         let (mut text, mut ends) = (Vec::new(), Vec::new());
         while ends.len() < 300 {
             let n_chars = [1, 2, 3, 5, 5, 5, 14, 15, 16, 17, 40, 126, 127, 128, 129, 300][draw(16)];
+            // Half of them of as many bytes as characters.
+            let (n_kinds, n_others) = [(3, 0), (chars.len(), 1)][draw(2)];
             for _ in 0..n_chars {
                 match draw(20) {
-                    0 => text.push(draw(256) as u8),
-                    _ => text.extend(chars[draw(chars.len())].to_string().as_bytes()),
+                    i if i < n_others => text.push(draw(256) as u8),
+                    _ => text.extend(chars[draw(n_kinds)].to_string().as_bytes()),
                 }
             }
             ends.push(text.len() as u32);
