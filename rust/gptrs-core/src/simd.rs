@@ -75,6 +75,33 @@ pub(crate) fn prefetch_far(bytes: &[u8]) {
     let _ = bytes;
 }
 
+/// Whole registers from arrays and back.
+#[cfg(target_arch = "x86_64")]
+pub(crate) mod avx512 {
+    use std::arch::x86_64::{__m512i, _mm512_loadu_si512, _mm512_storeu_si512};
+
+    #[inline]
+    #[target_feature(enable = "avx512f")]
+    pub(crate) fn load(bytes: &[u8; 64]) -> __m512i {
+        // SAFETY: the array is 64 readable bytes, and the load asks for no alignment.
+        unsafe { _mm512_loadu_si512(bytes.as_ptr().cast()) }
+    }
+
+    #[inline]
+    #[target_feature(enable = "avx512f")]
+    pub(crate) fn load_words(words: &[u32; 16]) -> __m512i {
+        // SAFETY: the array is 64 readable bytes, and the load asks for no alignment.
+        unsafe { _mm512_loadu_si512(words.as_ptr().cast()) }
+    }
+
+    #[inline]
+    #[target_feature(enable = "avx512f")]
+    pub(crate) fn store(words: __m512i, to: &mut [u32; 16]) {
+        // SAFETY: the array is 64 writable bytes, and the store asks for no alignment.
+        unsafe { _mm512_storeu_si512(to.as_mut_ptr().cast(), words) }
+    }
+}
+
 impl fmt::Display for Level {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {

@@ -209,15 +209,9 @@ impl Borders {
 
 /// A place in the hashed set of partial borders.
 #[inline]
-fn partial_bit(border: (u32, u32)) -> usize {
-    hashed_bit(border, 64 - PARTIAL_BITS)
-}
-
-/// A place in a hashed set of 2^(64 - shift) bits.
-#[inline]
-fn hashed_bit((left, right): (u32, u32), shift: u32) -> usize {
+fn partial_bit((left, right): (u32, u32)) -> usize {
     let key = u64::from(left) << 32 | u64::from(right);
-    (key.wrapping_mul(0x9E37_79B9_7F4A_7C15) >> shift) as usize
+    (key.wrapping_mul(0x9E37_79B9_7F4A_7C15) >> (64 - PARTIAL_BITS)) as usize
 }
 
 #[cfg(test)]

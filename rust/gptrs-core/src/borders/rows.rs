@@ -12,6 +12,8 @@ use std::ops::Range;
 
 use super::{Borders, CHAR_IDS, COUNT};
 use crate::encode::{Id, Out};
+#[cfg(target_arch = "x86_64")]
+use crate::simd::avx512::{load, load_words, store};
 use crate::vocab::Vocab;
 
 /// Characters looked at by the same instructions.
@@ -166,7 +168,7 @@ impl Row {
         let (mut keys, mut ids, mut n) = ([0; PAIRS + LANES], [0; PAIRS + LANES], 0);
         for (i, row) in self.keys.as_chunks().0.iter().enumerate() {
             let Some(keys) = keys[n..].first_chunk_mut() else { break };
-            store(_mm512_maskz_compress_epi32(here(i), load(row)), keys);
+            store(_mm512_maskz_compress_epi32(here(i), load_words(row)), keys);
             n += here(i).count_ones() as usize;
         }
         let (mut there, mut unsure) = (0, 0);
@@ -186,7 +188,7 @@ impl Row {
         let rows = self.merged.as_chunks_mut().0.iter_mut().zip(self.metas.as_chunks_mut::<LANES>().0);
         for (i, (merged, metas)) in rows.enumerate() {
             let Some(ids) = ids[n..].first_chunk() else { break };
-            store(_mm512_maskz_expand_epi32(here(i), load(ids)), merged);
+            store(_mm512_maskz_expand_epi32(here(i), load_words(ids)), merged);
             let second = (seconds >> (LANES * i)) as u16;
             // SAFETY: the array has room for 16 words, and the store asks for no alignment.
             unsafe { _mm512_mask_storeu_epi32(metas.as_mut_ptr().cast(), second, _mm512_setzero_si512()) }
@@ -250,8 +252,7 @@ fn take(window: &[u8; WINDOW], n_left: usize, base: u8, codes: &mut [u16; TAKEN]
     use std::arch::x86_64::*;
     let all = |byte: u8| _mm512_set1_epi8(byte as i8);
     let words = |word: u16| _mm512_set1_epi16(word as i16);
-    // SAFETY: both arrays are 64 readable bytes, and the loads ask for no alignment.
-    let [bytes, numbers] = unsafe { [window.as_ptr(), NUMBERS.as_ptr()].map(|bytes| _mm512_loadu_si512(bytes.cast())) };
+    let (bytes, numbers) = (load(window), load(&NUMBERS));
     // Bytes of ASCII are not below zero, and first bytes are above those that follow.
     let first = _mm512_cmpge_epi8_mask(bytes, all(0xC0));
     let is_other = _mm512_cmpge_epu8_mask(bytes, all(0xF0)) | _mm512_cmpeq_epi8_mask(bytes, all(b' '));
@@ -336,22 +337,6 @@ fn look(borders: &Borders, codes: &[u16; LANES + 1], metas: &mut [u32; LANES], k
         pairable: _mm512_cmpeq_epi32_mask(shared, all(1)) & is_token(this) & is_token(next) & !are_ascii,
         known: _mm512_test_epi32_mask(this, all(COUNT)),
     }
-}
-
-#[cfg(target_arch = "x86_64")]
-#[inline]
-#[target_feature(enable = "avx512f")]
-fn load(words: &[u32; LANES]) -> std::arch::x86_64::__m512i {
-    // SAFETY: the array is 64 readable bytes, and the load asks for no alignment.
-    unsafe { std::arch::x86_64::_mm512_loadu_si512(words.as_ptr().cast()) }
-}
-
-#[cfg(target_arch = "x86_64")]
-#[inline]
-#[target_feature(enable = "avx512f")]
-fn store(of: std::arch::x86_64::__m512i, words: &mut [u32; LANES]) {
-    // SAFETY: the array has room for 16 words, and the store asks for no alignment.
-    unsafe { std::arch::x86_64::_mm512_storeu_si512(words.as_mut_ptr().cast(), of) }
 }
 
 #[cfg(all(test, target_arch = "x86_64"))]

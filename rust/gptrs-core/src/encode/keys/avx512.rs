@@ -6,6 +6,7 @@ use std::arch::x86_64::*;
 
 use super::{Batch, LAST_LEAD, WIDE_LEAD};
 use crate::cache::{LONGEST, MIX, PACKED, PLACE, View, WIDE, long_key, place};
+use crate::simd::avx512::load;
 
 /// The first byte of each lane in a mask of bytes.
 const FIRST: u64 = 0x0001_0001_0001_0001;
@@ -106,11 +107,4 @@ const fn lengths() -> [u8; 64] {
         i += 1;
     }
     places
-}
-
-#[inline]
-#[target_feature(enable = "avx512f")]
-fn load(bytes: &[u8; 64]) -> __m512i {
-    // SAFETY: the array is 64 readable bytes, and the load asks for no alignment.
-    unsafe { _mm512_loadu_si512(bytes.as_ptr().cast()) }
 }

@@ -10,6 +10,7 @@ use super::chars::{
 use super::kinds::Kinds;
 use super::utf8::{self, BEFORE, CONTINUES, Window};
 use super::walk::{Borders, Ends, Vectors, Walk};
+use crate::simd::avx512::{load, store};
 
 /// [`Walk::fill`] with these instructions.
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vbmi,avx512vbmi2,avx2,bmi1,bmi2,lzcnt,popcnt")]
@@ -153,21 +154,7 @@ fn flatten(starts: u64, base: u32, list: &mut [u32; 64]) {
 
 #[inline]
 #[target_feature(enable = "avx512f")]
-fn load(bytes: &[u8; 64]) -> __m512i {
-    // SAFETY: the array is 64 readable bytes, and the load asks for no alignment.
-    unsafe { _mm512_loadu_si512(bytes.as_ptr().cast()) }
-}
-
-#[inline]
-#[target_feature(enable = "avx512f")]
 fn load_table(bytes: &[u8; 16]) -> __m128i {
     // SAFETY: the array is 16 readable bytes, and the load asks for no alignment.
     unsafe { _mm_loadu_si128(bytes.as_ptr().cast()) }
-}
-
-#[inline]
-#[target_feature(enable = "avx512f")]
-fn store(words: __m512i, to: &mut [u32; 16]) {
-    // SAFETY: the array is 64 writable bytes, and the store asks for no alignment.
-    unsafe { _mm512_storeu_si512(to.as_mut_ptr().cast(), words) }
 }
