@@ -29,7 +29,7 @@ COMPILE_S = 9.0  # for a function of one line, counted from when all else begins
 _SAMPLE = 64 << 20  # bytes written and read
 _GB = 1e9
 _SPARE = 0.9  # share of the memory that a run may fill
-_AVX512 = ("avx512f", "avx512bw", "avx512vl", "avx512vbmi", "avx512_vbmi2")  # what the scanners use
+_AVX512 = ("avx512f", "avx512bw", "avx512cd", "avx512vl", "avx512vbmi", "avx512_vbmi2")  # what the encoder uses
 _COMPILED = "import torch; f = torch.compile(lambda x: x.sin() + 1); f(torch.ones(8, device={!r})); print('compiled')"
 
 

@@ -2,11 +2,15 @@
 
 #![allow(clippy::inline_always, reason = "each caller compiles it for its own instructions")]
 
+#[cfg(target_arch = "x86_64")]
+mod avx512;
+#[cfg(target_arch = "x86_64")]
+pub(crate) use self::avx512::Asked;
+
 use std::hint::{black_box, select_unpredictable};
 
 use crate::naive::Pair;
 use crate::simd;
-use crate::tokens::fold;
 
 /// The rank of a pair that never merges; larger than every real one, and with six bits below it still positive in i32.
 pub(crate) const NO_RANK: u32 = (1 << 25) - 1;
@@ -14,29 +18,37 @@ pub(crate) const NO_RANK: u32 = (1 << 25) - 1;
 /// Bits of an id and of a rank.
 pub(crate) const ID_BITS: u32 = 21;
 
-const RANK: u32 = (1 << ID_BITS) - 1;
-
 /// A slot without a merge: its rank is none. Slots are above zero, since the least of signed numbers is found with fewer
 /// instructions.
 const EMPTY: i32 = i32::MAX;
 
+/// Set in the last slot of a bucket from which others went on. Whatever is asked for, the least is below zero then.
+const GOES_ON: i32 = i32::MIN;
+
+/// The factors of the hash. Both are odd, so that the lower bits of ids side by side, which are as good as random, all count.
+const LEFT: u32 = 0xC2B2_AE3D;
+const RIGHT: u32 = 0x27D4_EB2F;
+
 /// The slots of a bucket.
 const SLOTS: usize = 8;
+
+/// Merges for each line of sixteen slots: with more than these, too many go on to another bucket.
+const MOST: usize = 7;
 
 /// Two buckets, so that none lies in two cache lines.
 #[derive(Debug, Clone, Copy)]
 #[repr(align(64))]
 struct Line([[i32; SLOTS]; 2]);
 
-/// A merge stands in its pair's bucket, or, if this is full, in the first after it that is not, as its rank and some bits of
-/// the pair's hash. So a bucket tells the merges that a pair may be, few more than the one that it is, and the pair of
+/// A merge stands in its pair's bucket, or, if this is full, in the first after it that is not, as its rank and all bits of
+/// the pair's hash for which there is room. So a bucket tells the merges that a pair may be, few more than the one that it is, and the pair of
 /// that rank whether it is. Look-ups wait for memory, and this way there is little: a look-up in vain, as most are, reads half
 /// a cache line of a small table. Beside it a dense grid for the pairs of single bytes, which are all that a fresh piece asks
 /// for.
 #[derive(Debug, Clone)]
 pub(crate) struct Pairs {
     grid: Vec<u32>,
-    /// The upper bits of the hash, then the rank; [`EMPTY`].
+    /// The upper bits of the hash, then the rank; [`EMPTY`], [`GOES_ON`].
     lines: Vec<Line>,
     /// By rank.
     merges: Vec<Pair>,
@@ -94,8 +106,7 @@ impl Pairs {
     /// The place of a pair for [`Pairs::guess_at`]: its hash.
     #[inline(always)]
     pub(crate) fn place(left: u32, right: u32) -> u32 {
-        let key = u64::from(left) << 32 | u64::from(right);
-        fold(key ^ 0x9E37_79B9_7F4A_7C15, 0xD6E8_FEB8_6659_FD93) as u32 & EMPTY as u32
+        left.wrapping_mul(LEFT).wrapping_add(right.wrapping_mul(RIGHT)) & EMPTY as u32
     }
 
     /// Asks the processor to bring near what [`Pairs::guess_at`] looks up at `place`.
@@ -127,11 +138,9 @@ impl Pairs {
     /// own. Whether a pair is there cannot be predicted: no branch is taken.
     #[inline(always)]
     pub(crate) fn guess_at(&self, place: u32, left: u32, right: u32) -> u32 {
-        let bucket = self.bucket(place);
-        let least = bucket.iter().fold(EMPTY, |least, &slot| least.min(rank_in(slot, place))) as u32;
-        let rank = select_unpredictable(least < RANK, least, NO_RANK);
-        // Others may have gone on from here.
-        if bucket[SLOTS - 1] == EMPTY { rank } else { self.seek(left, right) }
+        let slots = self.bucket(place).iter();
+        let least = slots.fold(EMPTY, |least, &slot| least.min(self.rank_in(slot, place)));
+        if least < 0 { self.seek(left, right) } else { self.rank_or_none(least as u32) }
     }
 
     /// [`Pairs::rank`], bucket after bucket.
@@ -141,15 +150,34 @@ impl Pairs {
         let mut at = place;
         loop {
             let bucket = self.bucket(at);
-            let mut ranks = bucket.iter().map(|&slot| rank_in(slot, place) as u32).filter(|&rank| rank < RANK);
-            if let Some(rank) = ranks.find(|&rank| self.is_merge(rank, left, right)) {
-                return rank;
+            for slot in bucket {
+                let rank = self.rank_or_none(self.rank_in(slot & !GOES_ON, place) as u32);
+                if rank != NO_RANK && self.is_merge(rank, left, right) {
+                    return rank;
+                }
             }
-            if bucket[SLOTS - 1] == EMPTY {
+            if bucket[SLOTS - 1] & GOES_ON == 0 {
                 return NO_RANK;
             }
             at = at.wrapping_add(1);
         }
+    }
+
+    /// The bits of slots that are a rank. All of them set are none.
+    #[inline(always)]
+    fn rank_bits(&self) -> u32 {
+        (2 * SLOTS * self.lines.len()) as u32 - 1
+    }
+
+    /// The rank in a slot if it may be that of the pair with this hash; else a larger number than any rank.
+    #[inline(always)]
+    fn rank_in(&self, slot: i32, hash: u32) -> i32 {
+        slot ^ (hash & !self.rank_bits()) as i32
+    }
+
+    #[inline(always)]
+    fn rank_or_none(&self, found: u32) -> u32 {
+        select_unpredictable(found < self.rank_bits(), found, NO_RANK)
     }
 
     #[inline(always)]
@@ -182,7 +210,7 @@ impl Pairs {
 
     /// Puts a merge into the first free slot from its bucket on.
     fn insert(&mut self, pair: Pair, rank: u32) {
-        if 2 * self.products.len() > SLOTS * self.lines.len() {
+        if self.products.len() >= MOST * self.lines.len() {
             self.lines = lines(2 * self.products.len());
             (0..).zip(self.merges.clone()).for_each(|(rank, pair)| self.put(pair, rank));
         }
@@ -191,27 +219,23 @@ impl Pairs {
 
     fn put(&mut self, (left, right): Pair, rank: u32) {
         let place = Self::place(left, right);
-        let mut at = place;
+        let (mut at, merge) = (place, (place & !self.rank_bits() | rank) as i32);
         loop {
             let line = self.line(at);
-            if let Some(slot) = self.lines[line].0[at as usize % 2].iter_mut().find(|slot| **slot == EMPTY) {
-                *slot = (place & !RANK | rank) as i32;
+            let bucket = &mut self.lines[line].0[at as usize % 2];
+            if let Some(slot) = bucket.iter_mut().find(|slot| **slot == EMPTY) {
+                *slot = merge;
                 return;
             }
+            bucket[SLOTS - 1] |= GOES_ON;
             at = at.wrapping_add(1);
         }
     }
 }
 
-/// Free lines for so many merges: of sixteen slots between four and eight are taken.
+/// Free lines for so many merges, and for half of the ranks that have so many bits.
 fn lines(n: usize) -> Vec<Line> {
-    vec![Line([[EMPTY; SLOTS]; 2]); (n / 8).next_power_of_two().max(8)]
-}
-
-/// The rank in a slot if it may be that of the pair with this hash; else a larger number than any rank.
-#[inline(always)]
-fn rank_in(slot: i32, hash: u32) -> i32 {
-    slot ^ (hash & !RANK) as i32
+    vec![Line([[EMPTY; SLOTS]; 2]); n.div_ceil(MOST).next_power_of_two().max(8)]
 }
 
 #[inline]
@@ -220,23 +244,29 @@ fn grid_cell(left: u8, right: u8) -> usize {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use std::collections::HashMap;
 
     use super::*;
+
+    /// Two ids that look like chance. They are large, since those of small ones never share their bits.
+    pub(crate) fn any_pair(i: u32) -> Pair {
+        let any = u64::from(i + 1).wrapping_mul(0x9E37_79B9_7F4A_7C15) >> 32;
+        (((any * any) >> 7) as u32 % 2_000_003, ((any * (any >> 3)) >> 20) as u32 % 1_999_993)
+    }
 
     #[test]
     fn a_rank_is_that_of_its_pair_alone() {
         let mut pairs = Pairs::with_capacity(16);
         let mut ranks = HashMap::new();
         for i in 0..40_000 {
-            let pair = (i * 7 % 3001, i * 31 % 9973);
+            let pair = any_pair(i);
             assert_eq!(pairs.push(pair, 300_000 + i, b""), !ranks.contains_key(&pair), "{pair:?}");
             let rank = ranks.len() as u32;
             ranks.entry(pair).or_insert(rank);
         }
         let (mut n_wrong, mut n_vain) = (0, 0);
-        for (left, right) in (0..600).flat_map(|left| (0..1500).map(move |right| (left * 5, right))) {
+        for (left, right) in (0..1_000_000).map(any_pair) {
             let rank = ranks.get(&(left, right)).copied().unwrap_or(NO_RANK);
             assert_eq!(pairs.rank(left, right), rank, "{left}, {right}");
             assert_eq!(pairs.seek(left, right), rank, "{left}, {right}");

@@ -9,7 +9,7 @@ pub enum Level {
     Scalar,
     /// AVX2 and the bit instructions of its time (`x86-64-v3`).
     Avx2,
-    /// AVX-512 with byte instructions and VBMI2.
+    /// AVX-512 with byte instructions, VBMI2 and the counts of leading zeros (CD).
     Avx512,
 }
 
@@ -30,7 +30,8 @@ impl Level {
                 && is_x86_feature_detected!("avx512bw")
                 && is_x86_feature_detected!("avx512vl")
                 && is_x86_feature_detected!("avx512vbmi")
-                && is_x86_feature_detected!("avx512vbmi2");
+                && is_x86_feature_detected!("avx512vbmi2")
+                && is_x86_feature_detected!("avx512cd");
             match (has_avx2, has_avx512) {
                 (true, true) => return Self::Avx512,
                 (true, false) => return Self::Avx2,

@@ -221,7 +221,7 @@ mod tests {
     use super::{Parts, Row};
     use crate::control::Control;
     use crate::encode::{Out, READY, Ready};
-    use crate::merge::{Few, SHORT, Scratch, Start};
+    use crate::merge::{Few, Room, SHORT, Scratch, Start};
     use crate::naive::{self, Pair};
     use crate::simd::Level;
     use crate::vocab::Vocab;
@@ -303,10 +303,18 @@ mod tests {
     fn encode_from_starts(vocab: &Vocab, piece: &[u8]) -> (Vec<u32>, usize) {
         let (mut tokens, mut ids, mut places) = (Vec::new(), Vec::new(), vec![0..0, 0..0]);
         vocab.borders().starts(vocab.merges_by_id(), piece, vocab.is_narrow(), &mut tokens);
-        let starts = [Start::Tokens(&tokens), Start::Bytes(piece)];
-        vocab.merges_by_id().encode_many(Level::detected(), &starts, &mut ids, &mut places);
+        let n_tokens = tokens.len();
+        let mut starts = [Start { bytes: piece, tokens: 0..n_tokens }, Start { bytes: piece, tokens: 0..0 }];
+        vocab.merges_by_id().encode_many(
+            Level::detected(),
+            &mut starts,
+            &mut tokens,
+            &mut Room::default(),
+            &mut ids,
+            &mut places,
+        );
         assert_eq!(ids[places[0].clone()], ids[places[1].clone()], "{piece:?}");
-        (ids.split_off(places[1].start), tokens.len())
+        (ids[places[1].clone()].to_vec(), n_tokens)
     }
 
     #[test]

@@ -9,13 +9,16 @@ use crate::borders::{Parts, Row};
 use crate::cache::{Cache, LONGEST, NOWHERE, PACKED, WIDE, long_key, packed_key, place};
 use crate::control::Control;
 use crate::error::Result;
-use crate::merge::{SHORT, Scratch, Start};
+use crate::merge::{Room, SHORT, Scratch, Start};
 use crate::simd::Level;
 use crate::slot;
 use crate::vocab::Vocab;
 
-/// Unseen pieces that are merged together, at most.
-const MAX_HOLES: usize = 32;
+/// Unseen pieces that are merged together, at most, and less than 255.
+const MAX_HOLES: usize = 128;
+
+/// Places for their keys. One that takes the place of another is merged twice if it comes again.
+const N_LAST: usize = 2 * MAX_HOLES;
 
 /// Bytes of pieces that may fall apart before the table of borders is worth making.
 const WIDE_BYTES: usize = 1 << 14;
@@ -31,10 +34,21 @@ pub(super) struct Holes {
     /// Room for those of one, and for its characters.
     ready: Ready,
     row: Row,
-    /// A number for each open hole, by which those of other keys nearly always differ; 0 without a key.
-    marks: Vec<u64>,
+    last: Last,
     /// What those start with that merge from tokens on.
     tokens: Vec<u32>,
+    /// Memory for merging them.
+    room: Room,
+}
+
+/// By some bits of a key the last open hole with such a key: its number and one more, or 0.
+#[derive(Debug, Clone)]
+struct Last([u8; N_LAST]);
+
+impl Default for Last {
+    fn default() -> Self {
+        Self([0; N_LAST])
+    }
 }
 
 #[derive(Debug, Clone)]
@@ -59,7 +73,7 @@ impl Holes {
 
     pub(super) fn clear(&mut self) {
         self.open.clear();
-        self.marks.clear();
+        self.last = Last::default();
         self.ids.clear();
         self.places.clear();
     }
@@ -124,12 +138,18 @@ impl Known<'_> {
 
     /// Leaves a hole. A new piece often comes again before its first hole is filled.
     fn hole(&mut self, key: Option<u128>, bytes: Range<usize>, is_piece: bool, at: usize) {
-        let Holes { open, marks, .. } = &mut *self.holes;
-        let mark = key.map_or(0, |key| (key ^ key >> 64) as u64);
-        let same = marks.iter().position(|&other| other == mark).filter(|&i| {
-            key.is_some() && open[i].key == key && self.text[open[i].bytes.clone()] == self.text[bytes.clone()]
-        });
-        marks.push(mark);
+        let Holes { open, last, .. } = &mut *self.holes;
+        let mut same = None;
+        if let Some(key) = key {
+            let last = &mut last.0[(place(key) as usize >> 8) % N_LAST];
+            same = usize::from(*last)
+                .checked_sub(1)
+                .filter(|&i| open[i].key == Some(key) && self.text[open[i].bytes.clone()] == self.text[bytes.clone()]);
+            // The first one is not the same as any.
+            if same.is_none() {
+                *last = open.len() as u8 + 1;
+            }
+        }
         open.push(Hole { key, bytes, is_piece, at, same });
     }
 
@@ -177,12 +197,12 @@ impl Known<'_> {
         let (vocab, text) = (self.vocab, self.text);
         let may_be_token = vocab.ignore_merges() || !self.cache.knows_tokens();
         // What is to be merged, and the tokens that it starts with, where they are known, else none.
-        let mut others: Vec<(&[u8], Range<usize>)> = Vec::with_capacity(holes.len());
+        let mut starts: Vec<Start<'_>> = Vec::with_capacity(holes.len());
         let (merges, borders, mut tokens) = (vocab.merges_by_id(), vocab.made_borders(), take(&mut self.holes.tokens));
         for Hole { bytes, is_piece, same, .. } in &holes {
             let (piece, from) = (&text[bytes.clone()], ids.len());
             if same.is_some() {
-                others.push((&[], 0..0));
+                starts.push(Start::default());
                 places.push(0..0);
                 continue;
             }
@@ -200,15 +220,14 @@ impl Known<'_> {
             if let Some(borders) = borders.filter(|_| !is_done && !piece.is_ascii()) {
                 borders.starts(merges, piece, vocab.is_narrow(), &mut tokens);
             }
-            others.push(if is_done { (&[], 0..0) } else { (piece, n_tokens..tokens.len()) });
+            starts.push(if is_done {
+                Start::default()
+            } else {
+                Start { bytes: piece, tokens: n_tokens..tokens.len() }
+            });
             places.push(from..ids.len());
         }
-        let start = |(piece, range): (_, Range<usize>)| match &tokens[range] {
-            [] => Start::Bytes(piece),
-            tokens => Start::Tokens(tokens),
-        };
-        let starts: Vec<_> = others.into_iter().map(start).collect();
-        merges.encode_many(self.level, &starts, &mut ids, &mut places);
+        merges.encode_many(self.level, &mut starts, &mut tokens, &mut self.holes.room, &mut ids, &mut places);
         tokens.clear();
         self.holes.tokens = tokens;
         for (i, hole) in holes.iter().enumerate() {

@@ -5,7 +5,7 @@ use crate::borders::{CHAR_IDS, CharIds};
 use crate::slot::{self, Halves, N_HALVES};
 
 /// Ids that are given to the sink at the latest before others follow.
-pub(crate) const READY: usize = 2048;
+pub(crate) const READY: usize = 8192;
 
 /// Room for ids on their way: those of a batch of short pieces, of at most 15 bytes, and those of one longer piece in the
 /// place of one of them may follow before the sink is given what there is.

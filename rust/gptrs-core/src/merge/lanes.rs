@@ -1,69 +1,70 @@
 //! Many pieces merged in turn: nearly all time of merging one goes by waiting for the table of pairs, and many can wait at
-//! once.
+//! once. With AVX-512 they merge side by side instead, see `columns`.
 
 use std::ops::Range;
 
-use super::{Change, Merges, SHORT, Scan};
+#[cfg(target_arch = "x86_64")]
+use super::columns;
+use super::{Change, Merges, Room, SHORT, Scan};
 use crate::simd::Level;
 
 /// Pieces under way.
 const LANES: usize = 16;
 
-/// What merging a piece starts with.
-#[derive(Debug, Clone, Copy)]
-pub(crate) enum Start<'a> {
-    Bytes(&'a [u8]),
-    /// What the bytes are known to become first.
-    Tokens(&'a [u32]),
+/// What merging a piece starts with: the tokens that its bytes are known to become first, or its bytes where there are none.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Start<'a> {
+    pub(crate) bytes: &'a [u8],
+    /// Where they stand among those of all pieces.
+    pub(crate) tokens: Range<usize>,
 }
 
 impl Start<'_> {
-    fn len(self) -> usize {
-        match self {
-            Start::Bytes(bytes) => bytes.len(),
-            Start::Tokens(tokens) => tokens.len(),
-        }
+    fn len(&self) -> usize {
+        if self.tokens.is_empty() { self.bytes.len() } else { self.tokens.len() }
     }
 }
 
 impl<const N: usize> Scan<N> {
     #[inline(always)]
-    fn start_from(&mut self, merges: Merges<'_>, start: Start<'_>) {
-        match start {
-            Start::Bytes(bytes) => self.start(merges, bytes),
-            Start::Tokens(tokens) => self.start_with(merges, tokens),
+    fn start_from(&mut self, merges: Merges<'_>, start: &Start<'_>, tokens: &[u32]) {
+        match &tokens[start.tokens.clone()] {
+            [] => self.start(merges, start.bytes),
+            tokens => self.start_with(merges, tokens),
         }
     }
 }
 
 impl Merges<'_> {
     /// Appends to `ids` those of the pieces that are not longer than a scan, and not empty, and says in `places` where: there
-    /// is a place for each piece.
+    /// is a place for each piece. `tokens` are those that they start with, to which more may be added.
     pub(crate) fn encode_many(
         self,
         level: Level,
-        pieces: &[Start<'_>],
+        pieces: &mut [Start<'_>],
+        tokens: &mut Vec<u32>,
+        room: &mut Room,
         ids: &mut Vec<u32>,
         places: &mut [Range<usize>],
     ) {
         #[cfg(target_arch = "x86_64")]
         match level {
             // SAFETY: this processor was found to have the level.
-            Level::Avx512 => return unsafe { encode_avx512(self, pieces, ids, places) },
+            Level::Avx512 => return unsafe { encode_avx512(self, pieces, tokens, room, ids, places) },
             // SAFETY: this processor was found to have the level.
-            Level::Avx2 => return unsafe { encode_avx2(self, pieces, ids, places) },
+            Level::Avx2 => return unsafe { encode_avx2(self, pieces, tokens, ids, places) },
             Level::Scalar => {}
         }
         #[cfg(not(target_arch = "x86_64"))]
-        let _ = level;
-        self.encode_all(pieces, ids, places);
+        let _ = (level, room);
+        self.encode_all(pieces, tokens, ids, places);
     }
 
     #[inline(always)]
-    fn encode_all(self, pieces: &[Start<'_>], ids: &mut Vec<u32>, places: &mut [Range<usize>]) {
-        self.lanes::<16>(0, pieces, ids, places);
-        self.lanes::<32>(16, pieces, ids, places);
-        self.lanes::<SHORT>(32, pieces, ids, places);
+    fn encode_all(self, pieces: &[Start<'_>], tokens: &[u32], ids: &mut Vec<u32>, places: &mut [Range<usize>]) {
+        self.lanes::<16>(0, pieces, tokens, ids, places);
+        self.lanes::<32>(16, pieces, tokens, ids, places);
+        self.lanes::<SHORT>(32, pieces, tokens, ids, places);
     }
 
     /// The same for pieces of more than `above` and at most `N` bytes or tokens.
@@ -72,6 +73,7 @@ impl Merges<'_> {
         self,
         above: usize,
         pieces: &[Start<'_>],
+        tokens: &[u32],
         ids: &mut Vec<u32>,
         places: &mut [Range<usize>],
     ) {
@@ -80,7 +82,7 @@ impl Merges<'_> {
         let (mut numbers, mut changes) = ([0; LANES], [(Change::default(), [0; 2]); LANES]);
         let mut n_lanes = 0;
         for ((lane, number), (i, piece)) in lanes.iter_mut().zip(&mut numbers).zip(&mut pieces) {
-            lane.start_from(self, *piece);
+            lane.start_from(self, piece, tokens);
             *number = i;
             n_lanes += 1;
         }
@@ -101,7 +103,7 @@ impl Merges<'_> {
                 scan.finish(ids);
                 places[numbers[at]] = from..ids.len();
                 if let Some((i, piece)) = pieces.next() {
-                    scan.start_from(self, *piece);
+                    scan.start_from(self, piece, tokens);
                     numbers[at] = i;
                 } else {
                     n_lanes -= 1;
@@ -117,15 +119,34 @@ impl Merges<'_> {
 }
 
 #[cfg(target_arch = "x86_64")]
-#[target_feature(enable = "avx2,bmi1,bmi2,lzcnt,popcnt")]
-fn encode_avx2(merges: Merges<'_>, pieces: &[Start<'_>], ids: &mut Vec<u32>, places: &mut [Range<usize>]) {
-    merges.encode_all(pieces, ids, places);
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vbmi,avx512vbmi2,avx512cd,avx2,bmi1,bmi2,lzcnt,popcnt")]
+fn encode_avx512(
+    merges: Merges<'_>,
+    pieces: &mut [Start<'_>],
+    tokens: &mut Vec<u32>,
+    room: &mut Room,
+    ids: &mut Vec<u32>,
+    places: &mut [Range<usize>],
+) {
+    for piece in pieces.iter_mut().filter(|piece| piece.tokens.is_empty()) {
+        let from = tokens.len();
+        tokens.extend(piece.bytes.iter().map(|&byte| merges.byte_ids[usize::from(byte)]));
+        piece.tokens = from..tokens.len();
+    }
+    columns::encode(merges, pieces, tokens, room, ids, places);
+    merges.lanes::<SHORT>(columns::ROWS, pieces, tokens, ids, places);
 }
 
 #[cfg(target_arch = "x86_64")]
-#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx2,bmi1,bmi2,lzcnt,popcnt")]
-fn encode_avx512(merges: Merges<'_>, pieces: &[Start<'_>], ids: &mut Vec<u32>, places: &mut [Range<usize>]) {
-    merges.encode_all(pieces, ids, places);
+#[target_feature(enable = "avx2,bmi1,bmi2,lzcnt,popcnt")]
+fn encode_avx2(
+    merges: Merges<'_>,
+    pieces: &[Start<'_>],
+    tokens: &[u32],
+    ids: &mut Vec<u32>,
+    places: &mut [Range<usize>],
+) {
+    merges.encode_all(pieces, tokens, ids, places);
 }
 
 #[cfg(test)]
@@ -143,16 +164,20 @@ mod tests {
         let ranked: Vec<_> = merges.iter().zip(256..).map(|(&pair, id)| (pair, id)).collect();
         // Of every length, some of none, and more than there are lanes.
         let pieces: Vec<_> = (0..400).map(|i| &text.as_bytes()[i..][..i * 7 % (SHORT + 1)]).collect();
-        let of_bytes = |piece: &&[u8]| piece.iter().map(|&byte| vocab.byte_ids()[usize::from(byte)]).collect();
-        let tokens: Vec<Vec<_>> = pieces.iter().map(of_bytes).collect();
-        let starts = pieces.iter().zip(&tokens).enumerate().map(|(i, (piece, tokens))| match i % 2 {
-            0 => Start::Bytes(piece),
-            _ => Start::Tokens(tokens),
-        });
-        let starts: Vec<_> = starts.collect();
+        let mut tokens = Vec::new();
+        let starts: Vec<_> = (0..)
+            .zip(&pieces)
+            .map(|(i, &bytes)| {
+                let from = tokens.len();
+                let ids = bytes.iter().map(|&byte| vocab.byte_ids()[usize::from(byte)]);
+                tokens.extend(ids.take(if i % 2 == 0 { 0 } else { SHORT }));
+                Start { bytes, tokens: from..tokens.len() }
+            })
+            .collect();
         for level in Level::ALL.into_iter().filter(|level| level.is_available()) {
             let (mut ids, mut places) = (vec![7], vec![0..0; pieces.len()]);
-            vocab.merges_by_id().encode_many(level, &starts, &mut ids, &mut places);
+            let (mut starts, mut tokens, mut room) = (starts.clone(), tokens.clone(), Room::default());
+            vocab.merges_by_id().encode_many(level, &mut starts, &mut tokens, &mut room, &mut ids, &mut places);
             for (piece, place) in pieces.iter().zip(places) {
                 assert_eq!(ids[place], naive::encode_piece(piece, vocab.byte_ids(), &ranked), "{level}, {piece:?}");
             }

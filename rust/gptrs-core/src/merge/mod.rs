@@ -6,10 +6,19 @@
 
 #![allow(clippy::inline_always, reason = "each caller compiles it for its own instructions")]
 
+#[cfg(target_arch = "x86_64")]
+mod columns;
 mod lanes;
 mod windows;
 
+#[cfg(target_arch = "x86_64")]
+pub(crate) use columns::Room;
 pub(crate) use lanes::Start;
+
+/// Nothing is needed.
+#[cfg(not(target_arch = "x86_64"))]
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Room;
 
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
