@@ -1,10 +1,12 @@
 //! Many texts, or one long one, on all threads.
 //!
 //! ```text
-//! texts ─ cut (tasks.rs) ─▶ tasks ─ encode (threads) ─▶ each thread's ids ─ copy (threads) ─▶ one array
+//! texts    ─ cut (tasks.rs) ─▶ tasks ─ encode (threads) ─▶ ids of a task ─ move in order ─▶ one array
+//! one text ─ cut (guess.rs) ─▶ tasks ─ encode (threads) ─▶ each thread's ids ─ copy (threads) ─▶ one array
 //! ```
 //! The ids depend neither on the number of threads nor on who took which task.
 
+use std::collections::BTreeMap;
 use std::ops::Range;
 use std::sync::{Mutex, PoisonError};
 
@@ -19,11 +21,14 @@ use crate::pages;
 use crate::parallel;
 use crate::special::{Chosen, Specials};
 use crate::split::Splitter;
-use crate::tasks::{Plan, Task};
+use crate::tasks::{Plan, TASK_BYTES, Task};
 use crate::tokenizer::Tokenizer;
 
 /// Below this many bytes a batch stays on the calling thread.
 const PARALLEL_BYTES: usize = 64 << 10;
+
+/// Room for the ids of a task; most need less.
+const TASK_IDS: usize = TASK_BYTES / 2;
 
 /// The ids of many texts in one array: text `i` has `ids[offsets[i]..offsets[i + 1]]`.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -59,6 +64,9 @@ pub(crate) trait Store: Sink + Send {
     fn with_room(n: usize) -> Self;
 
     fn n_ids(&self) -> usize;
+
+    /// Moves the ids of another one behind its own.
+    fn take_all(&mut self, other: &mut Self);
 }
 
 impl<I: Send> Store for Vec<I>
@@ -72,6 +80,10 @@ where
     fn n_ids(&self) -> usize {
         self.len()
     }
+
+    fn take_all(&mut self, other: &mut Self) {
+        self.append(other);
+    }
 }
 
 impl Store for Count {
@@ -81,6 +93,10 @@ impl Store for Count {
 
     fn n_ids(&self) -> usize {
         self.0
+    }
+
+    fn take_all(&mut self, other: &mut Self) {
+        self.0 += std::mem::take(&mut other.0);
     }
 }
 
@@ -97,6 +113,40 @@ pub(crate) struct Part {
     pub(crate) ids: Range<usize>,
     lengths: Range<usize>,
     pub(crate) guess: Option<Guess>,
+}
+
+/// The ids of tasks in their order. Each is moved here as soon as those before are, while its ids are still near: half of the
+/// memory, most of it new to the process, that one array for each thread and a copy of all would take.
+struct Joined<S> {
+    store: S,
+    /// The task whose ids come next.
+    next: usize,
+    /// Those of later ones.
+    waiting: BTreeMap<usize, S>,
+    /// Empty ones.
+    spare: Vec<S>,
+}
+
+impl<S: Store> Joined<S> {
+    fn with_room(n: usize) -> Self {
+        Self { store: S::with_room(n), next: 0, waiting: BTreeMap::new(), spare: Vec::new() }
+    }
+
+    /// Takes the ids of a task, and leaves an empty store.
+    fn take(&mut self, task: usize, ids: &mut S) {
+        if task != self.next {
+            let empty = self.spare.pop().unwrap_or_else(|| S::with_room(TASK_IDS));
+            self.waiting.insert(task, std::mem::replace(ids, empty));
+            return;
+        }
+        self.store.take_all(ids);
+        self.next += 1;
+        while let Some(mut ids) = self.waiting.remove(&self.next) {
+            self.store.take_all(&mut ids);
+            self.next += 1;
+            self.spare.push(ids);
+        }
+    }
 }
 
 struct Worker<S> {
@@ -233,6 +283,10 @@ impl Tokenizer {
         // Most text has more than three bytes a token, and room that is not used costs nothing; growing an array on a
         // thread copies it.
         let room = n_bytes / threads.min(tasks.len()).max(1) + 16;
+        // What is right of a guess is known in the end only.
+        let is_joined = threads > 1 && tasks.len() > 1 && valid.is_empty();
+        let joined = Mutex::new(Joined::with_room(if is_joined { n_bytes + 16 } else { 0 }));
+        let room = if is_joined { TASK_IDS } else { room };
         let make = || Worker {
             cache: self.cache(),
             splitter: self.splitter().is_custom().then(|| self.splitter().clone()),
@@ -257,9 +311,14 @@ impl Tokenizer {
             };
             let (ids, lengths) = (ids_start..worker.store.n_ids(), lengths_start..worker.lengths.len());
             worker.parts.push(Part { task: index, thread: 0, ids, lengths, guess });
+            if is_joined {
+                joined.lock().unwrap_or_else(PoisonError::into_inner).take(index, &mut worker.store);
+            }
             Ok(())
         })?;
-        Ok(self.collect(workers, tasks, texts.len()))
+        let all = self.collect(workers, tasks, texts.len());
+        let joined = joined.into_inner().unwrap_or_else(PoisonError::into_inner);
+        Ok(if is_joined { Made { stores: vec![joined.store], ..all } } else { all })
     }
 
     /// Encodes the range of `text`, the text `index` of its batch; an id for each special token that is found.

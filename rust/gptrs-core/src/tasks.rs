@@ -9,7 +9,7 @@ use crate::batch::How;
 use crate::tokenizer::Tokenizer;
 
 /// Bytes of text that one task takes, so that a task outweighs its hand-out.
-const TASK_BYTES: usize = 256 << 10;
+pub(crate) const TASK_BYTES: usize = 256 << 10;
 
 /// The texts `first..last` whole, or the range `start..end` of the text `first`.
 #[derive(Debug, Clone, Copy)]
