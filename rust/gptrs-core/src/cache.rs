@@ -2,7 +2,7 @@
 //!
 //! A piece of at most 15 bytes is its own key: the bytes in a u128, the length in the top byte. A longer one is keyed
 //! by length and hash, and its bytes are compared. A few ids stand in the slot; others stand in an arena. Two slots
-//! fill a cache line and are compared together. The table starts small, grows eightfold, and is wiped when it may grow
+//! fill a cache line and are compared together. The table starts small, grows fourfold, and is wiped when it may grow
 //! no more; large tables ask for huge pages.
 
 use std::fmt;
