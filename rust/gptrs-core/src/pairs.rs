@@ -41,10 +41,10 @@ const MOST: usize = 7;
 struct Line([[i32; SLOTS]; 2]);
 
 /// A merge stands in its pair's bucket, or, if this is full, in the first after it that is not, as its rank and all bits of
-/// the pair's hash for which there is room. So a bucket tells the merges that a pair may be, few more than the one that it is, and the pair of
-/// that rank whether it is. Look-ups wait for memory, and this way there is little: a look-up in vain, as most are, reads half
-/// a cache line of a small table. Beside it a dense grid for the pairs of single bytes, which are all that a fresh piece asks
-/// for.
+/// the pair's hash for which there is room. So a bucket tells the merges that a pair may be, few more than the one that it
+/// is, and the pair of that rank whether it is. Look-ups wait for memory, and this way there is little: a look-up in vain, as
+/// most are, reads half a cache line of a small table. Beside it a dense grid for the pairs of single bytes, which are all
+/// that a fresh piece asks for.
 #[derive(Debug, Clone)]
 pub(crate) struct Pairs {
     grid: Vec<u32>,
@@ -253,6 +253,17 @@ pub(crate) mod tests {
     pub(crate) fn any_pair(i: u32) -> Pair {
         let any = u64::from(i + 1).wrapping_mul(0x9E37_79B9_7F4A_7C15) >> 32;
         (((any * any) >> 7) as u32 % 2_000_003, ((any * (any >> 3)) >> 20) as u32 % 1_999_993)
+    }
+
+    /// 40,000 of them that merge, into ids that go up by so much.
+    pub(crate) fn any_pairs(stride: u32) -> Pairs {
+        let (mut pairs, mut next) = (Pairs::with_capacity(16), 0);
+        for product in (300..300 + 40_000 * stride).step_by(stride as usize) {
+            while !pairs.push(any_pair(next), product, b"") {
+                next += 1;
+            }
+        }
+        pairs
     }
 
     #[test]

@@ -369,7 +369,7 @@ fn order(ranks: __m512i, rows: __m512i) -> __m512i {
 mod tests {
     use super::*;
     use crate::pairs::Pairs;
-    use crate::pairs::tests::any_pair;
+    use crate::pairs::tests::{any_pair, any_pairs};
     use crate::simd::Level;
 
     /// The lowest rank first, the leftmost of equals first, until nothing merges.
@@ -387,12 +387,7 @@ mod tests {
             return;
         }
         for stride in [1, 2] {
-            let (mut pairs, mut next) = (Pairs::with_capacity(16), 0);
-            for product in (300..300 + 40_000 * stride).step_by(stride as usize) {
-                while !pairs.push(any_pair(next), product, b"") {
-                    next += 1;
-                }
-            }
+            let pairs = any_pairs(stride);
             let all = (100_000..500_000).map(any_pair);
             let is_wrong = |&(left, right): &(u32, u32)| {
                 pairs.guess_at(Pairs::place(left, right), left, right) != pairs.rank(left, right)

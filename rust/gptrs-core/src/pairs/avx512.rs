@@ -144,7 +144,7 @@ const fn halves() -> [u32; 16] {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::pairs::tests::any_pair;
+    use crate::pairs::tests::{any_pair, any_pairs};
     use crate::simd::Level;
 
     #[test]
@@ -153,12 +153,7 @@ mod tests {
             return;
         }
         for stride in [1, 2] {
-            let (mut pairs, mut next) = (Pairs::with_capacity(16), 0);
-            for product in (300..300 + 40_000 * stride).step_by(stride as usize) {
-                while !pairs.push(any_pair(next), product, b"") {
-                    next += 1;
-                }
-            }
+            let pairs = any_pairs(stride);
             assert_eq!(pairs.offset.is_some(), stride == 1);
             let least = |place| pairs.bucket(place).iter().map(|&slot| pairs.rank_in(slot, place)).min().unwrap();
             let (mut n_ranks, mut n_beyond, mut n_wrong) = (0, 0, 0);
