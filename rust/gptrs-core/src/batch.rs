@@ -406,3 +406,21 @@ fn gather<I: Copy + Default + Send + Sync>(
     drop(places);
     Ok(ids)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ids_are_joined_in_the_order_of_tasks() {
+        let mut joined = Joined::with_room(0);
+        for task in [2_u32, 0, 4, 3, 1, 5] {
+            // Tasks of no ids, too.
+            let mut ids = vec![task; task as usize % 3];
+            joined.take(task as usize, &mut ids);
+            assert!(ids.is_empty(), "{task}");
+        }
+        assert_eq!((joined.store, joined.next), (vec![1, 2, 2, 4, 5, 5], 6));
+        assert!(joined.waiting.is_empty());
+    }
+}
