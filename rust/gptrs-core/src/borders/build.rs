@@ -66,9 +66,7 @@ impl Borders {
             borders.pairs[bit as usize / 32] |= 1 << (bit % 32);
         }
         borders.color(&partial);
-        if borders.has_many_pairs {
-            borders.duos = borders.find_duos(&whole, merges, tokens.len() <= 1 << 16);
-        }
+        borders.duos = borders.find_duos(&whole, merges, tokens.len() <= 1 << 16);
         borders
     }
 

@@ -24,8 +24,7 @@ impl<'a> Parts<'a> {
         let (borders, start) = (vocab.borders(), first.start);
         let (unit, len) = unit(borders, text, start, first.end, true);
         row.forget();
-        // Where few characters stand side by side in tokens, borders are foreseen well, and a row is no faster.
-        let has_rows = level == Level::Avx512 && borders.has_many_pairs;
+        let has_rows = level == Level::Avx512;
         let (n_pieces, first, at) = (0, start, start + len);
         Self { vocab, borders, text, n_pieces, first, start, unit, at, is_single: true, has_rows, row }
     }
@@ -144,12 +143,10 @@ impl Parts<'_> {
         {
             let (next, len) = match (a >> 4, a >> 5) {
                 (0xE, _) => {
-                    if HAS_PAIRS {
-                        n_wide += 1;
-                        if n_wide > BEFORE_ROW && is_single && start < row_end {
-                            is_row = true;
-                            break;
-                        }
+                    n_wide += 1;
+                    if n_wide > BEFORE_ROW && is_single && start < row_end {
+                        is_row = true;
+                        break;
                     }
                     (wide_code(a, b, c) as usize, 3)
                 }

@@ -7,10 +7,9 @@
 #![cfg_attr(not(target_arch = "x86_64"), allow(dead_code))]
 #![allow(clippy::wildcard_imports)] // one name for each instruction
 
-use std::hint::select_unpredictable;
 use std::ops::Range;
 
-use super::{Borders, CHAR_IDS, COUNT};
+use super::{Borders, COUNT};
 use crate::encode::{Id, Out};
 #[cfg(target_arch = "x86_64")]
 use crate::simd::avx512::{load, load_words, store};
@@ -25,9 +24,13 @@ const ROW: usize = 64;
 /// Pairs in a row at most.
 const PAIRS: usize = ROW / 2;
 
-/// Bytes read together, and characters taken of them at most.
-const WINDOW: usize = 64;
+/// Bytes seen together, those read for it, and characters taken of them at most.
+const SEEN: usize = 64;
+const WINDOW: usize = SEEN + 2;
 const TAKEN: usize = 32;
+
+/// Characters given out together.
+const STEP: usize = 8;
 
 /// Fewer characters are not worth more than a look.
 const LEAST: usize = 3;
@@ -38,10 +41,10 @@ pub(crate) struct Row {
     /// The code of each and of one more; behind them there may be anything.
     codes: [u16; ROW + TAKEN],
     /// What is known of each; nothing of the second of a pair that merges.
-    metas: [u32; ROW],
+    metas: [u32; ROW + STEP],
     /// Each and the next as [`super::duos::key`]; by the first of a pair that merges, its id.
     keys: [u32; ROW],
-    merged: [u32; ROW],
+    merged: [u32; ROW + STEP],
     /// Where the first starts in the text, and where each starts from there.
     base: usize,
     starts: [u8; ROW + TAKEN],
@@ -57,7 +60,8 @@ pub(crate) struct Row {
 
 impl Default for Row {
     fn default() -> Self {
-        let (codes, starts, [metas, keys, merged]) = ([0; ROW + TAKEN], [0; ROW + TAKEN], [[0; ROW]; 3]);
+        let (codes, starts, keys, [metas, merged]) =
+            ([0; ROW + TAKEN], [0; ROW + TAKEN], [0; ROW], [[0; ROW + STEP]; 2]);
         Self { codes, metas, keys, merged, base: 0, starts, parts: 0, pieces: 0, plain: 0, pairs: 0, at: 0, n: 0 }
     }
 }
@@ -67,7 +71,6 @@ impl Default for Row {
 struct Taken {
     /// A bit for the first byte of each.
     firsts: u64,
-    n_bytes: usize,
     /// Whether others may follow.
     goes_on: bool,
 }
@@ -111,40 +114,41 @@ impl Row {
     #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vbmi,avx512vbmi2,avx2,bmi1,bmi2,lzcnt,popcnt")]
     pub(super) fn look(&mut self, vocab: &Vocab, borders: &Borders, text: &[u8], start: usize, ends: &[usize]) -> bool {
         let Some(&row_end) = ends.last() else { return false };
-        let (mut n, mut n_bytes, mut firsts) = (0, 0, 0_u128);
-        for _ in 0..2 {
-            let Some(window) = text.get(start + n_bytes..).and_then(<[u8]>::first_chunk::<WINDOW>) else { break };
-            let Some(codes) = self.codes[n..].first_chunk_mut::<TAKEN>() else { break };
-            let Some(starts) = self.starts[n..].first_chunk_mut::<TAKEN>() else { break };
-            let taken = take(window, row_end - start - n_bytes, n_bytes as u8, codes, starts);
-            firsts |= u128::from(taken.firsts) << n_bytes;
-            n += taken.firsts.count_ones() as usize;
-            n_bytes += taken.n_bytes;
-            if !taken.goes_on {
-                break;
-            }
+        let Some(window) = text.get(start..).and_then(<[u8]>::first_chunk::<WINDOW>) else { return false };
+        let n_left = row_end - start;
+        let (Some(codes), Some(starts)) = (self.codes.first_chunk_mut(), self.starts.first_chunk_mut()) else {
+            return false;
+        };
+        let mut taken = take(window, n_left, 0, codes, starts);
+        let (first, mut second) = (taken.firsts, 0);
+        let mut n = first.count_ones() as usize;
+        if taken.goes_on
+            && let Some(window) = text.get(start + SEEN..).and_then(<[u8]>::first_chunk::<WINDOW>)
+            && let Some(codes) = self.codes[n..].first_chunk_mut()
+            && let Some(starts) = self.starts[n..].first_chunk_mut()
+        {
+            taken = take(window, n_left.saturating_sub(SEEN), SEEN as u8, codes, starts);
+            second = taken.firsts;
+            n += second.count_ones() as usize;
         }
         if n < LEAST {
             return false;
         }
+        let n_bytes = usize::from(self.starts[n - 1]) + char_len(self.codes[n - 1]);
         self.starts[n] = n_bytes as u8;
-        let mut pieces = 0_u64;
-        for end in ends.iter().map(|&end| end - start).take_while(|&end| end <= n_bytes) {
-            let n_until = (firsts & (u128::MAX >> (2 * WINDOW - end))).count_ones();
-            pieces |= 1 << ((n_until - 1) % u64::BITS);
-        }
+        let pieces = last_of(start, ends, n_bytes, [first, second]);
         let (mut whole, mut unsure, mut pairable, mut known) = (0, 0, 0, 0);
         let lanes = self.metas.as_chunks_mut().0.iter_mut().zip(self.keys.as_chunks_mut().0).enumerate();
         for (i, (metas, keys)) in lanes.take(n.div_ceil(LANES)) {
             let Some(codes) = self.codes[LANES * i..].first_chunk() else { break };
-            let look = look(borders, codes, metas, keys);
+            let look = look(borders, codes, (pieces >> (LANES * i)) as u16, metas, keys);
             let put = |mask: u16| u64::from(mask) << (LANES * i);
             (whole, unsure) = (whole | put(look.whole), unsure | put(look.unsure));
             (pairable, known) = (pairable | put(look.pairable), known | put(look.known));
         }
         // What is behind the last is not known, unless its piece ends.
         let inner = below(n as u32 - 1);
-        for i in bits(unsure & inner & !pieces) {
+        for i in bits(unsure & inner) {
             whole |= u64::from(borders.has_partial(self.code(i), self.code(i + 1))) << i;
         }
         let parts = (!whole | pieces) & below((inner | pieces).trailing_ones());
@@ -163,6 +167,10 @@ impl Row {
     #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vbmi,avx512vbmi2,avx2,bmi1,bmi2,lzcnt,popcnt")]
     fn merge_pairs(&mut self, vocab: &Vocab, borders: &Borders, of_two: u64) {
         use std::arch::x86_64::*;
+        self.pairs = 0;
+        if of_two == 0 {
+            return;
+        }
         // Of sixteen characters in a row: no two pairs share one.
         let here = |i: usize| (of_two >> (LANES * i)) as u16;
         let (mut keys, mut ids, mut n) = ([0; PAIRS + LANES], [0; PAIRS + LANES], 0);
@@ -205,20 +213,88 @@ impl Row {
         let stop = other.trailing_zeros();
         let given = self.parts & left & below(stop);
         let until = if given == 0 { self.at } else { u64::BITS - given.leading_zeros() };
-        for i in self.at as usize..until as usize {
-            let char = borders.units[usize::from(self.codes[i])];
-            let id = select_unpredictable(self.pairs >> i & 1 == 1, self.merged[i], char.first_id(is_narrow));
-            let room = &mut out.room[out.n..out.n + CHAR_IDS];
-            room.copy_from_slice(&I::of_char(char.ids(), is_narrow));
-            // Where it is the first half of a word, the other one is the second id.
-            room[0] = I::narrow(id);
-            out.n += (self.metas[i] & COUNT) as usize;
+        let (from, to) = (self.at as usize, until as usize);
+        for at in (from..to).step_by(STEP) {
+            let here = below((to - at).min(STEP) as u32) as u8;
+            if is_narrow {
+                self.put_narrow(borders, at, here, out);
+            } else {
+                self.put_wide(borders, at, here, out);
+            }
         }
         let place = |at: u32| self.base + usize::from(self.starts[at as usize]);
         let n_pieces = (self.pieces & left & below(until)).count_ones() as usize;
         let part = (other != 0).then(|| (place(until)..place(stop + 1), self.pieces >> stop & 1 == 1));
         self.at = if other == 0 { until } else { stop + 1 };
         Next { start: place(until), n_pieces, part }
+    }
+
+    /// Puts the ids of the characters from `at` on for which a bit is set, of a vocabulary whose ids are half a word each.
+    #[cfg(target_arch = "x86_64")]
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vbmi,avx512vbmi2,avx2,bmi1,bmi2,lzcnt,popcnt")]
+    fn put_narrow<I: Id>(&self, borders: &Borders, at: usize, here: u8, out: &mut Out<I>) {
+        use std::arch::x86_64::*;
+        let (ids, counts) = self.step(borders, at, here);
+        // How many a character has, in each half of its word: those above the place of the half are there.
+        let counts = _mm512_shuffle_epi8(counts, _mm512_set4_epi32(0x0908_0908, 0x0908_0908, 0x0100_0100, 0x0100_0100));
+        let there = _mm512_cmpgt_epu16_mask(counts, _mm512_set1_epi64(0x0003_0002_0001_0000));
+        let mut halves = [0_u16; 4 * STEP];
+        // SAFETY: the array has room for 64 bytes, and the store asks for no alignment.
+        unsafe { _mm512_storeu_si512(halves.as_mut_ptr().cast(), _mm512_maskz_compress_epi16(there, ids)) }
+        let room = &mut out.room[out.n..out.n + 4 * STEP];
+        room.iter_mut().zip(halves).for_each(|(room, id)| *room = I::narrow(id.into()));
+        out.n += there.count_ones() as usize;
+    }
+
+    /// The same where ids are words.
+    #[cfg(target_arch = "x86_64")]
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vbmi,avx512vbmi2,avx2,bmi1,bmi2,lzcnt,popcnt")]
+    fn put_wide<I: Id>(&self, borders: &Borders, at: usize, here: u8, out: &mut Out<I>) {
+        use std::arch::x86_64::*;
+        let (ids, counts) = self.step(borders, at, here);
+        if _mm512_cmpgt_epu64_mask(counts, _mm512_set1_epi64(2)) != 0 {
+            for i in at..at + here.count_ones() as usize {
+                let n = (self.metas[i] & COUNT) as usize;
+                if self.pairs >> i & 1 == 1 {
+                    out.room[out.n] = I::narrow(self.merged[i]);
+                    out.n += n;
+                } else {
+                    out.add_char(borders.units[usize::from(self.codes[i])].ids(), n, false);
+                }
+            }
+            return;
+        }
+        let counts = _mm512_shuffle_epi32::<0b10_10_00_00>(counts);
+        let there = _mm512_cmpgt_epu32_mask(counts, _mm512_set1_epi64(1 << 32));
+        let mut words = [0; 2 * STEP];
+        store(_mm512_maskz_compress_epi32(there, ids), &mut words);
+        let room = &mut out.room[out.n..out.n + 2 * STEP];
+        room.iter_mut().zip(words).for_each(|(room, id)| *room = I::narrow(id));
+        out.n += there.count_ones() as usize;
+    }
+
+    /// Of eight characters from `at` on the first two words of what they become, and how many ids that is; none where no bit
+    /// is set.
+    #[cfg(target_arch = "x86_64")]
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vbmi,avx512vbmi2,avx2,bmi1,bmi2,lzcnt,popcnt")]
+    fn step(&self, borders: &Borders, at: usize, here: u8) -> (std::arch::x86_64::__m512i, std::arch::x86_64::__m512i) {
+        use std::arch::x86_64::*;
+        let codes: &[u16; STEP] = self.codes[at..].first_chunk().unwrap_or(&[0; STEP]);
+        let [merged, metas] = [&self.merged, &self.metas].map(|of| of[at..].first_chunk().unwrap_or(&[0; STEP]));
+        let widen = |words: &[u32; STEP]| {
+            // SAFETY: the array is 32 readable bytes, and the load asks for no alignment.
+            _mm512_cvtepu32_epi64(unsafe { _mm256_loadu_si256(words.as_ptr().cast()) })
+        };
+        // SAFETY: the array is 16 readable bytes, and the load asks for no alignment.
+        let places = _mm512_cvtepu16_epi64(unsafe { _mm_loadu_si128(codes.as_ptr().cast()) });
+        let places = _mm512_slli_epi64::<1>(places);
+        // SAFETY: a code is below 2^16, there are more entries than that, and each has two words of 64 bits.
+        let own = unsafe { _mm512_i64gather_epi64::<8>(places, borders.units.as_ptr().cast()) };
+        let ids = _mm512_mask_blend_epi64((self.pairs >> at) as u8, own, widen(merged));
+        (ids, _mm512_maskz_and_epi64(here, widen(metas), _mm512_set1_epi64(COUNT.into())))
     }
 
     #[inline]
@@ -244,7 +320,7 @@ fn below(n: u32) -> u64 {
 }
 
 /// The first characters of a window of valid UTF-8, of which `n_left` bytes may be read: their codes, and where they start,
-/// `base` bytes further. A space ends them, or a character of four bytes.
+/// `base` bytes further. A space ends them, or a character of four bytes; the last may go on behind what is seen.
 #[cfg(target_arch = "x86_64")]
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vbmi,avx512vbmi2,avx2,bmi1,bmi2,lzcnt,popcnt")]
@@ -252,23 +328,16 @@ fn take(window: &[u8; WINDOW], n_left: usize, base: u8, codes: &mut [u16; TAKEN]
     use std::arch::x86_64::*;
     let all = |byte: u8| _mm512_set1_epi8(byte as i8);
     let words = |word: u16| _mm512_set1_epi16(word as i16);
-    let (bytes, numbers) = (load(window), load(&NUMBERS));
+    let [bytes, second, third] = [0, 1, 2].map(|i| load(window[i..].first_chunk().unwrap_or(&[0; SEEN])));
     // Bytes of ASCII are not below zero, and first bytes are above those that follow.
     let first = _mm512_cmpge_epi8_mask(bytes, all(0xC0));
     let is_other = _mm512_cmpge_epu8_mask(bytes, all(0xF0)) | _mm512_cmpeq_epi8_mask(bytes, all(b' '));
-    let stop = is_other | if n_left < WINDOW { u64::MAX << n_left } else { 0 };
-    // A character that starts in the last two bytes may not be here in full.
-    let limit = stop | 1 << (WINDOW - 2);
-    let firsts = _pdep_u64(u64::from(u32::MAX), first & (limit - 1) & !limit);
-    let behind = !below(u64::BITS - firsts.leading_zeros());
-    let n_bytes = ((first | stop) & behind).trailing_zeros() as usize;
-    let goes_on = n_bytes == WINDOW || stop >> n_bytes & 1 == 0;
-    let places = _mm512_maskz_compress_epi8(firsts, numbers);
-    let byte = |i: u8| {
-        let bytes = _mm512_permutexvar_epi8(_mm512_add_epi8(places, all(i)), bytes);
-        _mm512_cvtepu8_epi16(_mm512_castsi512_si256(bytes))
-    };
-    let (a, b, c) = (byte(0), byte(1), byte(2));
+    let stop = is_other | if n_left < SEEN { u64::MAX << n_left } else { 0 };
+    let before = first & !stop & stop.wrapping_sub(1);
+    let firsts = _pdep_u64(u64::from(u32::MAX), before);
+    let places = _mm512_maskz_compress_epi8(firsts, load(&NUMBERS));
+    let byte = |bytes| _mm512_cvtepu8_epi16(_mm512_castsi512_si256(_mm512_permutexvar_epi8(places, bytes)));
+    let (a, b, c) = (byte(bytes), byte(second), byte(third));
     let low = |of, bits| _mm512_and_si512(of, words(bits));
     let two = _mm512_or_si512(_mm512_slli_epi16::<6>(low(a, 0x1F)), low(b, 0x3F));
     let upper = _mm512_or_si512(_mm512_slli_epi16::<12>(a), _mm512_slli_epi16::<6>(low(b, 0x3F)));
@@ -281,26 +350,66 @@ fn take(window: &[u8; WINDOW], n_left: usize, base: u8, codes: &mut [u16; TAKEN]
         _mm512_storeu_si512(codes.as_mut_ptr().cast(), found);
         _mm256_storeu_si256(starts.as_mut_ptr().cast(), places);
     }
-    Taken { firsts, n_bytes, goes_on }
+    Taken { firsts, goes_on: stop == 0 && firsts == before }
+}
+
+/// The last characters of pieces that end at `ends` and within `n_bytes` from `start` on: a bit for each. The first bytes of
+/// characters are those of the first bytes that are seen together, and of the second.
+#[cfg(target_arch = "x86_64")]
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vbmi,avx512vbmi2,avx2,bmi1,bmi2,lzcnt,popcnt")]
+fn last_of(start: usize, ends: &[usize], n_bytes: usize, [first, second]: [u64; 2]) -> u64 {
+    use std::arch::x86_64::*;
+    let all = |word: usize| _mm512_set1_epi64(word as i64);
+    let (n_first, n) = (first.count_ones(), first.count_ones() + second.count_ones());
+    let mut pieces = 0;
+    for ends in ends.chunks(8) {
+        // SAFETY: the words that are read are those of the slice, and the load asks for no alignment.
+        let ends = unsafe { _mm512_maskz_loadu_epi64(below(ends.len() as u32) as u8, ends.as_ptr().cast()) };
+        let ends = _mm512_sub_epi64(ends, all(start));
+        // The byte behind each is the first of the next character. Where a word has no such bit, there is none.
+        let [here, later] = [ends, _mm512_sub_epi64(ends, all(SEEN))]
+            .map(|ends| _mm512_reduce_or_epi64(_mm512_sllv_epi64(all(1), ends)) as u64);
+        let next = _pext_u64(here, first) | _pext_u64(later, second) << (n_first % u64::BITS);
+        let is_end = _mm512_cmpeq_epi64_mask(ends, all(n_bytes)) != 0;
+        pieces |= next >> 1 | u64::from(is_end) << ((n - 1) % u64::BITS);
+        if _mm512_cmpge_epu64_mask(ends, all(n_bytes)) != 0 {
+            break;
+        }
+    }
+    pieces
+}
+
+/// The bytes of a character of at most three.
+#[cfg(target_arch = "x86_64")]
+fn char_len(code: u16) -> usize {
+    1 + usize::from(code >= 0x80) + usize::from(code >= 0x800)
 }
 
 /// All places of a window.
 #[cfg(target_arch = "x86_64")]
-const NUMBERS: [u8; WINDOW] = {
-    let mut numbers = [0; WINDOW];
+const NUMBERS: [u8; SEEN] = {
+    let mut numbers = [0; SEEN];
     let mut i = 0;
-    while i < WINDOW {
+    while i < SEEN {
         numbers[i] = i as u8;
         i += 1;
     }
     numbers
 };
 
-/// What is known of the first sixteen of these characters, and the flags of each.
+/// What is known of the first sixteen of these characters, and the flags of each; no token spans what is behind one that ends
+/// a piece. Keys are those of characters that may be in a token with the next.
 #[cfg(target_arch = "x86_64")]
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vbmi,avx512vbmi2,avx2,bmi1,bmi2,lzcnt,popcnt")]
-fn look(borders: &Borders, codes: &[u16; LANES + 1], metas: &mut [u32; LANES], keys: &mut [u32; LANES]) -> Look {
+fn look(
+    borders: &Borders,
+    codes: &[u16; LANES + 1],
+    ends: u16,
+    metas: &mut [u32; LANES],
+    keys: &mut [u32; LANES],
+) -> Look {
     use std::arch::x86_64::*;
 
     use super::{Char, LEFT, N_UNITS, PAIR_FACTOR, RIGHT};
@@ -311,30 +420,35 @@ fn look(borders: &Borders, codes: &[u16; LANES + 1], metas: &mut [u32; LANES], k
         // SAFETY: the array is 32 readable bytes, and the load asks for no alignment.
         _mm512_cvtepu16_epi32(unsafe { _mm256_loadu_si256(codes.as_ptr().cast()) })
     };
-    let (left, right) = (widen(codes), widen(&codes[1..]));
+    let left = widen(codes);
     let places = _mm512_add_epi32(_mm512_slli_epi32::<2>(left), all(3));
     // SAFETY: a code is below 2^16, there are more entries than that, and each has its meta as the last of four words.
     let this = unsafe { _mm512_i32gather_epi32::<4>(places, borders.units.as_ptr().cast()) };
     let last = borders.units[usize::from(codes[LANES])].meta;
     let next = _mm512_alignr_epi32::<1>(all(last), this);
     let shared = _mm512_and_si512(_mm512_srli_epi32::<RIGHT>(this), _mm512_srli_epi32::<LEFT>(next));
-    let may = _mm512_test_epi32_mask(shared, all(1));
-    let key = _mm512_or_si512(_mm512_slli_epi32::<16>(left), right);
-    store(key, keys);
-    let bit = _mm512_mullo_epi32(key, all(PAIR_FACTOR));
-    let bit = _mm512_srl_epi32(bit, _mm_cvtsi32_si128(borders.shift as i32));
-    let words = _mm512_and_si512(_mm512_srli_epi32::<5>(bit), all(borders.pairs.len() as u32 - 1));
-    // SAFETY: the places are below the number of words, which is a power of two.
-    let words = unsafe { _mm512_mask_i32gather_epi32::<4>(all(0), may, words, borders.pairs.as_ptr().cast()) };
-    let found = _mm512_srlv_epi32(words, _mm512_and_si512(bit, all(31)));
-    let are_ascii = _mm512_cmplt_epu32_mask(_mm512_or_si512(left, right), all(0x80));
-    let whole = (_mm512_test_epi32_mask(found, all(1)) & may) | are_ascii;
-    let is_token = |meta| _mm512_cmpeq_epi32_mask(_mm512_and_si512(meta, all(COUNT)), all(1));
     store(this, metas);
+    let may = _mm512_test_epi32_mask(shared, all(1)) & !ends;
+    let (mut whole, mut pairable) = (0, 0);
+    if may != 0 {
+        let right = widen(&codes[1..]);
+        let key = _mm512_or_si512(_mm512_slli_epi32::<16>(left), right);
+        store(key, keys);
+        let bit = _mm512_mullo_epi32(key, all(PAIR_FACTOR));
+        let bit = _mm512_srl_epi32(bit, _mm_cvtsi32_si128(borders.shift as i32));
+        let words = _mm512_and_si512(_mm512_srli_epi32::<5>(bit), all(borders.pairs.len() as u32 - 1));
+        // SAFETY: the places are below the number of words, which is a power of two.
+        let words = unsafe { _mm512_mask_i32gather_epi32::<4>(all(0), may, words, borders.pairs.as_ptr().cast()) };
+        let found = _mm512_srlv_epi32(words, _mm512_and_si512(bit, all(31)));
+        let are_ascii = _mm512_cmplt_epu32_mask(_mm512_or_si512(left, right), all(0x80));
+        whole = (_mm512_test_epi32_mask(found, all(1)) | are_ascii) & may;
+        let is_token = |meta| _mm512_cmpeq_epi32_mask(_mm512_and_si512(meta, all(COUNT)), all(1));
+        pairable = _mm512_cmpeq_epi32_mask(shared, all(1)) & is_token(this) & is_token(next) & !are_ascii & may;
+    }
     Look {
         whole,
-        unsure: _mm512_cmpgt_epu32_mask(shared, all(1)) & !whole,
-        pairable: _mm512_cmpeq_epi32_mask(shared, all(1)) & is_token(this) & is_token(next) & !are_ascii,
+        unsure: _mm512_cmpgt_epu32_mask(shared, all(1)) & !whole & !ends,
+        pairable,
         known: _mm512_test_epi32_mask(this, all(COUNT)),
     }
 }
@@ -342,33 +456,36 @@ fn look(borders: &Borders, codes: &[u16; LANES + 1], metas: &mut [u32; LANES], k
 #[cfg(all(test, target_arch = "x86_64"))]
 mod tests {
     use super::*;
-    use crate::borders::chars::char_at;
+    use crate::borders::chars::{char_at, is_tail};
     use crate::borders::duos::key;
     use crate::borders::{is_whole, shared};
+    use crate::encode::Ready;
     use crate::naive;
     use crate::simd::Level;
 
     /// [`super::take`], character by character.
     fn take_each(window: &[u8; WINDOW], n_left: usize) -> (Vec<(u16, u8)>, Taken) {
-        let (mut chars, mut firsts, mut at) = (Vec::new(), 0, 0);
+        let (mut chars, mut firsts) = (Vec::new(), 0);
         let is_stop = |at: usize| at >= n_left || window[at] == b' ' || window[at] >= 0xF0;
-        while chars.len() < TAKEN && at < WINDOW - 2 && !is_stop(at) {
+        let mut at = window.iter().take_while(|&&byte| is_tail(byte)).count();
+        while chars.len() < TAKEN && at < SEEN && !is_stop(at) {
             let (code, len) = char_at(window, at);
             chars.push((code as u16, at as u8));
+            assert_eq!(char_len(code as u16), len);
             firsts |= 1 << at;
             at += len;
         }
-        (chars, Taken { firsts, n_bytes: at, goes_on: at == WINDOW || !is_stop(at) })
+        (chars, Taken { firsts, goes_on: at >= SEEN && (0..SEEN).all(|at| !is_stop(at)) })
     }
 
     /// [`super::look`], character by character.
-    fn look_each(borders: &Borders, codes: &[u16; LANES + 1]) -> (Look, Vec<u32>) {
+    fn look_each(borders: &Borders, codes: &[u16; LANES + 1], ends: u16) -> (Look, Vec<u32>) {
         let mut look = Look { whole: 0, unsure: 0, pairable: 0, known: 0 };
         for (i, pair) in codes.windows(2).enumerate() {
             let [left, right] = [pair[0], pair[1]].map(u32::from);
             let [this, next] = [left, right].map(|code| borders.units[code as usize].meta);
-            let (shared, are_ascii) = (shared(this, next), left.max(right) < 0x80);
-            let is_whole = shared & is_whole(&borders.pairs, borders.shift, left, right) == 1 || are_ascii;
+            let (shared, are_ascii) = (if ends >> i & 1 == 1 { 0 } else { shared(this, next) }, left.max(right) < 0x80);
+            let is_whole = shared & 1 == 1 && (is_whole(&borders.pairs, borders.shift, left, right) == 1 || are_ascii);
             let are_tokens = this & COUNT == 1 && next & COUNT == 1;
             look.whole |= u16::from(is_whole) << i;
             look.unsure |= u16::from(shared > 1 && !is_whole) << i;
@@ -402,9 +519,11 @@ mod tests {
             .enumerate()
         {
             let text = text(chars, 80, seed);
-            let start = (seed % 9..text.len()).find(|&at| text[at] & 0xC0 != 0x80).unwrap();
+            // Where a character starts, or inside of one.
+            let start = seed % 9;
             let window = text[start..].first_chunk().unwrap();
-            for n_left in (0..=WINDOW + 9).filter(|&n| text.get(start + n).is_none_or(|&byte| byte & 0xC0 != 0x80)) {
+            let n_tail = text[start..].iter().take_while(|&&byte| is_tail(byte)).count();
+            for n_left in (n_tail..=WINDOW + 9).filter(|&n| text.get(start + n).is_none_or(|&byte| !is_tail(byte))) {
                 let base = (seed % 60) as u8;
                 let (mut codes, mut starts) = ([0; TAKEN], [0; TAKEN]);
                 // SAFETY: this processor has the level.
@@ -440,19 +559,75 @@ mod tests {
                 let text = text("aж一丁の한é乀1中", 64, 7919 * seed + i);
                 let (mut codes, mut starts) = ([0; TAKEN], [0; TAKEN]);
                 // SAFETY: this processor has the level.
-                let taken = unsafe { take(text.first_chunk().unwrap(), WINDOW, 0, &mut codes, &mut starts) };
+                let taken = unsafe { take(text.first_chunk().unwrap(), SEEN, 0, &mut codes, &mut starts) };
                 assert!(taken.firsts.count_ones() > LANES as u32);
                 let (codes, mut metas, mut keys) = (codes.first_chunk().unwrap(), [0; LANES], [0; LANES]);
+                let ends = (seed * i) as u16 & (i as u16).rotate_left(seed as u32);
                 // SAFETY: as above.
-                let found = unsafe { look(borders, codes, &mut metas, &mut keys) };
-                assert_eq!((found, metas.to_vec()), look_each(borders, codes), "{codes:?}");
-                assert!(
-                    keys.iter().zip(codes.windows(2)).all(|(&all, pair)| all == key(pair[0].into(), pair[1].into()))
-                );
+                let found = unsafe { look(borders, codes, ends, &mut metas, &mut keys) };
+                assert_eq!((found, metas.to_vec()), look_each(borders, codes, ends), "{codes:?}");
+                let pairs = keys.iter().zip(codes.windows(2)).map(|(&key, pair)| (key, pair));
+                for (i, (found_key, pair)) in pairs.enumerate().filter(|(i, _)| found.pairable >> i & 1 == 1) {
+                    assert_eq!(found_key, key(pair[0].into(), pair[1].into()), "{i} of {codes:?}");
+                }
                 let masks = [found.whole, found.unsure, found.pairable, !found.known];
                 counts.iter_mut().zip(masks).for_each(|(count, mask)| *count += mask.count_ones());
             }
         }
         assert!(counts[..3].iter().all(|&count| count > 100), "{counts:?}");
+    }
+
+    #[test]
+    fn ids_are_given_out_as_one_by_one() {
+        if !Level::Avx512.is_available() {
+            return;
+        }
+        let mut counts = [0; 5];
+        for seed in 0..300 {
+            // Of some characters the bytes do not all merge, and some pairs of others do.
+            let words: Vec<_> =
+                ["一丁", "の一", "ж", "éж", "の", "丁\u{4e03}"].map(|word| word.as_bytes().to_vec()).into();
+            let words: Vec<_> = words.into_iter().zip((0..).map(|i| 1 + (seed + i) as u64 % 5)).collect();
+            let merges = naive::train(&words, 3 + seed % 9, 1);
+            let vocab = Vocab::from_merges(&merges).unwrap();
+            let vocab = if seed % 2 == 0 {
+                vocab
+            } else {
+                // Too many for half a word each.
+                let own = (0..vocab.len() as u32).map(|id| vocab.token(id).unwrap().to_vec());
+                let tokens: Vec<_> = own.chain((0..1 << 16).map(|i| format!("{i:08}").into_bytes())).collect();
+                Vocab::from_tokens(&tokens, merges, false).unwrap()
+            };
+            let (borders, is_narrow) = (vocab.borders(), vocab.is_narrow());
+            assert_eq!(is_narrow, seed % 2 == 0);
+            for i in 0..20 {
+                let text = text("一丁の\u{4e03}éж1", 80, 31 * seed + i);
+                let mut row = Row::default();
+                // SAFETY: this processor has the level.
+                if !unsafe { row.look(&vocab, borders, &text, 0, &[text.len()]) } {
+                    continue;
+                }
+                let (mut ready, mut expected) = (Ready::default(), Vec::<u32>::new());
+                let mut out = Out::<u32>::new(&mut ready);
+                while !row.is_done() {
+                    let before = row.clone();
+                    // SAFETY: as above.
+                    let next = unsafe { row.give_out(borders, is_narrow, &mut out) };
+                    let given = (before.at as usize..).take_while(|&at| usize::from(row.starts[at]) < next.start);
+                    for at in given {
+                        let n = (row.metas[at] & COUNT) as usize;
+                        let is_pair = row.pairs >> at & 1 == 1;
+                        let ids = borders.units[usize::from(row.codes[at])].ids().wide(is_narrow);
+                        expected.extend(if is_pair { &row.merged[at..=at] } else { &ids[..n] });
+                        counts[if is_pair { 4 } else { n }] += 1;
+                    }
+                    if next.part.is_none() {
+                        break;
+                    }
+                }
+                assert_eq!(out.room[..out.n], expected, "{seed}: {text:?}");
+            }
+        }
+        assert!(counts.iter().all(|&n| n > 300), "{counts:?}");
     }
 }

@@ -10,7 +10,7 @@ mod sink;
 
 use std::ops::Range;
 
-use self::keys::{Batch, goes_on};
+use self::keys::{Batch, n_in_row};
 use self::known::{Holes, Known};
 pub(crate) use self::sink::{Count, Id, Out, READY, Ready, Sink};
 use crate::borders::{Parts, Row};
@@ -185,7 +185,7 @@ impl<S: Sink> Encoder<'_, S> {
             PLACE.. if known.falls_apart(&known.text[bytes.clone()]) => self.one_apart(at, bytes)?,
             // Those in a row go together.
             WIDE..PLACE if known.may_part(bytes.len()) => {
-                let n = keys[at..to].iter().take_while(|&&key| goes_on(key)).count();
+                let n = n_in_row(&keys[at..to]);
                 self.parts(at..at + n, bytes)?;
                 return Ok(n);
             }

@@ -121,11 +121,28 @@ fn key(text: &[u8], start: usize, end: usize, apart: u8) -> u128 {
     }
 }
 
-/// Whether a piece may stand among wide ones in a row: such a one, or a single byte of ASCII that is not a space.
+/// How many pieces may stand in a row, of which the first is wide: wide ones and single bytes of ASCII, and between them short
+/// pieces of ASCII that do not begin with a space.
 #[inline]
-pub(super) fn goes_on(key: u128) -> bool {
-    (WIDE..PLACE).contains(&key) || key.wrapping_sub((1 << 120) + 0x21) < 0x5F
+pub(super) fn n_in_row(keys: &[u128]) -> usize {
+    let mut n = 0;
+    for (at, &key) in (1..).zip(keys) {
+        if (WIDE..PLACE).contains(&key) {
+            n = at;
+            continue;
+        }
+        if key >= WIDE || key & NOT_ASCII != 0 || key as u8 == b' ' {
+            break;
+        }
+        if key < 2 << 120 {
+            n = at;
+        }
+    }
+    n
 }
+
+/// What no byte of ASCII has.
+const NOT_ASCII: u128 = u128::from_le_bytes([0x80; 16]);
 
 #[cfg(test)]
 mod tests {
