@@ -27,6 +27,10 @@ use crate::tokenizer::Tokenizer;
 /// Below this many bytes a batch stays on the calling thread.
 const PARALLEL_BYTES: usize = 64 << 10;
 
+/// Texts up to this length are encoded together, up to so many bytes. This is a copy, but what it brings near is read at once.
+const LONGEST_JOINED: usize = 32 << 10;
+const JOINED_BYTES: usize = 128 << 10;
+
 /// Room for the ids of a task; most need less.
 const TASK_IDS: usize = TASK_BYTES / 2;
 
@@ -104,6 +108,8 @@ impl Store for Count {
 pub(crate) struct How<'a> {
     pub(crate) finder: Chosen<'a>,
     pub(crate) dropout: Option<Dropout>,
+    /// Whether texts may stand one behind the other.
+    pub(crate) may_join: bool,
 }
 
 /// What a task made: a range of its thread's ids, and one of its thread's list of ids a text.
@@ -149,13 +155,63 @@ impl<S: Store> Joined<S> {
     }
 }
 
+/// Where the ids of several texts go, and how many each has.
+struct Counted<'a, S> {
+    store: &'a mut S,
+    lengths: &'a mut Vec<usize>,
+    /// How many ids there were before the text under way.
+    before: usize,
+}
+
+impl<S: Store> Sink for Counted<'_, S> {
+    type Id = S::Id;
+
+    #[inline]
+    fn push_narrow(&mut self, ids: &[S::Id]) {
+        self.store.push_narrow(ids);
+    }
+
+    #[inline]
+    fn push(&mut self, ids: &[u32]) {
+        self.store.push(ids);
+    }
+
+    fn end_text(&mut self) {
+        let before = std::mem::replace(&mut self.before, self.store.n_ids());
+        self.lengths.push(self.before - before);
+    }
+}
+
 struct Worker<S> {
     cache: Cache,
+    /// Short texts one behind the other, and where each ends.
+    joined: Vec<u8>,
+    ends: Vec<usize>,
     /// A custom pattern's, with scratch space of its own.
     splitter: Option<Splitter>,
     store: S,
     lengths: Vec<usize>,
     parts: Vec<Part>,
+}
+
+impl<S> Worker<S> {
+    /// Puts the first of `texts` one behind the other, as long as they are short and few; how many, none if not several.
+    fn join<T: AsRef<[u8]>>(&mut self, texts: &[T]) -> usize {
+        let Self { joined, ends, .. } = self;
+        let mut n_bytes = 0;
+        let is_one = |text: &&T| {
+            n_bytes += text.as_ref().len();
+            text.as_ref().len() <= LONGEST_JOINED && n_bytes <= JOINED_BYTES
+        };
+        let n = texts.iter().take_while(is_one).count();
+        joined.clear();
+        ends.clear();
+        for text in if n > 1 { &texts[..n] } else { &[] } {
+            joined.extend_from_slice(text.as_ref());
+            ends.push(joined.len());
+        }
+        ends.len()
+    }
 }
 
 /// What all threads made; the parts stand in order of the tasks.
@@ -243,7 +299,9 @@ impl Tokenizer {
 
     fn how(&self, options: &EncodeOptions) -> Result<How<'_>> {
         let dropout = options.dropout.filter(|dropout| !dropout.is_none());
-        Ok(How { finder: self.special_set().finder(options.allowed)?, dropout })
+        let is_plain = matches!(options.allowed, Specials::None) && dropout.is_none();
+        let may_join = is_plain && self.splitter().normalizer().is_none() && self.splitter().is_scanned();
+        Ok(How { finder: self.special_set().finder(options.allowed)?, dropout, may_join })
     }
 
     fn make<S: Store, T: AsRef<[u8]> + Sync>(
@@ -289,6 +347,8 @@ impl Tokenizer {
         let room = if is_joined { TASK_IDS } else { room };
         let make = || Worker {
             cache: self.cache(),
+            joined: Vec::new(),
+            ends: Vec::new(),
             splitter: self.splitter().is_custom().then(|| self.splitter().clone()),
             store: S::with_room(room),
             lengths: Vec::with_capacity(texts.len()),
@@ -300,12 +360,20 @@ impl Tokenizer {
             let guess = if let (Some(text), Some(splitter)) = (guess, &worker.splitter) {
                 Some(self.guess(splitter, valid[text], start..end, control, &mut worker.store)?)
             } else {
-                for (i, text) in (first..last).zip(&texts[first..last]) {
+                let mut i = first;
+                while i < last {
+                    let n = if how.may_join { worker.join(&texts[i..last]) } else { 0 };
+                    i += n;
+                    if n > 0 {
+                        self.encode_joined(worker, control)?;
+                        continue;
+                    }
                     let before = worker.store.n_ids();
-                    let text = text.as_ref();
+                    let text = texts[i].as_ref();
                     let range = start..end.min(text.len());
                     self.encode_range(&mut worker.cache, text, i, range, how, control, &mut worker.store)?;
                     worker.lengths.push(worker.store.n_ids() - before);
+                    i += 1;
                 }
                 None
             };
@@ -319,6 +387,13 @@ impl Tokenizer {
         let all = self.collect(workers, tasks, texts.len());
         let joined = joined.into_inner().unwrap_or_else(PoisonError::into_inner);
         Ok(if is_joined { Made { stores: vec![joined.store], ..all } } else { all })
+    }
+
+    /// Encodes the texts that the worker joined.
+    fn encode_joined<S: Store>(&self, worker: &mut Worker<S>, control: &Control) -> Result<()> {
+        let Worker { cache, joined, ends, store, lengths, .. } = worker;
+        let before = store.n_ids();
+        self.encode_stretches(cache, joined, ends, control, &mut Counted { store, lengths, before })
     }
 
     /// Encodes the range of `text`, the text `index` of its batch; an id for each special token that is found.

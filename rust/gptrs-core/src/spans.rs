@@ -32,7 +32,7 @@ impl Tokenizer {
         allowed: Specials,
         control: &Control,
     ) -> Result<Vec<u32>> {
-        let how = How { finder: self.special_set().finder(allowed)?, dropout: None };
+        let how = How { finder: self.special_set().finder(allowed)?, dropout: None, may_join: false };
         control.begin("encode bytes", spans.iter().map(|(text, _)| text.as_ref().len() as u64).sum());
         let mut ids = Vec::new();
         self.with_cache(|cache| {

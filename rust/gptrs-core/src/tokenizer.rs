@@ -10,7 +10,7 @@ use crate::batch::How;
 use crate::cache::{Cache, DEFAULT_BYTES};
 use crate::control::Control;
 use crate::decode::{StreamDecoder, decode};
-use crate::encode::{Count, Sink, encode_text};
+use crate::encode::{Count, Sink, encode_text, encode_texts};
 use crate::error::{Error, Result};
 use crate::formats::lengths::Lengths;
 use crate::simd::Level;
@@ -218,7 +218,7 @@ impl Tokenizer {
         self.refuse(text, allowed, disallowed)?;
         let mut ids = Vec::with_capacity(text.len() / 4 + 8);
         let finder = self.specials.finder(allowed)?;
-        let how = How { finder, dropout: None };
+        let how = How { finder, dropout: None, may_join: false };
         self.with_cache(|cache| self.encode_range(cache, text, 0, 0..text.len(), &how, control, &mut ids))?;
         Ok(ids)
     }
@@ -333,6 +333,19 @@ impl Tokenizer {
     ) -> Result<()> {
         cache.claim(self.identity, self.vocab.is_narrow());
         encode_text(&self.vocab, &self.splitter, cache, text, control, sink)
+    }
+
+    /// Encodes texts that end at `ends` in `joined`, in which nothing is special and nothing to normalize.
+    pub(crate) fn encode_stretches<S: Sink>(
+        &self,
+        cache: &mut Cache,
+        joined: &[u8],
+        ends: &[usize],
+        control: &Control,
+        sink: &mut S,
+    ) -> Result<()> {
+        cache.claim(self.identity, self.vocab.is_narrow());
+        encode_texts(&self.vocab, &self.splitter, cache, joined, ends, control, sink)
     }
 
     pub(crate) fn give_back(&self, cache: Cache) {

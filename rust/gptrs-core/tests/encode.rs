@@ -295,3 +295,30 @@ fn warm_words_are_the_most_frequent_ones() {
     assert_eq!(words(9).len(), 4);
     assert!(words(0).is_empty());
 }
+
+#[test]
+fn short_texts_of_a_batch_have_the_ids_they_have_alone() {
+    let text = prose(300_000).into_bytes();
+    // Of no bytes, of some, of many, cut anywhere, even inside of characters that the next text goes on with.
+    let (mut texts, mut at, mut state) = (Vec::new(), 0, 11u64);
+    while at < text.len() {
+        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        let n = [0, 1, 2, 3, 7, 30, 100, 1000, 3000, 40_000][(state >> 33) as usize % 10];
+        let end = (at + n).min(text.len());
+        texts.push(&text[at..end]);
+        at = end;
+    }
+    assert!(texts.iter().any(|text| std::str::from_utf8(text).is_err() && text.len() > 100), "cut inside a character");
+    for pattern in ["gpt2", "cl100k_base", "o200k_base", "deepseek-v3", r"\w+|\W"] {
+        let tok = tokenizer(pattern, &["<|end|>"]);
+        let alone: Vec<_> = texts.iter().map(|text| tok.encode_ordinary(text).unwrap()).collect();
+        for threads in [1, 2] {
+            let batch = tok.encode_batch(&texts, Specials::None, threads, &Control::new()).unwrap();
+            let lengths: Vec<_> = batch.offsets.windows(2).map(|ends| (ends[1] - ends[0]) as usize).collect();
+            assert_eq!(lengths, alone.iter().map(Vec::len).collect::<Vec<_>>(), "{pattern}, {threads} threads");
+            assert!(batch.ids.iter().eq(alone.iter().flatten().copied()), "{pattern}, {threads} threads");
+            let counts = tok.count_batch(&texts, threads, &Control::new()).unwrap();
+            assert!(counts.iter().map(|&n| n as usize).eq(lengths), "{pattern}, {threads} threads");
+        }
+    }
+}

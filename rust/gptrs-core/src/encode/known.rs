@@ -55,7 +55,7 @@ impl Default for Last {
 struct Hole {
     /// What its ids are stored under; `None` when they are not stored.
     key: Option<u128>,
-    /// Where it is in the text.
+    /// Where it is in the text; nowhere where one of several texts ends.
     bytes: Range<usize>,
     /// Whether it is a whole piece, which may be a token whatever the merges make of it.
     is_piece: bool,
@@ -103,7 +103,8 @@ impl Known<'_> {
         // Only with `ignore_merges` a part may have other ids than the same bytes as a piece.
         let (piece, is_own) = (&self.text[bytes.clone()], is_piece || !self.vocab.ignore_merges());
         match piece.len() {
-            0 => {}
+            // The end of a text is a hole that nothing fills.
+            0 => self.hole(None, bytes, false, out.n),
             1..=PACKED => {
                 let key = packed_key(self.text, bytes.start, piece) | if is_own { 0 } else { PART };
                 self.packed(key, bytes, is_piece, out);
@@ -185,6 +186,9 @@ impl Known<'_> {
             sink.push_narrow(&out.room[from..hole.at]);
             sink.push(&self.holes.ids[ids.clone()]);
             from = hole.at;
+            if hole.bytes.is_empty() {
+                sink.end_text();
+            }
         }
         sink.push_narrow(&out.room[from..take(&mut out.n)]);
         self.holes.clear();
@@ -216,7 +220,7 @@ impl Known<'_> {
             } else if *is_piece && self.falls_apart(piece) {
                 self.merge_parts(bytes.clone(), &mut ids)?;
             }
-            let (is_done, n_tokens) = (ids.len() > from, tokens.len());
+            let (is_done, n_tokens) = (piece.is_empty() || ids.len() > from, tokens.len());
             if let Some(borders) = borders.filter(|_| !is_done && !piece.is_ascii()) {
                 borders.starts(merges, piece, vocab.is_narrow(), &mut tokens);
             }

@@ -25,6 +25,9 @@ use crate::vocab::Vocab;
 /// Set in the key of a part whose ids may not be those of the same bytes as a piece.
 const PART: u128 = 0x10 << 120;
 
+/// What stands among pieces where one of several texts ends: a piece of no bytes.
+const END_OF_TEXT: &[u32] = &[0];
+
 /// Bytes encoded between two reports of progress.
 const REPORT_EVERY: usize = 1 << 16;
 
@@ -47,29 +50,66 @@ pub(crate) fn encode_text<S: Sink>(
     if let Some(normal) = splitter.normalize(text) {
         return encode_text(vocab, splitter, cache, &normal, control, sink);
     }
+    encode_all(vocab, splitter, cache, text, None, control, sink)
+}
+
+/// Encodes texts that stand one behind the other in `text` and end at `ends`, each as [`encode_text`] does, and tells the sink
+/// where one ends. Nothing is normalized. What a text leaves to be merged waits for that of the next, so that short ones take
+/// no longer than a long one.
+pub(crate) fn encode_texts<S: Sink>(
+    vocab: &Vocab,
+    splitter: &Splitter,
+    cache: &mut Cache,
+    text: &[u8],
+    ends: &[usize],
+    control: &Control,
+    sink: &mut S,
+) -> Result<()> {
+    encode_all(vocab, splitter, cache, text, Some(ends), control, sink)
+}
+
+/// All of `text`, or the texts in it that end at `ends`.
+fn encode_all<S: Sink>(
+    vocab: &Vocab,
+    splitter: &Splitter,
+    cache: &mut Cache,
+    text: &[u8],
+    ends: Option<&[usize]>,
+    control: &Control,
+    sink: &mut S,
+) -> Result<()> {
     cache.expect(text.len(), vocab);
     let mut buffers = cache.buffers.take().unwrap_or_default();
     let Buffers { batches: [filling, waiting], ready, holes, scratch, row } = &mut *buffers;
     let known = Known { vocab, cache, level: splitter.level(), text, control, holes, scratch };
     let mut encoder = Encoder { known, sink, filling, waiting, out: Out::new(ready), row };
     let (mut at, mut reported) = (0, 0);
-    let ended = splitter.for_each_run(text, |_, run| {
-        let mut one = |len| encoder.add(at, &[near(len)?]).map(|()| len);
-        at += match run {
-            Run::Many(start, ends) => {
-                encoder.add(at - start, ends)?;
-                ends.last().map_or(0, |&end| end as usize - start)
+    let mut ended = Ok(());
+    for &end in ends.unwrap_or(&[text.len()]) {
+        ended = splitter.for_each_run(&text[at..end], |_, run| {
+            let mut one = |len| encoder.add(at, &[near(len)?]).map(|()| len);
+            at += match run {
+                Run::Many(start, ends) => {
+                    encoder.add(at - start, ends)?;
+                    ends.last().map_or(0, |&end| end as usize - start)
+                }
+                Run::One(start, end) => one(end - start)?,
+                Run::Invalid(len) => one(len)?,
+            };
+            if at - reported >= REPORT_EVERY {
+                control.check()?;
+                control.advance((at - reported) as u64);
+                reported = at;
             }
-            Run::One(start, end) => one(end - start)?,
-            Run::Invalid(len) => one(len)?,
-        };
-        if at - reported >= REPORT_EVERY {
-            control.check()?;
-            control.advance((at - reported) as u64);
-            reported = at;
+            Ok(())
+        });
+        if ended.is_ok() && ends.is_some() {
+            ended = encoder.add(end, END_OF_TEXT);
         }
-        Ok(())
-    });
+        if ended.is_err() {
+            break;
+        }
+    }
     let ended = ended.and_then(|()| encoder.flush());
     buffers.forget();
     cache.buffers = Some(buffers);

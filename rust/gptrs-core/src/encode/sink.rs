@@ -33,6 +33,9 @@ pub(crate) trait Sink {
 
     /// [`Sink::push_narrow`] of ids that are not narrowed yet.
     fn push(&mut self, ids: &[u32]);
+
+    /// All ids of one of several texts are here.
+    fn end_text(&mut self) {}
 }
 
 impl Id for u32 {
