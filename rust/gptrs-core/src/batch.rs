@@ -28,8 +28,8 @@ use crate::tokenizer::Tokenizer;
 const PARALLEL_BYTES: usize = 64 << 10;
 
 /// Texts up to this length are encoded together, up to so many bytes. This is a copy, but what it brings near is read at once.
-const LONGEST_JOINED: usize = 32 << 10;
-const JOINED_BYTES: usize = 128 << 10;
+pub(crate) const LONGEST_JOINED: usize = 32 << 10;
+pub(crate) const JOINED_BYTES: usize = 128 << 10;
 
 /// Room for the ids of a task; most need less.
 const TASK_IDS: usize = TASK_BYTES / 2;

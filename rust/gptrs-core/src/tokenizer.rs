@@ -335,7 +335,8 @@ impl Tokenizer {
         encode_text(&self.vocab, &self.splitter, cache, text, control, sink)
     }
 
-    /// Encodes texts that end at `ends` in `joined`, in which nothing is special and nothing to normalize.
+    /// Encodes texts that end at `ends` in `joined`, in which nothing is special, and tells the sink where each ends: as one
+    /// stream, where nothing has to be normalized.
     pub(crate) fn encode_stretches<S: Sink>(
         &self,
         cache: &mut Cache,
@@ -344,8 +345,16 @@ impl Tokenizer {
         control: &Control,
         sink: &mut S,
     ) -> Result<()> {
-        cache.claim(self.identity, self.vocab.is_narrow());
-        encode_texts(&self.vocab, &self.splitter, cache, joined, ends, control, sink)
+        if self.splitter.normalizer().is_none() {
+            cache.claim(self.identity, self.vocab.is_narrow());
+            return encode_texts(&self.vocab, &self.splitter, cache, joined, ends, control, sink);
+        }
+        let mut start = 0;
+        for &end in ends {
+            self.encode_stretch(cache, &joined[std::mem::replace(&mut start, end)..end], control, sink)?;
+            sink.end_text();
+        }
+        Ok(())
     }
 
     pub(crate) fn give_back(&self, cache: Cache) {

@@ -10,6 +10,7 @@ use super::segments::{Body, Place, Reading, Segment};
 use super::survey::Survey;
 use super::texts::{Cutter, Part, SafeCut};
 use super::{Encode, PrepareOptions};
+use crate::batch::{JOINED_BYTES, LONGEST_JOINED};
 use crate::corpus::{self, Codec, Input, Kind, LinePosition, TextField};
 use crate::error::{Error, Result};
 use crate::ids::Ids;
@@ -37,6 +38,18 @@ pub(super) struct Span {
     pub(super) ends_document: bool,
     /// How often the text of each special token starts in it; empty for not at all.
     pub(super) special_counts: Vec<u64>,
+}
+
+/// Documents that are encoded together, one behind the other.
+#[derive(Default)]
+struct Joined {
+    text: Vec<u8>,
+    /// Where each ends.
+    ends: Vec<usize>,
+    /// Where each is, and how often it has each special token's text.
+    places: Vec<(Place, Vec<u64>)>,
+    /// Where the ids of each end.
+    ids_ends: Vec<usize>,
 }
 
 /// What all workers share.
@@ -143,6 +156,7 @@ impl<'a, E: Encode> Encoder<'a, E> {
         let Input { path, kind, .. } = &self.inputs[segment.input];
         let mut place = segment.place;
         let (mut from, n_targets) = (0, targets.len() / ends.len().max(1));
+        let mut joined = Joined::default();
         for (i, (&(at, end), document)) in ends.iter().zip(place.document..).enumerate() {
             let record = &bytes[std::mem::replace(&mut from, end)..end];
             if self.survey.leaves_out(document) {
@@ -155,12 +169,36 @@ impl<'a, E: Encode> Encoder<'a, E> {
                 document.targets = corpus::row_targets(record, &targets[n_targets * i..][..n_targets]);
             }
             let (text, first) = (&document.text[..], to.ids.len());
+            if self.marker.is_none() && text.len() <= LONGEST_JOINED {
+                if joined.text.len() + text.len() > JOINED_BYTES {
+                    self.joined(state, &mut joined, to)?;
+                }
+                joined.text.extend_from_slice(text);
+                joined.ends.push(joined.text.len());
+                joined.places.push((place, self.count_specials(text, text.len())));
+                continue;
+            }
+            self.joined(state, &mut joined, to)?;
             self.span(state, text, text.len(), place, true, to)?;
             if let Some(marker) = &self.marker {
                 let n_added = usize::from(self.eot_id.is_some());
                 marker.mark(&to.ids, first, n_added, text.len(), &document.targets, &mut to.bits)?;
             }
         }
+        self.joined(state, &mut joined, to)
+    }
+
+    /// Encodes the texts that were joined.
+    fn joined(&self, state: &mut E::State, joined: &mut Joined, encoded: &mut Encoded) -> Result<()> {
+        let Joined { text, ends, places, ids_ends } = joined;
+        self.tokenizer.encode_texts(state, (text, ends), self.eot_id, &mut encoded.ids, ids_ends)?;
+        let mut start = 0;
+        for (((place, special_counts), &end), ids_end) in places.drain(..).zip(&*ends).zip(ids_ends.drain(..)) {
+            let n_bytes = (end - std::mem::replace(&mut start, end)) as u64;
+            encoded.spans.push(Span { place, ids_end, n_bytes, ends_document: true, special_counts });
+        }
+        text.clear();
+        ends.clear();
         Ok(())
     }
 

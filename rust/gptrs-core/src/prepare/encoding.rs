@@ -3,6 +3,7 @@
 use crate::batch::EncodeOptions;
 use crate::cache::Cache;
 use crate::control::Control;
+use crate::encode::{Id, Sink};
 use crate::error::Result;
 use crate::ids::{self, Ids};
 use crate::tokenizer::Tokenizer;
@@ -33,6 +34,29 @@ pub trait Encode: Sync {
         ids.into_iter().try_for_each(|id| ids::narrow(id).map(|id| out.push(id)))
     }
 
+    /// Appends the ids of each of the texts that stand one behind the other in `joined` and end at `ends`, `eot_id` behind
+    /// them where there is one, and to `ids_ends` where these end in `out`.
+    fn encode_texts(
+        &self,
+        state: &mut Self::State,
+        (joined, ends): (&[u8], &[usize]),
+        eot_id: Option<u32>,
+        out: &mut Ids,
+        ids_ends: &mut Vec<usize>,
+    ) -> Result<()> {
+        let mut start = 0;
+        for &end in ends {
+            let text = &joined[std::mem::replace(&mut start, end)..end];
+            match out {
+                Ids::U16(ids) => self.encode_narrow(state, text, ids)?,
+                Ids::U32(ids) => self.encode_into(state, text, ids)?,
+            }
+            eot_id.map_or(Ok(()), |id| out.push(id))?;
+            ids_ends.push(out.len());
+        }
+        Ok(())
+    }
+
     /// The ids of a text that cannot be cut, made by several threads; `None` where there is no such way.
     fn encode_long(&self, _text: &[u8], _threads: usize) -> Result<Option<Ids>> {
         Ok(None)
@@ -59,6 +83,32 @@ pub trait Encode: Sync {
     }
 }
 
+/// Where the ids of several texts go, each with one behind it, and where they end.
+struct Ended<'a, I> {
+    ids: &'a mut Vec<I>,
+    eot_id: Option<I>,
+    ids_ends: &'a mut Vec<usize>,
+}
+
+impl<I: Id> Sink for Ended<'_, I> {
+    type Id = I;
+
+    #[inline]
+    fn push_narrow(&mut self, ids: &[I]) {
+        self.ids.push_narrow(ids);
+    }
+
+    #[inline]
+    fn push(&mut self, ids: &[u32]) {
+        Sink::push(self.ids, ids);
+    }
+
+    fn end_text(&mut self) {
+        self.ids.extend(self.eot_id);
+        self.ids_ends.push(self.ids.len());
+    }
+}
+
 impl Encode for Tokenizer {
     type State = Cache;
 
@@ -80,6 +130,25 @@ impl Encode for Tokenizer {
 
     fn encode_narrow(&self, cache: &mut Self::State, text: &[u8], out: &mut Vec<u16>) -> Result<()> {
         self.encode_stretch(cache, text, &Control::new(), out)
+    }
+
+    fn encode_texts(
+        &self,
+        cache: &mut Self::State,
+        (joined, ends): (&[u8], &[usize]),
+        eot_id: Option<u32>,
+        out: &mut Ids,
+        ids_ends: &mut Vec<usize>,
+    ) -> Result<()> {
+        match out {
+            Ids::U16(ids) => {
+                let eot_id = eot_id.map(ids::narrow).transpose()?;
+                self.encode_stretches(cache, joined, ends, &Control::new(), &mut Ended { ids, eot_id, ids_ends })
+            }
+            Ids::U32(ids) => {
+                self.encode_stretches(cache, joined, ends, &Control::new(), &mut Ended { ids, eot_id, ids_ends })
+            }
+        }
     }
 
     fn encode_long(&self, text: &[u8], threads: usize) -> Result<Option<Ids>> {
