@@ -185,7 +185,7 @@ impl<S: Store> Sink for Counted<'_, S> {
 struct Worker<S> {
     cache: Cache,
     /// Short texts one behind the other, and where each ends.
-    joined: Vec<u8>,
+    stream: Vec<u8>,
     ends: Vec<usize>,
     /// A custom pattern's, with scratch space of its own.
     splitter: Option<Splitter>,
@@ -196,19 +196,19 @@ struct Worker<S> {
 
 impl<S> Worker<S> {
     /// Puts the first of `texts` one behind the other, as long as they are short and few; how many, none if not several.
-    fn join<T: AsRef<[u8]>>(&mut self, texts: &[T]) -> usize {
-        let Self { joined, ends, .. } = self;
+    fn fill_stream<T: AsRef<[u8]>>(&mut self, texts: &[T]) -> usize {
+        let Self { stream, ends, .. } = self;
         let mut n_bytes = 0;
         let is_one = |text: &&T| {
             n_bytes += text.as_ref().len();
             text.as_ref().len() <= LONGEST_JOINED && n_bytes <= JOINED_BYTES
         };
         let n = texts.iter().take_while(is_one).count();
-        joined.clear();
+        stream.clear();
         ends.clear();
         for text in if n > 1 { &texts[..n] } else { &[] } {
-            joined.extend_from_slice(text.as_ref());
-            ends.push(joined.len());
+            stream.extend_from_slice(text.as_ref());
+            ends.push(stream.len());
         }
         ends.len()
     }
@@ -347,7 +347,7 @@ impl Tokenizer {
         let room = if is_joined { TASK_IDS } else { room };
         let make = || Worker {
             cache: self.cache(),
-            joined: Vec::new(),
+            stream: Vec::new(),
             ends: Vec::new(),
             splitter: self.splitter().is_custom().then(|| self.splitter().clone()),
             store: S::with_room(room),
@@ -362,10 +362,10 @@ impl Tokenizer {
             } else {
                 let mut i = first;
                 while i < last {
-                    let n = if how.may_join { worker.join(&texts[i..last]) } else { 0 };
+                    let n = if how.may_join { worker.fill_stream(&texts[i..last]) } else { 0 };
                     i += n;
                     if n > 0 {
-                        self.encode_joined(worker, control)?;
+                        self.encode_stream(worker, control)?;
                         continue;
                     }
                     let before = worker.store.n_ids();
@@ -389,11 +389,11 @@ impl Tokenizer {
         Ok(if is_joined { Made { stores: vec![joined.store], ..all } } else { all })
     }
 
-    /// Encodes the texts that the worker joined.
-    fn encode_joined<S: Store>(&self, worker: &mut Worker<S>, control: &Control) -> Result<()> {
-        let Worker { cache, joined, ends, store, lengths, .. } = worker;
+    /// Encodes the texts in the worker's stream.
+    fn encode_stream<S: Store>(&self, worker: &mut Worker<S>, control: &Control) -> Result<()> {
+        let Worker { cache, stream, ends, store, lengths, .. } = worker;
         let before = store.n_ids();
-        self.encode_stretches(cache, joined, ends, control, &mut Counted { store, lengths, before })
+        self.encode_stretches(cache, stream, ends, control, &mut Counted { store, lengths, before })
     }
 
     /// Encodes the range of `text`, the text `index` of its batch; an id for each special token that is found.
