@@ -48,9 +48,9 @@ IN_ORDER = (
 GENERATION = ("gptrs.sampling", "gptrs.speculate", "gptrs.decoding", "gptrs.generate")
 # Inside gptrs.model, only what stands before the importer.
 MODEL = (
-    "config", "count", "memory", "ranks", "embedding", "rope", "norm", "cache", "attend", "attention", "mla",
+    "config", "count", "memory", "matmul", "ranks", "embedding", "rope", "norm", "cache", "attend", "attention", "mla",
     "feed_forward",
-    "expert_by_expert", "moe", "heap", "block", "loss", "fp8", "transformer",
+    "expert_by_expert", "moe", "block", "loss", "fp8", "transformer",
 )  # fmt: skip
 # Inside gptrs.exchange likewise.
 EXCHANGE = ("hf_config", "hf_tensors", "hf", "gguf", "gguf_file", "gguf_read", "llama2c", "torch_file")

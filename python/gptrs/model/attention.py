@@ -6,6 +6,7 @@ from torch import Tensor, nn
 from gptrs.model.attend import Mask, attend
 from gptrs.model.cache import KVCache
 from gptrs.model.config import ModelConfig
+from gptrs.model.matmul import Linear
 from gptrs.model.rope import rotate, softmax_scale
 
 
@@ -28,8 +29,8 @@ class Attention(nn.Module):
         self.dropout = config.dropout
         self.scale = softmax_scale(config)
         width = (config.n_heads + 2 * config.kv_heads) * config.head_dim
-        self.qkv = nn.Linear(config.dim, width, bias=config.has_bias)
-        self.output = nn.Linear(config.dim, config.dim, bias=config.has_bias)
+        self.qkv = Linear(config.dim, width, bias=config.has_bias)
+        self.output = Linear(config.dim, config.dim, bias=config.has_bias)
 
     def forward(
         self, x: Tensor, *, mask: Mask = None, cache: KVCache | None = None, turns: Tensor | None = None

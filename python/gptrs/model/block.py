@@ -16,6 +16,7 @@ from gptrs.model.attention import Attention
 from gptrs.model.cache import KVCache, LatentCache
 from gptrs.model.config import ModelConfig
 from gptrs.model.feed_forward import feed_forward
+from gptrs.model.matmul import Linear
 from gptrs.model.mla import LatentAttention
 from gptrs.model.moe import MoE, Use
 from gptrs.model.norm import norm
@@ -62,7 +63,7 @@ class FurtherToken(nn.Module):
         super().__init__()
         self.embed_norm = norm(config, config.dim)
         self.hidden_norm = norm(config, config.dim)
-        self.joined = nn.Linear(2 * config.dim, config.dim, bias=False)
+        self.joined = Linear(2 * config.dim, config.dim, bias=False)
         self.block = Block(config, depth, has_experts=config.n_routed_experts > 0)
         self.norm = norm(config, config.dim)
 

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from gptrs.model.feed_forward import gated_backward, gated_forward
+from gptrs.model.matmul import mm, mm_into
 
 
 def expert_by_expert(x: Tensor, up: Tensor, down: Tensor, weights: Tensor, order: Tensor, loads: Tensor) -> Tensor:
@@ -33,8 +34,8 @@ class _ExpertByExpert(torch.autograd.Function):
         y, kept = torch.zeros_like(x), []
         for expert, places in _busy(order, loads):
             tokens = places // A  # (n,)
-            high = up[expert] @ x[tokens].T  # (2·m, n)
-            out = gated_forward(high, dim=0).T @ down[expert].T  # (n, C)
+            high = mm(up[expert], x[tokens].T)  # (2·m, n)
+            out = mm(gated_forward(high, dim=0).T, down[expert].T)  # (n, C)
             y.index_add_(0, tokens, out.mul_(_weights_of(weights, places, out).unsqueeze(-1)))
             kept.append(high)
         if any(ctx.needs_input_grad[:4]):
@@ -52,15 +53,15 @@ class _ExpertByExpert(torch.autograd.Function):
         for high, (expert, places) in zip(kept, _busy(order, loads), strict=True):
             tokens = places // A  # (n,)
             d_out = dy[tokens]  # (n, C)
-            h, d_h = gated_forward(high, dim=0), down[expert].T @ d_out.T  # (m, n) each, d_h without the weight
+            h, d_h = gated_forward(high, dim=0), mm(down[expert].T, d_out.T)  # (m, n) each, d_h without the weight
             d_weights.view(-1)[places] = (d_h * h).sum(dim=0).to(weights.dtype)
             weight = _weights_of(weights, places, h)  # (n,)
             if d_down is not None:
-                torch.mm(d_out.T, h.mul_(weight).T, out=d_down[expert])
+                mm_into(d_down[expert], d_out.T, h.mul_(weight).T)
             d_high = gated_backward(d_h.mul_(weight), high, dim=0)  # (2·m, n)
             if d_up is not None:
-                torch.mm(d_high, x[tokens], out=d_up[expert])
-            d_x.index_add_(0, tokens, d_high.T @ up[expert])
+                mm_into(d_up[expert], d_high, x[tokens])
+            d_x.index_add_(0, tokens, mm(d_high.T, up[expert]))
         return d_x, d_up, d_down, d_weights, None, None
 
 

@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gptrs.model.config import ModelConfig
+from gptrs.model.matmul import Linear
 
 
 class FeedForward(nn.Module):
@@ -17,8 +18,8 @@ class FeedForward(nn.Module):
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        self.up = nn.Linear(config.dim, config.inter_dim, bias=config.has_bias)
-        self.down = nn.Linear(config.inter_dim, config.dim, bias=config.has_bias)
+        self.up = Linear(config.dim, config.inter_dim, bias=config.has_bias)
+        self.down = Linear(config.inter_dim, config.dim, bias=config.has_bias)
 
     def forward(self, x: Tensor) -> Tensor:
         y: Tensor = self.down(F.gelu(self.up(x), approximate="tanh"))  # (B, T, C)
@@ -34,8 +35,8 @@ class SwiGLU(nn.Module):
 
     def __init__(self, config: ModelConfig, width: int) -> None:
         super().__init__()
-        self.up = nn.Linear(config.dim, 2 * width, bias=config.has_bias)
-        self.down = nn.Linear(width, config.dim, bias=config.has_bias)
+        self.up = Linear(config.dim, 2 * width, bias=config.has_bias)
+        self.down = Linear(width, config.dim, bias=config.has_bias)
 
     def forward(self, x: Tensor) -> Tensor:
         y: Tensor = self.down(gated(self.up(x)))  # (B, T, C)

@@ -12,6 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from gptrs.model.matmul import Linear
+
 _FORWARD, _BACKWARD = torch.float8_e4m3fn, torch.float8_e5m2
 _MULTIPLE = 16  # of all sizes, as the kernels want
 _LEAST = (8, 9)  # compute capability: Ada; Hopper is (9, 0)
@@ -36,7 +38,9 @@ def convert(blocks: nn.Module) -> int:
     """
     n = 0
     for module in blocks.modules():
-        if type(module) is nn.Linear and module.in_features % _MULTIPLE == module.out_features % _MULTIPLE == 0:
+        if not isinstance(module, nn.Linear) or type(module) not in (nn.Linear, Linear):
+            continue
+        if module.in_features % _MULTIPLE == module.out_features % _MULTIPLE == 0:
             module.__class__ = Float8Linear  # a new layer would need a new parameter, or a tie to the old one
             n += 1
     return n

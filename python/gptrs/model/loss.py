@@ -24,6 +24,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from gptrs.model import ranks
+from gptrs.model.matmul import mm, mm_into
 
 IGNORED = -100  # target of a position that does not count
 _CHUNK_BYTES = {"cpu": 1 << 26, "cuda": 1 << 29}  # of logits that are there at a time, as if in 32 bits; docs/log.md
@@ -154,20 +155,22 @@ class _LinearCrossEntropy(torch.autograd.Function):
         needs_hidden, needs_weight = ctx.needs_input_grad[:2]
         is_by_blocks = needs_weight and hidden.dtype != wide and _is_large(weight, wide)
         d_hidden = torch.empty_like(hidden) if needs_hidden else None
-        d_weight = hidden.new_zeros(weight.shape, dtype=wide) if needs_weight and not is_by_blocks else None
+        d_weight = hidden.new_empty(weight.shape, dtype=wide) if needs_weight and not is_by_blocks else None
+        if d_weight is not None and not len(hidden):
+            d_weight.zero_()  # no rows will put anything there
         levels = hidden.new_empty(ids.shape, dtype=wide)  # (N, 1)
         loss = hidden.new_zeros((), dtype=wide)
         for part, memory in _chunks(hidden, weight, _BLOCK_BYTES if is_by_blocks else _CHUNK_BYTES):
             x = hidden[part]  # (n, C)
-            logits = torch.mm(x, weight.T, out=memory)  # (n, V)
+            logits = mm_into(memory, x, weight.T)  # (n, V)
             given = (logits, ids[part], V, needs_hidden or needs_weight, z_weight)
             losses, levels[part], d_logits, sums = _rows(*given) if group is None else _shared_rows(*given, group)
             loss += losses.masked_fill(~counted[part], 0.0).sum()
             share = counted[part].to(wide) / (n.clamp(min=1) * sums)  # (n, 1)
             if d_hidden is not None:
-                d_hidden[part] = share * (d_logits @ weight)
+                d_hidden[part] = share * mm(d_logits, weight)
             if d_weight is not None:
-                _add_product(d_weight, d_logits.T, (share * x).to(x.dtype))
+                _add_product(d_weight, d_logits.T, (share * x).to(x.dtype), is_first=part.start == 0)
         if is_by_blocks:
             shared = (counted.to(wide) / n.clamp(min=1) * hidden).to(hidden.dtype)  # (N, C)
             d_weight = _weight_gradient(hidden, weight, ids, levels, shared, z_weight)
@@ -326,11 +329,14 @@ def _columns_less_onehot(logits: Tensor, ids: Tensor, levels: Tensor, z_weight: 
     logits.copy_(shares - (columns == ids).to(wide.dtype))
 
 
-def _add_product(total: Tensor, a: Tensor, b: Tensor) -> None:
-    """Adds a @ b, without a second matrix of this size where torch can."""
+def _add_product(total: Tensor, a: Tensor, b: Tensor, *, is_first: bool) -> None:
+    """Adds a @ b, or puts it there first, without a second matrix of this size where torch can."""
     if total.dtype == a.dtype:
-        total.addmm_(a, b)
-    elif a.is_cuda and not torch.compiler.is_compiling() and _adds_wide(a.device, a.dtype):
+        mm_into(total, a, b, adds=not is_first)
+        return
+    if is_first:
+        total.zero_()
+    if a.is_cuda and not torch.compiler.is_compiling() and _adds_wide(a.device, a.dtype):
         torch.addmm(total, a, b, out_dtype=total.dtype, out=total)
     else:
         total += a @ b

@@ -19,6 +19,7 @@ from gptrs.model.attend import Mask, attend
 from gptrs.model.attention import causal_weights
 from gptrs.model.cache import LatentCache
 from gptrs.model.config import ModelConfig
+from gptrs.model.matmul import Linear
 from gptrs.model.norm import norm
 from gptrs.model.ranks import enter
 from gptrs.model.rope import rotate, softmax_scale
@@ -45,13 +46,13 @@ class LatentAttention(nn.Module):
         self.scale = softmax_scale(config)
         self.dropout = config.dropout
         C, H, has_bias = config.dim, config.n_heads, config.has_bias
-        self.q_down = nn.Linear(C, config.q_lora_rank, bias=has_bias) if config.q_lora_rank else None
+        self.q_down = Linear(C, config.q_lora_rank, bias=has_bias) if config.q_lora_rank else None
         self.q_norm = norm(config, config.q_lora_rank) if config.q_lora_rank else None
-        self.q = nn.Linear(config.q_lora_rank or C, H * (self.nope + self.rope), bias=False)
-        self.kv_down = nn.Linear(C, self.rank + self.rope, bias=has_bias)
+        self.q = Linear(config.q_lora_rank or C, H * (self.nope + self.rope), bias=False)
+        self.kv_down = Linear(C, self.rank + self.rope, bias=has_bias)
         self.kv_norm = norm(config, self.rank)
-        self.kv_up = nn.Linear(self.rank, H * (self.nope + self.v_dim), bias=False)
-        self.output = nn.Linear(H * self.v_dim, C, bias=has_bias)
+        self.kv_up = Linear(self.rank, H * (self.nope + self.v_dim), bias=False)
+        self.output = Linear(H * self.v_dim, C, bias=has_bias)
         self.group: dist.ProcessGroup | None = None  # ranks that share the heads
 
     def forward(

@@ -10,6 +10,7 @@ busy without a gradient of its own.
 """
 
 from collections.abc import Callable
+from itertools import pairwise
 from typing import Any, NamedTuple, Self
 
 import torch
@@ -20,6 +21,7 @@ from torch import Tensor, nn
 from gptrs.model.config import ModelConfig
 from gptrs.model.expert_by_expert import expert_by_expert
 from gptrs.model.feed_forward import SwiGLU, gated
+from gptrs.model.matmul import has_tiles, mm_into
 from gptrs.model.ranks import enter, exchange, leave, part
 
 _ROUTER_BYTES = 4  # of each number of a router, at least
@@ -195,7 +197,7 @@ def _grouped(x: Tensor, loads: Tensor, up: Tensor, down: Tensor) -> Tensor:
 
 def _product(x: Tensor, matrices: Tensor, ends: Tensor) -> Tensor:
     """Rows, sorted by expert, times the matrix of theirs: (n, K), (E, K, M), (E,) → (n, M)."""
-    if torch.compiler.is_compiling() and x.dtype == torch.float32 and not _IS_TRACED:
+    if torch.compiler.is_compiling() and x.dtype == torch.float32 and (not _IS_TRACED or has_tiles(x)):
         y: Tensor = _opaque(x, matrices, ends)
         return y
     return F.grouped_mm(x, matrices, offs=ends)
@@ -209,7 +211,12 @@ _IS_TRACED = torch.__version__ >= (2, 15)  # type: ignore[operator]
 @torch.library.custom_op("gptrs::grouped_product", mutates_args=())
 def _opaque(x: Tensor, matrices: Tensor, ends: Tensor) -> Tensor:
     """`_product` as one call that torch.compile does not look into."""
-    return F.grouped_mm(x, matrices, offs=ends)
+    if not has_tiles(x):
+        return F.grouped_mm(x, matrices, offs=ends)
+    y = x.new_empty(len(x), matrices.shape[-1])
+    for matrix, (start, end) in zip(matrices, pairwise([0, *ends.tolist()]), strict=True):
+        mm_into(y[start:end], x[start:end], matrix)
+    return y
 
 
 @_opaque.register_fake
@@ -219,18 +226,24 @@ def _(x: Tensor, matrices: Tensor, ends: Tensor) -> Tensor:
 
 def _opaque_backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:
     x, matrices, ends = ctx.saved_tensors
-    return _opaque(grad, matrices.transpose(-2, -1), ends), _opaque_gradient(x, grad, ends), None
+    d_matrices = _outer(grad, x, ends).transpose(-2, -1)  # (E, K, M), in the order of the parameter's memory
+    return _opaque(grad, matrices.transpose(-2, -1), ends), d_matrices, None
 
 
-@torch.library.custom_op("gptrs::grouped_gradient", mutates_args=())
-def _opaque_gradient(x: Tensor, grad: Tensor, ends: Tensor) -> Tensor:
-    """The gradient of the matrices: (n, K), (n, M), (E,) → (E, K, M)."""
-    return F.grouped_mm(x.T, grad, offs=ends)
+@torch.library.custom_op("gptrs::grouped_outer", mutates_args=())
+def _outer(a: Tensor, b: Tensor, ends: Tensor) -> Tensor:
+    """Σ of a's rows times b's over the rows of each expert: (n, M), (n, K), (E,) → (E, M, K)."""
+    if not has_tiles(a):
+        return F.grouped_mm(a.T, b, offs=ends)
+    y = a.new_empty(len(ends), a.shape[1], b.shape[1])
+    for each, (start, end) in zip(y, pairwise([0, *ends.tolist()]), strict=True):
+        mm_into(each, a[start:end].T, b[start:end])
+    return y
 
 
-@_opaque_gradient.register_fake
-def _(x: Tensor, grad: Tensor, ends: Tensor) -> Tensor:
-    return x.new_empty(len(ends), x.shape[-1], grad.shape[-1])
+@_outer.register_fake
+def _(a: Tensor, b: Tensor, ends: Tensor) -> Tensor:
+    return a.new_empty(len(ends), a.shape[1], b.shape[1])
 
 
 _opaque.register_autograd(_opaque_backward, setup_context=lambda ctx, inputs, output: ctx.save_for_backward(*inputs))

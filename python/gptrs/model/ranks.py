@@ -17,6 +17,8 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from gptrs.model.matmul import linear
+
 
 class Span(NamedTuple):
     """The tokens of a vocabulary that this rank has, of those that a group shares: `n` from `first` on."""
@@ -95,7 +97,7 @@ class Columns(nn.Linear):
 
     def forward(self, x: Tensor) -> Tensor:
         bias = None if self.bias is None else part(self.bias).to(x.dtype)
-        return F.linear(enter(x, self.group), part(self.weight), bias)
+        return linear(enter(x, self.group), part(self.weight), bias)
 
 
 class Rows(nn.Linear):
@@ -104,7 +106,7 @@ class Rows(nn.Linear):
     group: dist.ProcessGroup
 
     def forward(self, x: Tensor) -> Tensor:
-        y = leave(F.linear(x, part(self.weight)), self.group)
+        y = leave(linear(x, part(self.weight)), self.group)
         return y if self.bias is None else y + self.bias
 
 

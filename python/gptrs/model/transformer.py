@@ -24,8 +24,8 @@ from gptrs.model.block import Block, FurtherToken, holding, run_block
 from gptrs.model.cache import KVCache, LatentCache
 from gptrs.model.config import ModelConfig
 from gptrs.model.embedding import Embedding
-from gptrs.model.heap import shrinks_behind
 from gptrs.model.loss import IGNORED, further_targets, linear_cross_entropy_z
+from gptrs.model.matmul import Linear, linear
 from gptrs.model.moe import Experts, MoE, Router, Use
 from gptrs.model.norm import norm
 from gptrs.model.ranks import Span, enter, gather, part
@@ -75,7 +75,7 @@ class Transformer(nn.Module):
                 Block(config, layer, has_experts=config.has_experts(layer)) for layer in range(config.n_layers)
             )
             self.norm = norm(config, config.dim)
-            self.head = None if config.is_head_tied else nn.Linear(config.dim, config.vocab_size, bias=False)
+            self.head = None if config.is_head_tied else Linear(config.dim, config.vocab_size, bias=False)
             self.further = nn.ModuleList(FurtherToken(config, depth) for depth in range(config.n_mtp_layers))
         self.init_weights(seed)
 
@@ -316,7 +316,6 @@ class Transformer(nn.Module):
             else:
                 x, use = block(x, mask=mask, cache=cache, turns=turns)  # (B, T, C)
             uses += [] if use is None else [use]
-        shrinks_behind(x)
         return self.norm(x), uses
 
     def further_states(
@@ -344,8 +343,8 @@ class Transformer(nn.Module):
     def logits(self, hidden: Tensor) -> Tensor:
         """The head: (..., C) → (..., V)."""
         if self.span is None:
-            return F.linear(hidden, self.head_weight)
-        return gather(F.linear(enter(hidden, self.span.group), part(self.head_weight)), self.span)
+            return linear(hidden, self.head_weight)
+        return gather(linear(enter(hidden, self.span.group), part(self.head_weight)), self.span)
 
     @property
     def head_weight(self) -> Tensor:
@@ -357,8 +356,6 @@ class Transformer(nn.Module):
         return ((name, module) for name, module in self.named_modules() if isinstance(module, MoE))
 
     def _through(self, layer: int, block: nn.Module, x: Tensor, **given: Any) -> tuple[Tensor, Use | None]:
-        if layer > 0:  # what the first layer frees is the next pass's
-            shrinks_behind(x)
         if not self._is_teaching():
             y, use = block(x, **given)
         elif self.checkpoints_blocks and layer % self.checkpoints_blocks == 0:

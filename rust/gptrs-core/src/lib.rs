@@ -21,6 +21,7 @@ mod encode;
 pub mod error;
 pub mod foreign;
 pub mod formats;
+pub mod gemm;
 mod guess;
 mod ids;
 pub mod io;

@@ -63,17 +63,17 @@ pub(crate) fn prefetch<T>(items: &[T], at: usize) {
     let _ = (items, at);
 }
 
-/// Asks for `bytes`, which will be read in a while: as far as the second cache, to which more can be on its way at once.
+/// Asks for `items`, which will be read in a while: as far as the second cache, to which more can be on its way at once.
 #[inline]
-pub(crate) fn prefetch_far(bytes: &[u8]) {
+pub(crate) fn prefetch_far<T>(items: &[T]) {
     #[cfg(target_arch = "x86_64")]
-    for line in bytes.chunks(CACHE_LINE) {
+    for line in items.chunks((CACHE_LINE / size_of::<T>().max(1)).max(1)) {
         use std::arch::x86_64::{_MM_HINT_T1, _mm_prefetch};
         // SAFETY: a prefetch is a hint: it reads and writes nothing the program can see, at any address.
         unsafe { _mm_prefetch::<_MM_HINT_T1>(line.as_ptr().cast()) };
     }
     #[cfg(not(target_arch = "x86_64"))]
-    let _ = bytes;
+    let _ = items;
 }
 
 /// Whole registers from arrays and back.

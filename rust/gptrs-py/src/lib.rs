@@ -6,6 +6,7 @@
 mod call;
 mod dataset;
 mod formats;
+mod gemm;
 mod host;
 mod loader;
 mod text;
@@ -21,6 +22,8 @@ mod _core {
 
     #[pymodule_export]
     use crate::dataset::{Dataset, import_tokens, merge_tasks, prepare, prepare_task};
+    #[pymodule_export]
+    use crate::gemm::{can_multiply, multiply};
     #[pymodule_export]
     use crate::host::{HostMemory, HostRing};
     #[pymodule_export]
