@@ -199,6 +199,9 @@ def _times(d: Tensor, grad: Tensor) -> Tensor:
     """The product in the memory of `d`: the gradient of a head may be larger than all else. A second backward pass
     through it is refused by torch, which sees that what it saved has changed."""
     grad = grad.to(d.dtype)
+    if grad.device.type == "cpu" and not torch.compiler.is_compiling() and grad == 1:
+        d[:0].zero_()  # nothing is multiplied, and torch sees a change all the same
+        return d
     return d * grad if torch.compiler.is_compiling() else d.mul_(grad)
 
 
