@@ -15,6 +15,7 @@ __all__ = [
     "Tokenizer",
     "Trainer",
     "__version__",
+    "can_multiply",
     "count",
     "count_pattern",
     "forked",
@@ -23,6 +24,7 @@ __all__ = [
     "measure",
     "merge_counts",
     "merge_tasks",
+    "multiply",
     "prepare",
     "prepare_task",
 ]

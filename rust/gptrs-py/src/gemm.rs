@@ -13,7 +13,7 @@ use crate::call::{detached, py_err};
 /// `GOMP_parallel`: runs a function with an argument on so many threads, this one among them, and waits for all.
 type Region = unsafe extern "C" fn(extern "C" fn(*mut c_void), *mut c_void, c_uint, c_uint);
 
-/// Whether `multiply` works on this processor.
+/// Whether this processor has tile units, without which `multiply` is slow.
 #[pyfunction]
 pub fn can_multiply() -> bool {
     is_available()
