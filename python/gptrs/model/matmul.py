@@ -10,6 +10,7 @@ Unlike torch's products, a row with an infinite number has sums that are nan, an
 
 import ctypes
 import functools
+import os
 from pathlib import Path
 from typing import Any
 
@@ -109,14 +110,11 @@ def _region() -> int:
     """
     for path in sorted((Path(torch.__file__).parent / "lib").glob("libgomp*.so*")):
         try:
-            library = ctypes.CDLL(str(path), mode=ctypes.DEFAULT_MODE | _NOLOAD)
+            library = ctypes.CDLL(str(path), mode=ctypes.DEFAULT_MODE | os.RTLD_NOLOAD)  # loaded already, or nothing
             return ctypes.cast(library.GOMP_parallel, ctypes.c_void_p).value or 0
         except (OSError, AttributeError):
             continue
     return 0
-
-
-_NOLOAD = 4  # of dlopen on Linux: what is loaded already, or nothing
 
 
 def _multiply(out: Tensor, a: Tensor, b: Tensor, adds: bool) -> None:
