@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from gptrs import Tokenizer
@@ -78,6 +79,38 @@ def test_children_forked_while_warm_caches_are_made_encode_alike(texts: list[str
                 children.append(child)
             assert [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children] == [0] * 3
             assert all(future.result() == expected for future in busy)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="memory is kept on Linux")
+def test_a_large_result_has_the_memory_of_one_that_is_gone(warm: Tokenizer, texts: list[str]):
+    large = ["".join(texts) * 8, "".join(reversed(texts)) * 8]
+    assert min(map(len, large)) > 1 << 20
+    expected = [warm.encode_batch([text], threads=1).ids.copy() for text in large]
+    held = [warm.encode_batch([text], threads=1).ids for text in large]
+    part = held[0][5:-5]
+    places = {ids.ctypes.data for ids in held}
+    assert len(places) == 2, "both are used"
+    held[0][:] = 7  # a result can be written to
+    del held
+    assert np.all(part == 7), "a part holds the whole"
+    again = [warm.encode_batch([text], threads=1).ids for text in large]
+    assert len({ids.ctypes.data for ids in again} & places) == 1
+    del part
+    more = warm.encode_batch(large[:1], threads=1).ids
+    assert {ids.ctypes.data for ids in [*again, more]} > places
+    for ids, of in zip([*again, more], [*expected, expected[0]], strict=True):
+        assert np.array_equal(ids, of)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="memory is kept on Linux")
+def test_memory_that_is_kept_is_bounded(warm: Tokenizer, texts: list[str]):
+    large = "".join(texts) * 8
+    held = [warm.encode_batch([large], threads=1).ids for _ in range(40)]
+    places = {ids.ctypes.data for ids in held}
+    del held
+    again = [warm.encode_batch([large], threads=1).ids for _ in range(40)]
+    assert len({ids.ctypes.data for ids in again}) == 40 == len(places)
+    assert all(np.array_equal(ids, again[0]) for ids in again)
 
 
 def _encode(task: tuple[Tokenizer, str]) -> list[int]:

@@ -17,6 +17,7 @@ use crate::encode::{Count, Sink};
 use crate::error::{Error, Result};
 use crate::guess::Guess;
 use crate::ids::Ids;
+use crate::kept::{self, Keep};
 use crate::pages;
 use crate::parallel;
 use crate::special::{Chosen, Specials};
@@ -73,12 +74,12 @@ pub(crate) trait Store: Sink + Send {
     fn take_all(&mut self, other: &mut Self);
 }
 
-impl<I: Send> Store for Vec<I>
+impl<I: Keep + Send> Store for Vec<I>
 where
     Vec<I>: Sink,
 {
     fn with_room(n: usize) -> Self {
-        pages::with_room(n)
+        kept::with_room(n)
     }
 
     fn n_ids(&self) -> usize {
@@ -457,7 +458,7 @@ fn gather<I: Copy + Default + Send + Sync>(
 ) -> Result<Vec<I>> {
     if stores.len() == 1 {
         let mut ids = stores.swap_remove(0);
-        ids.shrink_to_fit();
+        pages::fit(&mut ids);
         return Ok(ids);
     }
     let mut ids = pages::zeros(parts.iter().map(|part| part.ids.len()).sum());

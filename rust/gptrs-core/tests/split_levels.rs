@@ -291,8 +291,11 @@ fn invalid_bytes_around_the_end_of_a_window_split_alike() {
     let levels: Vec<_> = Level::ALL.into_iter().filter(|level| level.is_available()).collect();
     let filler = "word é 中 ".repeat(20_000).into_bytes();
     for bytes in invalid {
-        for at in (1 << 17) - 8..(1 << 17) + 4 {
-            let text = [&vec![b'x'; at - 100][..], b" ", &[b'y'; 99], bytes, &filler].concat();
+        // A window that can be cut near its end, one that grows as it cannot, and one that has grown.
+        let windows = [(1 << 17, " "), (1 << 17, "x"), (1 << 19, "x")];
+        let places = windows.into_iter().flat_map(|(end, cut)| (end - 8..end + 4).map(move |at| (at, cut)));
+        for (at, cut) in places {
+            let text = [&vec![b'x'; at - 100][..], cut.as_bytes(), &[b'y'; 99], bytes, &filler].concat();
             let mut expected = Vec::new();
             for chunk in text.utf8_chunks() {
                 let custom = Splitter::new(&format!("(?:{})", gpt2.regex())).unwrap();

@@ -7,9 +7,10 @@ use gptrs_core::formats::{self, tokenizer_json};
 use gptrs_core::prepare::{PrepareOptions, encode_files};
 use gptrs_core::simd::Level;
 use gptrs_core::trace::{Merge, Origin, Piece};
-use gptrs_core::{Control, Dropout, EncodeOptions, Encoded, Error, Ids, Result, Specials, Unit};
+use gptrs_core::{Control, Dropout, EncodeOptions, Encoded, Error, Ids, Result, Specials, Unit, give_back};
+use numpy::ndarray::Array1;
 use numpy::prelude::*;
-use numpy::{PyArray1, PyArray2};
+use numpy::{Element, PyArray1, PyArray2};
 use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyDict, PyList, PyString};
 
@@ -139,7 +140,7 @@ impl Tokenizer {
         let dropout = Dropout::new(dropout, seed).map_err(py_err)?;
         let options = options(&allowed_special, &disallowed_special, Some(dropout), threads);
         let encode = |control: &Control| self.0.encode_batch_with(&texts, &options, control);
-        run(py, n_bytes(&texts), encode).map(|encoded| arrays(py, encoded))
+        run(py, n_bytes(&texts), encode).and_then(|encoded| arrays(py, encoded))
     }
 
     #[pyo3(signature = (paths, text_field, append_eot, threads=0, progress=None))]
@@ -154,7 +155,7 @@ impl Tokenizer {
     ) -> PyResult<Arrays<'py>> {
         let options = PrepareOptions { text_field, append_eot, threads, ..PrepareOptions::default() };
         watched(py, progress, |control| encode_files(&paths, &*self.0, &options, control))
-            .map(|encoded| arrays(py, encoded))
+            .and_then(|encoded| arrays(py, encoded))
     }
 
     fn encode_with_offsets(&self, py: Python<'_>, text: Text, unit: &str) -> PyResult<(Vec<u32>, Vec<Span>)> {
@@ -180,7 +181,7 @@ impl Tokenizer {
         };
         let (encoded, spans) = run(py, n_bytes(&texts), encode)?;
         let n = spans.len() / 2;
-        Ok((arrays(py, encoded), spans.into_pyarray(py).reshape([n, 2])?))
+        Ok((arrays(py, encoded)?, spans.into_pyarray(py).reshape([n, 2])?))
     }
 
     fn count(&self, py: Python<'_>, text: Text) -> PyResult<i64> {
@@ -329,21 +330,49 @@ fn run<T: Send>(py: Python<'_>, n_bytes: usize, work: impl FnOnce(&Control) -> R
 /// Ids and where each text's start, as numpy arrays.
 type Arrays<'py> = (Bound<'py, PyAny>, Bound<'py, PyArray1<i64>>);
 
-fn arrays(py: Python<'_>, encoded: Encoded) -> Arrays<'_> {
-    let ids = match encoded.ids {
-        Ids::U16(ids) => ids.into_pyarray(py).into_any(),
-        Ids::U32(ids) => ids.into_pyarray(py).into_any(),
+fn arrays(py: Python<'_>, encoded: Encoded) -> PyResult<Arrays<'_>> {
+    Ok((id_array(py, encoded.ids)?, encoded.offsets.into_pyarray(py)))
+}
+
+/// What an array of ids lies in. Once nobody uses it, the next result may.
+#[pyclass(frozen)]
+struct IdMemory(Kind);
+
+enum Kind {
+    U16(Array1<u16>),
+    U32(Array1<u32>),
+}
+
+impl Drop for IdMemory {
+    fn drop(&mut self) {
+        give_back(match &mut self.0 {
+            Kind::U16(ids) => Ids::U16(std::mem::take(ids).into_raw_vec_and_offset().0),
+            Kind::U32(ids) => Ids::U32(std::mem::take(ids).into_raw_vec_and_offset().0),
+        });
+    }
+}
+
+fn id_array(py: Python<'_>, ids: Ids) -> PyResult<Bound<'_, PyAny>> {
+    let kind = match ids {
+        Ids::U16(ids) => Kind::U16(ids.into()),
+        Ids::U32(ids) => Kind::U32(ids.into()),
     };
-    (ids, encoded.offsets.into_pyarray(py))
+    let memory = Bound::new(py, IdMemory(kind))?;
+    Ok(match &memory.get().0 {
+        Kind::U16(ids) => array_in(&memory, ids),
+        Kind::U32(ids) => array_in(&memory, ids),
+    })
+}
+
+fn array_in<'py, I: Element>(memory: &Bound<'py, IdMemory>, ids: &Array1<I>) -> Bound<'py, PyAny> {
+    // SAFETY: the array of numpy holds `memory`, whose ids stay in their place until it is dropped. It may write: the pointer
+    // is that of the array that owns the ids, not one borrowed from this reference, and nobody else reads or writes them.
+    unsafe { PyArray1::borrow_from_array(ids, memory.clone().into_any()) }.into_any()
 }
 
 /// A list of many ids, made by numpy: an item through the stable ABI takes several times as long.
 fn id_list(py: Python<'_>, ids: Ids) -> PyResult<Bound<'_, PyList>> {
-    let list = match ids {
-        Ids::U16(ids) => ids.into_pyarray(py).call_method0("tolist")?,
-        Ids::U32(ids) => ids.into_pyarray(py).call_method0("tolist")?,
-    };
-    Ok(list.cast_into()?)
+    Ok(id_array(py, ids)?.call_method0("tolist")?.cast_into()?)
 }
 
 fn n_bytes(texts: &[Text]) -> usize {

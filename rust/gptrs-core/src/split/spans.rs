@@ -105,15 +105,19 @@ impl Scanner {
 
     /// The next window of `text`, which is not empty.
     fn window(&self, level: Level, text: &[u8]) -> Window {
-        let mut size = WINDOW;
+        let (mut size, mut checked) = (WINDOW, 0);
         loop {
             let end = border(text, size);
-            let part = &text[..end];
-            if !mask::is_utf8(level, part) {
-                let mut chunks = part.utf8_chunks();
-                if let Some(chunk) = chunks.next() {
-                    return Window { valid: chunk.valid().len(), invalid: chunk.invalid().len() };
+            // What is before a border is valid by itself, so nothing is checked again when the window grows.
+            while checked < end {
+                let part = &text[checked..border(&text[..end], checked + WINDOW)];
+                if !mask::is_utf8(level, part) {
+                    let mut chunks = part.utf8_chunks();
+                    if let Some(chunk) = chunks.next() {
+                        return Window { valid: checked + chunk.valid().len(), invalid: chunk.invalid().len() };
+                    }
                 }
+                checked += part.len();
             }
             let cut = if end == text.len() { end } else { self.safe_cut(text, end - end / 64, end) };
             if cut < end || end == text.len() {
