@@ -87,6 +87,28 @@ def test_one_compilation_serves_all_blocks_of_a_kind(config: ModelConfig, kinds:
     assert counter.frame_count == kinds  # neither evaluation nor generation compiles
 
 
+def test_compiled_blocks_keep_the_share_they_are_given() -> None:
+    kept: dict[float | None, int] = {}
+    plain = found(Transformer(SPARSE, seed=3).train())
+    for budget in (1.0, None, 0.5, 0.0):
+        torch._dynamo.reset()
+        model = Transformer(SPARSE, seed=3).train()
+        model.compile_blocks(activation_budget=budget, backend="aot_eager_decomp_partition")
+        storages: dict[int, int] = {}
+
+        def keep(x: torch.Tensor, storages: dict[int, int] = storages) -> torch.Tensor:
+            storages[x.untyped_storage().data_ptr()] = x.untyped_storage().nbytes()
+            return x
+
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda x: x):
+            got = found(model)
+        kept[budget] = sum(storages.values())
+        for one, wanted in zip(got, plain, strict=True):
+            assert (one - wanted).norm() <= 1e-4 * wanted.norm().clamp(min=1e-6), budget
+    assert kept[1.0] > kept[None] > kept[0.5] > kept[0.0], kept
+    assert torch._functorch.config.activation_memory_budget == 1.0, "as it was"
+
+
 @pytest.mark.long
 def test_compiled_blocks_give_the_same() -> None:
     torch._dynamo.reset()
@@ -180,6 +202,7 @@ GRAPHS = ("speed.cuda_graphs=true", "run.compile=true", "speed.compile=whole")
     ("overrides", "message"),
     [
         (["speed.checkpoint_blocks=-1"], "speed.checkpoint_blocks must be 0 .none. or more, got -1"),
+        (["speed.activation_budget=1.5"], "speed.activation_budget must be from 0 to 1, got 1.5"),
         (["speed.vocab_multiple=0"], "speed.vocab_multiple must be from 1 to 65536, got 0"),
         (["speed.compile=all"], 'speed.compile must be "blocks" or "whole"'),
         (["speed.cuda_graphs=true"], "needs run.compile=true and speed.compile=whole, got run.compile=false"),
@@ -194,7 +217,9 @@ def test_a_config_that_cannot_be_is_refused(overrides: list[str], message: str) 
 
 def test_what_is_compiled_follows_from_run_and_speed() -> None:
     run = RunSettings(name="x", compile=True)
-    assert speed.compilation(run, SpeedSettings()) == {"is_compiled": True, "is_whole": False, "mode": None}
+    blocks = {"is_compiled": True, "is_whole": False, "mode": None, "activation_budget": None}
+    assert speed.compilation(run, SpeedSettings()) == blocks
+    assert speed.compilation(run, SpeedSettings(activation_budget=0.5)) == {**blocks, "activation_budget": 0.5}
     config = load("shakespeare_cpu", GRAPHS)
     made = speed.compilation(config.run, config.speed)
-    assert made == {"is_compiled": True, "is_whole": True, "mode": "reduce-overhead"}
+    assert made == {**blocks, "is_whole": True, "mode": "reduce-overhead"}

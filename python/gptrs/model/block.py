@@ -5,9 +5,11 @@ Block:  x ─▶ x + dropout(attention(norm(x))) ─▶ x + dropout(feed-forward
 
 import functools
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
+import torch._functorch.config
 from torch import Tensor, nn
 from torch.func import functional_call
 
@@ -89,6 +91,30 @@ def run_block(block: nn.Module, *states: Tensor, **given: Any) -> tuple[Tensor, 
     """A block's or a further-token module's output, with the module as an argument: compiled, it serves all alike."""
     found: tuple[Tensor, Use | None] = block(*states, **given)
     return found
+
+
+def run_within(
+    compiled: Callable[..., tuple[Tensor, Use | None]],
+    budget: float | None,
+    block: nn.Module,
+    *states: Tensor,
+    **given: Any,
+) -> tuple[Tensor, Use | None]:
+    """`run_block` as it was compiled, with a share of what it keeps: see `keeping`."""
+    with keeping(budget, states[0].device):
+        return compiled(block, *states, **given)
+
+
+def keeping(budget: float | None, device: torch.device) -> AbstractContextManager[None]:
+    """Has what is compiled meanwhile keep so much, at most, of what it would keep for its backward pass; what costs
+    least is computed again.
+
+    Args: budget: a share, from 0 to 1. None: 0.8 on the CPU, where a norm is computed again sooner than read, else 1.
+    Source: torch's `activation_memory_budget`, a knapsack over what the products and norms of a graph need.
+    """
+    share = budget if budget is not None else 0.8 if device.type == "cpu" else 1.0
+    context: AbstractContextManager[None] = torch._functorch.config.patch(activation_memory_budget=share)
+    return context
 
 
 def holding(run: Callable[..., Any], block: nn.Module) -> Callable[..., Any]:

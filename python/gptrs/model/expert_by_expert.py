@@ -5,12 +5,15 @@
 Unusual here: of all this only (gate | value) is kept for the backward pass. h is computed again, x is gathered again,
 and the gradient of a weight needs no out, since dy·down(h) = (dy·down)·h. What stands between the products is held
 channels first, (m, n): gate and value are then two solid halves, and the products are faster (docs/log.md).
+To torch.compile each pass is one operator: how many rows an expert has is known only when it runs.
 """
 
+from itertools import pairwise
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils.flop_counter import register_flop_formula
 
 from gptrs.model.feed_forward import gated_backward, gated_forward
 from gptrs.model.matmul import mm, mm_into
@@ -23,52 +26,139 @@ def expert_by_expert(x: Tensor, up: Tensor, down: Tensor, weights: Tensor, order
         x: (N, C). up: (E, 2·m, C), rows (gate | value). down: (E, C, m). weights: (N, A).
         order: (N·A,), the places of (token, choice) in reading order, sorted by expert. loads: (E,), places of each.
     """
-    y: Tensor = _ExpertByExpert.apply(x, up, down, weights, order, loads)
+    keeps = torch.is_grad_enabled() and any(given.requires_grad for given in (x, up, down, weights))
+    y: Tensor = _ExpertByExpert.apply(x, up, down, weights, order, loads, keeps)
     return y
 
 
 class _ExpertByExpert(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, up: Tensor, down: Tensor, weights: Tensor, order: Tensor, loads: Tensor) -> Tensor:
-        A = weights.shape[1]
-        y, kept = torch.zeros_like(x), []
-        for expert, places in _busy(order, loads):
-            tokens = places // A  # (n,)
-            high = mm(up[expert], x[tokens].T)  # (2·m, n)
-            out = mm(gated_forward(high, dim=0).T, down[expert].T)  # (n, C)
-            y.index_add_(0, tokens, out.mul_(_weights_of(weights, places, out).unsqueeze(-1)))
-            kept.append(high)
-        if any(ctx.needs_input_grad[:4]):
-            ctx.save_for_backward(x, up, down, weights, order, loads, *kept)
+    def forward(
+        ctx: Any, x: Tensor, up: Tensor, down: Tensor, weights: Tensor, order: Tensor, loads: Tensor, keeps: bool
+    ) -> Tensor:
+        y: Tensor
+        y, high = torch.ops.gptrs.experts(x, up, down, weights, order, loads, keeps)
+        ctx.save_for_backward(x, up, down, weights, order, loads, high)
         return y
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
-        x, up, down, weights, order, loads, *kept = ctx.saved_tensors
-        A = weights.shape[1]
-        needs_up, needs_down = ctx.needs_input_grad[1:3]
-        d_x, d_weights = torch.zeros_like(x), torch.zeros_like(weights)
-        d_up, d_down = _gradient(up, loads) if needs_up else None, _gradient(down, loads) if needs_down else None
-        for high, (expert, places) in zip(kept, _busy(order, loads), strict=True):
-            tokens = places // A  # (n,)
-            d_out = dy[tokens]  # (n, C)
-            h, d_h = gated_forward(high, dim=0), mm(down[expert].T, d_out.T)  # (m, n) each, d_h without the weight
-            d_weights.view(-1)[places] = (d_h * h).sum(dim=0).to(weights.dtype)
-            weight = _weights_of(weights, places, h)  # (n,)
-            if d_down is not None:
-                mm_into(d_down[expert], d_out.T, h.mul_(weight).T)
-            d_high = gated_backward(d_h.mul_(weight), high, dim=0)  # (2·m, n)
-            if d_up is not None:
-                mm_into(d_up[expert], d_high, x[tokens])
-            d_x.index_add_(0, tokens, mm(d_high.T, up[expert]))
-        return d_x, d_up, d_down, d_weights, None, None
+        _, needs_up, needs_down, *_ = ctx.needs_input_grad
+        gradients = torch.ops.gptrs.experts_backward(dy, *ctx.saved_tensors, needs_up, needs_down)
+        d_x, d_up, d_down, d_weights = gradients
+        return d_x, d_up if needs_up else None, d_down if needs_down else None, d_weights, None, None, None
 
 
-def _busy(order: Tensor, loads: Tensor) -> list[tuple[int, Tensor]]:
-    """The experts that have tokens, and their places."""
-    counts = loads.tolist()
-    return [(expert, places) for expert, places in enumerate(torch.split(order, counts)) if counts[expert]]
+_library = torch.library.Library("gptrs", "FRAGMENT")  # type: ignore[no-untyped-call]
+_ARGUMENTS = "Tensor x, Tensor up, Tensor down, Tensor weights, Tensor order, Tensor loads"
+_library.define(f"experts({_ARGUMENTS}, bool keeps) -> (Tensor, Tensor)")  # type: ignore[no-untyped-call]
+_library.define(  # type: ignore[no-untyped-call]
+    f"experts_backward(Tensor dy, {_ARGUMENTS}, Tensor high, bool needs_up, bool needs_down)"
+    " -> (Tensor, Tensor, Tensor, Tensor)"
+)
+
+
+@torch.library.impl(_library, "experts", "CPU")
+def _experts(
+    x: Tensor, up: Tensor, down: Tensor, weights: Tensor, order: Tensor, loads: Tensor, keeps: bool
+) -> tuple[Tensor, Tensor]:
+    """The output, and (gate | value) of all experts, one behind the other, if it is kept."""
+    A, width, y, kept = weights.shape[1], up.shape[1], torch.zeros_like(x), x.new_empty(0)
+    for expert, places, (start, end) in _busy(order, loads):
+        tokens = places // A  # (n,)
+        high = mm(up[expert], x[tokens].T)  # (2·m, n)
+        out = mm(gated_forward(high, dim=0).T, down[expert].T)  # (n, C)
+        y.index_add_(0, tokens, out.mul_(_weights_of(weights, places, out).unsqueeze(-1)))
+        if keeps:
+            kept = kept if len(kept) else high.new_empty(len(order) * width)  # of the type that autocast gives
+            kept[start * width : end * width] = high.flatten()
+    return y, kept
+
+
+@torch.library.impl(_library, "experts_backward", "CPU")
+def _experts_backward(
+    dy: Tensor,
+    x: Tensor,
+    up: Tensor,
+    down: Tensor,
+    weights: Tensor,
+    order: Tensor,
+    loads: Tensor,
+    kept: Tensor,
+    needs_up: bool,
+    needs_down: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The gradients of x, up, down and weights; empty where not needed."""
+    A, width = weights.shape[1], up.shape[1]
+    d_x, d_weights = torch.zeros_like(x), torch.zeros_like(weights)
+    d_up, d_down = (
+        _gradient(of, loads) if is_needed else of.new_empty(0) for of, is_needed in ((up, needs_up), (down, needs_down))
+    )
+    for expert, places, (start, end) in _busy(order, loads):
+        tokens = places // A  # (n,)
+        high = kept[start * width : end * width].view(width, -1)  # (2·m, n)
+        d_out = dy[tokens]  # (n, C)
+        h, d_h = gated_forward(high, dim=0), mm(down[expert].T, d_out.T)  # (m, n) each, d_h without the weight
+        d_weights.view(-1)[places] = (d_h * h).sum(dim=0).to(weights.dtype)
+        weight = _weights_of(weights, places, h)  # (n,)
+        if needs_down:
+            mm_into(d_down[expert], d_out.T, h.mul_(weight).T)
+        d_high = gated_backward(d_h.mul_(weight), high, dim=0)  # (2·m, n)
+        if needs_up:
+            mm_into(d_up[expert], d_high, x[tokens])
+        d_x.index_add_(0, tokens, mm(d_high.T, up[expert]))
+    return d_x, d_up, d_down, d_weights
+
+
+@torch.library.register_fake("gptrs::experts", lib=_library)  # type: ignore[untyped-decorator]
+def _(
+    x: Tensor, up: Tensor, down: Tensor, weights: Tensor, order: Tensor, loads: Tensor, keeps: bool
+) -> tuple[Tensor, Tensor]:
+    return torch.empty_like(x), x.new_empty(order.shape[0] * up.shape[1] if keeps else 0)
+
+
+@torch.library.register_fake("gptrs::experts_backward", lib=_library)  # type: ignore[untyped-decorator]
+def _(
+    dy: Tensor,
+    x: Tensor,
+    up: Tensor,
+    down: Tensor,
+    weights: Tensor,
+    order: Tensor,
+    loads: Tensor,
+    kept: Tensor,
+    needs_up: bool,
+    needs_down: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    d_up, d_down = (
+        torch.empty_like(of) if is_needed else of.new_empty(0) for of, is_needed in ((up, needs_up), (down, needs_down))
+    )
+    return torch.empty_like(x), d_up, d_down, torch.empty_like(weights)
+
+
+@register_flop_formula(torch.ops.gptrs.experts)
+def _(x: Any, up: Any, down: Any, weights: Any, order: Any, *_: Any, **__: Any) -> int:
+    return 2 * int(order[0]) * (_n_weights(up) + _n_weights(down))
+
+
+@register_flop_formula(torch.ops.gptrs.experts_backward)
+def _(
+    dy: Any, x: Any, up: Any, down: Any, weights: Any, order: Any, loads: Any, kept: Any, needs_up: bool,
+    needs_down: bool, *_: Any, **__: Any,
+) -> int:  # fmt: skip
+    return 2 * int(order[0]) * ((1 + needs_up) * _n_weights(up) + (1 + needs_down) * _n_weights(down))
+
+
+def _n_weights(stacked: Any) -> int:
+    """Of one expert's matrix, by the shape of all."""
+    return int(stacked[1]) * int(stacked[2])
+
+
+def _busy(order: Tensor, loads: Tensor) -> list[tuple[int, Tensor, tuple[int, int]]]:
+    """The experts that have tokens, their places, and where these stand in `order`."""
+    spans = enumerate(pairwise([0, *loads.cumsum(0).tolist()]))
+    return [(expert, order[start:end], (start, end)) for expert, (start, end) in spans if start < end]
 
 
 def _gradient(matrices: Tensor, loads: Tensor) -> Tensor:

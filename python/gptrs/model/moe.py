@@ -10,7 +10,6 @@ busy without a gradient of its own.
 """
 
 from collections.abc import Callable
-from itertools import pairwise
 from typing import Any, NamedTuple, Self
 
 import torch
@@ -21,7 +20,7 @@ from torch import Tensor, nn
 from gptrs.model.config import ModelConfig
 from gptrs.model.expert_by_expert import expert_by_expert
 from gptrs.model.feed_forward import SwiGLU, gated
-from gptrs.model.matmul import has_tiles, mm_into
+from gptrs.model.matmul import has_tiles
 from gptrs.model.ranks import enter, exchange, leave, part
 
 _ROUTER_BYTES = 4  # of each number of a router, at least
@@ -197,7 +196,7 @@ def _grouped(x: Tensor, loads: Tensor, up: Tensor, down: Tensor) -> Tensor:
 
 def _product(x: Tensor, matrices: Tensor, ends: Tensor) -> Tensor:
     """Rows, sorted by expert, times the matrix of theirs: (n, K), (E, K, M), (E,) → (n, M)."""
-    if torch.compiler.is_compiling() and x.dtype == torch.float32 and (not _IS_TRACED or has_tiles(x)):
+    if torch.compiler.is_compiling() and x.dtype == torch.float32 and not _IS_TRACED:
         y: Tensor = _opaque(x, matrices, ends)
         return y
     return F.grouped_mm(x, matrices, offs=ends)
@@ -211,12 +210,7 @@ _IS_TRACED = torch.__version__ >= (2, 15)  # type: ignore[operator]
 @torch.library.custom_op("gptrs::grouped_product", mutates_args=())
 def _opaque(x: Tensor, matrices: Tensor, ends: Tensor) -> Tensor:
     """`_product` as one call that torch.compile does not look into."""
-    if not has_tiles(x):
-        return F.grouped_mm(x, matrices, offs=ends)
-    y = x.new_empty(len(x), matrices.shape[-1])
-    for matrix, (start, end) in zip(matrices, pairwise([0, *ends.tolist()]), strict=True):
-        mm_into(y[start:end], x[start:end], matrix)
-    return y
+    return F.grouped_mm(x, matrices, offs=ends)
 
 
 @_opaque.register_fake
@@ -226,24 +220,18 @@ def _(x: Tensor, matrices: Tensor, ends: Tensor) -> Tensor:
 
 def _opaque_backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:
     x, matrices, ends = ctx.saved_tensors
-    d_matrices = _outer(grad, x, ends).transpose(-2, -1)  # (E, K, M), in the order of the parameter's memory
-    return _opaque(grad, matrices.transpose(-2, -1), ends), d_matrices, None
+    return _opaque(grad, matrices.transpose(-2, -1), ends), _opaque_gradient(x, grad, ends), None
 
 
-@torch.library.custom_op("gptrs::grouped_outer", mutates_args=())
-def _outer(a: Tensor, b: Tensor, ends: Tensor) -> Tensor:
-    """Σ of a's rows times b's over the rows of each expert: (n, M), (n, K), (E,) → (E, M, K)."""
-    if not has_tiles(a):
-        return F.grouped_mm(a.T, b, offs=ends)
-    y = a.new_empty(len(ends), a.shape[1], b.shape[1])
-    for each, (start, end) in zip(y, pairwise([0, *ends.tolist()]), strict=True):
-        mm_into(each, a[start:end].T, b[start:end])
-    return y
+@torch.library.custom_op("gptrs::grouped_gradient", mutates_args=())
+def _opaque_gradient(x: Tensor, grad: Tensor, ends: Tensor) -> Tensor:
+    """The gradient of the matrices: (n, K), (n, M), (E,) → (E, K, M)."""
+    return F.grouped_mm(x.T, grad, offs=ends)
 
 
-@_outer.register_fake
-def _(a: Tensor, b: Tensor, ends: Tensor) -> Tensor:
-    return a.new_empty(len(ends), a.shape[1], b.shape[1])
+@_opaque_gradient.register_fake
+def _(x: Tensor, grad: Tensor, ends: Tensor) -> Tensor:
+    return x.new_empty(len(ends), x.shape[-1], grad.shape[-1])
 
 
 _opaque.register_autograd(_opaque_backward, setup_context=lambda ctx, inputs, output: ctx.save_for_backward(*inputs))
@@ -343,7 +331,9 @@ def rebalance(router: Router, loads: Tensor, *, speed: float) -> None:
 
 def _goes_by_expert(x: Tensor) -> bool:
     """Whether experts run one after the other with a backward pass of their own, which keeps a fifth of the memory."""
-    return x.device.type == "cpu" and not torch.compiler.is_compiling()
+    if torch.compiler.is_compiling():  # what is kept has the type of x, which autocast would change
+        return has_tiles(x) and not torch.is_autocast_enabled("cpu")
+    return x.device.type == "cpu"
 
 
 def _has_grouped_product(x: Tensor, *matrices: Tensor) -> bool:

@@ -9,6 +9,7 @@ seed alone, not on the device or on torch's global generator; there are no buffe
 becomes a real one by `to_empty(device=...)` and `init_weights(seed)`.
 """
 
+import functools
 import math
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -20,7 +21,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils.checkpoint import checkpoint
 
 from gptrs.model.attend import DocumentAttention, Mask, sight
-from gptrs.model.block import Block, FurtherToken, holding, run_block
+from gptrs.model.block import Block, FurtherToken, holding, run_block, run_within
 from gptrs.model.cache import KVCache, LatentCache
 from gptrs.model.config import ModelConfig
 from gptrs.model.embedding import Embedding
@@ -79,10 +80,15 @@ class Transformer(nn.Module):
             self.further = nn.ModuleList(FurtherToken(config, depth) for depth in range(config.n_mtp_layers))
         self.init_weights(seed)
 
-    def compile_blocks(self, **options: Any) -> None:
+    def compile_blocks(self, *, activation_budget: float | None = None, **options: Any) -> None:
         """Compiles training's pass through a block: once for all blocks of a kind, since the block is an argument like
-        its input. Evaluation and generation stay as they are. Args: options: of torch.compile."""
-        self._run_block = torch.compile(run_block, dynamic=False, **options)
+        its input. Evaluation and generation stay as they are.
+
+        Args: activation_budget: the share of what a block would keep for its backward pass, see `block.keeping`.
+            options: of torch.compile.
+        """
+        compiled = torch.compile(run_block, dynamic=False, **options)
+        self._run_block = functools.partial(run_within, compiled, activation_budget)
 
     @torch.no_grad()
     def init_weights(self, seed: int, *, put: Callable[[Tensor, Tensor], object] = Tensor.copy_) -> None:

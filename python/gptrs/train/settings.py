@@ -49,6 +49,8 @@ class SpeedSettings:
     tf32: bool = False  # products of fp32 on CUDA with factors of 10 bits; helps where run.dtype is fp32
     compile: Literal["blocks", "whole"] = "blocks"  # what run.compile compiles: one block for all of its kind, or loss
     # and backward as one, which starts more slowly the deeper the model is
+    activation_budget: float | None = None  # share of what run.compile would keep for the backward pass; the rest, what
+    # costs least, is computed again; unset: 0.8 on the CPU, where that is faster as well, else 1
     checkpoint_blocks: int = 0  # every n-th block keeps its input alone and runs again backward; 1: all, 0: none
     vocab_multiple: int | None = None  # the loss fills the head's rows up to it; unset: 128 on CUDA, else 1 (as it is)
     cuda_graphs: bool = False  # an update's kernels recorded and started at once; dense models, one microbatch
@@ -56,6 +58,8 @@ class SpeedSettings:
 
     def __post_init__(self) -> None:
         require(self.checkpoint_blocks >= 0, "speed.checkpoint_blocks", "0 (none) or more", self.checkpoint_blocks)
+        budget = self.activation_budget
+        require(budget is None or 0 <= budget <= 1, "speed.activation_budget", "from 0 to 1", budget)
         is_multiple = self.vocab_multiple is None or 1 <= self.vocab_multiple <= 1 << 16
         require(is_multiple, "speed.vocab_multiple", f"from 1 to {1 << 16}", self.vocab_multiple)
 

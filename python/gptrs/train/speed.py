@@ -39,4 +39,5 @@ def set_tf32(is_on: bool) -> None:
 def compilation(run: RunSettings, speed: SpeedSettings) -> dict[str, Any]:
     """What `Spread` is told about torch.compile; the mode "reduce-overhead" records CUDA graphs."""
     mode = "reduce-overhead" if speed.cuda_graphs else None
-    return {"is_compiled": run.compile, "is_whole": speed.compile == "whole", "mode": mode}
+    is_whole, budget = speed.compile == "whole", speed.activation_budget
+    return {"is_compiled": run.compile, "is_whole": is_whole, "mode": mode, "activation_budget": budget}

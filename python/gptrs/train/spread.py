@@ -8,8 +8,9 @@ on all of them, so gradients are added up and an update is the same however rows
 or not. Weights stay fp32 and are rounded to the compute type inside the graph, not by an ambient autocast.
 """
 
+import functools
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -19,6 +20,7 @@ from torch.distributed import GradBucket  # type: ignore[attr-defined]
 from torch.func import functional_call
 
 from gptrs.model import Transformer
+from gptrs.model.block import keeping
 from gptrs.model.ranks import local
 from gptrs.train.cuts import Cut, divide, put, tensor_cuts, whole
 from gptrs.train.distributed import World
@@ -82,6 +84,7 @@ class Spread:
         is_compiled: bool = False,
         is_whole: bool = True,
         mode: str | None = None,
+        activation_budget: float | None = None,
         seed: int | None = None,
         before_memory: Callable[[int, int], None] | None = None,
     ) -> None:
@@ -89,9 +92,9 @@ class Spread:
         real here: no rank ever has more than its own parts and one weight.
 
         Args: is_whole: compiles loss and backward as one, not block by block; FSDP2 always has blocks. mode: of
-            torch.compile. seed: of the weights of a model on the meta device; None: the caller fills them.
-            before_memory: is told parameters and bytes of this rank's parts of such a model before they take memory,
-            and may raise.
+            torch.compile. activation_budget: see `block.keeping`. seed: of the weights of a model on the meta device;
+            None: the caller fills them. before_memory: is told parameters and bytes of this rank's parts of such a
+            model before they take memory, and may raise.
         Raises: ValueError when its sizes cannot be divided so.
         """
         self.model = model
@@ -103,9 +106,10 @@ class Spread:
             assert isinstance(model, Transformer)
             self.cuts = tensor_cuts(model) if world.sizes.tensor > 1 else {}
             divide(model, world)
+        self._keeping = functools.partial(keeping, activation_budget, world.device) if is_compiled else nullcontext
         self._module: nn.Module = Objective(model, dtype=None if is_sharded else dtype)
         if is_compiled and not is_sharded:
-            self._module.compile(dynamic=False, mode=mode) if is_whole else _blocks_of(model)
+            self._module.compile(dynamic=False, mode=mode) if is_whole else _blocks_of(model, activation_budget)
         if is_sharded:
             assert isinstance(model, Transformer)
             self._sums_rest = shard(self._module, model, world, dtype=dtype, is_compiled=is_compiled)
@@ -115,7 +119,8 @@ class Spread:
 
     def loss(self, loss_fn: LossFn, *given: Any) -> Tensor:
         """Returns loss_fn(model, *given) with the weights rounded."""
-        loss: Tensor = self._module(loss_fn, *given)
+        with self._keeping():
+            loss: Tensor = self._module(loss_fn, *given)
         if not torch.is_grad_enabled() and (reshard := getattr(self._module, "reshard", None)) is not None:
             reshard()  # otherwise the backward pass does, and parameters are this rank's parts again
         return loss
@@ -213,9 +218,9 @@ class Spread:
             gradient.copy_(total.view_as(gradient))
 
 
-def _blocks_of(model: nn.Module) -> None:
+def _blocks_of(model: nn.Module, activation_budget: float | None) -> None:
     assert isinstance(model, Transformer)
-    model.compile_blocks()
+    model.compile_blocks(activation_budget=activation_budget)
 
 
 def _divisions(parameter: nn.Parameter) -> Iterator[tuple[str, int]]:
