@@ -12,12 +12,16 @@
 use super::{Bits, CHECK_EVERY, Merges, SHORT, Scan, Scratch};
 use crate::control::Control;
 use crate::error::Result;
+use crate::simd::prefetch;
 
 /// Bytes of a window after the token that must return: tokens nearer to the end often change with what follows.
 const MARGIN: usize = 16;
 
 /// Bytes that two windows at fixed places share.
 const OVERLAP: usize = 12;
+
+/// How far ahead bytes are asked for: a piece too long for the caches is read once more here.
+const AHEAD: usize = 1 << 11;
 
 /// From one window at a fixed place to the next.
 const STRIDE: usize = SHORT - OVERLAP;
@@ -60,6 +64,7 @@ impl Merges<'_> {
             if n_windows % CHECK_EVERY == 0 {
                 control.check()?;
             }
+            prefetch(piece, this.at + AHEAD);
             let end = piece.len().min(this.at + size);
             let window = &piece[this.at..end];
             if window != known {

@@ -11,6 +11,9 @@ const WINDOW: usize = 1 << 17;
 /// What a window without a cut near its end grows by, as a factor.
 const GROWTH: usize = 4;
 
+/// Bytes at the end of a window in which a cut is looked for, at most.
+const LOOKED_AT: usize = 1 << 16;
+
 /// The functions of a named pattern.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Scanner {
@@ -119,7 +122,7 @@ impl Scanner {
                 }
                 checked += part.len();
             }
-            let cut = if end == text.len() { end } else { self.safe_cut(text, end - end / 64, end) };
+            let cut = if end == text.len() { end } else { self.safe_cut(text, end - (end / 64).min(LOOKED_AT), end) };
             if cut < end || end == text.len() {
                 return Window { valid: cut, invalid: 0 };
             }

@@ -14,7 +14,7 @@ pub(super) type Window = [u8; BEFORE + 64];
 pub(super) const BEFORE: usize = 3;
 
 /// How far ahead bytes are asked for: this is where a text is first read, faster than most memory gives it unasked.
-const AHEAD: usize = 1 << 11;
+pub(super) const AHEAD: usize = 1 << 11;
 
 /// Two continuations in a row, the only rule that a valid character may break: the third and fourth byte of a long one.
 pub(super) const CONTINUES: u8 = 1 << 7;

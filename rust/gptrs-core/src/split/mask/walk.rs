@@ -3,6 +3,8 @@
 use super::super::Scheme;
 use super::chars::{Ascii, Behind, Chars, High, Masks, Spread};
 use super::kinds::{Kinds, Rule};
+use super::utf8::AHEAD;
+use crate::simd::prefetch;
 
 /// Ends of pieces handed on at once.
 const BATCH: usize = 512;
@@ -153,6 +155,7 @@ impl Walk {
         let Self { mut at, mut chars, mut carry, mut lag, .. } = *self;
         let mut n = 0;
         while at < text.len() + LAG && n < BATCH {
+            prefetch(text, at + AHEAD);
             let padding;
             let block = if let Some(block) = text.get(at..).and_then(|rest| rest.first_chunk()) {
                 block
