@@ -13,7 +13,7 @@ import pytest
 from conftest import Cli
 from gptrs import doctor
 from gptrs.doctor import Finding
-from gptrs.model import PRESETS, count, memory
+from gptrs.model import PRESETS, count, matmul, memory
 
 
 @pytest.fixture
@@ -28,8 +28,10 @@ def test_every_part_of_the_machine_has_its_line(tmp_path: Path) -> None:
     import torch
 
     found = {finding.name: finding for finding in doctor.findings(tmp_path / "runs" / "not" / "there")}
-    for name in ("CPU", "SIMD", "memory", "open files", "free space", "speed", "python", "GPU", "bf16", "distributed"):
+    names = ("CPU", "SIMD", "tiles", "memory", "open files", "free space", "speed", "python")
+    for name in (*names, "GPU", "bf16", "distributed"):
         assert name in found or torch.cuda.is_available(), name
+    assert found["tiles"].text.startswith("AMX" if matmul._HAS_TILES else "none")
     assert found["torch"].text.startswith(torch.__version__) and found["numpy"].group == "packages"
     assert f"{os.cpu_count()} cores" in found["CPU"].text and str(tmp_path) in found["free space"].text
     assert "gloo" in found["distributed"].text

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from gptrs import _core
 from gptrs.model import memory
 from gptrs.model.config import ModelConfig
 
@@ -112,6 +113,8 @@ def _machine() -> Iterator[Finding]:
     level = "avx512" if flags.issuperset(_AVX512) else "avx2" if "avx2" in flags else ""
     text = f"{level}: the tokenizer's fast scanners run" if level else "none that the tokenizer has scanners for"
     yield Finding(group="machine", name="SIMD", text=text)
+    text = "AMX: large products of float32 go by bfloat16" if _core.can_multiply() else "none: all products are torch's"
+    yield Finding(group="machine", name="tiles", text=text)
     total, available = memory_bytes()
     yield Finding(
         group="machine",
