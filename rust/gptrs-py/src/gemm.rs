@@ -50,9 +50,10 @@ pub fn multiply(
     };
     // SAFETY: as above; this array is borrowed mutably.
     let out = unsafe { std::slice::from_raw_parts_mut(out.as_array_mut().as_mut_ptr(), extent((m, n), (step, 1))) };
+    let threads = gptrs_core::parallel::resolve_threads(threads);
     detached(py, move || {
         let (a, b) = (Factor::new(a, m, k, left)?, Factor::new(b, n, k, (right.1, right.0))?);
-        run(&Product::new(a, b, out, step, is_added)?, threads, region);
+        run(&Product::new(a, b, out, step, is_added, threads)?, threads, region);
         Ok(())
     })
 }
@@ -77,7 +78,6 @@ fn run(product: &Product<'_>, threads: usize, region: usize) {
         let product = unsafe { &*product.cast::<Product<'_>>() };
         product.work();
     }
-    let threads = gptrs_core::parallel::resolve_threads(threads);
     if threads > 1 && region != 0 {
         let threads = c_uint::try_from(threads).unwrap_or(1);
         // SAFETY: the address is that of `GOMP_parallel` in a library that is loaded for good: the caller looked it up there.

@@ -73,11 +73,19 @@ struct Shared {
 unsafe impl Sync for Product<'_> {}
 
 impl<'a> Product<'a> {
-    /// `a · b` to be put into `out`, rows of which begin `step` numbers apart, or to be added to what is there.
+    /// `a · b` to be put into `out`, rows of which begin `step` numbers apart, or to be added to what is there, by so many
+    /// `threads` as it is cut for; fewer or more may work on it.
     ///
     /// # Errors
     /// Argument for factors that do not fit together or `out`.
-    pub fn new(a: Factor<'a>, b: Factor<'a>, out: &'a mut [f32], step: usize, is_added: bool) -> Result<Self> {
+    pub fn new(
+        a: Factor<'a>,
+        b: Factor<'a>,
+        out: &'a mut [f32],
+        step: usize,
+        is_added: bool,
+        threads: usize,
+    ) -> Result<Self> {
         let (m, n, k) = (a.n_lines(), b.n_lines(), a.depth());
         if b.depth() != k {
             return Err(Error::Argument(format!("expected factors of one depth, got (…, {k}) and ({}, …)", b.depth())));
@@ -89,7 +97,7 @@ impl<'a> Product<'a> {
                 "expected room for {m} rows of {n}, got {len} numbers, a row each {step}"
             )));
         }
-        let plan = Plan::new(m, n, k);
+        let plan = Plan::new(m, n, k, threads);
         let mut memory = SPARE.take(plan.shared_lines());
         let shared = Shared { lines: memory.as_mut_ptr(), memory };
         let out = Out { numbers: out.as_mut_ptr(), len: out.len(), step, is_added };
@@ -350,7 +358,8 @@ mod tests {
     fn check(m: usize, n: usize, k: usize, is_added: bool, n_threads: usize) -> (f64, f64) {
         let (a, b) = (numbers(m * k, 1, false), numbers(n * k, 2, false));
         let (mut worst, mut worst_plain, step, mut first) = (0.0_f64, 0.0_f64, n + 3, None);
-        for (a_steps, b_steps) in [((k, 1), (k, 1)), ((1, m), (k, 1)), ((k, 1), (1, n)), ((1, m), (1, n))] {
+        let layouts = [((k, 1), (k, 1)), ((1, m), (k, 1)), ((k, 1), (1, n)), ((1, m), (1, n))];
+        for ((a_steps, b_steps), cut_for) in layouts.into_iter().zip([n_threads, 1, 5, 64]) {
             // The same numbers, laid out one way or the other.
             let laid = |numbers: &[f32], lines: usize, steps: (usize, usize)| {
                 let mut laid = vec![0.0; numbers.len()];
@@ -362,7 +371,7 @@ mod tests {
             let b = Factor::new(&b, n, k, b_steps).expect("there are enough numbers");
             let mut out = vec![1.5; m * step];
             {
-                let product = Product::new(a, b, &mut out, step, is_added).expect("all fit");
+                let product = Product::new(a, b, &mut out, step, is_added, cut_for).expect("all fit");
                 std::thread::scope(|scope| (0..n_threads).for_each(|_| drop(scope.spawn(|| product.work()))));
             }
             for (row, out) in out.chunks(step).enumerate() {
@@ -378,7 +387,10 @@ mod tests {
                 }
             }
             let bits: Vec<u32> = out.iter().map(|x| x.to_bits()).collect();
-            assert!(*first.get_or_insert_with(|| bits.clone()) == bits, "the layout changes nothing");
+            assert!(
+                *first.get_or_insert_with(|| bits.clone()) == bits,
+                "neither the layout nor the cut changes anything"
+            );
         }
         (worst, worst_plain)
     }
@@ -395,7 +407,7 @@ mod tests {
         let none = |lines| Factor::new(&[], lines, 0, (0, 1)).expect("nothing is enough");
         for is_added in [false, true] {
             let mut out = [1.5; 6];
-            Product::new(none(2), none(3), &mut out, 3, is_added).expect("all fit").work();
+            Product::new(none(2), none(3), &mut out, 3, is_added, 1).expect("all fit").work();
             assert_eq!(out, [if is_added { 1.5 } else { 0.0 }; 6]);
         }
     }
@@ -433,7 +445,7 @@ mod tests {
         (a[0], a[40], a[80], a[120]) = (f32::INFINITY, f32::NEG_INFINITY, f32::NAN, f32::MAX);
         let (b, mut out) = (vec![0.5; 40 * 40], vec![0.0; 40 * 40]);
         let factor = |numbers| Factor::new(numbers, 40, 40, (40, 1)).expect("there are enough numbers");
-        Product::new(factor(&a), factor(&b), &mut out, 40, false).expect("all fit").work();
+        Product::new(factor(&a), factor(&b), &mut out, 40, false, 1).expect("all fit").work();
         assert!(out[..160].iter().all(|x| !x.is_finite()) && out[160..].iter().all(|&x| x == 20.0));
     }
 
@@ -447,7 +459,7 @@ mod tests {
         }
         let factor = |n_lines, depth| Factor::new(&numbers, n_lines, depth, (depth, 1)).expect("there are enough");
         for (a, b, len, step) in [((2, 3), (2, 4), 4, 2), ((2, 3), (2, 3), 3, 2), ((2, 3), (2, 3), 9, 1)] {
-            assert!(Product::new(factor(a.0, a.1), factor(b.0, b.1), &mut vec![0.0; len], step, false).is_err());
+            assert!(Product::new(factor(a.0, a.1), factor(b.0, b.1), &mut vec![0.0; len], step, false, 1).is_err());
         }
     }
 }

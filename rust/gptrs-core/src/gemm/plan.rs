@@ -4,10 +4,9 @@ use std::ops::Range;
 
 use super::panel::{DEPTH, SIDE, STEP};
 
-/// Numbers of a line, times the panels of a task, that are multiplied in one go, at most: they fill half of a second cache of
-/// 2 MiB; and the numbers alone.
-const MOST_AT_ONCE: usize = MOST_OWN * 768;
-const MOST_DEPTH: usize = 2048;
+/// Numbers of a line that are multiplied in one go, at most: with the panels of a task they fill half of a second cache of
+/// 2 MiB, and the next shared panel comes while the task's own are multiplied with the last one.
+const MOST_DEPTH: usize = 768;
 
 /// Panels that a task splits for itself, at most.
 const MOST_OWN: usize = 8;
@@ -15,8 +14,8 @@ const MOST_OWN: usize = 8;
 /// Panels that are split for all threads, at most.
 const MOST_SHARED: usize = 64;
 
-/// Tasks of a stage that there should be at least, so that threads end together.
-const LEAST_TASKS: usize = 8;
+/// Tasks of a stage that there should be at least for each thread, so that threads end together.
+const LEAST_TASKS: usize = 2;
 
 /// The stages of a product. For each stretch of shared lines and each of the depth: one in which panels are split for all, a
 /// task each, then one in which they are multiplied.
@@ -52,12 +51,14 @@ pub(super) struct Stage {
 }
 
 impl Plan {
-    pub(super) fn new(m: usize, n: usize, depth: usize) -> Self {
+    /// The plan for so many threads; the order in which a number is summed does not depend on them.
+    pub(super) fn new(m: usize, n: usize, depth: usize, threads: usize) -> Self {
         let (is_a_shared, few, many) = if m <= n { (true, m, n) } else { (false, n, m) };
         let (n_shared, n_own) = (few.div_ceil(SIDE), many.div_ceil(SIDE));
         let together = n_shared.div_ceil(n_shared.div_ceil(MOST_SHARED).max(1)).max(1);
-        let [group, own] = [together, n_own].map(|n: usize| n.div_ceil(LEAST_TASKS).clamp(1, MOST_OWN));
-        let n_stretches = depth.div_ceil((MOST_AT_ONCE / own).min(MOST_DEPTH)).max(1);
+        let least = LEAST_TASKS * threads.max(1);
+        let [group, own] = [together, n_own].map(|n: usize| n.div_ceil(least).clamp(1, MOST_OWN));
+        let n_stretches = depth.div_ceil(MOST_DEPTH).max(1);
         let stretch = depth.div_ceil(n_stretches).next_multiple_of(DEPTH).max(DEPTH);
         Self { is_a_shared, n_shared, n_own, depth, stretch, together, group, own }
     }
@@ -115,8 +116,10 @@ mod tests {
     #[test]
     fn every_tile_is_multiplied_once_a_stretch_behind_what_it_needs() {
         let sizes = [1, 31, 32, 33, 256, 257, 700, 2049, 5000];
-        for (m, n, k) in sizes.iter().flat_map(|&m| sizes.iter().flat_map(move |&n| sizes.map(|k| (m, n, k)))) {
-            let plan = Plan::new(m, n, k);
+        let all = sizes.iter().flat_map(|&m| sizes.iter().flat_map(move |&n| sizes.map(|k| (m, n, k))));
+        for (i, (m, n, k)) in all.enumerate() {
+            let plan = Plan::new(m, n, k, [1, 2, 16][i % 3]);
+            assert_eq!(plan.stretch, Plan::new(m, n, k, 4).stretch, "sums do not depend on threads");
             let (mut done, mut split, mut task) = (std::collections::HashSet::new(), Vec::new(), 0);
             while let Some(stage) = plan.stage(task) {
                 assert!(stage.n_before <= task && !stage.depth.is_empty() && stage.depth.end <= k);
@@ -143,7 +146,7 @@ mod tests {
             let n_stretches = k.div_ceil(plan.stretch);
             assert_eq!(done.len(), m.div_ceil(SIDE) * n.div_ceil(SIDE) * n_stretches, "{m} {n} {k}");
         }
-        assert_eq!(Plan::new(0, 5, 5).stage(0), None);
-        assert!(Plan::new(5, 5, 0).stage(1).is_some_and(|stage| !stage.is_split && stage.depth.is_empty()));
+        assert_eq!(Plan::new(0, 5, 5, 2).stage(0), None);
+        assert!(Plan::new(5, 5, 0, 0).stage(1).is_some_and(|stage| !stage.is_split && stage.depth.is_empty()));
     }
 }
