@@ -7,6 +7,7 @@ import torch
 from torch._dynamo.testing import CompileCounterWithBackend
 
 from gptrs.model import ModelConfig, Transformer, fp8
+from gptrs.model.block import keeping
 from gptrs.train import speed
 from gptrs.train.config import load
 from gptrs.train.settings import RunSettings, SpeedSettings
@@ -107,6 +108,15 @@ def test_compiled_blocks_keep_the_share_they_are_given() -> None:
             assert (one - wanted).norm() <= 1e-4 * wanted.norm().clamp(min=1e-6), budget
     assert kept[1.0] > kept[None] > kept[0.5] > kept[0.0], kept
     assert torch._functorch.config.activation_memory_budget == 1.0, "as it was"
+
+
+def test_torch_keeps_what_it_is_set_to_where_nothing_is_asked_for() -> None:
+    config = torch._functorch.config
+    with config.patch(activation_memory_budget=0.3):
+        for budget, device, share in ((None, "cuda", 0.3), (1.0, "cuda", 1.0), (None, "cpu", 0.8), (0.0, "cpu", 0.0)):
+            with keeping(budget, torch.device(device)):
+                assert config.activation_memory_budget == share
+            assert config.activation_memory_budget == 0.3
 
 
 @pytest.mark.long

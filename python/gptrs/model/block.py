@@ -5,7 +5,7 @@ Block:  x ─▶ x + dropout(attention(norm(x))) ─▶ x + dropout(feed-forward
 
 import functools
 from collections.abc import Callable
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -109,10 +109,13 @@ def keeping(budget: float | None, device: torch.device) -> AbstractContextManage
     """Has what is compiled meanwhile keep so much, at most, of what it would keep for its backward pass; what costs
     least is computed again.
 
-    Args: budget: a share, from 0 to 1. None: 0.8 on the CPU, where a norm is computed again sooner than read, else 1.
+    Args: budget: a share, from 0 to 1. None: 0.8 on the CPU, where a norm is computed again sooner than read; elsewhere
+        as torch is set.
     Source: torch's `activation_memory_budget`, a knapsack over what the products and norms of a graph need.
     """
-    share = budget if budget is not None else 0.8 if device.type == "cpu" else 1.0
+    if budget is None and device.type != "cpu":
+        return nullcontext()
+    share = 0.8 if budget is None else budget
     context: AbstractContextManager[None] = torch._functorch.config.patch(activation_memory_budget=share)
     return context
 

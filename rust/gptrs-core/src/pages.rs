@@ -63,10 +63,11 @@ pub(crate) fn leave<T: Copy>(_: &mut Vec<T>) -> bool {
     false
 }
 
-/// The first whole page of an array, and how many bytes its whole pages have.
+/// The first whole page of an array, and how many bytes its whole pages have. A page is as large as Linux commonly has them:
+/// it rounds up to its own, and with larger ones than these would take bytes behind the array.
 #[cfg(target_os = "linux")]
 fn whole_pages<T>(items: &mut [T]) -> (*mut libc::c_void, usize) {
-    const PAGE: usize = 4096;
+    const PAGE: usize = 64 << 10;
     let (start, n_bytes) = (items.as_mut_ptr().cast::<u8>(), size_of_val(items));
     let skipped = start.align_offset(PAGE);
     if skipped > n_bytes {
