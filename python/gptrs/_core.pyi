@@ -15,6 +15,8 @@ __all__ = [
     "Tokenizer",
     "Trainer",
     "__version__",
+    "attend",
+    "attend_backward",
     "can_multiply",
     "count",
     "count_pattern",
@@ -37,6 +39,10 @@ _Names = Literal["all"] | Collection[str]
 _Arrays = tuple[npt.NDArray[np.uint16] | npt.NDArray[np.uint32], npt.NDArray[np.int64]]
 _Merge = tuple[int, tuple[int, int, int], tuple[int, int, int]]
 _Part = tuple[bool | None, list[int], list[str], int]
+_Inputs = tuple[
+    npt.NDArray[np.float32], npt.NDArray[np.float32], npt.NDArray[np.float32], npt.NDArray[np.float32] | None
+]
+_Gradients = tuple[npt.NDArray[np.float32], npt.NDArray[np.float32], npt.NDArray[np.float32], npt.NDArray[np.float32]]
 _Report = Callable[[str, int, int], object]
 
 @final
@@ -252,6 +258,24 @@ def multiply(
     b: npt.NDArray[np.float32],
     out: npt.NDArray[np.float32],
     is_added: bool,
+    threads: int,
+    region: int,
+) -> None: ...
+def attend(
+    given: _Inputs,
+    scale: float,
+    out: npt.NDArray[np.float32],
+    lse: npt.NDArray[np.float32],
+    threads: int,
+    region: int,
+) -> None: ...
+def attend_backward(
+    given: _Inputs,
+    scale: float,
+    out: npt.NDArray[np.float32],
+    lse: npt.NDArray[np.float32],
+    d_out: npt.NDArray[np.float32],
+    made: _Gradients,
     threads: int,
     region: int,
 ) -> None: ...

@@ -1,9 +1,10 @@
-"""softmax(q·kᵀ·scale)·v by SDPA or by flex_attention, and what each query may see inside its document.
+"""softmax(q·kᵀ·scale)·v by SDPA, flex_attention or tiles, and what each query may see inside its document.
 
     doc_ids (B, T) ─sight─▶ booleans (B, 1, T, T)  SDPA: the reference, on every device
                      └────▶ BlockMask              flex_attention on CUDA: tiles between two documents are not computed
 
 The mask is made once a forward pass, every layer gets the same one, and its kind says which of the two computes.
+Plain causal order of float32 on a CPU with tile units has a kernel of its own (`attend_by_tiles`).
 """
 
 import functools
@@ -11,9 +12,11 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
+from gptrs.model.attend_by_tiles import attend_by_tiles, goes_by_tiles
 from gptrs.model.config import ModelConfig
 
 if TYPE_CHECKING:
@@ -27,14 +30,37 @@ _LEAST_WIDTH = 16  # of a tile in Triton's product
 _LARGEST_WIDTH = {torch.bfloat16: 256, torch.float16: 256, torch.float32: 64}
 
 
-def attend(q: Tensor, k: Tensor, v: Tensor, *, mask: Mask, is_causal: bool, dropout: float, scale: float) -> Tensor:
+def attend(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    *,
+    key: Tensor | None = None,
+    mask: Mask,
+    is_causal: bool,
+    dropout: float,
+    scale: float,
+) -> Tensor:
     """Returns (B, H, T, width of v). Query head h reads kv head h // (H / K).
 
     Args:
-        q, k, v: (B, H, T, D), (B, K, S, D), (B, K, S, any width).
+        q, k, v: (B, H, T, D), (B, K, S, D1), (B, K, S, any width).
+        key: (B, 1, S, D - D1), what all heads' keys end with; without it D1 = D.
         mask: booleans that broadcast to (B, H, T, S), what `sight` gave, or None.
         is_causal: plain causal order, without a mask.
     """
+    if mask is None and is_causal and dropout == 0.0 and goes_by_tiles(q, k, v, key):
+        return attend_by_tiles(q, k, v, key, scale)
+    width = v.shape[-1]
+    if key is not None:
+        k = torch.cat((k, key.expand(-1, k.shape[1], -1, -1)), dim=-1)  # (B, K, S, D)
+        if q.device.type == "cpu" and width < q.shape[-1]:
+            v = F.pad(v, (0, q.shape[-1] - width))  # (B, K, S, D): one width for the CPU's fused kernel
+    out = _attend(q, k, v, mask=mask, is_causal=is_causal, dropout=dropout, scale=scale)  # (B, H, T, width or D)
+    return out[..., :width]
+
+
+def _attend(q: Tensor, k: Tensor, v: Tensor, *, mask: Mask, is_causal: bool, dropout: float, scale: float) -> Tensor:
     is_shared = k.shape[1] < q.shape[1]
     if mask is None or isinstance(mask, Tensor):
         return scaled_dot_product_attention(

@@ -12,7 +12,6 @@ costs less, for few the absorbed one; both give the same numbers.
 
 import torch
 import torch.distributed as dist
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gptrs.model.attend import Mask, attend
@@ -93,7 +92,8 @@ class LatentAttention(nn.Module):
     def queries_and_keys(self, x: Tensor, *, turns: Tensor) -> tuple[Tensor, Tensor]:
         """As those of `Attention`, of the naive form: (B, H, T, D) each."""
         q = torch.cat(self._queries(x, turns), dim=-1)  # (B, H, T, D)
-        return q, self._keys_and_values(self._latent(x, turns))[0]
+        k, _, key = self._keys_and_values(self._latent(x, turns))
+        return q, torch.cat((k, key.expand(-1, self.n_heads, -1, -1)), dim=-1)  # (B, H, T, D) each
 
     def _queries(self, x: Tensor, turns: Tensor) -> tuple[Tensor, Tensor]:
         B, T, _ = x.shape
@@ -115,24 +115,20 @@ class LatentAttention(nn.Module):
         absorbed = T * up + T * S * (2 * self.rank + self.rope)
         return absorbed < naive
 
-    def _keys_and_values(self, latent: Tensor) -> tuple[Tensor, Tensor]:
-        """What every head makes of the latents: (B, 1, S, R + rope) → (B, H, S, D), (B, H, S, v)."""
+    def _keys_and_values(self, latent: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """What heads make of the latents: (B, 1, S, R + rope) → (B, H, S, nope), (B, H, S, v), and the key of all."""
         B, _, S, _ = latent.shape
-        H = self.n_heads
         latent, key = torch.split(latent, [self.rank, self.rope], dim=-1)  # (B, 1, S, R), (B, 1, S, rope)
         key = enter(key, self.group)
-        up = self.kv_up(latent.squeeze(1)).view(B, S, H, self.nope + self.v_dim).transpose(1, 2)  # (B, H, S, nope + v)
-        k_nope, v = torch.split(up, [self.nope, self.v_dim], dim=-1)
-        return torch.cat((k_nope, key.expand(-1, H, -1, -1)), dim=-1), v
+        up = self.kv_up(latent.squeeze(1)).view(B, S, self.n_heads, -1).transpose(1, 2)  # (B, H, S, nope + v)
+        k, v = torch.split(up, [self.nope, self.v_dim], dim=-1)
+        return k, v, key
 
     def _naive(self, q_nope: Tensor, q_rope: Tensor, latent: Tensor, mask: Mask, is_causal: bool) -> Tensor:
-        k, v = self._keys_and_values(latent)  # (B, H, S, D), (B, H, S, v)
+        k, v, key = self._keys_and_values(latent)  # (B, H, S, nope), (B, H, S, v), (B, 1, S, rope)
         q = torch.cat((q_nope, q_rope), dim=-1)  # (B, H, T, D)
         dropout = self.dropout if self.training else 0.0
-        if q.device.type == "cpu" and self.v_dim < self.nope + self.rope:
-            v = F.pad(v, (0, self.nope + self.rope - self.v_dim))  # (B, H, S, D): one width for the CPU's fused kernel
-        out = attend(q, k, v, mask=mask, is_causal=is_causal, dropout=dropout, scale=self.scale)  # (B, H, T, v or D)
-        return out[..., : self.v_dim]
+        return attend(q, k, v, key=key, mask=mask, is_causal=is_causal, dropout=dropout, scale=self.scale)
 
     def _absorbed(self, q_nope: Tensor, q_rope: Tensor, latent: Tensor, mask: Mask, is_causal: bool) -> Tensor:
         """All heads read the same latents: one head of H·T queries, so that nothing is copied for each head."""

@@ -7,6 +7,7 @@
 //! ```
 //! Every fast path has a slow twin in [`naive`] and a property test of equality.
 
+pub mod attention;
 mod batch;
 mod borders;
 pub mod cache;
@@ -19,6 +20,7 @@ pub mod decode;
 mod dropout;
 mod encode;
 pub mod error;
+mod exp;
 pub mod foreign;
 pub mod formats;
 pub mod gemm;

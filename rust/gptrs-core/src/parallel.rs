@@ -64,6 +64,25 @@ pub fn run<S: Send>(
     }
 }
 
+/// Numbered tasks, for threads that someone else starts.
+#[derive(Debug)]
+pub(crate) struct Queue {
+    next: AtomicUsize,
+    n_tasks: usize,
+}
+
+impl Queue {
+    pub(crate) fn new(n_tasks: usize) -> Self {
+        Self { next: AtomicUsize::new(0), n_tasks }
+    }
+
+    /// A task that no thread has taken yet, in ascending order.
+    pub(crate) fn take(&self) -> Option<usize> {
+        let task = self.next.fetch_add(1, Ordering::Relaxed);
+        (task < self.n_tasks).then_some(task)
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

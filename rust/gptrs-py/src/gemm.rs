@@ -53,7 +53,8 @@ pub fn multiply(
     let threads = gptrs_core::parallel::resolve_threads(threads);
     detached(py, move || {
         let (a, b) = (Factor::new(a, m, k, left)?, Factor::new(b, n, k, (right.1, right.0))?);
-        run(&Product::new(a, b, out, step, is_added, threads)?, threads, region);
+        let product = Product::new(a, b, out, step, is_added, threads)?;
+        run(&|| product.work(), threads, region);
         Ok(())
     })
 }
@@ -72,23 +73,24 @@ fn extent(shape: (usize, usize), steps: (usize, usize)) -> usize {
     if shape.0 == 0 || shape.1 == 0 { 0 } else { (shape.0 - 1) * steps.0 + (shape.1 - 1) * steps.1 + 1 }
 }
 
-fn run(product: &Product<'_>, threads: usize, region: usize) {
-    extern "C" fn work(product: *mut c_void) {
-        // SAFETY: `run` holds the product until all threads have returned.
-        let product = unsafe { &*product.cast::<Product<'_>>() };
-        product.work();
+/// Has so many threads do `work`, this one among them, and waits for all.
+pub(crate) fn run(work: &(dyn Fn() + Sync), threads: usize, region: usize) {
+    extern "C" fn begin(work: *mut c_void) {
+        // SAFETY: `run` holds what it was given until all threads have returned.
+        let work = unsafe { *work.cast::<&(dyn Fn() + Sync)>() };
+        work();
     }
     if threads > 1 && region != 0 {
         let threads = c_uint::try_from(threads).unwrap_or(1);
         // SAFETY: the address is that of `GOMP_parallel` in a library that is loaded for good: the caller looked it up there.
         unsafe {
             let region = std::mem::transmute::<usize, Region>(region);
-            region(work, std::ptr::from_ref(product).cast_mut().cast(), threads, 0);
+            region(begin, std::ptr::from_ref(&work).cast_mut().cast(), threads, 0);
         }
         return;
     }
     std::thread::scope(|scope| {
-        (1..threads).for_each(|_| drop(scope.spawn(|| product.work())));
-        product.work();
+        (1..threads).for_each(|_| drop(scope.spawn(work)));
+        work();
     });
 }

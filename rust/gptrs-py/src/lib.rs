@@ -3,6 +3,7 @@
 //! [`call`] is how a call crosses over, [`text`] converts arguments; the rest are thin classes over the core's.
 #![allow(clippy::needless_pass_by_value)] // arguments come from Python as owned values
 
+mod attention;
 mod call;
 mod dataset;
 mod formats;
@@ -20,6 +21,8 @@ mod _core {
     use pyo3::prelude::*;
     use pyo3::types::PyDict;
 
+    #[pymodule_export]
+    use crate::attention::{attend, attend_backward};
     #[pymodule_export]
     use crate::dataset::{Dataset, import_tokens, merge_tasks, prepare, prepare_task};
     #[pymodule_export]

@@ -4,17 +4,18 @@
 
 use std::arch::asm;
 use std::arch::x86_64::{
-    __cpuid, __cpuid_count, __m512, __m512bh, __m512i, _CMP_LT_OQ, _mm512_abs_ps, _mm512_castsi512_ps,
-    _mm512_castsi512_si256, _mm512_cmp_ps_mask, _mm512_cvtepu16_epi32, _mm512_cvtne2ps_pbh, _mm512_extracti64x4_epi64,
-    _mm512_loadu_ps, _mm512_maskz_sub_ps, _mm512_permutex2var_epi32, _mm512_permutexvar_epi16, _mm512_set1_epi32,
-    _mm512_set1_ps, _mm512_setr_epi32, _mm512_slli_epi32, _mm512_storeu_si512, _mm512_sub_ps, _mm512_unpackhi_epi32,
-    _mm512_unpackhi_epi64, _mm512_unpacklo_epi32, _mm512_unpacklo_epi64,
+    __cpuid, __cpuid_count, __m512, __m512bh, __m512i, _CMP_LT_OQ, _mm512_abs_ps, _mm512_castps_si512,
+    _mm512_castsi512_ps, _mm512_castsi512_si256, _mm512_cmp_ps_mask, _mm512_cvtepu16_epi32, _mm512_cvtne2ps_pbh,
+    _mm512_extracti64x4_epi64, _mm512_loadu_ps, _mm512_maskz_sub_ps, _mm512_permutex2var_epi16,
+    _mm512_permutex2var_epi32, _mm512_permutexvar_epi16, _mm512_set1_epi32, _mm512_set1_ps, _mm512_setr_epi32,
+    _mm512_slli_epi32, _mm512_storeu_si512, _mm512_sub_ps, _mm512_unpackhi_epi32, _mm512_unpackhi_epi64,
+    _mm512_unpacklo_epi32, _mm512_unpacklo_epi64,
 };
 use std::ops::Range;
 use std::sync::OnceLock;
 
 use super::panel::{DEPTH, Factor, Kind, Line, SIDE, STEP};
-use super::{Asked, Tile, put_rows};
+use super::{Asked, Many, Tile, Wide};
 use crate::simd::Level;
 use crate::simd::avx512::load_words;
 
@@ -156,15 +157,119 @@ pub(super) fn multiply(a: &[Line], b: &[Line], asked: &Asked<'_>, tile: &mut Til
     const { assert!(STEP * size_of::<Line>() == 6144 && SIDE == 32 && DEPTH == 32) };
 }
 
-/// [`put_rows`] by wide registers.
-pub(super) fn put<'o>(rows: impl Iterator<Item = &'o mut [f32]>, tile: &Tile, is_added: bool) {
+/// The sums of so many panels of rows with so many of columns, one pair after the other, as [`multiply`] has them, put into tiles or
+/// added to what is there. The shape of tiles is set once for all: that takes as long as a quarter of a short product.
+pub(super) fn multiply_many(many: &Many<'_>, tiles: &mut [Tile]) {
+    let (n_steps, steps) = (many.depth, [many.a_step, many.b_step].map(|step| step.wrapping_sub(many.depth)));
+    let holds = |lines: &[Line], step: usize| (tiles.len() - 1) * step + n_steps <= lines.len() / STEP;
+    assert!(
+        is_available() && n_steps > 0 && !tiles.is_empty() && holds(many.a, many.a_step) && holds(many.b, many.b_step)
+    );
+    let [a_next, b_next] = steps.map(|step| step.wrapping_mul(STEP * size_of::<Line>()));
+    // SAFETY: tiles are there. Of each pair `n_steps` steps of `STEP` lines are read, and `holds` has seen the last pair's end in
+    // both slices. Of each of `tiles` its 32 rows of 128 bytes are read and written. The shape's 64 bytes are read. All tiles
+    // are released and marked as overwritten; nothing else changes but the registers named.
+    unsafe {
+        asm!(
+            "ldtilecfg [{shape}]",
+            "2:",
+            "test {is_added}, {is_added}",
+            "jz 3f",
+            "mov {n}, 128",
+            "tileloadd tmm0, [{sums} + {n}]",
+            "tileloadd tmm1, [{sums} + {n} + 64]",
+            "tileloadd tmm2, [{sums} + {n} + 2048]",
+            "tileloadd tmm3, [{sums} + {n} + 2112]",
+            "jmp 4f",
+            "3:",
+            "tilezero tmm0",
+            "tilezero tmm1",
+            "tilezero tmm2",
+            "tilezero tmm3",
+            "4:",
+            "mov {n}, {n_steps}",
+            "5:",
+            "tileloadd tmm4, [{a} + {row}]",
+            "tileloadd tmm5, [{a} + {row} + 1024]",
+            "tileloadd tmm6, [{b} + {row} + 4096]",
+            "tileloadd tmm7, [{b} + {row} + 5120]",
+            "tdpbf16ps tmm0, tmm4, tmm6",
+            "tdpbf16ps tmm1, tmm4, tmm7",
+            "tdpbf16ps tmm2, tmm5, tmm6",
+            "tdpbf16ps tmm3, tmm5, tmm7",
+            "tileloadd tmm6, [{b} + {row} + 2048]",
+            "tileloadd tmm7, [{b} + {row} + 3072]",
+            "tdpbf16ps tmm0, tmm4, tmm6",
+            "tdpbf16ps tmm1, tmm4, tmm7",
+            "tdpbf16ps tmm2, tmm5, tmm6",
+            "tdpbf16ps tmm3, tmm5, tmm7",
+            "tileloadd tmm4, [{a} + {row} + 2048]",
+            "tileloadd tmm5, [{a} + {row} + 3072]",
+            "tdpbf16ps tmm0, tmm4, tmm6",
+            "tdpbf16ps tmm1, tmm4, tmm7",
+            "tdpbf16ps tmm2, tmm5, tmm6",
+            "tdpbf16ps tmm3, tmm5, tmm7",
+            "tileloadd tmm6, [{b} + {row}]",
+            "tileloadd tmm7, [{b} + {row} + 1024]",
+            "tdpbf16ps tmm0, tmm4, tmm6",
+            "tdpbf16ps tmm1, tmm4, tmm7",
+            "tdpbf16ps tmm2, tmm5, tmm6",
+            "tdpbf16ps tmm3, tmm5, tmm7",
+            "tileloadd tmm4, [{a} + {row} + 4096]",
+            "tileloadd tmm5, [{a} + {row} + 5120]",
+            "tdpbf16ps tmm0, tmm4, tmm6",
+            "tdpbf16ps tmm1, tmm4, tmm7",
+            "tdpbf16ps tmm2, tmm5, tmm6",
+            "tdpbf16ps tmm3, tmm5, tmm7",
+            "tileloadd tmm4, [{a} + {row}]",
+            "tileloadd tmm5, [{a} + {row} + 1024]",
+            "tdpbf16ps tmm0, tmm4, tmm6",
+            "tdpbf16ps tmm1, tmm4, tmm7",
+            "tdpbf16ps tmm2, tmm5, tmm6",
+            "tdpbf16ps tmm3, tmm5, tmm7",
+            "add {a}, 6144",
+            "add {b}, 6144",
+            "dec {n}",
+            "jnz 5b",
+            "mov {n}, 128",
+            "tilestored [{sums} + {n}], tmm0",
+            "tilestored [{sums} + {n} + 64], tmm1",
+            "tilestored [{sums} + {n} + 2048], tmm2",
+            "tilestored [{sums} + {n} + 2112], tmm3",
+            "add {sums}, 4096",
+            "add {a}, {a_next}",
+            "add {b}, {b_next}",
+            "dec {n_tiles}",
+            "jnz 2b",
+            "tilerelease",
+            a = inout(reg) many.a.as_ptr() => _,
+            b = inout(reg) many.b.as_ptr() => _,
+            a_next = in(reg) a_next,
+            b_next = in(reg) b_next,
+            n_steps = in(reg) n_steps,
+            n = out(reg) _,
+            n_tiles = inout(reg) tiles.len() => _,
+            is_added = in(reg) usize::from(many.is_added),
+            row = in(reg) 64_usize,
+            sums = inout(reg) tiles.as_mut_ptr() => _,
+            shape = in(reg) SHAPE.as_ptr(),
+            out("tmm0") _, out("tmm1") _, out("tmm2") _, out("tmm3") _,
+            out("tmm4") _, out("tmm5") _, out("tmm6") _, out("tmm7") _,
+            options(nostack),
+        );
+    }
+    const { assert!(size_of::<Tile>() == 4096) };
+}
+
+/// Work compiled for wide registers.
+pub(super) fn by_wide_registers(work: impl Wide) {
     #[target_feature(enable = "avx512f")]
-    fn put<'o>(rows: impl Iterator<Item = &'o mut [f32]>, tile: &Tile, is_added: bool) {
-        put_rows(rows, tile, is_added);
+    fn run(work: impl Wide) {
+        work.run();
     }
     assert!(is_available());
     // SAFETY: what is available includes these instructions.
-    unsafe { put(rows, tile, is_added) }
+    unsafe { run(work) }
 }
 
 /// [`Factor::split`] by registers of 16 numbers, in the order in which they stand in memory.
@@ -187,6 +292,7 @@ pub(super) fn split(factor: &Factor<'_>, kind: Kind, first: usize, depth: Range<
 #[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
 fn split_step(factor: &Factor<'_>, kind: Kind, first: usize, at: usize, end: usize, tiles: &mut [Line]) {
     let is_along = factor.is_along();
+    let tiles = tiles.first_chunk_mut::<STEP>().expect("a step is so long");
     let is_turned = is_along == (kind == Kind::Columns);
     for half in 0..2 {
         let line = first + 16 * half;
@@ -204,19 +310,74 @@ fn split_step(factor: &Factor<'_>, kind: Kind, first: usize, at: usize, end: usi
                 let [first, second, third] = parts(low, high);
                 [alternating(first), alternating(second), alternating(third)]
             };
-            for (rows, pairs) in rows.iter_mut().zip(pairs) {
-                rows[i] = pairs;
+            for (part, pairs) in pairs.into_iter().enumerate() {
+                if is_turned {
+                    rows[part][i] = pairs;
+                } else {
+                    store_line(pairs, &mut tiles[16 * (2 * part + half) + i]);
+                }
             }
         }
-        for (part, rows) in rows.iter().enumerate() {
-            let tile = &mut tiles[16 * (2 * part + half)..][..16];
-            if is_turned {
-                store(&turned(rows), tile);
-            } else {
-                store(rows, tile);
+        if is_turned {
+            for (part, rows) in rows.iter().enumerate() {
+                store(&turned(rows), &mut tiles[16 * (2 * part + half)..][..16]);
             }
         }
     }
+}
+
+/// The rows of a tile as a step of a panel of rows, and its columns as one of a panel of columns. Neither has to be turned.
+pub(super) fn split_tile(tile: &Tile, rows: &mut [Line], columns: Option<&mut [Line]>) {
+    assert!(is_available());
+    let rows = rows.first_chunk_mut().expect("a step is so long");
+    let columns = columns.map(|columns| columns.first_chunk_mut().expect("a step is so long"));
+    // SAFETY: what is available includes these instructions.
+    unsafe { split_rows(tile, rows, columns) };
+}
+
+#[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
+fn split_rows(tile: &Tile, rows: &mut [Line; STEP], mut columns: Option<&mut [Line; STEP]>) {
+    let halves: [[u32; 16]; 2] = std::array::from_fn(|half| {
+        std::array::from_fn(|i| (16 * half + i) as u32 | ((16 * half + i + 32) as u32) << 16)
+    });
+    let halves = [load_words(&halves[0]), load_words(&halves[1])];
+    for (pair, numbers) in tile.0.as_chunks::<16>().0.as_chunks::<4>().0.iter().enumerate() {
+        let first = parts(load(&numbers[0]), load(&numbers[1]));
+        let second = parts(load(&numbers[2]), load(&numbers[3]));
+        let at = 16 * (pair / 8) + 2 * (pair % 8);
+        for part in 0..3 {
+            store_line(first[part], &mut rows[32 * part + at]);
+            store_line(second[part], &mut rows[32 * part + at + 1]);
+            if let Some(columns) = &mut columns {
+                for (half, &index) in halves.iter().enumerate() {
+                    let pairs = _mm512_permutex2var_epi16(first[part], index, second[part]);
+                    store_line(pairs, &mut columns[16 * (2 * part + half) + pair]);
+                }
+            }
+        }
+    }
+}
+
+/// A tile with rows and columns exchanged.
+pub(super) fn turn(tile: &Tile, to: &mut Tile) {
+    #[target_feature(enable = "avx512f")]
+    fn turn(tile: &Tile, to: &mut Tile) {
+        let from = tile.0.as_chunks::<16>().0;
+        for (row, column) in [(0, 0), (0, 1), (1, 0), (1, 1)] {
+            let mut rows = [_mm512_set1_epi32(0); 16];
+            for (i, words) in rows.iter_mut().enumerate() {
+                *words = _mm512_castps_si512(load(&from[2 * (16 * row + i) + column]));
+            }
+            for (i, words) in turned(&rows).into_iter().enumerate() {
+                let place = &mut to.0.as_chunks_mut::<16>().0[2 * (16 * column + i) + row];
+                // SAFETY: the array is 64 writable bytes, and the store asks for no alignment.
+                unsafe { _mm512_storeu_si512(place.as_mut_ptr().cast(), words) };
+            }
+        }
+    }
+    assert!(is_available());
+    // SAFETY: what is available includes these instructions.
+    unsafe { turn(tile, to) }
 }
 
 #[inline]
@@ -230,9 +391,15 @@ fn load(numbers: &[f32; 16]) -> __m512 {
 #[target_feature(enable = "avx512f")]
 fn store(rows: &[__m512i; 16], tile: &mut [Line]) {
     for (row, line) in rows.iter().zip(tile) {
-        // SAFETY: a line is 64 writable bytes, and the store asks for no alignment.
-        unsafe { _mm512_storeu_si512(std::ptr::from_mut(line).cast(), *row) };
+        store_line(*row, line);
     }
+}
+
+#[inline]
+#[target_feature(enable = "avx512f")]
+fn store_line(words: __m512i, line: &mut Line) {
+    // SAFETY: a line is 64 writable bytes, and the store asks for no alignment.
+    unsafe { _mm512_storeu_si512(std::ptr::from_mut(line).cast(), words) };
 }
 
 /// [`super::panel::parts`] of 32 numbers, those of each part side by side.

@@ -25,7 +25,7 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 pub use self::panel::Factor;
-use self::panel::{Kind, Line, SIDE};
+pub(crate) use self::panel::{DEPTH, Kind, Line, SIDE, STEP};
 use self::plan::{Plan, Stage};
 use crate::error::{Error, Result};
 
@@ -145,7 +145,7 @@ impl<'a> Product<'a> {
         factor.split(kind, stage.own.start * SIDE, stage.depth.clone(), n, &mut own[..stage.own.len() * n]);
         // SAFETY: the stage before has written these, and none writes them before all tasks of this one are done.
         let shared = unsafe { std::slice::from_raw_parts(self.shared.lines.cast_const(), stage.shared.len() * n) };
-        let mut tile = Box::new(Tile([0.0; SIDE * SIDE]));
+        let mut tile = Box::new(Tile::ZERO);
         for (one, lines) in stage.shared.clone().zip(shared.chunks(n)) {
             // Few panels stay in the second cache; of more the next one is asked for while this one is multiplied.
             let ahead = if size_of_val(shared) <= STAYS { &[] } else { &shared[(one - stage.shared.start + 1) * n..] };
@@ -168,10 +168,6 @@ impl<'a> Product<'a> {
             // at a time.
             unsafe { std::slice::from_raw_parts_mut(first.add(i * step), n) }
         });
-        #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
-        if amx::is_available() {
-            return amx::put(rows, tile, is_added);
-        }
         put_rows(rows, tile, is_added);
     }
 
@@ -203,18 +199,44 @@ struct Asked<'a> {
 }
 
 /// Puts or adds the rows of a tile.
-#[expect(clippy::inline_always, reason = "compiled for wide registers where it is called for them")]
-#[inline(always)]
-fn put_rows<'o>(rows: impl Iterator<Item = &'o mut [f32]>, tile: &Tile, is_added: bool) {
-    for (out, sums) in rows.zip(tile.0.chunks(SIDE)) {
-        if let (Some(out), Some(sums)) = (out.first_chunk_mut::<SIDE>(), sums.first_chunk::<SIDE>()) {
-            *out = if is_added { std::array::from_fn(|i| out[i] + sums[i]) } else { *sums };
-        } else if is_added {
-            out.iter_mut().zip(sums).for_each(|(out, sum)| *out += sum);
-        } else {
-            out.iter_mut().zip(sums).for_each(|(out, sum)| *out = *sum);
+pub(crate) fn put_rows<'o>(rows: impl Iterator<Item = &'o mut [f32]>, tile: &Tile, is_added: bool) {
+    by_wide_registers(Put { rows, tile, is_added });
+}
+
+struct Put<'t, Rows> {
+    rows: Rows,
+    tile: &'t Tile,
+    is_added: bool,
+}
+
+impl<'o, Rows: Iterator<Item = &'o mut [f32]>> Wide for Put<'_, Rows> {
+    #[expect(clippy::inline_always, reason = "compiled for wide registers where it is called for them")]
+    #[inline(always)]
+    fn run(self) {
+        for (out, sums) in self.rows.zip(self.tile.0.chunks(SIDE)) {
+            if let (Some(out), Some(sums)) = (out.first_chunk_mut::<SIDE>(), sums.first_chunk::<SIDE>()) {
+                *out = if self.is_added { std::array::from_fn(|i| out[i] + sums[i]) } else { *sums };
+            } else if self.is_added {
+                out.iter_mut().zip(sums).for_each(|(out, sum)| *out += sum);
+            } else {
+                out.iter_mut().zip(sums).for_each(|(out, sum)| *out = *sum);
+            }
         }
     }
+}
+
+/// Work that gains from registers of 16 numbers. Implementations are always inlined, so that they are compiled for these.
+pub(crate) trait Wide {
+    fn run(self);
+}
+
+/// Does work by registers of 16 numbers, where there are tiles, and by those of the build's target elsewhere.
+pub(crate) fn by_wide_registers(work: impl Wide) {
+    #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+    if amx::is_available() {
+        return amx::by_wide_registers(work);
+    }
+    work.run();
 }
 
 impl Drop for Product<'_> {
@@ -224,9 +246,68 @@ impl Drop for Product<'_> {
 }
 
 /// 32 × 32 sums, row by row.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 #[repr(align(64))]
-struct Tile([f32; SIDE * SIDE]);
+pub(crate) struct Tile(pub(crate) [f32; SIDE * SIDE]);
+
+impl Tile {
+    pub(crate) const ZERO: Self = Self([0.0; SIDE * SIDE]);
+
+    pub(crate) fn rows_mut(&mut self) -> impl Iterator<Item = &mut [f32; SIDE]> {
+        self.0.as_chunks_mut().0.iter_mut()
+    }
+
+    /// Puts its rows as a step of a panel of rows at the start of `rows`, and its columns as one of a panel of columns.
+    pub(crate) fn split(&self, rows: &mut [Line], columns: Option<&mut [Line]>) {
+        #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+        if amx::is_available() {
+            return amx::split_tile(self, rows, columns);
+        }
+        Factor::of_tile(self).split_each(Kind::Rows, 0, 0..DEPTH, STEP, &mut rows[..STEP]);
+        if let Some(columns) = columns {
+            Factor::of_tile(self).turned().split_each(Kind::Columns, 0, 0..DEPTH, STEP, &mut columns[..STEP]);
+        }
+    }
+
+    /// Puts its rows as columns.
+    pub(crate) fn turn(&self, to: &mut Self) {
+        #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+        if amx::is_available() {
+            return amx::turn(self, to);
+        }
+        (0..SIDE * SIDE).for_each(|at| to.0[at] = self.0[at % SIDE * SIDE + at / SIDE]);
+    }
+}
+
+/// Pairs of a panel of rows and one of columns, a step of both behind the pair before; lengths are in steps of panels.
+#[derive(Debug)]
+pub(crate) struct Many<'a> {
+    pub(crate) a: &'a [Line],
+    pub(crate) a_step: usize,
+    pub(crate) b: &'a [Line],
+    pub(crate) b_step: usize,
+    /// How deep each pair is.
+    pub(crate) depth: usize,
+    /// Whether sums are added to what is in the tiles.
+    pub(crate) is_added: bool,
+}
+
+/// The sums of pairs of panels, each in its tile.
+pub(crate) fn multiply_many(many: &Many<'_>, tiles: &mut [Tile]) {
+    #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+    if amx::is_available() {
+        return amx::multiply_many(many, tiles);
+    }
+    let mut sums = Tile::ZERO;
+    for (i, tile) in tiles.iter_mut().enumerate() {
+        let [a, b] = [(many.a, many.a_step), (many.b, many.b_step)]
+            .map(|(lines, step)| &lines[i * step * STEP..][..many.depth * STEP]);
+        panel::multiply(a, b, if many.is_added { &mut sums } else { &mut *tile });
+        if many.is_added {
+            tile.0.iter_mut().zip(sums.0).for_each(|(tile, sum)| *tile += sum);
+        }
+    }
+}
 
 /// The sums of one panel of rows with one of columns.
 fn multiply_panels(a: &[Line], b: &[Line], asked: &Asked<'_>, tile: &mut Tile) {
@@ -243,16 +324,16 @@ fn multiply_panels(a: &[Line], b: &[Line], asked: &Asked<'_>, tile: &mut Tile) {
 const STAYS: usize = 1 << 19;
 
 /// Memory of products that are done, for those to come: new pages for each would cost as much as splitting.
-static SPARE: Spare = Spare(Mutex::new(Vec::new()));
+pub(crate) static SPARE: Spare = Spare(Mutex::new(Vec::new()));
 
-struct Spare(Mutex<Vec<Vec<Line>>>);
+pub(crate) struct Spare(Mutex<Vec<Vec<Line>>>);
 
 impl Spare {
     /// How many stretches are kept, at most.
     const MOST: usize = 16;
 
     /// At least so many lines of anything. A process may have been forked while the lock was held, so nobody waits for it.
-    fn take(&self, n: usize) -> Vec<Line> {
+    pub(crate) fn take(&self, n: usize) -> Vec<Line> {
         let mut lines = self.0.try_lock().ok().and_then(|mut spare| {
             let fits = |lines: &Vec<Line>| (lines.len() < n, lines.len());
             let best = (0..spare.len()).min_by_key(|&i| fits(&spare[i]))?;
@@ -265,7 +346,7 @@ impl Spare {
         std::mem::take(lines)
     }
 
-    fn give(&self, lines: Vec<Line>) {
+    pub(crate) fn give(&self, lines: Vec<Line>) {
         if let Ok(mut spare) = self.0.try_lock()
             && spare.len() < Self::MOST
         {
@@ -436,6 +517,59 @@ mod tests {
             let size = slow.0.iter().fold(0.0_f32, |size, x| size.max(x.abs()));
             let worst = fast.0.iter().zip(&slow.0).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
             assert!(worst <= 1e-5 * size, "{n_steps}: {worst:e} of {size:e}");
+        }
+    }
+
+    #[test]
+    fn tiles_are_split_and_turned_as_numbers_are() {
+        for seed in 0..20 {
+            let mut tile = Tile::ZERO;
+            tile.0.copy_from_slice(&numbers(SIDE * SIDE, seed, seed % 2 == 1));
+            let [mut rows, mut columns] = [(); 2].map(|()| vec![Line::default(); 2 * STEP]);
+            let mut expected = vec![Line::default(); STEP];
+            tile.split(&mut rows[STEP..], Some(&mut columns[STEP..]));
+            let behind = [rows.clone(), columns.clone()];
+            tile.split(&mut rows, Some(&mut columns));
+            let factor = Factor::of_tile(&tile);
+            for (found, kind, factor) in [(&rows, Kind::Rows, factor), (&columns, Kind::Columns, factor.turned())] {
+                factor.split_each(kind, 0, 0..DEPTH, STEP, &mut expected);
+                assert!(found[..STEP] == expected, "{seed} {kind:?}");
+            }
+            assert!(
+                behind[0][STEP..] == rows[STEP..] && behind[1][STEP..] == columns[STEP..],
+                "nothing else is written"
+            );
+            let mut turned = Tile::ZERO;
+            tile.turn(&mut turned);
+            let is_turned = |i: usize| turned.0[i].to_bits() == tile.0[i % SIDE * SIDE + i / SIDE].to_bits();
+            assert!((0..SIDE * SIDE).all(is_turned), "{seed}");
+        }
+    }
+
+    #[test]
+    fn many_products_are_those_of_each_pair() {
+        let (n, depth) = (3, 2);
+        let panels = [(Kind::Rows, 1), (Kind::Columns, 2)].map(|(kind, seed)| {
+            let (n_lines, columns) = (n * SIDE, depth * DEPTH);
+            let numbers = numbers(n_lines * columns, seed, false);
+            let factor = Factor::new(&numbers, n_lines, columns, (columns, 1)).expect("there are enough numbers");
+            let mut panels = vec![Line::default(); n * depth * STEP];
+            factor.split(kind, 0, 0..columns, depth * STEP, &mut panels);
+            panels
+        });
+        let [a, b] = &panels;
+        for (a_step, b_step, is_added) in [(0, depth, false), (depth, 0, true), (depth, depth, true), (1, 2, false)] {
+            let mut tiles = vec![Tile([if is_added { 1.5 } else { f32::NAN }; SIDE * SIDE]); n];
+            multiply_many(&Many { a, a_step, b, b_step, depth, is_added }, &mut tiles);
+            for (i, found) in tiles.iter().enumerate() {
+                let mut expected = Tile::ZERO;
+                let [a, b] = [(a, a_step), (b, b_step)].map(|(all, step)| &all[i * step * STEP..][..depth * STEP]);
+                panel::multiply(a, b, &mut expected);
+                let start = if is_added { 1.5 } else { 0.0 };
+                let worst = found.0.iter().zip(expected.0).map(|(x, y)| (x - (y + start)).abs()).fold(0.0, f32::max);
+                let size = expected.0.iter().fold(1.0_f32, |size, x| size.max(x.abs()));
+                assert!(worst <= 1e-5 * size, "{i} {a_step} {b_step}: {worst:e} of {size:e}");
+            }
         }
     }
 

@@ -11,13 +11,13 @@ use crate::error::{Error, Result};
 use crate::simd::prefetch_far;
 
 /// Lines of a panel.
-pub(super) const SIDE: usize = 32;
+pub(crate) const SIDE: usize = 32;
 
 /// Numbers of a line in a tile.
-pub(super) const DEPTH: usize = 32;
+pub(crate) const DEPTH: usize = 32;
 
 /// Rows of the six tiles that hold [`DEPTH`] numbers of all lines of a panel.
-pub(super) const STEP: usize = 6 * TILE;
+pub(crate) const STEP: usize = 6 * TILE;
 
 /// Rows of a tile.
 const TILE: usize = 16;
@@ -25,11 +25,11 @@ const TILE: usize = 16;
 /// A row of a tile: 16 pairs of bfloat16, the one that is first in depth in the lower half.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
 #[repr(align(64))]
-pub(super) struct Line([u32; 16]);
+pub(crate) struct Line([u32; 16]);
 
 /// Which way round tiles are.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub(super) enum Kind {
+pub(crate) enum Kind {
     /// A row of a tile is a line.
     Rows,
     /// A column of a tile is a line.
@@ -69,17 +69,28 @@ impl<'a> Factor<'a> {
         Ok(Self { numbers, n_lines, depth, steps })
     }
 
-    pub(super) fn n_lines(&self) -> usize {
+    /// The rows of a tile as lines.
+    pub(crate) fn of_tile(tile: &'a super::Tile) -> Self {
+        Self { numbers: &tile.0, n_lines: SIDE, depth: SIDE, steps: (SIDE, 1) }
+    }
+
+    /// The same numbers, lines and places in depth exchanged.
+    pub(crate) fn turned(&self) -> Self {
+        let Self { numbers, n_lines, depth, steps } = *self;
+        Self { numbers, n_lines: depth, depth: n_lines, steps: (steps.1, steps.0) }
+    }
+
+    pub(crate) fn n_lines(&self) -> usize {
         self.n_lines
     }
 
-    pub(super) fn depth(&self) -> usize {
+    pub(crate) fn depth(&self) -> usize {
         self.depth
     }
 
     /// Splits the numbers at these places in depth, of the lines from `first` on, to panels of `n` tile rows each; lines and
     /// numbers that are missing are zeros.
-    pub(super) fn split(&self, kind: Kind, first: usize, depth: Range<usize>, n: usize, panels: &mut [Line]) {
+    pub(crate) fn split(&self, kind: Kind, first: usize, depth: Range<usize>, n: usize, panels: &mut [Line]) {
         #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
         if super::amx::is_available() {
             return super::amx::split(self, kind, first, depth, n, panels);
