@@ -48,9 +48,8 @@ IN_ORDER = (
 GENERATION = ("gptrs.sampling", "gptrs.speculate", "gptrs.decoding", "gptrs.generate")
 # Inside gptrs.model, only what stands before the importer.
 MODEL = (
-    "config", "count", "memory", "matmul", "ranks", "embedding", "rope", "norm", "cache", "attend", "attention", "mla",
-    "feed_forward",
-    "expert_by_expert", "moe", "block", "loss", "fp8", "transformer",
+    "config", "count", "memory", "matmul", "ranks", "embedding", "rope", "norm", "cache", "attend_by_tiles", "attend",
+    "attention", "mla", "feed_forward", "moving", "expert_by_expert", "moe", "block", "loss", "fp8", "transformer",
 )  # fmt: skip
 # Inside gptrs.exchange likewise.
 EXCHANGE = ("hf_config", "hf_tensors", "hf", "gguf", "gguf_file", "gguf_read", "llama2c", "torch_file")

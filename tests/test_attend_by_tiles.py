@@ -11,7 +11,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from gptrs import _core
 from gptrs.model import ModelConfig, matmul
 from gptrs.model.attend import attend
-from gptrs.model.attend_by_tiles import attend_by_tiles, goes_by_tiles
+from gptrs.model.attend_by_tiles import attend_by_tiles, attend_latents_by_tiles, goes_by_tiles
 from gptrs.model.attention import Attention
 from gptrs.model.mla import LatentAttention
 from gptrs.model.rope import rotations
@@ -172,6 +172,54 @@ def test_layers_are_what_they_are_by_torchs_kernel(kind: str) -> None:
         assert (a is None) == (b is None)
         if a is not None:
             assert (a - b).abs().max() <= 1e-5 * b.abs().max()
+
+
+@pytest.mark.parametrize("needs_up", [True, False], ids=["trained", "frozen"])
+def test_keys_and_values_of_latents_are_those_of_the_product(needs_up: bool) -> None:
+    B, H, T, R, own, shared, V = 2, 3, 70, 40, 24, 8, 20
+    q, latent = draw(B, T, H, own + shared).transpose(1, 2), draw(B, T, R + shared, seed=1)
+    narrow, key = latent[..., :R], latent[:, None, :, R:]
+    up = draw(H * (own + V), R, seed=2) * 0.2
+    found = []
+    for is_made_again in (True, False):
+        leaves = [one.detach().requires_grad_() for one in (q, narrow, key)]
+        leaves.append(up.clone().requires_grad_(needs_up))
+        if is_made_again:
+            out = attend_latents_by_tiles(*leaves, 0.2)
+        else:
+            made = (leaves[1] @ leaves[3].T).view(B, T, H, -1).transpose(1, 2)
+            out = attend_by_tiles(leaves[0], made[..., :own], made[..., own:], leaves[2], 0.2)
+        wanted = leaves if needs_up else leaves[:3]
+        found.append([out.detach(), *torch.autograd.grad(out, wanted, draw(*out.shape, seed=3))])
+    for a, b in zip(*found, strict=True):
+        assert a.shape == b.shape and (a - b).abs().max() <= 2e-6 * b.abs().max()
+
+
+@HAS_TILES
+def test_latents_are_kept_unless_somebody_looks_at_what_they_make() -> None:
+    config = ModelConfig.preset("deepseek-tiny", vocab_size=29, n_layers=1)
+    layer = LatentAttention(config, 0)
+    torch.manual_seed(0)
+    for parameter in layer.parameters():
+        torch.nn.init.normal_(parameter, std=0.1)
+    x, turns, seen = draw(2, 64, config.dim), rotations(config, torch.arange(64)), []
+    hook = layer.kv_up.register_forward_hook(lambda *given: seen.append(given[2].shape))
+    hooked = layer(x, turns=turns)
+    assert seen == [(2, 64, config.n_heads * (config.qk_nope_head_dim + config.v_head_dim))]
+    hook.remove()
+    counts = []
+    for is_on in (True, False):
+        matmul.use_tiles(is_on)
+        with FlopCounterMode(display=False) as counter:
+            y = layer(x, turns=turns)
+            y.sum().backward()
+        torch.testing.assert_close(y, hooked, rtol=1e-5, atol=1e-5)
+        counts.append(counter.get_total_flops())
+        assert ("latent_attention" in str(counter.get_flop_counts())) == is_on
+    # torch's kernel multiplies values that are filled up to the width of keys.
+    width = config.qk_nope_head_dim + config.qk_rope_head_dim - config.v_head_dim
+    assert counts[1] - counts[0] == 3 * 2 * 2 * config.n_heads * 64 * 64 * width
+    assert len(seen) == 1
 
 
 def test_shapes_that_do_not_fit_are_refused() -> None:

@@ -24,7 +24,7 @@ def draw(*shape: int, seed: int = 0) -> Tensor:
 @pytest.mark.parametrize("has_region", [False, True], ids=["own threads", "torch's threads"])
 @pytest.mark.parametrize("threads", [1, 2, 3])
 def test_products_are_those_of_float32(threads: int, has_region: bool) -> None:
-    region = matmul._region() if has_region else 0
+    region = matmul.region() if has_region else 0
     for m, k, n in ((1, 1, 1), (130, 257, 40), (33, 900, 70), (64, 32, 300)):
         a, b = draw(m, k), draw(k, n, seed=1)
         exact, sizes = (a.double() @ b.double()).numpy(), (a.abs() @ b.abs()).numpy()

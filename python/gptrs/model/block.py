@@ -109,13 +109,13 @@ def keeping(budget: float | None, device: torch.device) -> AbstractContextManage
     """Has what is compiled meanwhile keep so much, at most, of what it would keep for its backward pass; what costs
     least is computed again.
 
-    Args: budget: a share, from 0 to 1. None: 0.8 on the CPU, where a norm is computed again sooner than read; elsewhere
+    Args: budget: a share, from 0 to 1. None: 0.9 on the CPU, where a norm is computed again sooner than read; elsewhere
         as torch is set.
     Source: torch's `activation_memory_budget`, a knapsack over what the products and norms of a graph need.
     """
     if budget is None and device.type != "cpu":
         return nullcontext()
-    share = 0.8 if budget is None else budget
+    share = 0.9 if budget is None else budget
     context: AbstractContextManager[None] = torch._functorch.config.patch(activation_memory_budget=share)
     return context
 

@@ -1,10 +1,12 @@
-"""The routed experts of a layer on the CPU, one after the other, with a backward pass that keeps little.
+"""The routed experts of a layer on the CPU, with a backward pass that keeps little.
 
-    tokens of expert e ─gather─▶ x (n, C) ─up─▶ (gate | value) (2·m, n) ─silu(gate)·value─▶ h ─down─▶ out ─·weight─▶ y
+    tokens of expert e ─gather─▶ x (n, C) ─up─▶ (gate | value) (n, 2·m) ─silu(gate)·value─▶ h ─down─▶ out ─·weight─▶ y
 
 Unusual here: of all this only (gate | value) is kept for the backward pass. h is computed again, x is gathered again,
-and the gradient of a weight needs no out, since dy·down(h) = (dy·down)·h. What stands between the products is held
-channels first, (m, n): gate and value are then two solid halves, and the products are faster (docs/log.md).
+and the gradient of a weight needs no out, since dy·down(h) = (dy·down)·h. Where products go by tiles, the core has an
+expert's products on one thread each (`rust/gptrs-core/src/experts`), and may move its matrices as soon as it has their
+gradient (`moving`). Elsewhere experts come one after the other, and what stands between their products is held
+channels first, (2·m, n): gate and value are then two solid halves, and the products are faster (docs/log.md).
 To torch.compile each pass is one operator: how many rows an expert has is known only when it runs.
 """
 
@@ -15,8 +17,13 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
+from gptrs import _core
 from gptrs.model.feed_forward import gated_backward, gated_forward
-from gptrs.model.matmul import mm, mm_into
+from gptrs.model.matmul import has_tiles, is_plain, mm, mm_into, region
+from gptrs.model.moving import Step, no_gradient, step_of
+
+_LEAST_WIDTH = 64  # of states and experts: below, splitting costs more than it saves
+_LEAST_ROWS = 32  # of an expert, in the mean
 
 
 def expert_by_expert(x: Tensor, up: Tensor, down: Tensor, weights: Tensor, order: Tensor, loads: Tensor) -> Tensor:
@@ -27,43 +34,64 @@ def expert_by_expert(x: Tensor, up: Tensor, down: Tensor, weights: Tensor, order
         order: (N·A,), the places of (token, choice) in reading order, sorted by expert. loads: (E,), places of each.
     """
     keeps = torch.is_grad_enabled() and any(given.requires_grad for given in (x, up, down, weights))
-    y: Tensor = _ExpertByExpert.apply(x, up, down, weights, order, loads, keeps)
+    y: Tensor = _ExpertByExpert.apply(x, up, down, weights, order, loads, keeps, _goes_by_tiles(x, up, down, weights))
     return y
+
+
+def _goes_by_tiles(x: Tensor, up: Tensor, down: Tensor, weights: Tensor) -> bool:
+    given = (x, up, down, weights)
+    is_large = min(x.shape[1], down.shape[2]) >= _LEAST_WIDTH and weights.numel() >= _LEAST_ROWS * len(up)
+    return is_large and all(map(has_tiles, given)) and is_plain(*given)
 
 
 class _ExpertByExpert(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, up: Tensor, down: Tensor, weights: Tensor, order: Tensor, loads: Tensor, keeps: bool
+        ctx: Any,
+        x: Tensor,
+        up: Tensor,
+        down: Tensor,
+        weights: Tensor,
+        order: Tensor,
+        loads: Tensor,
+        keeps: bool,
+        by_tiles: bool,
     ) -> Tensor:
         y: Tensor
-        y, high = torch.ops.gptrs.experts(x, up, down, weights, order, loads, keeps)
+        y, high = torch.ops.gptrs.experts(x, up, down, weights, order, loads, keeps, by_tiles)
         ctx.save_for_backward(x, up, down, weights, order, loads, high)
+        ctx.by_tiles = by_tiles
         return y
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
         _, needs_up, needs_down, *_ = ctx.needs_input_grad
-        gradients = torch.ops.gptrs.experts_backward(dy, *ctx.saved_tensors, needs_up, needs_down)
+        gradients = torch.ops.gptrs.experts_backward(dy, *ctx.saved_tensors, needs_up, needs_down, ctx.by_tiles)
         d_x, d_up, d_down, d_weights = gradients
-        return d_x, d_up if needs_up else None, d_down if needs_down else None, d_weights, None, None, None
+        return d_x, d_up if needs_up else None, d_down if needs_down else None, d_weights, *(None,) * 4
 
 
 _library = torch.library.Library("gptrs", "FRAGMENT")  # type: ignore[no-untyped-call]
 _ARGUMENTS = "Tensor x, Tensor up, Tensor down, Tensor weights, Tensor order, Tensor loads"
-_library.define(f"experts({_ARGUMENTS}, bool keeps) -> (Tensor, Tensor)")  # type: ignore[no-untyped-call]
+_library.define(f"experts({_ARGUMENTS}, bool keeps, bool by_tiles) -> (Tensor, Tensor)")  # type: ignore[no-untyped-call]
 _library.define(  # type: ignore[no-untyped-call]
-    f"experts_backward(Tensor dy, {_ARGUMENTS}, Tensor high, bool needs_up, bool needs_down)"
+    f"experts_backward(Tensor dy, {_ARGUMENTS}, Tensor high, bool needs_up, bool needs_down, bool by_tiles)"
     " -> (Tensor, Tensor, Tensor, Tensor)"
 )
 
 
 @torch.library.impl(_library, "experts", "CPU")
 def _experts(
-    x: Tensor, up: Tensor, down: Tensor, weights: Tensor, order: Tensor, loads: Tensor, keeps: bool
+    x: Tensor, up: Tensor, down: Tensor, weights: Tensor, order: Tensor, loads: Tensor, keeps: bool, by_tiles: bool
 ) -> tuple[Tensor, Tensor]:
     """The output, and (gate | value) of all experts, one behind the other, if it is kept."""
+    if by_tiles:
+        y, rows = torch.empty_like(x), x.new_empty(len(order), x.shape[1])
+        kept = x.new_empty(len(order) * up.shape[1] if keeps else 0)
+        arrays = [*_arrays(x, up, down, weights, order, loads, rows, kept if keeps else None, y), *_threads()]
+        _core.experts_forward(*arrays)
+        return y, kept
     A, width, y, kept = weights.shape[1], up.shape[1], torch.zeros_like(x), x.new_empty(0)
     for expert, places, (start, end) in _busy(order, loads):
         tokens = places // A  # (n,)
@@ -88,8 +116,11 @@ def _experts_backward(
     kept: Tensor,
     needs_up: bool,
     needs_down: bool,
+    by_tiles: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """The gradients of x, up, down and weights; empty where not needed."""
+    """The gradients of x, up, down and weights; empty where not needed, zeros where the matrices moved by them."""
+    if by_tiles:
+        return _by_tiles(dy, x, up, down, weights, order, loads, kept, needs_up, needs_down)
     A, width = weights.shape[1], up.shape[1]
     d_x, d_weights = torch.zeros_like(x), torch.zeros_like(weights)
     d_up, d_down = (
@@ -111,9 +142,52 @@ def _experts_backward(
     return d_x, d_up, d_down, d_weights
 
 
+def _by_tiles(
+    dy: Tensor,
+    x: Tensor,
+    up: Tensor,
+    down: Tensor,
+    weights: Tensor,
+    order: Tensor,
+    loads: Tensor,
+    kept: Tensor,
+    needs_up: bool,
+    needs_down: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    d_x, d_weights, rows = torch.empty_like(x), torch.empty_like(weights), x.new_empty(len(order), x.shape[1])
+    matrices = ((up, needs_up), (down, needs_down))
+    steps = [step_of(of) if is_needed else None for of, is_needed in matrices]
+    places = [
+        torch.empty_like(of) if is_needed and step is None else None
+        for (of, is_needed), step in zip(matrices, steps, strict=True)
+    ]
+    arrays = _arrays(dy, x, up, down, weights, order, loads, kept, rows, d_x, d_weights, *places)
+    arrays += [*map(_given, steps), *_threads()]
+    squares = _core.experts_backward(*arrays)
+    gradients = []
+    for (of, _), step, place, found in zip(matrices, steps, places, squares, strict=True):
+        if step is not None:
+            step.squares = found
+        gradients.append(place if place is not None else of.new_empty(0) if step is None else no_gradient(of))
+    return d_x, gradients[0], gradients[1], d_weights
+
+
+def _given(step: Step | None) -> tuple[Any, Any, list[float]] | None:
+    return None if step is None else (step.first.numpy(), step.second.numpy(), step.numbers())
+
+
+def _threads() -> tuple[Any, Any]:
+    """How many, and whose."""
+    return torch.get_num_threads(), region()
+
+
+def _arrays(*tensors: Tensor | None) -> list[Any]:
+    return [None if tensor is None else tensor.detach().contiguous().numpy() for tensor in tensors]
+
+
 @torch.library.register_fake("gptrs::experts", lib=_library)  # type: ignore[untyped-decorator]
 def _(
-    x: Tensor, up: Tensor, down: Tensor, weights: Tensor, order: Tensor, loads: Tensor, keeps: bool
+    x: Tensor, up: Tensor, down: Tensor, weights: Tensor, order: Tensor, loads: Tensor, keeps: bool, by_tiles: bool
 ) -> tuple[Tensor, Tensor]:
     return torch.empty_like(x), x.new_empty(order.shape[0] * up.shape[1] if keeps else 0)
 
@@ -130,6 +204,7 @@ def _(
     kept: Tensor,
     needs_up: bool,
     needs_down: bool,
+    by_tiles: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     d_up, d_down = (
         torch.empty_like(of) if is_needed else of.new_empty(0) for of, is_needed in ((up, needs_up), (down, needs_down))

@@ -95,15 +95,19 @@ def _transposed(a: Tensor, b: Tensor) -> Tensor:
 
 
 def _goes_by_tiles(m: int, n: int, k: int, *factors: Tensor) -> bool:
-    if not (min(m, n) >= _LEAST_SIDE and m * n * k >= _LEAST_PRODUCTS and all(map(has_tiles, factors))):
-        return False
-    if not torch.compiler.is_compiling() and any(type(factor) not in (Tensor, nn.Parameter) for factor in factors):
+    is_large = min(m, n) >= _LEAST_SIDE and m * n * k >= _LEAST_PRODUCTS
+    return is_large and all(map(has_tiles, factors)) and is_plain(*factors)
+
+
+def is_plain(*given: Tensor) -> bool:
+    """Whether an operator of the core may take these as they are: no subclass, and no autocast."""
+    if not torch.compiler.is_compiling() and any(type(each) not in (Tensor, nn.Parameter) for each in given):
         return False
     return not torch.is_autocast_enabled("cpu")
 
 
 @functools.cache
-def _region() -> int:
+def region() -> int:
     """The address of GOMP_parallel in the OpenMP library that torch has loaded, or 0.
 
     Its threads spin for milliseconds behind each of torch's operations; others would share their cores with them.
@@ -126,7 +130,7 @@ def _multiply(out: Tensor, a: Tensor, b: Tensor, adds: bool) -> None:
     left, right, to = _in_lines(a).detach().numpy(), _in_lines(b).detach().numpy(), out.detach().numpy()
     if out.stride(1) != 1:  # (a · b)ᵀ = bᵀ · aᵀ
         left, right, to = right.T, left.T, to.T
-    _core.multiply(left, right, to, adds, torch.get_num_threads(), _region())
+    _core.multiply(left, right, to, adds, torch.get_num_threads(), region())
 
 
 def _in_lines(x: Tensor) -> Tensor:

@@ -15,6 +15,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from gptrs.model.attend import Mask, attend
+from gptrs.model.attend_by_tiles import attend_latents_by_tiles, goes_by_tiles
 from gptrs.model.attention import causal_weights
 from gptrs.model.cache import LatentCache
 from gptrs.model.config import ModelConfig
@@ -125,10 +126,20 @@ class LatentAttention(nn.Module):
         return k, v, key
 
     def _naive(self, q_nope: Tensor, q_rope: Tensor, latent: Tensor, mask: Mask, is_causal: bool) -> Tensor:
-        k, v, key = self._keys_and_values(latent)  # (B, H, S, nope), (B, H, S, v), (B, 1, S, rope)
         q = torch.cat((q_nope, q_rope), dim=-1)  # (B, H, T, D)
         dropout = self.dropout if self.training else 0.0
+        if mask is None and is_causal and dropout == 0.0 and self._keeps_latents():
+            narrow, key = torch.split(latent, [self.rank, self.rope], dim=-1)  # (B, 1, T, R), (B, 1, T, rope)
+            up: Tensor = self.kv_up.weight
+            if goes_by_tiles(q, key, narrow, up):
+                return attend_latents_by_tiles(q, narrow.squeeze(1), key, up, self.scale)
+        k, v, key = self._keys_and_values(latent)  # (B, H, S, nope), (B, H, S, v), (B, 1, S, rope)
         return attend(q, k, v, key=key, mask=mask, is_causal=is_causal, dropout=dropout, scale=self.scale)
+
+    def _keeps_latents(self) -> bool:
+        """Whether keys and values may be made again in the backward pass: all heads are here, and nobody looks on."""
+        is_plain = type(self.kv_up) is Linear and not (self.kv_up._forward_hooks or self.kv_up._forward_pre_hooks)
+        return torch.is_grad_enabled() and self.group is None and is_plain
 
     def _absorbed(self, q_nope: Tensor, q_rope: Tensor, latent: Tensor, mask: Mask, is_causal: bool) -> Tensor:
         """All heads read the same latents: one head of H·T queries, so that nothing is copied for each head."""

@@ -50,7 +50,7 @@ class SpeedSettings:
     compile: Literal["blocks", "whole"] = "blocks"  # what run.compile compiles: one block for all of its kind, or loss
     # and backward as one, which starts more slowly the deeper the model is
     activation_budget: float | None = None  # share of what run.compile would keep for the backward pass; the rest, what
-    # costs least, is computed again; unset: 0.8 on the CPU, where that is as fast, else all
+    # costs least, is computed again; unset: 0.9 on the CPU, where that is as fast, else all
     checkpoint_blocks: int = 0  # every n-th block keeps its input alone and runs again backward; 1: all, 0: none
     vocab_multiple: int | None = None  # the loss fills the head's rows up to it; unset: 128 on CUDA, else 1 (as it is)
     cuda_graphs: bool = False  # an update's kernels recorded and started at once; dense models, one microbatch

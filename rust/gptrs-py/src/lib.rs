@@ -6,6 +6,7 @@
 mod attention;
 mod call;
 mod dataset;
+mod experts;
 mod formats;
 mod gemm;
 mod host;
@@ -25,6 +26,8 @@ mod _core {
     use crate::attention::{attend, attend_backward};
     #[pymodule_export]
     use crate::dataset::{Dataset, import_tokens, merge_tasks, prepare, prepare_task};
+    #[pymodule_export]
+    use crate::experts::{experts_backward, experts_forward};
     #[pymodule_export]
     use crate::gemm::{can_multiply, multiply};
     #[pymodule_export]

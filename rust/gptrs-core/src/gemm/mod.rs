@@ -21,13 +21,13 @@ mod amx;
 mod panel;
 mod plan;
 
-use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 pub use self::panel::Factor;
 pub(crate) use self::panel::{DEPTH, Kind, Line, SIDE, STEP};
 use self::plan::{Plan, Stage};
 use crate::error::{Error, Result};
+use crate::spare::Spare;
 
 /// Whether this processor has tiles, and the system lets this process use them. Elsewhere products are as exact, and slow.
 pub fn is_available() -> bool {
@@ -323,37 +323,8 @@ fn multiply_panels(a: &[Line], b: &[Line], asked: &Asked<'_>, tile: &mut Tile) {
 /// Bytes that stay in a second cache beside those of a task.
 const STAYS: usize = 1 << 19;
 
-/// Memory of products that are done, for those to come: new pages for each would cost as much as splitting.
-pub(crate) static SPARE: Spare = Spare(Mutex::new(Vec::new()));
-
-pub(crate) struct Spare(Mutex<Vec<Vec<Line>>>);
-
-impl Spare {
-    /// How many stretches are kept, at most.
-    const MOST: usize = 16;
-
-    /// At least so many lines of anything. A process may have been forked while the lock was held, so nobody waits for it.
-    pub(crate) fn take(&self, n: usize) -> Vec<Line> {
-        let mut lines = self.0.try_lock().ok().and_then(|mut spare| {
-            let fits = |lines: &Vec<Line>| (lines.len() < n, lines.len());
-            let best = (0..spare.len()).min_by_key(|&i| fits(&spare[i]))?;
-            Some(spare.swap_remove(best))
-        });
-        let lines = lines.get_or_insert_default();
-        if lines.len() < n {
-            *lines = crate::pages::zeros(n);
-        }
-        std::mem::take(lines)
-    }
-
-    pub(crate) fn give(&self, lines: Vec<Line>) {
-        if let Ok(mut spare) = self.0.try_lock()
-            && spare.len() < Self::MOST
-        {
-            spare.push(lines);
-        }
-    }
-}
+/// Memory of products that are done, for those to come.
+pub(crate) static SPARE: Spare<Line> = Spare::new();
 
 #[cfg(test)]
 #[expect(clippy::float_cmp, reason = "what is compared so is exact")]
