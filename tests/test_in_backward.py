@@ -454,3 +454,14 @@ def test_compiled_blocks_take_the_same_steps(config: ModelConfig) -> None:
     torch._dynamo.reset()
     inside, behind = (Run(config, in_backward=where, is_compiled=True) for where in (True, False))
     assert_equal(inside, behind)
+
+
+def test_freed_memory_goes_back_once_an_update(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[int] = []
+    monkeypatch.setattr(in_backward, "_malloc_trim", lambda: calls.append)
+    model = nn.Linear(2, 2)
+    step_in_backward(model(torch.ones(1, 2)).sum(), optimizer(model), MADE)
+    assert calls == [0]
+    monkeypatch.setattr(in_backward, "_malloc_trim", lambda: None)  # another library has no such call
+    step_in_backward(model(torch.ones(1, 2)).sum(), optimizer(model), MADE)
+    assert calls == [0]

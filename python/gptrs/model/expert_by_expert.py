@@ -4,9 +4,9 @@
 
 Unusual here: of all this only (gate | value) is kept for the backward pass. h is computed again, x is gathered again,
 and the gradient of a weight needs no out, since dy·down(h) = (dy·down)·h. Where products go by tiles, the core has an
-expert's products on one thread each (`rust/gptrs-core/src/experts`), and may move its matrices as soon as it has their
-gradient (`moving`). Elsewhere experts come one after the other, and what stands between their products is held
-channels first, (2·m, n): gate and value are then two solid halves, and the products are faster (docs/log.md).
+expert's products on one thread each (`rust/gptrs-core/src/experts`), keeps nothing, and may move its matrices as soon
+as it has their gradient (`moving`). Elsewhere experts come one after the other, and what stands between their products
+is held channels first, (2·m, n): gate and value are then two solid halves, and the products are faster (docs/log.md).
 To torch.compile each pass is one operator: how many rows an expert has is known only when it runs.
 """
 
@@ -88,10 +88,9 @@ def _experts(
     """The output, and (gate | value) of all experts, one behind the other, if it is kept."""
     if by_tiles:
         y, rows = torch.empty_like(x), x.new_empty(len(order), x.shape[1])
-        kept = x.new_empty(len(order) * up.shape[1] if keeps else 0)
-        arrays = [*_arrays(x, up, down, weights, order, loads, rows, kept if keeps else None, y), *_threads()]
+        arrays = [*_arrays(x, up, down, weights, order, loads, rows, y), *_threads()]
         _core.experts_forward(*arrays)
-        return y, kept
+        return y, x.new_empty(0)
     A, width, y, kept = weights.shape[1], up.shape[1], torch.zeros_like(x), x.new_empty(0)
     for expert, places, (start, end) in _busy(order, loads):
         tokens = places // A  # (n,)
@@ -120,7 +119,7 @@ def _experts_backward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """The gradients of x, up, down and weights; empty where not needed, zeros where the matrices moved by them."""
     if by_tiles:
-        return _by_tiles(dy, x, up, down, weights, order, loads, kept, needs_up, needs_down)
+        return _by_tiles(dy, x, up, down, weights, order, loads, needs_up, needs_down)
     A, width = weights.shape[1], up.shape[1]
     d_x, d_weights = torch.zeros_like(x), torch.zeros_like(weights)
     d_up, d_down = (
@@ -150,7 +149,6 @@ def _by_tiles(
     weights: Tensor,
     order: Tensor,
     loads: Tensor,
-    kept: Tensor,
     needs_up: bool,
     needs_down: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -161,7 +159,7 @@ def _by_tiles(
         torch.empty_like(of) if is_needed and step is None else None
         for (of, is_needed), step in zip(matrices, steps, strict=True)
     ]
-    arrays = _arrays(dy, x, up, down, weights, order, loads, kept, rows, d_x, d_weights, *places)
+    arrays = _arrays(dy, x, up, down, weights, order, loads, rows, d_x, d_weights, *places)
     arrays += [*map(_given, steps), *_threads()]
     squares = _core.experts_backward(*arrays)
     gradients = []
@@ -189,7 +187,7 @@ def _arrays(*tensors: Tensor | None) -> list[Any]:
 def _(
     x: Tensor, up: Tensor, down: Tensor, weights: Tensor, order: Tensor, loads: Tensor, keeps: bool, by_tiles: bool
 ) -> tuple[Tensor, Tensor]:
-    return torch.empty_like(x), x.new_empty(order.shape[0] * up.shape[1] if keeps else 0)
+    return torch.empty_like(x), x.new_empty(order.shape[0] * up.shape[1] if keeps and not by_tiles else 0)
 
 
 @torch.library.register_fake("gptrs::experts_backward", lib=_library)  # type: ignore[untyped-decorator]

@@ -11,7 +11,9 @@ second step on: then they differ in the last bits, and a hook on such a weight s
 Source: arXiv 2306.09782 (LOMO), section 3.2, where the step is SGD's.
 """
 
+import ctypes
 import functools
+from collections.abc import Callable
 from contextlib import ExitStack
 from typing import Any
 
@@ -42,7 +44,26 @@ def step_in_backward(loss: Tensor, optimizer: torch.optim.Optimizer, is_left_out
         hooks.enter_context(moving(steps))
         loss.backward()  # type: ignore[no-untyped-call]
     norm: Tensor = torch.linalg.vector_norm(torch.stack(norms))
+    if loss.device.type == "cpu":
+        _give_back()
     return norm
+
+
+def _give_back() -> None:
+    """Has freed memory go back to the system, where glibc keeps it: in pieces that do not fit together again, which
+    would stand beside the next update's activations."""
+    trim = _malloc_trim()
+    if trim is not None:
+        trim(0)
+
+
+@functools.cache
+def _malloc_trim() -> Callable[[int], int] | None:
+    try:
+        found: Callable[[int], int] = ctypes.CDLL(None).malloc_trim
+    except (OSError, TypeError, AttributeError):  # another library, or another system
+        return None
+    return found
 
 
 def _steps_in_pieces(optimizer: torch.optim.Optimizer) -> dict[Tensor, Step]:

@@ -2,7 +2,7 @@
 
 use gptrs_core::Error;
 use gptrs_core::experts::{self, AdamW, Gradients, Matrices, Routes, Sizes};
-use numpy::{PyArray3, PyArrayMethods, PyReadonlyArray1, PyReadonlyArray2, PyReadwriteArray1};
+use numpy::{PyArray3, PyArrayMethods, PyReadonlyArray1, PyReadonlyArray2};
 use numpy::{PyReadwriteArray2, PyReadwriteArray3, PyUntypedArrayMethods};
 use pyo3::prelude::*;
 
@@ -13,7 +13,7 @@ use crate::gemm::run;
 type Step<'py> = (Bound<'py, PyArray3<f32>>, Bound<'py, PyArray3<f32>>, [f64; 6]);
 
 /// The experts of all tokens, of float32: y (N, C) of x (N, C), up (E, 2·m, C), down (E, C, m), weights (N, A), order (N·A,)
-/// and loads (E,). `rows` (N·A, C) is for the call; `kept` (N·A·2·m,) is what `experts_backward` needs.
+/// and loads (E,). `rows` (N·A, C) is for the call.
 #[pyfunction]
 #[expect(clippy::too_many_arguments, reason = "those of the operator, and memory")]
 pub fn experts_forward(
@@ -25,7 +25,6 @@ pub fn experts_forward(
     order: PyReadonlyArray1<'_, i64>,
     loads: PyReadonlyArray1<'_, i64>,
     mut rows: PyReadwriteArray2<'_, f32>,
-    kept: Option<PyReadwriteArray1<'_, f32>>,
     mut y: PyReadwriteArray2<'_, f32>,
     threads: usize,
     region: usize,
@@ -34,12 +33,11 @@ pub fn experts_forward(
     let (up, down) = (up.try_readonly()?, down.try_readonly()?);
     let (x, up, down) = (x.as_slice()?, up.as_slice()?, down.as_slice()?);
     let (weights, order, loads) = (weights.as_slice()?, order.as_slice()?, loads.as_slice()?);
-    let (rows, y, mut kept) = (rows.as_slice_mut()?, y.as_slice_mut()?, kept);
-    let kept = kept.as_mut().map(|kept| kept.as_slice_mut()).transpose()?;
+    let (rows, y) = (rows.as_slice_mut()?, y.as_slice_mut()?);
     let threads = gptrs_core::parallel::resolve_threads(threads);
     detached(py, move || {
         let routes = Routes::new(sizes, weights, order, loads)?;
-        experts::forward(&routes, x, [up, down], rows, kept, y, &|work| run(work, threads, region))
+        experts::forward(&routes, x, [up, down], rows, y, &|work| run(work, threads, region))
     })
 }
 
@@ -57,7 +55,6 @@ pub fn experts_backward(
     weights: PyReadonlyArray2<'_, f32>,
     order: PyReadonlyArray1<'_, i64>,
     loads: PyReadonlyArray1<'_, i64>,
-    kept: PyReadonlyArray1<'_, f32>,
     mut rows: PyReadwriteArray2<'_, f32>,
     mut d_x: PyReadwriteArray2<'_, f32>,
     mut d_weights: PyReadwriteArray2<'_, f32>,
@@ -71,13 +68,13 @@ pub fn experts_backward(
     let sizes = sizes(&x, &up, &weights);
     let (mut up, mut down) = (Borrowed::new(&up, d_up, move_up)?, Borrowed::new(&down, d_down, move_down)?);
     let (up, down) = (up.matrices()?, down.matrices()?);
-    let (dy, x, kept) = (dy.as_slice()?, x.as_slice()?, kept.as_slice()?);
+    let (dy, x) = (dy.as_slice()?, x.as_slice()?);
     let (weights, order, loads) = (weights.as_slice()?, order.as_slice()?, loads.as_slice()?);
     let to = Gradients { x: d_x.as_slice_mut()?, weights: d_weights.as_slice_mut()?, rows: rows.as_slice_mut()? };
     let threads = gptrs_core::parallel::resolve_threads(threads);
     let [of_up, of_down] = detached(py, move || {
         let routes = Routes::new(sizes, weights, order, loads)?;
-        experts::backward(&routes, dy, x, kept, [up, down], to, &|work| run(work, threads, region))
+        experts::backward(&routes, dy, x, [up, down], to, &|work| run(work, threads, region))
     })?;
     Ok((of_up, of_down))
 }

@@ -81,7 +81,7 @@ impl Matrices<'_> {
     }
 }
 
-/// Puts the gradients of [`super::forward`] where they belong, from `dy` (N, C), that of its `y`, and what it kept.
+/// Puts the gradients of [`super::forward`] where they belong, from `dy` (N, C), that of its `y`.
 ///
 /// Returns the sums of squares of the gradients of `up` and `down`, where these are moved, else 0.
 ///
@@ -91,7 +91,6 @@ pub fn backward(
     routes: &Routes<'_>,
     dy: &[f32],
     x: &[f32],
-    kept: &[f32],
     [up, down]: [Matrices<'_>; 2],
     to: Gradients<'_>,
     threads: Threads<'_>,
@@ -101,7 +100,6 @@ pub fn backward(
     let Gradients { x: d_x, weights: d_weights, rows } = to;
     expect("x", x.len(), n_tokens * dim)?;
     expect("dy", dy.len(), n_tokens * dim)?;
-    expect("kept", kept.len(), n_rows * 2 * width)?;
     expect("rows", rows.len(), n_rows * dim)?;
     expect("d_x", d_x.len(), n_tokens * dim)?;
     expect("d_weights", d_weights.len(), n_rows)?;
@@ -117,8 +115,10 @@ pub fn backward(
         let n = routes.rows(expert).len();
         let (Some(up), Some(down)) = (ups.get(expert), downs.get(expert)) else { return Ok(()) };
         let (mut up, mut down) = (locked(up), locked(down));
-        let high = &kept[routes.rows(expert).start * 2 * width..][..n * 2 * width];
-        let [states, d_h, d_high, room] = own.cut([n * dim, n * width, n * 2 * width, room]);
+        let [x_states, states, high, d_h, d_high, room] =
+            own.cut([n * dim, n * dim, n * 2 * width, n * width, n * 2 * width, room]);
+        routes.gather(x, expert, x_states);
+        multiply(by_rows(x_states, n, dim)?, by_rows(up.numbers(), 2 * width, dim)?, high)?;
         routes.gather(dy, expert, states);
         multiply(by_rows(states, n, dim)?, by_columns(down.numbers(), width, dim)?, d_h)?;
         let rows = high.chunks(2 * width).zip(d_h.chunks_mut(width)).zip(d_high.chunks_mut(2 * width));
@@ -135,9 +135,8 @@ pub fn backward(
             by_columns(up.numbers(), dim, 2 * width)?,
             &mut locked(&outs[expert]),
         )?;
-        routes.gather(x, expert, states);
         let of_up = up.teach(room, |gradient| {
-            multiply(by_columns(d_high, 2 * width, n)?, by_columns(states, dim, n)?, gradient)
+            multiply(by_columns(d_high, 2 * width, n)?, by_columns(x_states, dim, n)?, gradient)
         })?;
         locked(&squares)[expert] = [of_up, of_down];
         Ok(())

@@ -6,8 +6,9 @@
 //!
 //! A task is an expert, with all of its products, forth or back, on one thread: what one product makes is still in the second
 //! cache when the next one reads it, no thread waits for another between them, and nothing is as large as all experts' weights.
-//! For (gate | value) alone is kept of the forward pass. A gradient of an expert's weights may be used up on the spot: see
-//! [`AdamW`]. Rows of a token are added in the order of its choices, whatever the threads.
+//! Nothing is kept of the forward pass: new memory for (gate | value) costs nearly as much as the product that makes it again.
+//! A gradient of an expert's weights may be used up on the spot: see [`AdamW`]. Rows of a token are added in the order of its
+//! choices, whatever the threads.
 
 mod adamw;
 mod backward;
@@ -158,8 +159,7 @@ impl<'a> Routes<'a> {
 
 /// The experts of all tokens: `y` (N, C) of `x` (N, C), `up` (E, 2·m, C) with rows (gate | value), and `down` (E, C, m).
 ///
-/// `rows` (N·A, C) is left with each choice's row before it is weighted, and `kept` with (gate | value) of each, (N·A, 2·m),
-/// when it is given; both in the order of the routes.
+/// `rows` (N·A, C) is left with each choice's row before it is weighted, in the order of the routes.
 ///
 /// # Errors
 /// Argument for memory of other sizes.
@@ -168,7 +168,6 @@ pub fn forward(
     x: &[f32],
     [up, down]: [&[f32]; 2],
     rows: &mut [f32],
-    kept: Option<&mut [f32]>,
     y: &mut [f32],
     threads: Threads<'_>,
 ) -> Result<()> {
@@ -179,17 +178,10 @@ pub fn forward(
     expect("down", down.len(), n_experts * dim * width)?;
     expect("rows", rows.len(), n_rows * dim)?;
     expect("y", y.len(), n_tokens * dim)?;
-    let is_kept = kept.is_some();
-    if let Some(kept) = &kept {
-        expect("kept", kept.len(), n_rows * 2 * width)?;
-    }
-    let kept = is_kept.then(|| routes.cut(kept.unwrap_or_default(), 2 * width));
     let outs = routes.cut(rows, dim);
     each_expert(routes, threads, |expert, own| {
         let n = routes.rows(expert).len();
-        let [states, h, own_high] = own.cut([n * dim, n * width, if is_kept { 0 } else { n * 2 * width }]);
-        let mut place = kept.as_ref().map(|kept| locked(&kept[expert]));
-        let high: &mut [f32] = place.as_mut().map_or(own_high, |place| place);
+        let [states, h, high] = own.cut([n * dim, n * width, n * 2 * width]);
         routes.gather(x, expert, states);
         let up = &up[expert * 2 * width * dim..][..2 * width * dim];
         multiply(by_rows(states, n, dim)?, by_rows(up, 2 * width, dim)?, high)?;
@@ -197,7 +189,7 @@ pub fn forward(
         let down = &down[expert * dim * width..][..dim * width];
         multiply(by_rows(h, n, width)?, by_rows(down, dim, width)?, &mut locked(&outs[expert]))
     })?;
-    drop((outs, kept));
+    drop(outs);
     routes.add(rows, true, y, threads);
     Ok(())
 }

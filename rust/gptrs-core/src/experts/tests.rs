@@ -65,36 +65,31 @@ impl Case {
         Routes::new(self.sizes, &self.weights, &self.order, &self.loads).expect("they fit together")
     }
 
-    fn forward(&self, threads: usize) -> (Vec<f32>, Vec<f32>) {
-        let Sizes { n_tokens, dim, width, n_choices } = self.sizes;
-        let n_rows = n_tokens * n_choices;
-        let (mut y, mut rows) = (vec![f32::NAN; n_tokens * dim], vec![f32::NAN; n_rows * dim]);
-        let (mut kept, mut again) = (vec![f32::NAN; n_rows * 2 * width], y.clone());
+    fn forward(&self, threads: usize) -> Vec<f32> {
+        let Sizes { n_tokens, dim, n_choices, .. } = self.sizes;
+        let (mut y, mut rows) = (vec![f32::NAN; n_tokens * dim], vec![f32::NAN; n_tokens * n_choices * dim]);
         let matrices = [self.up.as_slice(), &self.down];
         let run = |work: &(dyn Fn() + Sync)| on(threads, work);
-        let routes = self.routes();
-        forward(&routes, &self.x, matrices, &mut rows, Some(&mut kept), &mut y, &run).expect("sizes are right");
-        forward(&routes, &self.x, matrices, &mut rows, None, &mut again, &run).expect("sizes are right");
-        assert_eq!(y, again, "whatever is kept");
-        (y, kept)
+        forward(&self.routes(), &self.x, matrices, &mut rows, &mut y, &run).expect("sizes are right");
+        y
     }
 
     /// Forth and back; what moves instead of getting a gradient is left as the gradient's place.
     fn found(&self, threads: usize) -> Found {
-        let (y, kept) = self.forward(threads);
+        let y = self.forward(threads);
         let (mut up, mut down) = (vec![f32::NAN; self.up.len()], vec![f32::NAN; self.down.len()]);
         let matrices = [Matrices::Taught(&self.up, &mut up), Matrices::Taught(&self.down, &mut down)];
-        let (x, weights, squares) = self.backward(&kept, matrices, threads);
+        let (x, weights, squares) = self.backward(matrices, threads);
         assert_eq!(squares.map(f64::to_bits), [0; 2]);
         Found { y, x, weights, up, down }
     }
 
-    fn backward(&self, kept: &[f32], matrices: [Matrices<'_>; 2], threads: usize) -> (Vec<f32>, Vec<f32>, [f64; 2]) {
+    fn backward(&self, matrices: [Matrices<'_>; 2], threads: usize) -> (Vec<f32>, Vec<f32>, [f64; 2]) {
         let mut rows = vec![f32::NAN; self.order.len() * self.sizes.dim];
         let (mut x, mut weights) = (vec![f32::NAN; self.x.len()], vec![f32::NAN; self.weights.len()]);
         let to = Gradients { x: &mut x, weights: &mut weights, rows: &mut rows };
         let run = |work: &(dyn Fn() + Sync)| on(threads, work);
-        let squares = backward(&self.routes(), &self.dy, &self.x, kept, matrices, to, &run).expect("sizes are right");
+        let squares = backward(&self.routes(), &self.dy, &self.x, matrices, to, &run).expect("sizes are right");
         (x, weights, squares)
     }
 
@@ -169,7 +164,6 @@ fn all_gradients_are_those_of_float64_whatever_the_threads() {
 fn matrices_that_move_are_those_of_a_step_behind() {
     let case = Case::new([60, 40, 24, 2, 4], 9);
     let step = AdamW { lr: 0.01, betas: [0.9, 0.99], eps: 1e-8, weight_decay: 0.1, step: 3.0 };
-    let (_, kept) = case.forward(2);
     let wanted = case.found(2);
     let mut moved = [case.up.clone(), case.down.clone()];
     let mut moments = [&case.up, &case.down]
@@ -178,7 +172,7 @@ fn matrices_that_move_are_those_of_a_step_behind() {
     let [up, down] = &mut moved;
     let [[up_1, up_2], [down_1, down_2]] = &mut moments;
     let matrices = [Matrices::Moved(up, [up_1, up_2], step), Matrices::Moved(down, [down_1, down_2], step)];
-    let (x, weights, squares) = case.backward(&kept, matrices, 2);
+    let (x, weights, squares) = case.backward(matrices, 2);
     assert_eq!((x, weights), (wanted.x, wanted.weights), "the gradients of others do not notice");
     for (i, gradient) in [wanted.up, wanted.down].iter().enumerate() {
         let sum: f64 = gradient.iter().map(|&g| f64::from(g).powi(2)).sum();
@@ -200,8 +194,7 @@ fn matrices_that_move_are_those_of_a_step_behind() {
 #[test]
 fn what_is_fixed_needs_no_room() {
     let case = Case::new([20, 16, 8, 2, 3], 4);
-    let (_, kept) = case.forward(1);
-    let (x, weights, squares) = case.backward(&kept, [Matrices::Fixed(&case.up), Matrices::Fixed(&case.down)], 2);
+    let (x, weights, squares) = case.backward([Matrices::Fixed(&case.up), Matrices::Fixed(&case.down)], 2);
     let wanted = case.found(1);
     assert_eq!((x, weights), (wanted.x, wanted.weights));
     assert_eq!(squares.map(f64::to_bits), [0; 2]);
@@ -224,6 +217,6 @@ fn routes_and_memory_that_do_not_fit_are_refused() {
     let none = Sizes { width: 0, ..case.sizes };
     assert!(Routes::new(none, &case.weights, &order, &[4, 4]).is_err());
     let (mut rows, mut y) = (vec![0.0; 24], vec![0.0; 11]);
-    let made = forward(&case.routes(), &case.x, [&case.up, &case.down], &mut rows, None, &mut y, &|work| on(1, work));
+    let made = forward(&case.routes(), &case.x, [&case.up, &case.down], &mut rows, &mut y, &|work| on(1, work));
     assert!(made.expect_err("y is short").to_string().contains("expected 12 numbers of y, got 11"));
 }

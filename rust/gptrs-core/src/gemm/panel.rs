@@ -186,22 +186,23 @@ pub(super) fn parts(x: f32) -> [u16; 3] {
     [first, second, rounded(rest - second)].map(|part| (part.to_bits() >> 16) as u16)
 }
 
-/// The sums of 32 rows with 32 columns, number by number.
+/// The sums of 32 rows with 32 columns, number by number, in 64 bits: as exact as tiles, whose order is another.
 pub(super) fn multiply(a: &[Line], b: &[Line], tile: &mut super::Tile) {
-    let number = |pair: u32, half: usize| f32::from_bits(pair >> (16 * half) << 16);
-    tile.0.fill(0.0);
-    for (a, b) in a.chunks(STEP).zip(b.chunks(STEP)) {
-        for (at, sum) in tile.0.iter_mut().enumerate() {
-            let (row, column) = (at / SIDE, at % SIDE);
+    let number = |pair: u32, half: usize| f64::from(f32::from_bits(pair >> (16 * half) << 16));
+    for (at, sum) in tile.0.iter_mut().enumerate() {
+        let (row, column) = (at / SIDE, at % SIDE);
+        let mut total = 0.0;
+        for (a, b) in a.chunks(STEP).zip(b.chunks(STEP)) {
             for (i, j) in [(0, 2), (0, 1), (1, 1), (1, 0), (2, 0), (0, 0)] {
                 let a = &a[TILE * (2 * i + row / TILE) + row % TILE].0;
                 let b = &b[TILE * (2 * j + column / TILE)..][..TILE];
                 for (pair, b) in a.iter().zip(b) {
                     for half in 0..2 {
-                        *sum += number(*pair, half) * number(b.0[column % TILE], half);
+                        total += number(*pair, half) * number(b.0[column % TILE], half);
                     }
                 }
             }
         }
+        *sum = total as f32;
     }
 }
