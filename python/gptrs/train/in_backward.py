@@ -35,7 +35,8 @@ def step_in_backward(loss: Tensor, optimizer: torch.optim.Optimizer, is_left_out
     Args: loss: of a whole update; is_left_out: 1 where no step is made, as `Guard.judge` says.
     """
     norms: list[Tensor] = []
-    steps = {} if is_left_out.item() else _steps_in_pieces(optimizer)
+    is_on_cpu = is_left_out.device.type == "cpu"  # elsewhere nobody waits for the answer
+    steps = _steps_in_pieces(optimizer) if is_on_cpu and not is_left_out.item() else {}
     with ExitStack() as hooks:
         for group in optimizer.param_groups:
             for p in (p for p in group["params"] if p.requires_grad):
