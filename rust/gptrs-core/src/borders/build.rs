@@ -5,7 +5,7 @@ use super::duos::Duos;
 use super::solid::{Fronts, Lowest};
 use super::{
     AFTER_SPACE, BREAKS, Borders, Char, FIRM, LEFTS, N_CHARS, N_COLORS, N_UNITS, PARTIAL_BITS, RIGHTS, SOLID, SPACED,
-    UNKNOWN, WHOLE_LEFT, WHOLE_RIGHT, pair_bit, partial_bit,
+    UNKNOWN, WHOLE_LEFT, WHOLE_RIGHT, pair_bit, partial_bit, partial_key,
 };
 use crate::merge::{Few, Merges};
 use crate::pairs::NO_RANK;
@@ -147,7 +147,7 @@ impl Borders {
         let mut ends = Vec::new();
         let mut starts = Vec::new();
         for &(end, start, _) in partial {
-            let bit = partial_bit((end, start));
+            let bit = partial_bit(partial_key(end, start));
             self.partial[bit / 64] |= 1 << (bit % 64);
             let bytes = unpack(start);
             let (part, side) = if bytes.len() == char_len(bytes[0]) { (end, 0) } else { (start, 1) };

@@ -194,12 +194,26 @@ impl Borders {
     /// Looks at all ends of `left` and starts of `right` without branches.
     #[inline(never)]
     fn has_partial(&self, left: u32, right: u32) -> bool {
-        let ((left, left_len), (right, right_len)) = (spell(left), spell(right));
+        let (left, right) = (spell(left), spell(right));
+        // Of a shorter one the whole is looked at more than once.
+        match left.1.max(right.1) {
+            2 => self.has_any_partial::<2>(left.0, right.0),
+            3 => self.has_any_partial::<3>(left.0, right.0),
+            _ => self.has_any_partial::<4>(left.0, right.0),
+        }
+    }
+
+    /// The same of characters of so many bytes, or fewer.
+    #[inline]
+    fn has_any_partial<const N: usize>(&self, left: u32, right: u32) -> bool {
+        let n_right = (u32::BITS - right.leading_zeros()).div_ceil(8) as usize;
+        // A key is spread by a factor, so by the sum of what its halves become.
+        let ends: [u64; N] = std::array::from_fn(|n| partial_key(left & (u32::MAX >> (24 - 8 * n)), 0));
+        let starts: [u64; N] = std::array::from_fn(|n| partial_key(0, right >> (8 * n_right.saturating_sub(n + 1))));
         let mut bits = 0;
-        for n_left in 1..=left_len {
-            let end = left & (u32::MAX >> (32 - 8 * n_left));
-            for n_right in 1..=right_len {
-                let bit = partial_bit((end, right >> (8 * (right_len - n_right))));
+        for end in ends {
+            for start in starts {
+                let bit = partial_bit(end.wrapping_add(start));
                 bits |= self.partial[bit / 64] >> (bit % 64);
             }
         }
@@ -207,11 +221,16 @@ impl Borders {
     }
 }
 
+/// The end of one character and the start of another, spread over a word.
+#[inline]
+fn partial_key(end: u32, start: u32) -> u64 {
+    (u64::from(end) << 32 | u64::from(start)).wrapping_mul(0x9E37_79B9_7F4A_7C15)
+}
+
 /// A place in the hashed set of partial borders.
 #[inline]
-fn partial_bit((left, right): (u32, u32)) -> usize {
-    let key = u64::from(left) << 32 | u64::from(right);
-    (key.wrapping_mul(0x9E37_79B9_7F4A_7C15) >> (64 - PARTIAL_BITS)) as usize
+fn partial_bit(key: u64) -> usize {
+    (key >> (64 - PARTIAL_BITS)) as usize
 }
 
 #[cfg(test)]

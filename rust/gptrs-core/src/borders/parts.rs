@@ -64,7 +64,7 @@ impl Parts<'_> {
         let (borders, text) = (self.borders, self.text);
         loop {
             #[cfg(target_arch = "x86_64")]
-            if self.has_rows {
+            if self.has_rows && (!self.row.is_done() || ends.last().is_some_and(|&end| self.start + LEAST_ROW < end)) {
                 // SAFETY: this processor was found to have the level.
                 if let Some(is_done) = unsafe { self.rows(ends, out, &mut part) } {
                     return is_done;
@@ -259,18 +259,16 @@ pub(super) fn unit(borders: &Borders, text: &[u8], at: usize, end: usize, is_fir
     match text.get(at..).and_then(<[u8]>::first_chunk) {
         Some(&[a, b, c]) if a >> 4 == 0xE => (wide_code(a, b, c) as usize, 3),
         Some(&[a, b, _]) if a >> 5 == 6 => (middle_code(a, b) as usize, 2),
-        _ => rare_unit(borders, text, at, end, is_first),
+        Some(&[b' ', a, b]) if is_first && a >> 5 == 6 && at + 1 < end => (SPACED + middle_code(a, b) as usize, 3),
+        _ => rare_unit(borders, text, at, end),
     }
 }
 
 #[inline(never)]
-fn rare_unit(borders: &Borders, text: &[u8], at: usize, end: usize, is_first: bool) -> (usize, usize) {
+fn rare_unit(borders: &Borders, text: &[u8], at: usize, end: usize) -> (usize, usize) {
     let (code, len) = char_at(text, at);
     if code == u32::from(b' ') && at + 1 < end {
         let (after, n_after) = char_at(text, at + 1);
-        if is_first && n_after == 2 {
-            return (SPACED + after as usize, 3);
-        }
         let is_solid =
             (after as usize) < N_CHARS && borders.units[after as usize].meta & (SOLID | AFTER_SPACE) == SOLID;
         if is_solid {

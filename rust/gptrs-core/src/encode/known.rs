@@ -138,7 +138,7 @@ impl Known<'_> {
     }
 
     /// Leaves a hole. A new piece often comes again before its first hole is filled.
-    fn hole(&mut self, key: Option<u128>, bytes: Range<usize>, is_piece: bool, at: usize) {
+    pub(super) fn hole(&mut self, key: Option<u128>, bytes: Range<usize>, is_piece: bool, at: usize) {
         let Holes { open, last, .. } = &mut *self.holes;
         let mut same = None;
         if let Some(key) = key {
@@ -173,7 +173,8 @@ impl Known<'_> {
         );
         // Without an early end: the bytes are looked at side by side.
         is_utf8
-            && piece.iter().fold(0, |highest, &byte| byte.max(highest)) >= self.cache.apart
+            && (piece.iter().take(2).any(|&byte| byte >= self.cache.apart)
+                || piece.iter().fold(0, |highest, &byte| byte.max(highest)) >= self.cache.apart)
             && self.may_part(piece.len())
     }
 

@@ -220,7 +220,8 @@ impl<S: Sink> Encoder<'_, S> {
         let (keys, bytes) = (self.waiting.keys().0, self.waiting.piece(at));
         let (key, known, out) = (keys[at], &mut self.known, &mut self.out);
         match key {
-            ..WIDE => known.packed(key, bytes, true, out),
+            // It was just looked up.
+            ..WIDE => known.hole(Some(key), bytes, true, out.n),
             LONG.. => known.long(key, bytes, true, out),
             PLACE.. if known.falls_apart(&known.text[bytes.clone()]) => self.one_apart(at, bytes)?,
             // Those in a row go together.

@@ -7,7 +7,7 @@ use std::arch::x86_64::*;
 use super::chars::{
     ASCII, Ascii, High, IS_BLANK, IS_CONTROL, IS_LETTER, IS_LINE, IS_NUMBER, IS_QUOTE, IS_SPACE, IS_UPPER,
 };
-use super::kinds::Kinds;
+use super::kinds::{Kinds, Rule};
 use super::utf8::{self, BEFORE, CONTINUES, Window};
 use super::walk::{Borders, Ends, Vectors, Walk};
 use crate::simd::avx512::{load, store};
@@ -17,7 +17,10 @@ use crate::simd::avx512::{load, store};
 pub(super) fn fill<B: Borders>(walk: &mut Walk, text: &[u8], ends: &mut Ends) {
     let vectors = Vectors {
         ascii: |block: &[u8; 64]| ascii(block),
-        high: |block: &[u8; 64], kinds: &Kinds| high(block, kinds),
+        high: |block: &[u8; 64], kinds: &Kinds| match B::RULE {
+            Rule::Coarse => high::<2>(block, kinds),
+            Rule::Case | Rule::Script => high::<3>(block, kinds),
+        },
         flatten: |starts, base, list: &mut [u32; 64]| flatten(starts, base, list),
     };
     walk.fill::<B>(text, ends, &vectors);
@@ -49,7 +52,7 @@ fn ascii(block: &[u8; 64]) -> Ascii {
 /// block ends inside the character.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512vbmi")]
-fn high(block: &[u8; 64], kinds: &Kinds) -> High {
+fn high<const N: usize>(block: &[u8; 64], kinds: &Kinds) -> High {
     let bytes = load(block);
     let all = |byte: u8| _mm512_set1_epi8(byte as i8);
     let leads = _mm512_cmpge_epu8_mask(bytes, all(0xC0));
@@ -65,7 +68,7 @@ fn high(block: &[u8; 64], kinds: &Kinds) -> High {
     let two = leads & _mm512_cmplt_epu8_mask(bytes, all(0xE0)) & u64::MAX >> 1;
     if two != 0 {
         let place = _mm512_or_si512(up(bytes, 0xF8), down(second));
-        for (bits, table) in high.bits.iter_mut().zip(&kinds.two) {
+        for (bits, table) in high.bits.iter_mut().take(N).zip(&kinds.two) {
             let (quarters, _) = table.as_chunks();
             let of = |i: usize| _mm512_permutex2var_epi8(load(&quarters[i]), place, load(&quarters[i + 1]));
             let found = _mm512_mask_blend_epi8(_mm512_movepi8_mask(place), of(0), of(2));
@@ -77,7 +80,7 @@ fn high(block: &[u8; 64], kinds: &Kinds) -> High {
     if marks != 0 {
         let upper = _mm512_and_si512(_mm512_slli_epi16::<5>(bytes), all(0x20));
         let place = _mm512_or_si512(upper, _mm512_or_si512(up(second, 0x18), down(third)));
-        for (bits, table) in high.bits.iter_mut().zip(&kinds.marks) {
+        for (bits, table) in high.bits.iter_mut().take(N).zip(&kinds.marks) {
             *bits |= _mm512_mask_test_epi8_mask(marks, _mm512_permutexvar_epi8(place, load(table)), bit(third));
         }
     }
