@@ -341,13 +341,14 @@ impl Tokenizer {
     ) -> Result<Made<S>> {
         // Most text has more than three bytes a token, and room that is not used costs nothing; growing an array on a
         // thread copies it.
-        let room = n_bytes / threads.min(tasks.len()).max(1) + 16;
+        let n_each = n_bytes / threads.min(tasks.len()).max(1);
+        let room = n_each + 16;
         // What is right of a guess is known in the end only.
         let is_joined = threads > 1 && tasks.len() > 1 && valid.is_empty();
         let joined = Mutex::new(Joined::with_room(if is_joined { n_bytes + 16 } else { 0 }));
         let room = if is_joined { TASK_IDS } else { room };
         let make = || Worker {
-            cache: self.cache(),
+            cache: self.cache_for(n_each),
             stream: Vec::new(),
             ends: Vec::new(),
             splitter: self.splitter().is_custom().then(|| self.splitter().clone()),

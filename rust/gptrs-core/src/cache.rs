@@ -3,7 +3,7 @@
 //! A piece of at most 15 bytes is its own key: the bytes in a u128, the length in the top byte. A longer one is keyed
 //! by length and hash, and its bytes are compared. A few ids stand in the slot; others stand in an arena. Two slots
 //! fill a cache line and are compared together. The table starts small, grows fourfold, and is wiped when it may grow
-//! no more; large tables ask for huge pages.
+//! no more; for much text it has its full size at once. Large tables ask for huge pages.
 
 use std::fmt;
 
@@ -31,6 +31,10 @@ const MAX_PROBES: usize = 12;
 
 /// Bytes of text after which a cache learns the tokens: this takes some milliseconds.
 const SEED_BYTES: usize = 1 << 18;
+
+/// Bytes of text from which on a cache gets all its slots at once: most of its pieces stand alone in their buckets then, and
+/// none moves.
+const MUCH_BYTES: usize = 24 << 20;
 
 /// Tokens that are learnt together.
 const TOGETHER: usize = 32;
@@ -72,6 +76,8 @@ pub struct Cache {
     max_arena: usize,
     /// Bytes of text seen so far.
     expected_bytes: usize,
+    /// Bytes of text to come, as far as that is known.
+    announced_bytes: usize,
     /// Bytes of pieces that may fall apart, seen so far.
     pub(crate) wide_bytes: usize,
     /// The first byte of characters whose pieces are parted.
@@ -110,6 +116,7 @@ impl Cache {
             arena: Vec::new(),
             max_arena: max_bytes / 8,
             expected_bytes: 0,
+            announced_bytes: 0,
             wide_bytes: 0,
             apart: OTHER_LEAD,
             credit: 0,
@@ -121,9 +128,15 @@ impl Cache {
     pub(crate) fn claim(&mut self, owner: u64, is_narrow: bool) {
         if self.owner != owner {
             (self.owner, self.is_narrow) = (owner, is_narrow);
-            (self.expected_bytes, self.apart, self.credit) = (0, OTHER_LEAD, 0);
+            (self.expected_bytes, self.announced_bytes) = (0, 0);
+            (self.apart, self.credit) = (OTHER_LEAD, 0);
             self.wipe();
         }
+    }
+
+    /// Notes that about `n_bytes` of text will come, before [`Cache::expect`] counts them bit by bit.
+    pub(crate) fn announce(&mut self, n_bytes: usize) {
+        self.announced_bytes = n_bytes;
     }
 
     /// Counts `n_bytes` of text to come; when a new cache has seen enough for it to pay, it learns the tokens themselves,
@@ -131,7 +144,8 @@ impl Cache {
     pub(crate) fn expect(&mut self, n_bytes: usize, vocab: &Vocab) {
         let before = self.expected_bytes;
         self.expected_bytes = before.saturating_add(n_bytes);
-        let n_slots = (4 * vocab.len()).next_power_of_two().min(self.max_slots);
+        let has_much = self.expected_bytes.max(self.announced_bytes) >= MUCH_BYTES;
+        let n_slots = if has_much { self.max_slots } else { (4 * vocab.len()).next_power_of_two().min(self.max_slots) };
         if before >= SEED_BYTES || self.expected_bytes < SEED_BYTES || n_slots < 2 * (vocab.len() + self.used) {
             return;
         }
@@ -388,4 +402,41 @@ pub(crate) fn place(key: u128) -> u32 {
     let sum = (key as u64 ^ MIX).wrapping_add(((key >> 64) as u64).rotate_left(32));
     let product = (sum & 0xFFFF_FFFF) * (sum >> 32);
     (product ^ product >> 32) as u32
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn much_text_gets_all_slots_at_once() {
+        let vocab = Vocab::from_merges(&[(97, 98)]).unwrap();
+        let n_slots = |announced, expected: &[usize]| {
+            let mut cache = Cache::new(0, true, DEFAULT_BYTES);
+            cache.announce(announced);
+            for &n in expected {
+                cache.expect(n, &vocab);
+            }
+            assert_eq!(cache.knows_tokens(), expected.iter().sum::<usize>() >= SEED_BYTES);
+            assert_ne!(cache.knows_tokens(), cache.find(packed_key(b"ab", 0, b"ab")) == NOWHERE);
+            cache.table.n_slots()
+        };
+        let (first, most) = (FIRST_SLOTS, DEFAULT_BYTES / BUCKET);
+        // As soon as the tokens are learnt, by what is announced or by what has come.
+        assert_eq!(n_slots(MUCH_BYTES - 1, &[SEED_BYTES - 1, 1, MUCH_BYTES]), first);
+        assert_eq!(n_slots(MUCH_BYTES, &[SEED_BYTES - 1]), first);
+        assert_eq!(n_slots(MUCH_BYTES, &[SEED_BYTES - 1, 1]), most);
+        assert_eq!(n_slots(0, &[MUCH_BYTES - 1]), first);
+        assert_eq!(n_slots(0, &[MUCH_BYTES]), most);
+    }
+
+    #[test]
+    fn another_tokenizer_is_not_given_what_was_announced() {
+        let vocab = Vocab::from_merges(&[(97, 98)]).unwrap();
+        let mut cache = Cache::new(0, true, DEFAULT_BYTES);
+        cache.announce(MUCH_BYTES);
+        cache.claim(1, true);
+        cache.expect(SEED_BYTES, &vocab);
+        assert_eq!((cache.table.n_slots(), cache.knows_tokens()), (FIRST_SLOTS, true));
+    }
 }

@@ -241,6 +241,13 @@ impl Tokenizer {
         idle.or_else(|| self.warm.cache()).unwrap_or_else(|| self.cold_cache())
     }
 
+    /// The same for about `n_bytes` of text.
+    pub(crate) fn cache_for(&self, n_bytes: usize) -> Cache {
+        let mut cache = self.cache();
+        cache.announce(n_bytes);
+        cache
+    }
+
     /// Prepares for a call of `n_bytes`: a large one has its caches made from the warm words.
     pub(crate) fn warm_up(&self, n_bytes: usize, threads: usize, control: &Control) -> Result<()> {
         if self.warm.heat(self, n_bytes, threads, control)?

@@ -36,7 +36,9 @@ pub fn encode_files<E: Encode>(
     tokenizer.warm_up(n_bytes, threads, control)?;
     control.begin("encode bytes", n_bytes);
     let eot_id = if options.append_eot { tokenizer.eot_id() } else { None };
-    let encoder = encode::Encoder::new(&inputs, tokenizer, options, eot_id, &[], &survey)?.checking_utf8();
+    let encoder = encode::Encoder::new(&inputs, tokenizer, options, eot_id, &[], &survey)?
+        .checking_utf8()
+        .expecting(n_bytes, threads);
     let safe_cut = |text: &[u8], at| tokenizer.safe_cut(text, at);
     let segments = segments::Segments::new(&inputs, Position::START, encoder.reading(&safe_cut));
     let mut array = Array::new(tokenizer.vocab_size());

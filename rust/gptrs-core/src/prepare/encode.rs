@@ -63,6 +63,8 @@ pub(super) struct Encoder<'a, E> {
     n_specials: usize,
     longest_special: usize,
     checks_utf8: bool,
+    /// Bytes that each worker will encode, about.
+    n_bytes: usize,
     survey: &'a Survey,
     /// Which tokens are to be predicted; `None` for no such distinction.
     marker: Option<Marker>,
@@ -86,7 +88,7 @@ impl<'a, E: Encode> Encoder<'a, E> {
         let n_specials = texts.len();
         let text_field = TextField::new(&options.text_field)?.with_targets(&options.loss_fields)?;
         let marker = if options.loss_fields.is_empty() { None } else { Some(Marker::new(tokenizer)?) };
-        let checks_utf8 = false;
+        let (checks_utf8, n_bytes) = (false, 0);
         Ok(Self {
             inputs,
             tokenizer,
@@ -97,6 +99,7 @@ impl<'a, E: Encode> Encoder<'a, E> {
             n_specials,
             longest_special,
             checks_utf8,
+            n_bytes,
             survey,
             marker,
         })
@@ -111,6 +114,12 @@ impl<'a, E: Encode> Encoder<'a, E> {
     /// The same encoder for inputs that nobody has read yet: what is not UTF-8 is an error.
     pub(super) fn checking_utf8(mut self) -> Self {
         self.checks_utf8 = true;
+        self
+    }
+
+    /// The same encoder for `n_bytes` on so many threads.
+    pub(super) fn expecting(mut self, n_bytes: u64, threads: usize) -> Self {
+        self.n_bytes = usize::try_from(n_bytes).unwrap_or(usize::MAX) / threads.max(1);
         self
     }
 
@@ -252,7 +261,7 @@ impl<E: Encode> Work for Encoder<'_, E> {
     type Output = Encoded;
 
     fn state(&self) -> E::State {
-        self.tokenizer.state()
+        self.tokenizer.state(self.n_bytes)
     }
 
     fn give_back(&self, state: E::State) {

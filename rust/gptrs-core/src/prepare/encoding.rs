@@ -13,8 +13,8 @@ pub trait Encode: Sync {
     /// A worker's scratch memory, for example its cache.
     type State;
 
-    /// Makes the scratch memory of one worker.
-    fn state(&self) -> Self::State;
+    /// Makes the scratch memory of one worker, which will encode about `n_bytes`.
+    fn state(&self, n_bytes: usize) -> Self::State;
 
     /// Takes it back when the work is done.
     fn give_back(&self, _state: Self::State) {}
@@ -112,8 +112,8 @@ impl<I: Id> Sink for Ended<'_, I> {
 impl Encode for Tokenizer {
     type State = Cache;
 
-    fn state(&self) -> Self::State {
-        self.cache()
+    fn state(&self, n_bytes: usize) -> Self::State {
+        self.cache_for(n_bytes)
     }
 
     fn give_back(&self, cache: Self::State) {

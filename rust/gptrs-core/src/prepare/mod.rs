@@ -146,7 +146,7 @@ fn encode_all<E: Encode>(
     control.advance(n_done);
     let eot_id = if options.append_eot { tokenizer.eot_id() } else { None };
     let texts = tokenizer.special_texts();
-    let encoder = encode::Encoder::new(inputs, tokenizer, options, eot_id, &texts, survey)?;
+    let encoder = encode::Encoder::new(inputs, tokenizer, options, eot_id, &texts, survey)?.expecting(n_left, threads);
     let safe_cut = |text: &[u8], at| tokenizer.safe_cut(text, at);
     let segments = segments::Segments::new(inputs, start, encoder.reading(&safe_cut))
         .up_to(Place { input: end.input, offset: end.offset });

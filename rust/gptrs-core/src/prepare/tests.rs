@@ -14,7 +14,7 @@ pub(super) struct Bytes;
 impl Encode for Bytes {
     type State = ();
 
-    fn state(&self) {}
+    fn state(&self, _: usize) {}
 
     fn encode_into(&self, (): &mut (), text: &[u8], out: &mut Vec<u32>) -> Result<()> {
         out.extend(text.iter().map(|&b| u32::from(b)));
