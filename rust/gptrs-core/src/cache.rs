@@ -33,8 +33,11 @@ const MAX_PROBES: usize = 12;
 const SEED_BYTES: usize = 1 << 18;
 
 /// Bytes of text from which on a cache gets all its slots at once: most of its pieces stand alone in their buckets then, and
-/// none moves.
+/// few move.
 const MUCH_BYTES: usize = 24 << 20;
+
+/// Pieces that are no tokens from which on it does: other text may be one piece again and again.
+const MANY_PIECES: usize = 1 << 8;
 
 /// Tokens that are learnt together.
 const TOGETHER: usize = 32;
@@ -69,6 +72,10 @@ pub struct Cache {
     knows_tokens: bool,
     table: Table,
     used: usize,
+    /// How many of these are tokens that were learnt.
+    n_learnt: usize,
+    /// The number of slots in use at which the table grows.
+    grows_at: usize,
     max_slots: usize,
     /// Ids that do not fit into a slot; behind those of a long piece its bytes.
     arena: Vec<u32>,
@@ -106,12 +113,15 @@ impl Cache {
         let max_bytes = max_bytes.min(u32::MAX as usize);
         let fitting = (max_bytes / BUCKET).max(16);
         let max_slots = if fitting.is_power_of_two() { fitting } else { fitting.next_power_of_two() / 2 };
+        let n_slots = FIRST_SLOTS.min(max_slots);
         Self {
             owner,
             is_narrow,
             knows_tokens: false,
-            table: Table::new(FIRST_SLOTS.min(max_slots)),
+            table: Table::new(n_slots),
             used: 0,
+            n_learnt: 0,
+            grows_at: n_slots / 2,
             max_slots,
             arena: Vec::new(),
             max_arena: max_bytes / 8,
@@ -144,12 +154,17 @@ impl Cache {
     pub(crate) fn expect(&mut self, n_bytes: usize, vocab: &Vocab) {
         let before = self.expected_bytes;
         self.expected_bytes = before.saturating_add(n_bytes);
-        let has_much = self.expected_bytes.max(self.announced_bytes) >= MUCH_BYTES;
-        let n_slots = if has_much { self.max_slots } else { (4 * vocab.len()).next_power_of_two().min(self.max_slots) };
+        self.grows_at = self.growth();
+        let is_full_size = self.has_much() && self.used >= MANY_PIECES;
+        let n_slots = if is_full_size { usize::MAX } else { (4 * vocab.len()).next_power_of_two() };
+        let n_slots = n_slots.min(self.max_slots).max(self.table.n_slots());
         if before >= SEED_BYTES || self.expected_bytes < SEED_BYTES || n_slots < 2 * (vocab.len() + self.used) {
             return;
         }
-        self.resize(n_slots.max(self.table.n_slots()));
+        if n_slots > self.table.n_slots() {
+            self.resize(n_slots);
+        }
+        let n_before = self.used;
         self.knows_tokens = true;
         let mut tokens = (0..vocab.len() as u32).filter_map(|id| {
             let token = vocab.token(id).filter(|token| (1..=PACKED).contains(&token.len()) && vocab.is_piece(id))?;
@@ -160,7 +175,7 @@ impl Cache {
         loop {
             together.extend(tokens.by_ref().take(TOGETHER));
             if together.is_empty() {
-                return;
+                break;
             }
             let view = self.view();
             for &(key, _) in &together {
@@ -172,6 +187,19 @@ impl Cache {
                 }
             }
         }
+        self.n_learnt = self.used - n_before;
+        self.grows_at = self.growth();
+    }
+
+    /// Whether there is so much text that the table should be as large as it may, if there are many pieces in it.
+    fn has_much(&self) -> bool {
+        self.expected_bytes.max(self.announced_bytes) >= MUCH_BYTES
+    }
+
+    /// The number of slots in use at which the table grows: half of all, or fewer before much text.
+    fn growth(&self) -> usize {
+        let (n_slots, many) = (self.table.n_slots(), self.n_learnt + MANY_PIECES);
+        if self.has_much() && n_slots < self.max_slots { many.min(n_slots / 2) } else { n_slots / 2 }
     }
 
     /// Notes whether a piece fell apart. Where tokens span most borders it costs more to look for them than they save; then
@@ -283,15 +311,15 @@ impl Cache {
         }
     }
 
-    /// Grows the table at a load of 1/2; wipes everything when table or arena are at their bound.
+    /// Grows the table at a load of 1/2 at the latest; wipes everything when table or arena are at their bound.
     fn make_room(&mut self, n_words: usize) {
         if self.arena.len() + n_words > self.max_arena {
             self.wipe();
         }
-        if 2 * (self.used + 1) <= self.table.n_slots() {
+        if self.used < self.grows_at {
             return;
         }
-        let n_slots = (GROWTH * self.table.n_slots()).min(self.max_slots);
+        let n_slots = if self.has_much() { usize::MAX } else { GROWTH * self.table.n_slots() }.min(self.max_slots);
         if n_slots == self.table.n_slots() {
             self.wipe();
             return;
@@ -305,6 +333,7 @@ impl Cache {
         for slot in (0..old.n_slots()).map(|number| old.raw(number)).filter(|slot| slot::key(&slot[..], 0) != 0) {
             self.put(slot);
         }
+        self.grows_at = self.growth();
     }
 
     /// Puts a slot into the first free place near its own; drops it when there is none.
@@ -318,7 +347,8 @@ impl Cache {
     fn wipe(&mut self) {
         self.table.wipe();
         self.knows_tokens = false;
-        self.used = 0;
+        (self.used, self.n_learnt) = (0, 0);
+        self.grows_at = self.growth();
         self.arena.clear();
     }
 }
@@ -409,34 +439,43 @@ mod tests {
     use super::*;
 
     #[test]
-    fn much_text_gets_all_slots_at_once() {
+    fn much_text_of_many_pieces_gets_all_slots_at_once() {
         let vocab = Vocab::from_merges(&[(97, 98)]).unwrap();
-        let n_slots = |announced, expected: &[usize]| {
+        let most = DEFAULT_BYTES / BUCKET;
+        // The number of slots after so much text is expected, then so many pieces stored, then so much text expected.
+        let n_slots = |announced, first, n_pieces: usize, second| {
             let mut cache = Cache::new(0, true, DEFAULT_BYTES);
             cache.announce(announced);
-            for &n in expected {
-                cache.expect(n, &vocab);
+            cache.expect(first, &vocab);
+            assert_eq!(cache.knows_tokens(), first >= SEED_BYTES);
+            for i in 0..n_pieces {
+                let piece = format!("piece {i}");
+                cache.insert(packed_key(piece.as_bytes(), 0, piece.as_bytes()), &[1]);
             }
-            assert_eq!(cache.knows_tokens(), expected.iter().sum::<usize>() >= SEED_BYTES);
+            cache.expect(second, &vocab);
+            assert_eq!(cache.knows_tokens(), first + second >= SEED_BYTES);
             assert_ne!(cache.knows_tokens(), cache.find(packed_key(b"ab", 0, b"ab")) == NOWHERE);
             cache.table.n_slots()
         };
-        let (first, most) = (FIRST_SLOTS, DEFAULT_BYTES / BUCKET);
-        // As soon as the tokens are learnt, by what is announced or by what has come.
-        assert_eq!(n_slots(MUCH_BYTES - 1, &[SEED_BYTES - 1, 1, MUCH_BYTES]), first);
-        assert_eq!(n_slots(MUCH_BYTES, &[SEED_BYTES - 1]), first);
-        assert_eq!(n_slots(MUCH_BYTES, &[SEED_BYTES - 1, 1]), most);
-        assert_eq!(n_slots(0, &[MUCH_BYTES - 1]), first);
-        assert_eq!(n_slots(0, &[MUCH_BYTES]), most);
+        // When the tokens are learnt, and behind that, for what is announced and what has come.
+        assert_eq!(n_slots(MUCH_BYTES, SEED_BYTES - 1, MANY_PIECES, 1), most);
+        assert_eq!(n_slots(MUCH_BYTES, SEED_BYTES - 1, MANY_PIECES - 1, 1), FIRST_SLOTS);
+        assert_eq!(n_slots(MUCH_BYTES - 1, SEED_BYTES - 1, MANY_PIECES - 1, 1), FIRST_SLOTS);
+        assert_eq!(n_slots(MUCH_BYTES - 1, SEED_BYTES - 1, MANY_PIECES + 1, 1), FIRST_SLOTS);
+        for (announced, expected) in [(MUCH_BYTES, SEED_BYTES), (0, MUCH_BYTES)] {
+            assert_eq!(n_slots(announced, expected, MANY_PIECES, 0), FIRST_SLOTS);
+            assert_eq!(n_slots(announced, expected, MANY_PIECES + 1, 0), most);
+        }
+        assert_eq!(n_slots(0, MUCH_BYTES - 1, FIRST_SLOTS / 2 - vocab.len(), 0), FIRST_SLOTS);
+        assert_eq!(n_slots(0, MUCH_BYTES - 1, FIRST_SLOTS / 2 - vocab.len() + 1, 0), GROWTH * FIRST_SLOTS);
     }
 
     #[test]
     fn another_tokenizer_is_not_given_what_was_announced() {
-        let vocab = Vocab::from_merges(&[(97, 98)]).unwrap();
         let mut cache = Cache::new(0, true, DEFAULT_BYTES);
         cache.announce(MUCH_BYTES);
+        assert!(cache.has_much());
         cache.claim(1, true);
-        cache.expect(SEED_BYTES, &vocab);
-        assert_eq!((cache.table.n_slots(), cache.knows_tokens()), (FIRST_SLOTS, true));
+        assert!(!cache.has_much());
     }
 }
