@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 
 from gptrs.exchange import hf_config
+from gptrs.exchange.gguf_read import import_gguf
 from gptrs.exchange.hf import export_hf, import_hf, multiplied_out
 from gptrs.generate import generate
 from gptrs.model import ModelConfig, Transformer
@@ -365,6 +366,26 @@ def test_the_command_line_takes_a_folder_in_and_out(tmp_path, warm_cli, gpt2_lik
 
     tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path / "again")
     assert tokenizer("import os")["input_ids"] == ids
+
+
+def test_a_model_without_a_tokenizer_goes_in_and_out(tmp_path, warm_cli):
+    pytest.importorskip("gguf")
+    ours = random_model(MODELS["llama"], torch.float32)
+    export_hf(ours, tmp_path / "theirs")
+    done = warm_cli("import", tmp_path / "theirs", "--out", tmp_path / "run")
+    assert done.returncode == 0 and "has no tokenizer.json; hint: name its tokenizer with --tokenizer" in done.stderr
+    for out in ("again", "model.gguf"):
+        done = warm_cli("export", "--run", tmp_path / "run", "--out", tmp_path / out)
+        assert done.returncode == 0 and "run has no tokenizer.json, so" in done.stderr
+    assert (tmp_path / "again" / "model.safetensors").read_bytes() == (
+        tmp_path / "theirs" / "model.safetensors"
+    ).read_bytes()
+    assert not (tmp_path / "again" / "tokenizer.json").exists()
+    again = import_gguf(tmp_path / "model.gguf").state_dict()
+    assert all(torch.equal(again[name], tensor) for name, tensor in ours.state_dict().items())
+    written = warm_cli("generate", "--run", tmp_path / "run", "--prompt", "x")
+    assert written.returncode == 1
+    assert "expected tokenizer.json in" in written.stderr and "--tokenizer FILE" in written.stderr
 
 
 def test_a_model_of_more_ids_than_its_tokenizer_goes_in_and_out(tmp_path, warm_cli, gpt2_like):

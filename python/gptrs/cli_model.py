@@ -225,7 +225,7 @@ def export_command(
     ] = "float32",
     ema: Averaged = False,
 ) -> None:
-    """Write a trained model and its tokenizer for Hugging Face transformers or llama.cpp."""
+    """Write a trained model and its tokenizer, if it has one, for Hugging Face transformers or llama.cpp."""
     require_torch("export")
     is_gguf = Path(out).suffix == ".gguf"
     if dtype == "q8_0" and not is_gguf:
@@ -239,7 +239,10 @@ def export_command(
     if is_gguf:
         gguf.package()
         gguf.check_place(out)
-    model, tokenizer = open_model(run, checkpoint, "cpu", is_averaged=ema)
+    folder, model = _newest(run, checkpoint, "cpu", is_averaged=ema)
+    tokenizer = _tokenizer_of(folder)
+    if tokenizer is None:
+        typer.echo(f"warning: {folder} has no tokenizer.json, so {out} has no tokenizer", err=True)
     if is_gguf:
         gguf.export_gguf(model, out, tokenizer=tokenizer, dtype=_GGUF_TYPES[dtype])
         n_bytes = Path(out).stat().st_size
@@ -253,6 +256,22 @@ def open_model(
     run: str | None, checkpoint: str | None, device: str, *, is_averaged: bool = False
 ) -> tuple["Transformer", "Tokenizer"]:
     """The model of a checkpoint, by default the newest of a run, or its weights' mean, and the run's tokenizer."""
+    folder, model = _newest(run, checkpoint, device, is_averaged=is_averaged)
+    tokenizer = _tokenizer_of(folder)
+    if tokenizer is None:
+        hint = "hint: gptrs import takes one with --tokenizer FILE"
+        raise FileNotFoundError(f"expected tokenizer.json in {folder}, found none; {hint}")
+    return model, tokenizer
+
+
+def _tokenizer_of(folder: Path) -> "Tokenizer | None":
+    """A run's tokenizer; a model that was imported may have none."""
+    path = folder / "tokenizer.json"
+    return load_tokenizer(str(path), None) if path.exists() else None
+
+
+def _newest(run: str | None, checkpoint: str | None, device: str, *, is_averaged: bool) -> tuple[Path, "Transformer"]:
+    """A run's folder, and the model of a checkpoint of it, by default the newest, or its weights' mean."""
     from gptrs.train import checkpoint as checkpoints
 
     if (run is None) == (checkpoint is None):
@@ -263,14 +282,13 @@ def open_model(
         raise FileNotFoundError(
             f"expected a finished checkpoint in {folder / 'checkpoints'}, found none; hint: gptrs train"
         )
-    tokenizer = load_tokenizer(str(folder / "tokenizer.json"), None)
     try:
-        return _model_of(path, device, is_averaged=is_averaged).eval(), tokenizer
+        return folder, _model_of(path, device, is_averaged=is_averaged).eval()
     except (OSError, ValueError):
         if checkpoint is not None or path.exists():
             raise
     # A run that trains removed it meanwhile: it has a newer one.
-    return open_model(run, checkpoint, device, is_averaged=is_averaged)
+    return _newest(run, checkpoint, device, is_averaged=is_averaged)
 
 
 def _model_of(path: Path, device: str, *, is_averaged: bool) -> "Transformer":
