@@ -239,8 +239,7 @@ def export_command(
     if is_gguf:
         gguf.package()
         gguf.check_place(out)
-    folder, model = _newest(run, checkpoint, "cpu", is_averaged=ema)
-    tokenizer = _tokenizer_of(folder)
+    model, tokenizer, folder = _newest(run, checkpoint, "cpu", is_averaged=ema)
     if tokenizer is None:
         typer.echo(f"warning: {folder} has no tokenizer.json, so {out} has no tokenizer", err=True)
     if is_gguf:
@@ -256,22 +255,15 @@ def open_model(
     run: str | None, checkpoint: str | None, device: str, *, is_averaged: bool = False
 ) -> tuple["Transformer", "Tokenizer"]:
     """The model of a checkpoint, by default the newest of a run, or its weights' mean, and the run's tokenizer."""
-    folder, model = _newest(run, checkpoint, device, is_averaged=is_averaged)
-    tokenizer = _tokenizer_of(folder)
-    if tokenizer is None:
-        hint = "hint: gptrs import takes one with --tokenizer FILE"
-        raise FileNotFoundError(f"expected tokenizer.json in {folder}, found none; {hint}")
+    model, tokenizer, _ = _newest(run, checkpoint, device, is_averaged=is_averaged, needs_tokenizer=True)
+    assert tokenizer is not None
     return model, tokenizer
 
 
-def _tokenizer_of(folder: Path) -> "Tokenizer | None":
-    """A run's tokenizer; a model that was imported may have none."""
-    path = folder / "tokenizer.json"
-    return load_tokenizer(str(path), None) if path.exists() else None
-
-
-def _newest(run: str | None, checkpoint: str | None, device: str, *, is_averaged: bool) -> tuple[Path, "Transformer"]:
-    """A run's folder, and the model of a checkpoint of it, by default the newest, or its weights' mean."""
+def _newest(
+    run: str | None, checkpoint: str | None, device: str, *, is_averaged: bool, needs_tokenizer: bool = False
+) -> tuple["Transformer", "Tokenizer | None", Path]:
+    """As `open_model`, and the run's folder; a model that was imported may have no tokenizer."""
     from gptrs.train import checkpoint as checkpoints
 
     if (run is None) == (checkpoint is None):
@@ -282,13 +274,18 @@ def _newest(run: str | None, checkpoint: str | None, device: str, *, is_averaged
         raise FileNotFoundError(
             f"expected a finished checkpoint in {folder / 'checkpoints'}, found none; hint: gptrs train"
         )
+    file = folder / "tokenizer.json"
+    if needs_tokenizer and not file.exists():
+        hint = "hint: gptrs import takes one with --tokenizer FILE"
+        raise FileNotFoundError(f"expected tokenizer.json in {folder}, found none; {hint}")
+    tokenizer = load_tokenizer(str(file), None) if file.exists() else None
     try:
-        return folder, _model_of(path, device, is_averaged=is_averaged).eval()
+        return _model_of(path, device, is_averaged=is_averaged).eval(), tokenizer, folder
     except (OSError, ValueError):
         if checkpoint is not None or path.exists():
             raise
     # A run that trains removed it meanwhile: it has a newer one.
-    return _newest(run, checkpoint, device, is_averaged=is_averaged)
+    return _newest(run, checkpoint, device, is_averaged=is_averaged, needs_tokenizer=needs_tokenizer)
 
 
 def _model_of(path: Path, device: str, *, is_averaged: bool) -> "Transformer":
