@@ -3,11 +3,14 @@
     python benches/bench_model.py                                   # every row, some 20 minutes on 2 cores
     python benches/bench_model.py --only decode --rounds 3
     python benches/bench_model.py --only speculative                # trains its model first, some minutes, once
-    python benches/bench_model.py measure step-deepseek gptrs       # one engine once: what every round runs, as JSON
+    python benches/bench_model.py --device cuda                     # the same on a GPU
+    python benches/bench_model.py measure step-deepseek gptrs cpu   # one engine once: what every round runs, as JSON
 
 CPU rows have 4 layers of the preset's widths, B 4, T 512, fp32, 2 threads. transformers runs with SDPA in its default
 mode for experts, as it is and compiled. "In backward" is compiled, with AdamW inside the backward pass. Peak memory is
-what the process grew by behind its imports.
+what the process grew by behind its imports. CUDA rows have all layers of the preset, B 8 and T 1,024 in bf16: steps
+with float32 weights, ours rounded in the graph and transformers' by autocast, the others with bf16 weights; peak memory
+is that of torch's allocator.
 """
 
 import dataclasses
@@ -22,7 +25,9 @@ from typing import Any
 import torch
 from harness import arguments, child, record, summary
 
-STEP_BATCH, STEP_LENGTH, STEP_LAYERS = 4, 512, 4
+# Rows, positions and layers of a step by device; 0 layers are the preset's.
+STEPS = {"cpu": (4, 512, 4), "cuda": (8, 1024, 0)}
+DTYPES = {"cpu": torch.float32, "cuda": torch.bfloat16}
 DECODE_BATCH, DECODE_CACHED, DECODE_TOKENS = 8, 8192, 8
 GENERATED, GENERATE_PROMPT = 64, 64
 SPECULATED, SPECULATE_STEPS = 200, 550
@@ -37,6 +42,15 @@ TASKS = {
     "generate-1": "64 new tokens behind 64, deepseek-small, 4 layers, batch 1, fp32, 2 threads",
     "generate-16": "64 new tokens behind 64, deepseek-small, 4 layers, batch 16, fp32, 2 threads",
     "speculative": "200 new tokens, deepseek-tiny after 550 steps on Python's source, batch 1, greedy, fp32, 2 threads",
+}
+CUDA_TASKS = {
+    "step-deepseek": "training step of deepseek-small, B 8, T 1,024, bf16, CUDA",
+    "step-gpt2": "training step of gpt2-small, B 8, T 1,024, bf16, CUDA",
+    "experts": "forward and backward of deepseek-small's experts (4 + 1 of 33), or a dense layer of their FLOPs, CUDA",
+    "decode": "one new token through an MLA layer of deepseek-v2-lite, batch 8, 8,192 cached, bf16, CUDA",
+    "generate-1": "64 new tokens behind 64, deepseek-small, batch 1, bf16, CUDA",
+    "generate-16": "64 new tokens behind 64, deepseek-small, batch 16, bf16, CUDA",
+    "speculative": "200 new tokens, deepseek-tiny after 550 steps on Python's source, batch 1, greedy, CUDA",
 }
 ENGINES = {
     "step-deepseek": ("gptrs", "gptrs compiled", "gptrs in backward", "transformers", "transformers compiled"),
@@ -53,7 +67,11 @@ def main() -> None:
     parser = arguments(__doc__)
     parser.add_argument("--only", nargs="+", choices=list(TASKS), default=list(TASKS), help="these tasks")
     parser.add_argument("--engines", nargs="+", help="these engines, by default all of a task")
+    parser.add_argument("--device", choices=list(STEPS), default="cpu", help="where the rows are measured")
     options = parser.parse_args()
+    if options.device == "cuda" and not torch.cuda.is_available():
+        parser.error("--device cuda: torch finds no GPU here")
+    texts = TASKS if options.device == "cpu" else CUDA_TASKS
     for task in options.only:
         if task == "speculative":
             train_drafts()
@@ -62,7 +80,7 @@ def main() -> None:
         }
         for _ in range(options.rounds):
             for engine, results in rounds.items():
-                results.append(child(__file__, "measure", task, engine, threads=THREADS))
+                results.append(child(__file__, "measure", task, engine, options.device, threads=THREADS))
         checks = {engine: results[0]["check"] for engine, results in rounds.items()}
         assert max(checks.values()) - min(checks.values()) < 0.05, (
             f"{task}: untrained losses or outputs differ: {checks}"
@@ -70,12 +88,24 @@ def main() -> None:
         for engine, results in rounds.items():
             rate = summary([result["tokens_per_s"] for result in results], 1)
             memory = summary([result["peak_mb"] for result in results], 0)
-            record("model", {"task": TASKS[task], "engine": engine, "threads": THREADS, "check": checks[engine],
-                             "tokens_per_s": rate, "peak_mb": memory, **results[0].get("found", {})},
+            record("model", {"task": texts[task], "engine": engine, "threads": THREADS, "check": checks[engine],
+                             "tokens_per_s": rate, "peak_mb": memory, **name_of(options.device),
+                             **results[0].get("found", {})},
                    packages=["torch", "transformers"])  # fmt: skip
 
 
-def measure(task: str, engine: str) -> dict[str, Any]:
+def name_of(device: str) -> dict[str, str]:
+    return {"gpu": torch.cuda.get_device_name()} if device == "cuda" else {}
+
+
+def finished(device: str) -> float:
+    """The time when the device has done what it was given."""
+    if device == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter()
+
+
+def measure(task: str, engine: str, device: str) -> dict[str, Any]:
     """One engine's tokens per second (median of its steps), peak memory, and the number that all engines must share."""
     torch.manual_seed(0)
     torch.set_num_threads(THREADS)
@@ -83,39 +113,48 @@ def measure(task: str, engine: str) -> dict[str, Any]:
 
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     if task == "speculative":
-        return speculate(engine)
+        return speculate(engine, device)
     if task.startswith("generate"):
-        n_tokens, check, seconds = whole(int(task.removeprefix("generate-")), is_compiled=engine.endswith("compiled"))
-        peak_mb = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
-        return {"tokens_per_s": n_tokens / min(seconds), "check": check, "peak_mb": peak_mb}
+        is_compiled = engine.endswith("compiled")
+        n_tokens, check, seconds = whole(int(task.removeprefix("generate-")), device, is_compiled=is_compiled)
+        return {"tokens_per_s": n_tokens / min(seconds), "check": check, "peak_mb": peak_mb(device, before)}
     if task == "decode":
-        n_tokens, check, seconds = decode(engine)
+        n_tokens, check, seconds = decode(engine, device)
     elif task == "experts":
-        n_tokens, check, seconds = feed_forward(engine)
+        n_tokens, check, seconds = feed_forward(engine, device)
     else:
-        n_tokens, check, seconds = step(PRESETS[task], engine)
-    peak_mb = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
+        n_tokens, check, seconds = step(PRESETS[task], engine, device)
     seconds = sorted(seconds)
-    return {"tokens_per_s": n_tokens / seconds[len(seconds) // 2], "check": check, "peak_mb": peak_mb}
+    rate = n_tokens / seconds[len(seconds) // 2]
+    return {"tokens_per_s": rate, "check": check, "peak_mb": peak_mb(device, before)}
 
 
-def step(preset: str, engine: str) -> tuple[int, float, list[float]]:
+def peak_mb(device: str, before: int) -> float:
+    """MiB of the device at most, or those that the process grew by at most from `before`, in KiB."""
+    if device == "cuda":
+        return torch.cuda.max_memory_allocated() / 2**20
+    return (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
+
+
+def step(preset: str, engine: str, device: str) -> tuple[int, float, list[float]]:
     """Tokens of a step, the untrained loss, and the seconds of some steps behind the first two."""
     from gptrs.model import ModelConfig
 
-    config = dataclasses.replace(ModelConfig.preset(preset, n_layers=STEP_LAYERS), n_mtp_layers=0)
-    tokens = torch.randint(config.vocab_size, (STEP_BATCH, STEP_LENGTH))
+    n_rows, length, n_layers = STEPS[device]
+    config = ModelConfig.preset(preset, **({"n_layers": n_layers} if n_layers else {}))
+    config = dataclasses.replace(config, n_mtp_layers=0)
+    tokens = torch.randint(config.vocab_size, (n_rows, length)).to(device)
     targets = tokens.roll(-1, 1)
     is_compiled = engine.endswith(("compiled", "in backward"))
-    model, loss_of = (ours if engine.startswith("gptrs") else theirs)(config, is_compiled=is_compiled)
+    model, loss_of = (ours if engine.startswith("gptrs") else theirs)(config, device, is_compiled=is_compiled)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
     update = in_backward if engine == "gptrs in backward" else one_after_the_other
     seconds, first = [], None
     for _ in range(7):
-        start = time.perf_counter()
+        start = finished(device)
         loss = loss_of(tokens, targets)
         update(loss, optimizer)
-        seconds.append(time.perf_counter() - start)
+        seconds.append(finished(device) - start)
         first = float(loss.detach()) if first is None else first
     assert first is not None
     return tokens.numel(), first, seconds[2:]
@@ -130,10 +169,10 @@ def one_after_the_other(loss: torch.Tensor, optimizer: torch.optim.Optimizer) ->
 def in_backward(loss: torch.Tensor, optimizer: torch.optim.Optimizer) -> None:
     from gptrs.train.in_backward import step_in_backward
 
-    step_in_backward(loss, optimizer, torch.zeros(()))
+    step_in_backward(loss, optimizer, torch.zeros((), device=loss.device))
 
 
-def feed_forward(engine: str) -> tuple[int, float, list[float]]:
+def feed_forward(engine: str, device: str) -> tuple[int, float, list[float]]:
     """Tokens of a pass, its FLOPs over those of the chosen experts' matrices, and the seconds of some passes."""
     from torch.utils.flop_counter import FlopCounterMode
 
@@ -146,47 +185,58 @@ def feed_forward(engine: str) -> tuple[int, float, list[float]]:
     layer = MoE(config) if engine == "gptrs" else SwiGLU(config, width)
     for parameter in layer.parameters():
         torch.nn.init.normal_(parameter, 0.0, 0.02) if parameter.ndim > 1 else torch.nn.init.zeros_(parameter)
-    x = torch.randn(STEP_BATCH, STEP_LENGTH, config.dim, requires_grad=True)
-    n_tokens = STEP_BATCH * STEP_LENGTH
+    layer.to(device, DTYPES[device])
+    n_rows, length, _ = STEPS[device]
+    x = torch.randn(n_rows, length, config.dim).to(device, DTYPES[device]).requires_grad_()
+    n_tokens = n_rows * length
     seconds = []
     for _ in range(12):
-        start = time.perf_counter()
+        start = finished(device)
         y = layer(x)
         (y[0] if engine == "gptrs" else y).sum().backward()
-        seconds.append(time.perf_counter() - start)
+        seconds.append(finished(device) - start)
         layer.zero_grad(set_to_none=True)
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         layer(x.detach())
     return n_tokens, counter.get_total_flops() / (6 * n_tokens * config.dim * width), seconds[2:]
 
 
-def ours(config: Any, *, is_compiled: bool) -> tuple[torch.nn.Module, Any]:
+def ours(config: Any, device: str, *, is_compiled: bool) -> tuple[torch.nn.Module, Any]:
     from gptrs.model import Transformer
+    from gptrs.train.distributed import World
+    from gptrs.train.spread import Spread
 
-    model = Transformer(config).train()
+    model = Transformer(config).to(device).train()
+    if DTYPES[device] != torch.float32:  # weights are rounded as in training
+        spread = Spread(model, World.alone(torch.device(device)), dtype=DTYPES[device], is_compiled=is_compiled)
+        return model, lambda *batch: spread.loss(lambda m, *given: m.loss(*given), *batch)
     if is_compiled:
         model.compile_blocks()
     return model, model.loss
 
 
-def theirs(config: Any, *, is_compiled: bool) -> tuple[torch.nn.Module, Any]:
+def theirs(config: Any, device: str, *, is_compiled: bool) -> tuple[torch.nn.Module, Any]:
     from transformers import AutoConfig, AutoModelForCausalLM
 
     from gptrs.exchange import hf_config
 
     keys = {key: value for key, value in hf_config.write(config).items() if key != "architectures"}
-    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(**keys), attn_implementation="sdpa").train()
+    model = (
+        AutoModelForCausalLM.from_config(AutoConfig.for_model(**keys), attn_implementation="sdpa").train().to(device)
+    )
     forward = torch.compile(model) if is_compiled else model
+    dtype = DTYPES[device]
 
     def loss_of(tokens: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-        logits = forward(tokens, use_cache=False).logits
-        return torch.nn.functional.cross_entropy(logits.flatten(0, 1), targets.flatten())
+        with torch.autocast(device, dtype=torch.bfloat16, enabled=dtype == torch.bfloat16):
+            logits = forward(tokens, use_cache=False).logits
+        return torch.nn.functional.cross_entropy(logits.float().flatten(0, 1), targets.flatten())
 
     return model, loss_of
 
 
 @torch.inference_mode()
-def decode(engine: str) -> tuple[int, float, list[float]]:
+def decode(engine: str, device: str) -> tuple[int, float, list[float]]:
     """Tokens of a call, the mean size of its output, and the seconds of some calls behind the first two."""
     from gptrs.model import ModelConfig
     from gptrs.model.mla import LatentAttention
@@ -198,14 +248,15 @@ def decode(engine: str) -> tuple[int, float, list[float]]:
         if parameter.ndim == 2:
             parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.02)
     width = config.kv_lora_rank + config.qk_rope_head_dim
-    latent = torch.randn(DECODE_BATCH, 1, DECODE_CACHED, width, generator=generator)
-    inputs = torch.randn(DECODE_TOKENS, DECODE_BATCH, 1, config.dim, generator=generator)
+    latent = torch.randn(DECODE_BATCH, 1, DECODE_CACHED, width, generator=generator).to(device, DTYPES[device])
+    inputs = torch.randn(DECODE_TOKENS, DECODE_BATCH, 1, config.dim, generator=generator).to(device, DTYPES[device])
+    layer.to(device, DTYPES[device])
     call = (decoder if engine == "gptrs" else their_decoder)(config, layer, latent)
     seconds, out = [], None
     for x in inputs:
-        start = time.perf_counter()
+        start = finished(device)
         y = call(x)
-        seconds.append(time.perf_counter() - start)
+        seconds.append(finished(device) - start)
         out = y if out is None else out
     assert out is not None
     return DECODE_BATCH, float(out.abs().mean()), seconds[2:]
@@ -215,7 +266,8 @@ def decoder(config: Any, layer: Any, latent: torch.Tensor) -> Any:
     from gptrs.model.cache import LatentCache
     from gptrs.model.rope import rotations
 
-    cache = LatentCache(config, DECODE_BATCH, DECODE_CACHED + DECODE_TOKENS)
+    n_positions = DECODE_CACHED + DECODE_TOKENS
+    cache = LatentCache(config, DECODE_BATCH, n_positions, device=latent.device, dtype=latent.dtype)
     cache.append(0, latent)
     cache.advance(DECODE_CACHED)
 
@@ -244,14 +296,15 @@ def their_decoder(config: Any, layer: Any, latent: torch.Tensor) -> Any:
         if entry.ours.startswith("layers.0.attn."):
             for name, tensor in hf_tensors.to_theirs(entry, mine[entry.ours.removeprefix("layers.0.attn.")].detach()):
                 attention.get_parameter(name.removeprefix("model.layers.0.self_attn.")).data.copy_(tensor)
-    rotary = DeepseekV2RotaryEmbedding(theirs_config)
+    attention.to(latent.device, latent.dtype)
+    rotary = DeepseekV2RotaryEmbedding(theirs_config).to(latent.device)
     cache = DynamicCache(config=theirs_config)
     cache.update(latent[..., : config.kv_lora_rank], latent[..., config.kv_lora_rank :], 0)
     position = DECODE_CACHED
 
     def call(x: torch.Tensor) -> torch.Tensor:
         nonlocal position
-        positions = torch.full((DECODE_BATCH, 1), position)
+        positions = torch.full((DECODE_BATCH, 1), position, device=x.device)
         position += 1
         out: torch.Tensor = attention(
             x, position_embeddings=rotary(x, positions), attention_mask=None, position_ids=positions, cache=cache
@@ -261,12 +314,14 @@ def their_decoder(config: Any, layer: Any, latent: torch.Tensor) -> Any:
     return call
 
 
-def whole(batch_size: int, *, is_compiled: bool) -> tuple[int, float, list[float]]:
+def whole(batch_size: int, device: str, *, is_compiled: bool) -> tuple[int, float, list[float]]:
     """New tokens of a generation, their mean log-probability, and the seconds of some behind the first."""
     from gptrs.generate import Settings, complete
     from gptrs.model import ModelConfig, Transformer
 
-    model = Transformer(ModelConfig.preset("deepseek-small", n_layers=STEP_LAYERS)).eval()
+    n_layers = STEPS[device][2]
+    config = ModelConfig.preset("deepseek-small", **({"n_layers": n_layers} if n_layers else {}))
+    model = Transformer(config).to(device, DTYPES[device]).eval()
     prompts = torch.randint(model.config.vocab_size, (batch_size, GENERATE_PROMPT)).tolist()
     settings: Settings = {"max_new_tokens": GENERATED, "temperature": 0.0, "logprobs": 0, "is_compiled": is_compiled}
     seconds, check = [], 0.0
@@ -289,12 +344,12 @@ def train_drafts() -> None:
         demo.run(overrides=[f"run.dir={TRAINED}", "schedule.warmup_steps=25", "train.eval_every=1000", *sizes, *steps])
 
 
-def speculate(engine: str) -> dict[str, Any]:
+def speculate(engine: str, device: str) -> dict[str, Any]:
     """Tokens per second of greedy generation with some drafts a pass; the check is a digest of the tokens."""
     from gptrs.cli_model import open_model
     from gptrs.generate import complete
 
-    model, tokenizer = open_model(str(TRAINED), None, "cpu")
+    model, tokenizer = open_model(str(TRAINED), None, device)
     n_drafts = int(engine.split()[1]) if " " in engine else 0
     prompts = [tokenizer.encode(text) for text in ("def ", "import os\n", "class Reader:\n", "for line in ")]
     seconds, ids, n_drafted, n_accepted = 0.0, [], 0, 0
@@ -307,14 +362,13 @@ def speculate(engine: str) -> dict[str, Any]:
         ids += found.ids
         n_drafted, n_accepted = n_drafted + found.n_drafted, n_accepted + found.n_accepted
     found_drafts = {"n_drafted": n_drafted, "n_accepted": n_accepted} if n_drafts else {}
-    peak_mb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    return {"tokens_per_s": len(ids) / seconds, "check": zlib.crc32(repr(ids).encode()), "peak_mb": peak_mb,
+    return {"tokens_per_s": len(ids) / seconds, "check": zlib.crc32(repr(ids).encode()), "peak_mb": peak_mb(device, 0),
             "found": found_drafts}  # fmt: skip
 
 
 if __name__ == "__main__":
     if sys.argv[1:2] == ["measure"]:
         sys.path.insert(0, str(Path(__file__).parent))
-        print(json.dumps(measure(*sys.argv[2:4])))
+        print(json.dumps(measure(*sys.argv[2:5])))
     else:
         main()
