@@ -42,6 +42,9 @@ const MANY_PIECES: usize = 1 << 8;
 /// Tokens that are learnt together.
 const TOGETHER: usize = 32;
 
+/// Bytes of pieces that may fall apart before the table of borders is worth making.
+const WIDE_BYTES: usize = 1 << 14;
+
 /// How many more pieces must fall apart than not.
 const CREDIT: i32 = 1 << 10;
 
@@ -86,7 +89,7 @@ pub struct Cache {
     /// Bytes of text to come, as far as that is known.
     announced_bytes: usize,
     /// Bytes of pieces that may fall apart, seen so far.
-    pub(crate) wide_bytes: usize,
+    wide_bytes: usize,
     /// The first byte of characters whose pieces are parted.
     pub(crate) apart: u8,
     /// How many more of them fell apart than not, of late.
@@ -202,10 +205,16 @@ impl Cache {
         if self.has_much() && n_slots < self.max_slots { many.min(n_slots / 2) } else { n_slots / 2 }
     }
 
-    /// Notes whether a piece fell apart. Where tokens span most borders it costs more to look for them than they save; then
+    /// Counts bytes of pieces that may fall apart; whether it pays to look for borders in them.
+    pub(crate) fn may_part(&mut self, n_bytes: usize) -> bool {
+        self.wide_bytes = self.wide_bytes.saturating_add(n_bytes);
+        self.wide_bytes >= WIDE_BYTES
+    }
+
+    /// Notes whether `n` pieces fell apart. Where tokens span most borders it costs more to look for them than they save; then
     /// only characters of three bytes, which are more often written without spaces, are worth it.
-    pub(crate) fn parted(&mut self, fell_apart: bool) {
-        self.credit = (self.credit + if fell_apart { 1 } else { -2 }).min(CREDIT);
+    pub(crate) fn parted(&mut self, fell_apart: bool, n: usize) {
+        self.credit = (self.credit + n as i32 * if fell_apart { 1 } else { -2 }).min(CREDIT);
         if self.credit < -CREDIT {
             self.apart = LONG_LEAD;
         }

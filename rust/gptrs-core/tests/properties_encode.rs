@@ -264,23 +264,30 @@ proptest! {
     /// Long enough for borders between characters to be looked for and for the cache to learn the tokens.
     #[test]
     fn long_texts_of_many_scripts_encode_as_their_pieces_do(
-        (tokens, merges, ignore_merges) in wild_scripts(), lines in prop::collection::vec(scripts(1..40), 40..80)
+        (tokens, merges, ignore_merges) in wild_scripts(),
+        lines in prop::collection::vec(scripts(1..40), 40..80),
+        is_cut in any::<bool>(),
     ) {
         let vocab = Vocab::from_tokens(&tokens, merges, ignore_merges).unwrap();
         let tokenizer = Tokenizer::new(vocab, Splitter::new("gpt2").unwrap(), vec![]).unwrap();
-        let lines = lines.iter().fold(String::new(), |text, line| text + "a" + line + "b\n");
-        let text = lines.repeat((300 << 10) / lines.len() + 1);
+        let mut text = Vec::new();
+        for (i, line) in lines.iter().enumerate() {
+            // Some lines end inside of a character.
+            let n = line.len() - if is_cut { i % 3 } else { 0 }.min(line.len());
+            text.extend([b"a", &line.as_bytes()[..n], b"b\n"].concat());
+        }
+        let text = text.repeat((300 << 10) / text.len() + 1);
         let (mut seen, mut expected) = (HashMap::new(), Vec::new());
         let each = |piece| {
             let ids: &Vec<u32> = seen.entry(piece).or_insert_with(|| by_pairs(tokenizer.vocab(), piece));
             expected.extend_from_slice(ids);
             Ok(())
         };
-        tokenizer.splitter().for_each_piece(text.as_bytes(), each).unwrap();
+        tokenizer.splitter().for_each_piece(&text, each).unwrap();
         let mut cache = tokenizer.cache();
         for _ in 0..2 {
             let mut ids = Vec::new();
-            tokenizer.encode_into(&mut cache, text.as_bytes(), &mut ids).unwrap();
+            tokenizer.encode_into(&mut cache, &text, &mut ids).unwrap();
             prop_assert!(ids == expected, "{} ids of {}", ids.len(), expected.len());
         }
     }

@@ -4,8 +4,8 @@ use super::chars::{char_at, char_len, is_tail, pack, unpack};
 use super::duos::Duos;
 use super::solid::{Fronts, Lowest};
 use super::{
-    AFTER_SPACE, BREAKS, Borders, Char, FIRM, LEFTS, N_CHARS, N_COLORS, N_UNITS, PARTIAL_BITS, RIGHTS, SOLID, SPACED,
-    UNKNOWN, WHOLE_LEFT, WHOLE_RIGHT, pair_bit, partial_bit, partial_key,
+    AFTER_SPACE, BREAKS, Borders, Char, FIRM, IN_ROW, LEFTS, N_CHARS, N_COLORS, N_UNITS, PARTIAL_BITS, RIGHTS, SOLID,
+    SPACED, UNKNOWN, WHOLE_LEFT, WHOLE_RIGHT, pair_bit, partial_bit, partial_key,
 };
 use crate::merge::{Few, Merges};
 use crate::pairs::NO_RANK;
@@ -188,6 +188,7 @@ impl Borders {
         let space = self.units[usize::from(b' ')].meta & LEFTS;
         for code in 0x80..0x800 {
             self.units[SPACED + code].meta |= space | self.units[code].meta & RIGHTS;
+            self.units[usize::from(IN_ROW) + code] = self.units[SPACED + code];
         }
     }
 }

@@ -34,6 +34,9 @@ const N_CHARS: usize = 1 << 16;
 /// The first entry of a space and a character of two bytes.
 const SPACED: usize = N_CHARS;
 
+/// The first of these once more, where no characters have codes: entries by numbers of 16 bits.
+const IN_ROW: u16 = 0xD800;
+
 /// The entry of what has no other: it may be in any token.
 const UNKNOWN: usize = SPACED + 0x800;
 
@@ -266,6 +269,12 @@ mod tests {
             self.text_of(&("é1a".to_owned() + &"жз一丁中乀のー한一丁中の".repeat(6) + " 😀"), n)
         }
 
+        /// A word of letters of two bytes, most often behind a space.
+        fn word(&mut self, n: usize) -> String {
+            let word = self.text_of(&("éa一".to_owned() + &"жзий".repeat(4)), n);
+            if self.below(4) > 0 { format!(" {word}") } else { word }
+        }
+
         fn text_of(&mut self, chars: &str, n: usize) -> String {
             let chars: Vec<char> = chars.chars().collect();
             (0..n).map(|_| chars[self.below(chars.len())]).collect()
@@ -361,16 +370,20 @@ mod tests {
                 ids
             };
             for _ in 0..60 {
-                let n_pieces = 1 + rng.below(4);
+                let n_pieces = 1 + rng.below(6);
                 let pieces: Vec<_> = (0..n_pieces)
                     .map(|_| {
-                        let (is_row, n) = (rng.below(3) > 0, rng.below(if n_pieces == 1 { 200 } else { 40 }));
-                        if is_row { rng.row(1 + n) } else { rng.text(1 + n % 16) }
+                        let (kind, n) = (rng.below(4), rng.below(if n_pieces == 1 { 200 } else { 40 }));
+                        match kind {
+                            0 => rng.text(1 + n % 16),
+                            1 => rng.word(1 + n % 24),
+                            _ => rng.row(1 + n),
+                        }
                     })
                     .collect();
                 let ends: Vec<_> = (1..=pieces.len()).map(|n| pieces[..n].concat().len()).collect();
                 // There may be more behind the last.
-                let text = (pieces.concat() + &rng.row(40 * (i % 2))).into_bytes();
+                let text = (pieces.concat() + &[String::new(), rng.row(40), rng.word(40)][i % 3]).into_bytes();
                 let starts: Vec<_> = std::iter::once(0).chain(ends.iter().copied()).collect();
                 let mut encode_parts = |level| -> Vec<u32> {
                     let ids_of = |part| match part {
@@ -441,6 +454,24 @@ mod tests {
         assert_eq!(of_text(" жж", &[5]), [Part::Chars(vec![256, 0xB6, 0xD0, 0xB6])]);
         assert_eq!(of_text(" жж", &[1, 5]), [Part::Chars(vec![0x20, 0xD0, 0xB6, 0xD0, 0xB6])]);
         assert_eq!(of_text("ж ж", &[5]), [Part::Chars(vec![0xD0, 0xB6]), Part::Bytes(2..5, false)]);
+        // Far behind others, too: a space that is a piece, and one that starts a piece.
+        for n in 10..60 {
+            let text = "一".repeat(n) + &"ж".repeat(n % 3) + " ж" + &"z".repeat(40);
+            let before = text.find(' ').unwrap();
+            let end = before + 3;
+            for (first, ends) in
+                [([0x20, 0xD0], &[before, before + 1, end, text.len()][..]), ([256, 0xB6], &[before, end, text.len()])]
+            {
+                let ids: Vec<_> = of_text(&text, ends)
+                    .into_iter()
+                    .flat_map(|part| match part {
+                        Part::Chars(ids) => ids,
+                        Part::Bytes(bytes, _) => text[bytes].bytes().map(u32::from).collect(),
+                    })
+                    .collect();
+                assert_eq!(ids[before..before + 2], first, "{n}: {ids:?}");
+            }
+        }
     }
 
     #[test]

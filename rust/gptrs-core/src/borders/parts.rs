@@ -221,7 +221,10 @@ impl Parts<'_> {
             if self.row.is_done() {
                 let is_long = ends.last().is_some_and(|&end| self.start + LEAST_ROW < end);
                 let left = ends.get(self.n_pieces..).unwrap_or_default();
-                if !self.is_single || !is_long || !self.row.look(self.vocab, self.borders, self.text, self.start, left)
+                let is_first = self.start == self.piece_start(self.n_pieces, ends);
+                if !self.is_single
+                    || !is_long
+                    || !self.row.look(self.vocab, self.borders, self.text, self.start, is_first, left)
                 {
                     return None;
                 }

@@ -20,9 +20,6 @@ const MAX_HOLES: usize = 128;
 /// Places for their keys. One that takes the place of another is merged twice if it comes again.
 const N_LAST: usize = 2 * MAX_HOLES;
 
-/// Bytes of pieces that may fall apart before the table of borders is worth making.
-const WIDE_BYTES: usize = 1 << 14;
-
 /// Pieces, or parts of them, whose ids are not known yet.
 #[derive(Debug, Default, Clone)]
 pub(super) struct Holes {
@@ -154,12 +151,6 @@ impl Known<'_> {
         open.push(Hole { key, bytes, is_piece, at, same });
     }
 
-    /// Counts bytes of pieces that may fall apart; whether it pays to look for borders in them.
-    pub(super) fn may_part(&mut self, n_bytes: usize) -> bool {
-        self.cache.wide_bytes = self.cache.wide_bytes.saturating_add(n_bytes);
-        self.cache.wide_bytes >= WIDE_BYTES
-    }
-
     /// Whether it pays to look for borders in `piece`.
     pub(super) fn falls_apart(&mut self, piece: &[u8]) -> bool {
         // An invalid sequence has at most three bytes, and three of them only at the front of a longer character; every
@@ -175,7 +166,7 @@ impl Known<'_> {
         is_utf8
             && (piece.iter().take(2).any(|&byte| byte >= self.cache.apart)
                 || piece.iter().fold(0, |highest, &byte| byte.max(highest)) >= self.cache.apart)
-            && self.may_part(piece.len())
+            && self.cache.may_part(piece.len())
     }
 
     /// Gives all ids to the sink, with those that were missing among them.

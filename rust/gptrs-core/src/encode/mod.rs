@@ -174,16 +174,21 @@ impl<S: Sink> Encoder<'_, S> {
     #[inline(never)]
     fn turn(&mut self) -> Result<()> {
         let Known { cache, level, text, .. } = &self.known;
-        self.filling.make_keys(*level, text, cache.apart, &cache.view());
+        // Where one batch has runs, the next one will.
+        let expects_runs = cache.apart < LONG_LEAD && self.waiting.has_runs();
+        self.filling.make_keys(*level, text, cache.apart, &cache.view(), expects_runs);
         let (mut at, n_keys) = (0, self.waiting.len());
         while at < n_keys {
             if self.known.is_full() || self.out.is_full() {
                 self.known.spill(&mut self.out, self.sink)?;
             }
-            at += self.hits(at, n_keys);
-            if at < n_keys {
-                at += self.other(at, n_keys)?;
-            }
+            let run = self.waiting.run_from(at).min(n_keys);
+            at += self.hits(at, run);
+            at += match run {
+                _ if at < run => self.other(at, run)?,
+                _ if at < n_keys => self.run(at)?,
+                _ => 0,
+            };
         }
         self.waiting.begin(self.filling.end());
         std::mem::swap(&mut self.filling, &mut self.waiting);
@@ -223,9 +228,9 @@ impl<S: Sink> Encoder<'_, S> {
             // It was just looked up.
             ..WIDE => known.hole(Some(key), bytes, true, out.n),
             LONG.. => known.long(key, bytes, true, out),
-            PLACE.. if known.falls_apart(&known.text[bytes.clone()]) => self.one_apart(at, bytes)?,
+            PLACE.. if known.falls_apart(&known.text[bytes.clone()]) => self.apart(at..at + 1, bytes)?,
             // Those in a row go together.
-            WIDE..PLACE if known.may_part(bytes.len()) => {
+            WIDE..PLACE if known.cache.may_part(bytes.len()) => {
                 let n = n_in_row(&keys[at..to]);
                 self.parts(at..at + n, bytes)?;
                 return Ok(n);
@@ -235,12 +240,29 @@ impl<S: Sink> Encoder<'_, S> {
         Ok(1)
     }
 
-    /// Encodes a piece part by part, and notes how that goes.
-    fn one_apart(&mut self, at: usize, bytes: Range<usize>) -> Result<()> {
-        let (is_short, n_bytes) = (self.known.text[bytes.start] < LONG_LEAD, bytes.len());
-        let n_left = self.parts(at..at + 1, bytes)?;
+    /// Encodes the run that starts here, if that pays; how many pieces it has, or none.
+    #[inline(never)]
+    fn run(&mut self, at: usize) -> Result<usize> {
+        let pieces = at..self.waiting.run_end(at);
+        let first = self.waiting.piece(at);
+        let n_bytes = self.waiting.bounds()[pieces.end] - first.start;
+        let Known { cache, level, text, .. } = &mut self.known;
+        if cache.apart < LONG_LEAD && cache.may_part(n_bytes) {
+            let n = pieces.len();
+            self.apart(pieces, first)?;
+            return Ok(n);
+        }
+        self.waiting.dissolve_runs(*level, text, cache.apart, &cache.view());
+        Ok(0)
+    }
+
+    /// Encodes these pieces of the batch, the first of which is here, part by part, and notes how that goes.
+    fn apart(&mut self, pieces: Range<usize>, first: Range<usize>) -> Result<()> {
+        let (is_short, n) = (self.known.text[first.start] < LONG_LEAD, pieces.len());
+        let n_bytes = self.waiting.bounds()[pieces.end] - first.start;
+        let n_left = self.parts(pieces, first)?;
         if is_short {
-            self.known.cache.parted(2 * n_left < n_bytes);
+            self.known.cache.parted(2 * n_left < n_bytes, n);
         }
         Ok(())
     }

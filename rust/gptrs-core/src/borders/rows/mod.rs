@@ -13,10 +13,10 @@ mod look;
 use std::ops::Range;
 
 #[cfg(target_arch = "x86_64")]
-use self::look::{last_of, look, take};
+use self::look::{ends_in, last_of, look, take};
 #[cfg(target_arch = "x86_64")]
 use super::chars::spell;
-use super::{Borders, COUNT};
+use super::{Borders, COUNT, IN_ROW};
 use crate::encode::{Id, Out};
 #[cfg(target_arch = "x86_64")]
 use crate::simd::avx512::{load_words, store};
@@ -42,7 +42,8 @@ const STEP: usize = 8;
 /// Fewer characters are not worth more than a look.
 const LEAST: usize = 3;
 
-/// Characters of one to three bytes, but for spaces, from the start of a part to the end of one. Masks have a bit for each.
+/// Characters of one to three bytes, from the start of a part to the end of one, but for spaces; one that starts a piece goes with
+/// a character of two bytes behind it. Masks have a bit for each.
 #[derive(Debug, Clone)]
 pub(crate) struct Row {
     /// The code of each and of one more; behind them there may be anything.
@@ -93,18 +94,28 @@ impl Row {
         self.at >= self.n
     }
 
-    /// Looks at the characters from `start` on, where a part starts, in pieces that end at `ends`; false when there are too
-    /// few.
+    /// Looks at the characters from `start` on, where a part starts, and a piece if `is_first`, in pieces that end at `ends`;
+    /// false when there are too few.
     #[cfg(target_arch = "x86_64")]
     #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vbmi,avx512vbmi2,avx2,bmi1,bmi2,lzcnt,popcnt")]
-    pub(super) fn look(&mut self, vocab: &Vocab, borders: &Borders, text: &[u8], start: usize, ends: &[usize]) -> bool {
+    pub(super) fn look(
+        &mut self,
+        vocab: &Vocab,
+        borders: &Borders,
+        text: &[u8],
+        start: usize,
+        is_first: bool,
+        ends: &[usize],
+    ) -> bool {
         let Some(&row_end) = ends.last() else { return false };
         let Some(window) = text.get(start..).and_then(<[u8]>::first_chunk::<WINDOW>) else { return false };
         let n_left = row_end - start;
         let (Some(codes), Some(starts)) = (self.codes.first_chunk_mut(), self.starts.first_chunk_mut()) else {
             return false;
         };
-        let mut taken = take(window, n_left, 0, codes, starts);
+        let (all_ends, later_ends) = ends_in(start, ends);
+        let bounds = all_ends | u128::from(is_first);
+        let mut taken = take(window, n_left, bounds, false, 0, codes, starts);
         let (first, mut second) = (taken.firsts, 0);
         let mut n = first.count_ones() as usize;
         if taken.goes_on
@@ -112,7 +123,15 @@ impl Row {
             && let Some(codes) = self.codes[n..].first_chunk_mut()
             && let Some(starts) = self.starts[n..].first_chunk_mut()
         {
-            taken = take(window, n_left.saturating_sub(SEEN), SEEN as u8, codes, starts);
+            taken = take(
+                window,
+                n_left.saturating_sub(SEEN),
+                bounds >> SEEN | 1 << SEEN,
+                taken.is_inside,
+                SEEN as u8,
+                codes,
+                starts,
+            );
             second = taken.firsts;
             n += second.count_ones() as usize;
         }
@@ -121,7 +140,11 @@ impl Row {
         }
         let n_bytes = usize::from(self.starts[n - 1]) + spell(self.code(n - 1)).1 as usize;
         self.starts[n] = n_bytes as u8;
-        let pieces = last_of(start, ends, n_bytes, [first, second]);
+        let is_end = match n_bytes.checked_sub(2 * SEEN) {
+            None => all_ends >> n_bytes & 1 == 1,
+            Some(behind) => later_ends >> behind & 1 == 1,
+        };
+        let pieces = last_of(all_ends, is_end, [first, second]);
         let (mut whole, mut unsure, mut pairable, mut known) = (0, 0, 0, 0);
         let lanes = self.metas.as_chunks_mut().0.iter_mut().zip(self.keys.as_chunks_mut().0).enumerate();
         for (i, (metas, keys)) in lanes.take(n.div_ceil(LANES)) {
@@ -134,7 +157,7 @@ impl Row {
         // What is behind the last is not known, unless its piece ends.
         let inner = below(n as u32 - 1);
         for i in bits(unsure & inner) {
-            whole |= u64::from(borders.has_partial(self.code(i), self.code(i + 1))) << i;
+            whole |= u64::from(borders.has_partial(char_of(self.code(i)), char_of(self.code(i + 1)))) << i;
         }
         let parts = (!whole | pieces) & below((inner | pieces).trailing_ones());
         let starts = parts << 1 | 1;
@@ -288,6 +311,12 @@ impl Row {
     }
 }
 
+/// The character of a code, which may have a space before it.
+#[inline]
+fn char_of(code: u32) -> u32 {
+    if code >> 11 == u32::from(IN_ROW >> 11) { code & 0x7FF } else { code }
+}
+
 /// The numbers of the bits that are set.
 #[inline]
 fn bits(mut mask: u64) -> impl Iterator<Item = usize> {
@@ -339,7 +368,7 @@ mod tests {
                 let text = text("一丁の\u{4e03}éж1", 80, 31 * seed + i);
                 let mut row = Row::default();
                 // SAFETY: this processor has the level.
-                if !unsafe { row.look(&vocab, borders, &text, 0, &[text.len()]) } {
+                if !unsafe { row.look(&vocab, borders, &text, 0, true, &[text.len()]) } {
                     continue;
                 }
                 let (mut ready, mut expected) = (Ready::default(), Vec::<u32>::new());

@@ -6,19 +6,26 @@ use std::arch::x86_64::*;
 
 use super::{Batch, LAST_LEAD, WIDE_LEAD};
 use crate::cache::{LONGEST, MIX, PACKED, PLACE, View, WIDE, long_key, place};
+use crate::encode::{LONG_LEAD, OTHER_LEAD};
 use crate::simd::avx512::load;
 
 /// The first byte of each lane in a mask of bytes.
 const FIRST: u64 = 0x0001_0001_0001_0001;
 
-/// [`Batch::make_keys`] of the first pieces; how many.
+/// [`Batch::make_keys`] of the first pieces; how many. Where runs are expected, those in them get no keys.
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vbmi,avx512vbmi2,avx2,bmi1,bmi2,lzcnt,popcnt")]
-pub(super) fn make_keys(batch: &mut Batch, text: &[u8], apart: u8, table: &View<'_>) -> usize {
-    let Batch { keys, places, bounds, n } = batch;
+pub(super) fn make_keys(batch: &mut Batch, text: &[u8], apart: u8, table: &View<'_>, expects_runs: bool) -> usize {
+    let Batch { keys, places, bounds, runs, n } = batch;
+    *runs = if expects_runs { runs_of(text, &bounds[..=*n]) } else { 0 };
+    let mut nearest = _mm512_set1_epi8(-1);
     let (fours, mut n_done) = (keys.as_chunks_mut().0.iter_mut().zip(places.as_chunks_mut().0), 0);
     for (keys, places) in fours.take(*n / 4) {
+        if *runs != 0 && *runs >> n_done & 0xF == 0xF {
+            n_done += 4;
+            continue;
+        }
         let Some(bounds) = bounds[n_done..].first_chunk() else { break };
-        let Some(are_long) = four(text, bounds, apart, keys, places) else { break };
+        let Some(are_long) = four(text, bounds, apart, keys, places, &mut nearest) else { break };
         if are_long != 0 {
             for i in (0..4).filter(|i| are_long >> i & 1 == 1) {
                 keys[i] = long_key(&text[bounds[i]..bounds[i + 1]]);
@@ -30,13 +37,24 @@ pub(super) fn make_keys(batch: &mut Batch, text: &[u8], apart: u8, table: &View<
         }
         n_done += 4;
     }
+    let is_near = _mm512_cmplt_epu8_mask(nearest, _mm512_set1_epi8((LONG_LEAD - OTHER_LEAD) as i8)) != 0;
+    if is_near && !expects_runs && apart < LONG_LEAD {
+        *runs = runs_of(text, &bounds[..=*n]);
+    }
     n_done
 }
 
 /// Keys and places, but a bit for each piece with a long key; `None` where the text ends too soon behind one's start.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vbmi,avx512vbmi2,avx2,bmi1,bmi2,lzcnt,popcnt")]
-fn four(text: &[u8], bounds: &[usize; 5], apart: u8, keys: &mut [u128; 4], places: &mut [u32; 4]) -> Option<u8> {
+fn four(
+    text: &[u8],
+    bounds: &[usize; 5],
+    apart: u8,
+    keys: &mut [u128; 4],
+    places: &mut [u32; 4],
+    nearest: &mut __m512i,
+) -> Option<u8> {
     const { assert!(size_of::<usize>() == 8 && PACKED == 15 && cfg!(target_endian = "little")) }
     let words = |word: u64| _mm256_set1_epi64x(word as i64);
     // SAFETY: the last and the first four words of the array are 32 readable bytes, and the loads ask for no alignment.
@@ -84,7 +102,42 @@ fn four(text: &[u8], bounds: &[usize; 5], apart: u8, keys: &mut [u128; 4], place
     let found = _mm512_castsi512_si128(_mm512_permutexvar_epi32(firsts, folded));
     // SAFETY: the array has room for 16 bytes, and the store asks for no alignment.
     unsafe { _mm_storeu_si128(places.as_mut_ptr().cast(), found) }
+    *nearest = _mm512_min_epu8(*nearest, _mm512_sub_epi8(bytes, _mm512_set1_epi8(OTHER_LEAD as i8)));
     Some(are_long)
+}
+
+/// A bit for each piece that may stand in a run; there are 16 bytes of text from the start of each on.
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vbmi,avx512vbmi2,avx2,bmi1,bmi2,lzcnt,popcnt")]
+fn runs_of(text: &[u8], bounds: &[usize]) -> u128 {
+    let all = |byte: u8| _mm512_set1_epi8(byte as i8);
+    let of_lanes = |mask: u64| _pext_u64(mask, FIRST) as u8;
+    let mut runs = 0;
+    for at in (0..bounds.len() - 1).step_by(4) {
+        let Some(bounds) = bounds[at..].first_chunk::<5>() else { break };
+        let lanes = bounds.first_chunk::<4>().map(|starts| starts.map(|start| text[start..].first_chunk::<16>()));
+        let Some([Some(a), Some(b), Some(c), Some(d)]) = lanes else { break };
+        let lane = |bytes: &[u8; 16]| {
+            // SAFETY: these are 16 readable bytes, and the load asks for no alignment.
+            unsafe { _mm_loadu_si128(bytes.as_ptr().cast()) }
+        };
+        let two = |a, b| _mm256_inserti128_si256::<1>(_mm256_castsi128_si256(lane(a)), lane(b));
+        let bytes = _mm512_inserti64x4::<1>(_mm512_castsi256_si512(two(a, b)), two(c, d));
+        let are_two = _mm512_cmplt_epu8_mask(_mm512_sub_epi8(bytes, all(OTHER_LEAD)), all(LONG_LEAD - OTHER_LEAD));
+        let are_spaces = _mm512_cmpeq_epi8_mask(bytes, all(b' '));
+        let are_other = _mm512_movepi8_mask(bytes) | are_spaces;
+        // SAFETY: the last and the first four words of the array are 32 readable bytes, and the loads ask for no alignment.
+        let [ends, starts] = unsafe { [1, 0].map(|i| _mm256_loadu_si256(bounds.as_ptr().add(i).cast())) };
+        let lens = _mm256_sub_epi64(ends, starts);
+        let are_longer = _mm256_cmpgt_epu64_mask(lens, _mm256_set1_epi64x(1));
+        let are_one = _mm256_cmpeq_epi64_mask(lens, _mm256_set1_epi64x(1));
+        let in_run = of_lanes(are_spaces & are_two >> 1 | are_two) & are_longer | of_lanes(!are_other) & are_one;
+        runs |= u128::from(in_run) << at;
+    }
+    // Of these the ones that are at least four.
+    let two = runs & runs >> 1;
+    let four = two & two >> 2;
+    let two = four | four << 1;
+    two | two << 2
 }
 
 /// The place of each byte in its lane.

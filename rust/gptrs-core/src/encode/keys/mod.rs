@@ -26,12 +26,14 @@ pub(crate) struct Batch {
     places: [u32; BATCH],
     /// Where the first piece starts in the text, and where each ends.
     bounds: [usize; BATCH + 1],
+    /// A bit for each piece in a run, see [`Batch::run_from`]; these may have no keys.
+    runs: u128,
     n: usize,
 }
 
 impl Default for Batch {
     fn default() -> Self {
-        Self { keys: [0; BATCH], places: [0; BATCH], bounds: [0; BATCH + 1], n: 0 }
+        Self { keys: [0; BATCH], places: [0; BATCH], bounds: [0; BATCH + 1], runs: 0, n: 0 }
     }
 }
 
@@ -52,6 +54,36 @@ impl Batch {
     /// Where each piece ends.
     pub(super) fn ends(&self) -> &[usize] {
         &self.bounds[1..=self.n]
+    }
+
+    /// Where the first run at or behind `at` starts, or some place behind all pieces. A run is four pieces or more, each of two
+    /// bytes or more that begins with a character of two bytes from [`OTHER_LEAD`] on, perhaps behind a space, or one byte of
+    /// ASCII. Only rows of characters make them worth telling: others than AVX-512 find none.
+    ///
+    /// [`OTHER_LEAD`]: super::OTHER_LEAD
+    #[inline]
+    pub(super) fn run_from(&self, at: usize) -> usize {
+        if self.runs == 0 { BATCH } else { at + (self.runs >> at).trailing_zeros() as usize }
+    }
+
+    /// The end of the run that starts at `at`.
+    pub(super) fn run_end(&self, at: usize) -> usize {
+        at + (self.runs >> at).trailing_ones() as usize
+    }
+
+    pub(super) fn has_runs(&self) -> bool {
+        self.runs != 0
+    }
+
+    /// Gives pieces in runs their keys, and forgets the runs.
+    pub(super) fn dissolve_runs(&mut self, level: Level, text: &[u8], apart: u8, table: &View<'_>) {
+        self.make_keys(level, text, apart, table, false);
+        self.runs = 0;
+    }
+
+    /// Where the first piece starts, and where each ends.
+    pub(super) fn bounds(&self) -> &[usize] {
+        &self.bounds[..=self.n]
     }
 
     /// Where a piece is in the text.
@@ -80,22 +112,24 @@ impl Batch {
     }
 
     /// Makes the keys of all pieces, and asks for what the cache has of them. Pieces that begin with characters from the
-    /// first byte `apart` on are likely to fall apart.
-    pub(super) fn make_keys(&mut self, level: Level, text: &[u8], apart: u8, table: &View<'_>) {
+    /// first byte `apart` on are likely to fall apart; where these may have two bytes, runs of them are noted. If they are
+    /// expected, those in runs get no keys.
+    pub(super) fn make_keys(&mut self, level: Level, text: &[u8], apart: u8, table: &View<'_>, expects_runs: bool) {
+        self.runs = 0;
         #[cfg(target_arch = "x86_64")]
         if level == Level::Avx512 {
             // SAFETY: a splitter's level is one that this processor was found to have.
-            let n_done = unsafe { avx512::make_keys(self, text, apart, table) };
+            let n_done = unsafe { avx512::make_keys(self, text, apart, table, expects_runs) };
             return self.make_from(n_done, text, apart, table);
         }
         #[cfg(not(target_arch = "x86_64"))]
-        let _ = level;
+        let _ = (level, expects_runs);
         self.make_from(0, text, apart, table);
     }
 
     /// [`Batch::make_keys`] of the pieces behind the first `n_done`, one by one.
     fn make_from(&mut self, n_done: usize, text: &[u8], apart: u8, table: &View<'_>) {
-        let Self { keys, places, bounds, n } = self;
+        let Self { keys, places, bounds, n, .. } = self;
         let mut start = bounds[n_done];
         let slots = keys[n_done..*n].iter_mut().zip(&mut places[n_done..*n]);
         for ((slot, place_of), &end) in slots.zip(&bounds[n_done + 1..]) {
@@ -175,6 +209,71 @@ mod tests {
         (text, ends)
     }
 
+    /// A bit for each piece in a run, piece by piece; only four pieces with 16 bytes of text from each on are looked at.
+    fn runs_each(text: &[u8], batch: &Batch) -> u128 {
+        let is_two = |byte: u8| (0xCC..0xE0).contains(&byte);
+        let is_in_run = |bounds: &[usize]| match text[bounds[0]..bounds[1]] {
+            [a] => a.is_ascii() && a != b' ',
+            [a, b, ..] => is_two(a) || (a == b' ' && is_two(b)),
+            [] => false,
+        };
+        let pieces: Vec<_> = batch.bounds().windows(2).collect();
+        let seen = pieces.chunks_exact(4).take_while(|four| four[3][0] + 16 <= text.len());
+        let in_run: Vec<_> = seen.flatten().map(|bounds| is_in_run(bounds)).collect();
+        let (mut runs, mut at) = (0, 0);
+        for run in in_run.chunk_by(|left, right| left == right) {
+            if run[0] && run.len() >= 4 {
+                runs |= (at..at + run.len()).fold(0, |bits, i| bits | 1_u128 << i);
+            }
+            at += run.len();
+        }
+        runs
+    }
+
+    #[test]
+    fn pieces_in_runs_need_no_keys() {
+        if !Level::Avx512.is_available() {
+            return;
+        }
+        let cache = Cache::new(0, true, 1 << 16);
+        let (mut n_in_runs, mut n_kept) = (0, 0);
+        for seed in 0..600 {
+            let (mut text, mut ends) = (Vec::new(), Vec::new());
+            for n in pieces(seed).1.windows(2).map(|ends| (ends[1] - ends[0]) as usize).chain([300]) {
+                // Most are words of two-byte letters, behind a space, a mark that stands alone, or nothing.
+                let word = ["ab é".to_owned(), "一".to_owned(), String::new()].into_iter().nth(n / 3 % 17);
+                let word = word.unwrap_or_else(|| "ж".repeat(1 + n % 11));
+                text.extend([" ", "", ","][n % 3].bytes());
+                ends.extend((n % 3 == 2).then_some(text.len() as u32));
+                text.extend(word.bytes());
+                ends.push(text.len() as u32);
+            }
+            let make = |expects_runs| {
+                let mut batch = Batch::default();
+                batch.take(0, &ends[..ends.len().min(seed as usize % (BATCH + 1))]);
+                batch.make_keys(Level::Avx512, &text, [0xCC, 0xE0][seed as usize / 2 % 2], &cache.view(), expects_runs);
+                batch
+            };
+            let (all, mut others) = (make(false), make(true));
+            let runs = runs_each(&text, &all);
+            assert_eq!((all.runs, others.runs), (if seed / 2 % 2 == 0 { runs } else { 0 }, runs), "{seed}");
+            for i in (0..all.len()).filter(|i| runs >> i & 1 == 0) {
+                assert_eq!((all.keys().0[i], all.keys().1[i]), (others.keys().0[i], others.keys().1[i]), "{seed}, {i}");
+                n_kept += 1;
+            }
+            let mut at = 0;
+            while others.run_from(at) < others.len() {
+                let start = others.run_from(at);
+                at = others.run_end(start);
+                assert!(at - start >= 4 && (start..at).all(|i| runs >> i & 1 == 1), "{seed}: {start} to {at}");
+                n_in_runs += at - start;
+            }
+            others.dissolve_runs(Level::Avx512, &text, [0xCC, 0xE0][seed as usize / 2 % 2], &cache.view());
+            assert_eq!((others.keys(), others.has_runs()), (all.keys(), false), "{seed}");
+        }
+        assert!(n_in_runs > 1000 && n_kept > 1000, "{n_in_runs} in runs, {n_kept} others");
+    }
+
     #[test]
     fn keys_are_made_together_as_one_by_one() {
         let cache = Cache::new(0, true, 1 << 16);
@@ -188,7 +287,7 @@ mod tests {
                     let mut batch = Batch::default();
                     batch.begin(start);
                     batch.take(0, &rest[..rest.len().min(n_more)]);
-                    batch.make_keys(level, &text, apart, &table);
+                    batch.make_keys(level, &text, apart, &table, false);
                     batch
                 };
                 let slow = make(Level::Scalar);
