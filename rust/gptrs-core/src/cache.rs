@@ -3,7 +3,7 @@
 //! A piece of at most 15 bytes is its own key: the bytes in a u128, the length in the top byte. A longer one is keyed
 //! by length and hash, and its bytes are compared. A few ids stand in the slot; others stand in an arena. Two slots
 //! fill a cache line and are compared together. The table starts small, grows fourfold, and is wiped when it may grow
-//! no more; for much text it has its full size at once. Large tables ask for huge pages.
+//! no more; for much text it is large at once. Large tables ask for huge pages.
 
 use std::fmt;
 
@@ -32,7 +32,7 @@ const MAX_PROBES: usize = 12;
 /// Bytes of text after which a cache learns the tokens: this takes some milliseconds.
 const SEED_BYTES: usize = 1 << 18;
 
-/// Bytes of text from which on a cache gets all its slots at once: most of its pieces stand alone in their buckets then, and
+/// Bytes of text from which on a cache gets most of its slots at once: most of its pieces stand alone in their buckets then, and
 /// few move.
 const MUCH_BYTES: usize = 24 << 20;
 
@@ -158,8 +158,8 @@ impl Cache {
         let before = self.expected_bytes;
         self.expected_bytes = before.saturating_add(n_bytes);
         self.grows_at = self.growth();
-        let is_full_size = self.has_much() && self.used >= MANY_PIECES;
-        let n_slots = if is_full_size { usize::MAX } else { (4 * vocab.len()).next_power_of_two() };
+        let is_large = self.has_much() && self.used >= MANY_PIECES;
+        let n_slots = if is_large { self.large() } else { (4 * vocab.len()).next_power_of_two() };
         let n_slots = n_slots.min(self.max_slots).max(self.table.n_slots());
         if before >= SEED_BYTES || self.expected_bytes < SEED_BYTES || n_slots < 2 * (vocab.len() + self.used) {
             return;
@@ -199,10 +199,16 @@ impl Cache {
         self.expected_bytes.max(self.announced_bytes) >= MUCH_BYTES
     }
 
+    /// The number of slots for much text: all, or half of them where the vocabulary is small, since more pieces fall apart then
+    /// and are not stored.
+    fn large(&self) -> usize {
+        if self.is_narrow { self.max_slots / 2 } else { self.max_slots }
+    }
+
     /// The number of slots in use at which the table grows: half of all, or fewer before much text.
     fn growth(&self) -> usize {
         let (n_slots, many) = (self.table.n_slots(), self.n_learnt + MANY_PIECES);
-        if self.has_much() && n_slots < self.max_slots { many.min(n_slots / 2) } else { n_slots / 2 }
+        if self.has_much() && n_slots < self.large() { many.min(n_slots / 2) } else { n_slots / 2 }
     }
 
     /// Counts bytes of pieces that may fall apart; whether it pays to look for borders in them.
@@ -328,8 +334,10 @@ impl Cache {
         if self.used < self.grows_at {
             return;
         }
-        let n_slots = if self.has_much() { usize::MAX } else { GROWTH * self.table.n_slots() }.min(self.max_slots);
-        if n_slots == self.table.n_slots() {
+        let now = self.table.n_slots();
+        let n_slots = if self.has_much() && now < self.large() { self.large() } else { GROWTH * now };
+        let n_slots = n_slots.min(self.max_slots);
+        if n_slots == now {
             self.wipe();
             return;
         }
@@ -448,12 +456,12 @@ mod tests {
     use super::*;
 
     #[test]
-    fn much_text_of_many_pieces_gets_all_slots_at_once() {
+    fn much_text_of_many_pieces_gets_many_slots_at_once() {
         let vocab = Vocab::from_merges(&[(97, 98)]).unwrap();
         let most = DEFAULT_BYTES / BUCKET;
         // The number of slots after so much text is expected, then so many pieces stored, then so much text expected.
-        let n_slots = |announced, first, n_pieces: usize, second| {
-            let mut cache = Cache::new(0, true, DEFAULT_BYTES);
+        let n_slots_of = |is_narrow, announced, first, n_pieces: usize, second| {
+            let mut cache = Cache::new(0, is_narrow, DEFAULT_BYTES);
             cache.announce(announced);
             cache.expect(first, &vocab);
             assert_eq!(cache.knows_tokens(), first >= SEED_BYTES);
@@ -466,14 +474,17 @@ mod tests {
             assert_ne!(cache.knows_tokens(), cache.find(packed_key(b"ab", 0, b"ab")) == NOWHERE);
             cache.table.n_slots()
         };
+        let n_slots = |announced, first, n_pieces, second| n_slots_of(true, announced, first, n_pieces, second);
         // When the tokens are learnt, and behind that, for what is announced and what has come.
-        assert_eq!(n_slots(MUCH_BYTES, SEED_BYTES - 1, MANY_PIECES, 1), most);
+        assert_eq!(n_slots(MUCH_BYTES, SEED_BYTES - 1, MANY_PIECES, 1), most / 2);
+        assert_eq!(n_slots_of(false, MUCH_BYTES, SEED_BYTES - 1, MANY_PIECES, 1), most);
+        assert_eq!(n_slots(MUCH_BYTES, SEED_BYTES, most / 2, 0), most, "it grows on");
         assert_eq!(n_slots(MUCH_BYTES, SEED_BYTES - 1, MANY_PIECES - 1, 1), FIRST_SLOTS);
         assert_eq!(n_slots(MUCH_BYTES - 1, SEED_BYTES - 1, MANY_PIECES - 1, 1), FIRST_SLOTS);
         assert_eq!(n_slots(MUCH_BYTES - 1, SEED_BYTES - 1, MANY_PIECES + 1, 1), FIRST_SLOTS);
         for (announced, expected) in [(MUCH_BYTES, SEED_BYTES), (0, MUCH_BYTES)] {
             assert_eq!(n_slots(announced, expected, MANY_PIECES, 0), FIRST_SLOTS);
-            assert_eq!(n_slots(announced, expected, MANY_PIECES + 1, 0), most);
+            assert_eq!(n_slots(announced, expected, MANY_PIECES + 1, 0), most / 2);
         }
         assert_eq!(n_slots(0, MUCH_BYTES - 1, FIRST_SLOTS / 2 - vocab.len(), 0), FIRST_SLOTS);
         assert_eq!(n_slots(0, MUCH_BYTES - 1, FIRST_SLOTS / 2 - vocab.len() + 1, 0), GROWTH * FIRST_SLOTS);
