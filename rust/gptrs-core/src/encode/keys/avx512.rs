@@ -57,16 +57,7 @@ fn four(
 ) -> Option<u8> {
     const { assert!(size_of::<usize>() == 8 && PACKED == 15 && cfg!(target_endian = "little")) }
     let words = |word: u64| _mm256_set1_epi64x(word as i64);
-    // SAFETY: the last and the first four words of the array are 32 readable bytes, and the loads ask for no alignment.
-    let [ends, starts] = unsafe { [1, 0].map(|i| _mm256_loadu_si256(bounds.as_ptr().add(i).cast())) };
-    if _mm256_cmpgt_epu64_mask(starts, words(text.len().checked_sub(16)? as u64)) != 0 {
-        return None;
-    }
-    // SAFETY: there are 16 bytes of text from each start on, and the loads ask for no alignment.
-    let lane = |i: usize| unsafe { _mm_loadu_si128(text.as_ptr().add(bounds[i]).cast()) };
-    let two = |i| _mm256_inserti128_si256::<1>(_mm256_castsi128_si256(lane(i)), lane(i + 1));
-    let bytes = _mm512_inserti64x4::<1>(_mm512_castsi256_si512(two(0)), two(2));
-    let lens = _mm256_sub_epi64(ends, starts);
+    let (bytes, lens) = lanes(text, bounds)?;
     let lens_are = |from: usize, until: usize| {
         _mm256_cmplt_epu64_mask(_mm256_sub_epi64(lens, words(from as u64)), words((until - from) as u64))
     };
@@ -106,7 +97,24 @@ fn four(
     Some(are_long)
 }
 
-/// A bit for each piece that may stand in a run; there are 16 bytes of text from the start of each on.
+/// Of four pieces the first 16 bytes, a lane each, and the lengths; `None` where the text ends too soon behind one's start.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vbmi,avx512vbmi2,avx2,bmi1,bmi2,lzcnt,popcnt")]
+fn lanes(text: &[u8], bounds: &[usize; 5]) -> Option<(__m512i, __m256i)> {
+    // SAFETY: the last and the first four words of the array are 32 readable bytes, and the loads ask for no alignment.
+    let [ends, starts] = unsafe { [1, 0].map(|i| _mm256_loadu_si256(bounds.as_ptr().add(i).cast())) };
+    if _mm256_cmpgt_epu64_mask(starts, _mm256_set1_epi64x(text.len().checked_sub(16)? as i64)) != 0 {
+        return None;
+    }
+    // SAFETY: there are 16 bytes of text from each start on, and the loads ask for no alignment.
+    let lane = |i: usize| unsafe { _mm_loadu_si128(text.as_ptr().add(bounds[i]).cast()) };
+    let two = |i| _mm256_inserti128_si256::<1>(_mm256_castsi128_si256(lane(i)), lane(i + 1));
+    let bytes = _mm512_inserti64x4::<1>(_mm512_castsi256_si512(two(0)), two(2));
+    let lens = _mm256_sub_epi64(ends, starts);
+    Some((bytes, lens))
+}
+
+/// A bit for each piece in a run, up to where the text ends too soon.
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vbmi,avx512vbmi2,avx2,bmi1,bmi2,lzcnt,popcnt")]
 fn runs_of(text: &[u8], bounds: &[usize]) -> u128 {
     let all = |byte: u8| _mm512_set1_epi8(byte as i8);
@@ -114,20 +122,10 @@ fn runs_of(text: &[u8], bounds: &[usize]) -> u128 {
     let mut runs = 0;
     for at in (0..bounds.len() - 1).step_by(4) {
         let Some(bounds) = bounds[at..].first_chunk::<5>() else { break };
-        let lanes = bounds.first_chunk::<4>().map(|starts| starts.map(|start| text[start..].first_chunk::<16>()));
-        let Some([Some(a), Some(b), Some(c), Some(d)]) = lanes else { break };
-        let lane = |bytes: &[u8; 16]| {
-            // SAFETY: these are 16 readable bytes, and the load asks for no alignment.
-            unsafe { _mm_loadu_si128(bytes.as_ptr().cast()) }
-        };
-        let two = |a, b| _mm256_inserti128_si256::<1>(_mm256_castsi128_si256(lane(a)), lane(b));
-        let bytes = _mm512_inserti64x4::<1>(_mm512_castsi256_si512(two(a, b)), two(c, d));
+        let Some((bytes, lens)) = lanes(text, bounds) else { break };
         let are_two = _mm512_cmplt_epu8_mask(_mm512_sub_epi8(bytes, all(OTHER_LEAD)), all(LONG_LEAD - OTHER_LEAD));
         let are_spaces = _mm512_cmpeq_epi8_mask(bytes, all(b' '));
         let are_other = _mm512_movepi8_mask(bytes) | are_spaces;
-        // SAFETY: the last and the first four words of the array are 32 readable bytes, and the loads ask for no alignment.
-        let [ends, starts] = unsafe { [1, 0].map(|i| _mm256_loadu_si256(bounds.as_ptr().add(i).cast())) };
-        let lens = _mm256_sub_epi64(ends, starts);
         let are_longer = _mm256_cmpgt_epu64_mask(lens, _mm256_set1_epi64x(1));
         let are_one = _mm256_cmpeq_epi64_mask(lens, _mm256_set1_epi64x(1));
         let in_run = of_lanes(are_spaces & are_two >> 1 | are_two) & are_longer | of_lanes(!are_other) & are_one;
